@@ -1,0 +1,1 @@
+"""What the separation methods share: the Jukebox VQ-VAE, its priors, sampling and scores."""

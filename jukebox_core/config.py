@@ -1,0 +1,342 @@
+"""Configuration: frozen dataclasses and the named presets built from them.
+
+Field names follow the hyper-parameters of the original systems where they describe the same thing
+(Jukebox, arXiv 2005.00341; LQ-VAE, arXiv 2110.05313; LASS, arXiv 2301.08562).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VQVAEConfig:
+    """Architecture of the codec. Levels are independent stacks; the last one is the top level."""
+
+    sample_rate: int = 22_050
+    levels: int = 3
+    downs_t: tuple[int, ...] = (2, 2, 2)
+    strides_t: tuple[int, ...] = (2, 2, 2)
+    l_bins: int = 2048
+    emb_width: int = 64
+    l_mu: float = 0.99
+    width: int = 32
+    depth: int = 4
+    m_conv: float = 1.0
+    dilation_growth_rate: int = 3
+    dilation_cycle: int | None = None
+    reverse_decoder_dilation: bool = True
+    multipliers: tuple[int, ...] = (2, 1, 1)
+    revival_threshold: float = 1.0
+    top_only: bool = False
+    """Build (and train) the top level alone: the same function for separation, a third of the cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        for name in ("downs_t", "strides_t", "multipliers"):
+            value = getattr(self, name)
+            if len(value) != self.levels:
+                raise ValueError(f"{name} has {len(value)} entries, levels is {self.levels}")
+        for name in ("sample_rate", "levels", "l_bins", "emb_width", "width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+
+    @property
+    def hops(self) -> tuple[int, ...]:
+        """Samples per code, of every level."""
+        factors = [stride**down for stride, down in zip(self.strides_t, self.downs_t, strict=True)]
+        return tuple(math.prod(factors[: level + 1]) for level in range(self.levels))
+
+    @property
+    def hop(self) -> int:
+        """Samples per code of the top level."""
+        return self.hops[-1]
+
+    @property
+    def built_levels(self) -> tuple[int, ...]:
+        """Levels that exist in the model."""
+        return (self.levels - 1,) if self.top_only else tuple(range(self.levels))
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the codec's loss (METHOD: `lmix` plus multi-scale spectral terms)."""
+
+    commit: float = 1.0
+    spectral: float = 0.0
+    multispectral: float = 1.0
+    linearisation: float = 1.0
+    lmix_l1: float = 0.0
+    lmix_l2: float = 1.0
+    lmix_linf: float = 0.02
+    linf_k: int = 2048
+    spectral_stft: tuple[int, int, int] = (2048, 256, 1536)
+    """n_fft, hop, window of the single-scale spectral loss and of the spectral bandwidth."""
+    multispectral_stfts: tuple[tuple[int, int, int], ...] = (
+        (2048, 240, 1200),
+        (1024, 120, 600),
+        (512, 50, 240),
+    )
+
+
+@dataclass(frozen=True)
+class Bandwidths:
+    """Normalisers of the loss terms, measured on training audio."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    spec: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a bandwidth that would turn the loss into inf or NaN."""
+        for name, value in dataclasses.asdict(self).items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"bandwidth {name} is {value}; is the training audio silent?")
+
+
+ATTENTION_PATTERNS: Mapping[int, tuple[str, ...]] = {
+    0: ("dense",),
+    1: ("block", "column"),
+    2: ("block", "column", "previous_block"),
+    9: ("block", "column", "previous_block", "dense"),
+}
+"""Attention kinds that the layers cycle through, by `attn_order` of the original systems."""
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Architecture of the autoregressive prior over the top level's codes."""
+
+    n_ctx: int = 8192
+    l_bins: int = 2048
+    width: int = 1024
+    depth: int = 48
+    heads: int = 1
+    blocks: int = 64
+    attn_order: int = 2
+    m_attn: float = 0.25
+    m_mlp: float = 1.0
+    init_scale: float = 0.7
+    embedding: Literal["table", "codebook"] = "codebook"
+    """`table`: embedding tied to the output layer (Jukebox, LASS); `codebook`: a linear map of the
+    codec's codebook vectors, untied (LQ-VAE, hybrid)."""
+    emb_width: int = 64
+    """Width of the codebook vectors; used by the `codebook` embedding only."""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        if self.attn_order not in ATTENTION_PATTERNS:
+            raise ValueError(
+                f"attn_order is {self.attn_order}; implemented are "
+                f"{', '.join(map(str, ATTENTION_PATTERNS))} (no lyrics, no encoder attention)"
+            )
+        if self.n_ctx % self.blocks:
+            raise ValueError(f"n_ctx {self.n_ctx} is not a multiple of blocks {self.blocks}")
+        if self.attn_width % self.heads:
+            raise ValueError(f"attention width {self.attn_width} does not divide into {self.heads}")
+
+    @property
+    def block_length(self) -> int:
+        """Positions in a block of the sparse attention kinds."""
+        return self.n_ctx // self.blocks
+
+    @property
+    def attn_width(self) -> int:
+        """Width of queries, keys and values, all heads together."""
+        return int(self.m_attn * self.width)
+
+    @property
+    def attention_kinds(self) -> tuple[str, ...]:
+        """The attention kind of every layer."""
+        pattern = ATTENTION_PATTERNS[self.attn_order]
+        return tuple(pattern[layer % len(pattern)] for layer in range(self.depth))
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, schedule and weight averaging."""
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_steps: int = 100
+    decay_steps: int = 0
+    """Cosine decay to zero over the last `decay_steps` steps; 0 keeps the rate constant."""
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    """Weight averaging per optimiser step; 0 switches it off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    steps: int = 19_160
+    batch_size: int = 2
+    """Crops per optimiser step, over all processes."""
+    crop: int = 131_072
+    """Samples per crop."""
+    log_every: int = 20
+    validate_every: int = 500
+    validate_batches: int = 8
+    checkpoint_every: int = 500
+    workers: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything a size needs: architecture, losses, optimisation."""
+
+    vqvae: VQVAEConfig
+    vqvae_train: TrainConfig
+    prior: PriorConfig
+    prior_train: TrainConfig
+    loss: LossConfig = field(default_factory=LossConfig)
+    vqvae_optim: OptimConfig = field(default_factory=OptimConfig)
+    prior_optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.01))
+    window: int = 1024
+    """Codes per separated window."""
+    candidates: int = 64
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary of a configuration."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The configuration `cls` from a (JSON) dictionary, strict about names.
+
+    Raises:
+        ValueError: an unknown or missing field, named.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}")
+    missing = sorted(set(fields) - set(values))
+    if missing:
+        raise ValueError(f"{cls.__name__} misses the field {', '.join(missing)}")
+    return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+_PAPER = Preset(
+    vqvae=VQVAEConfig(),
+    vqvae_train=TrainConfig(),
+    prior=PriorConfig(),
+    prior_train=TrainConfig(batch_size=8, crop=524_288),
+)
+
+_DEMO = Preset(
+    vqvae=VQVAEConfig(
+        levels=1,
+        downs_t=(6,),
+        strides_t=(2,),
+        l_bins=512,
+        multipliers=(1,),
+        depth=4,
+    ),
+    vqvae_train=TrainConfig(
+        steps=600,
+        batch_size=8,
+        crop=16_384,
+        log_every=10,
+        validate_every=200,
+        validate_batches=4,
+        checkpoint_every=100,
+    ),
+    vqvae_optim=OptimConfig(lr=1e-3, decay_steps=300, ema_decay=0.99),
+    prior=PriorConfig(
+        n_ctx=1024, l_bins=512, width=128, depth=6, blocks=16, m_attn=0.5, m_mlp=2.0
+    ),
+    prior_train=TrainConfig(
+        steps=300,
+        batch_size=8,
+        crop=65_536,
+        log_every=10,
+        validate_every=100,
+        validate_batches=4,
+        checkpoint_every=50,
+    ),
+    prior_optim=OptimConfig(
+        lr=1e-3, weight_decay=0.01, warmup_steps=30, decay_steps=150, ema_decay=0.99
+    ),
+    candidates=32,
+)
+
+PRESETS: Mapping[str, Preset] = {
+    "tiny": Preset(
+        vqvae=VQVAEConfig(
+            levels=2,
+            downs_t=(2, 2),
+            strides_t=(2, 2),
+            l_bins=32,
+            emb_width=16,
+            width=8,
+            depth=2,
+            multipliers=(2, 1),
+        ),
+        vqvae_train=TrainConfig(
+            steps=6,
+            batch_size=4,
+            crop=4096,
+            log_every=1,
+            validate_every=3,
+            validate_batches=1,
+            checkpoint_every=3,
+        ),
+        prior=PriorConfig(
+            n_ctx=256, l_bins=32, width=32, depth=3, blocks=16, emb_width=16, m_attn=0.5
+        ),
+        prior_train=TrainConfig(
+            steps=6,
+            batch_size=4,
+            crop=4096,
+            log_every=1,
+            validate_every=3,
+            validate_batches=1,
+            checkpoint_every=3,
+        ),
+        window=256,
+        candidates=4,
+    ),
+    "demo": _DEMO,
+    "small": dataclasses.replace(
+        _PAPER,
+        vqvae=VQVAEConfig(
+            levels=1, downs_t=(6,), strides_t=(2,), l_bins=1024, multipliers=(1,), width=64
+        ),
+        vqvae_train=TrainConfig(steps=10_000, batch_size=16, crop=32_768),
+        prior=PriorConfig(
+            n_ctx=4096, l_bins=1024, width=512, depth=12, heads=4, blocks=32, m_attn=0.5, m_mlp=2.0
+        ),
+        prior_train=TrainConfig(steps=10_000, batch_size=8, crop=262_144),
+    ),
+    "t4": dataclasses.replace(
+        _PAPER,
+        vqvae=VQVAEConfig(top_only=True),
+        prior_train=TrainConfig(batch_size=2, crop=524_288),
+    ),
+    "paper": _PAPER,
+    "jukebox_5b": dataclasses.replace(
+        _PAPER,
+        vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2), strides_t=(2, 2, 2)),
+        loss=LossConfig(commit=0.02),
+        prior=PriorConfig(embedding="table"),
+    ),
+}
+"""Named sizes: `tiny` (tests, seconds), `demo` (CPU, minutes), `small` (one modern GPU), `t4` (the
+paper's size fitted to 16 GB), `paper`, and `jukebox_5b` (OpenAI's codec, which LASS's weights use)."""

@@ -1,0 +1,1 @@
+"""The Jukebox prior: an autoregressive transformer over codes with sparse attention."""

@@ -1,0 +1,1 @@
+"""Posterior sampling of source codes, selection, refinement and scores."""

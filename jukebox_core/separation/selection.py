@@ -1,0 +1,72 @@
+"""Choice among candidates without any reference: weights [B, N] over the joint candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jukebox_core.losses import magnitudes
+from jukebox_core.separation.protocols import Separations
+
+
+class Candidates(NamedTuple):
+    """Decoded joint candidates of B mixtures.
+
+    audio: {source: [B, N, T]} at the sources' own scale (the mixture is the sum of alpha_i x_i).
+    """
+
+    audio: dict[str, Tensor]
+    separations: Separations
+
+
+class Selection(Protocol):
+    """Maps candidates to weights that sum to one over N; one-hot weights are a pick."""
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> Tensor:
+        """Weights [B, N] for mixtures [B, T]."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpectralFit:
+    """Picks the pair whose sum is nearest to the true mixture in magnitude spectrum.
+
+    Both sources of a candidate were drawn together and are kept together.
+    """
+
+    n_fft: int = 1024
+    hop: int = 256
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> Tensor:
+        """One-hot weights [B, N]."""
+        stft = (self.n_fft, self.hop, self.n_fft)
+        n_candidates = next(iter(candidates.audio.values())).shape[1]
+        picks = []
+        for b, target in enumerate(mixture):
+            total = torch.stack([alpha[name] * x[b] for name, x in candidates.audio.items()]).sum(0)
+            pad = (0, max(0, self.n_fft - target.shape[-1]))
+            wanted = magnitudes(F.pad(target[None], pad), stft)
+            distance = (magnitudes(F.pad(total, pad), stft) - wanted).square().sum((1, 2))  # [N]
+            picks.append(distance.argmin())
+        return F.one_hot(torch.stack(picks), n_candidates).to(mixture.dtype)
+
+
+@dataclass(frozen=True)
+class PosteriorMean:
+    """All candidates alike: they are draws from the posterior, and their mean is its mean."""
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> Tensor:
+        """Uniform weights [B, N]."""
+        batch, n_candidates, _ = next(iter(candidates.audio.values())).shape
+        return mixture.new_full((batch, n_candidates), 1 / n_candidates)

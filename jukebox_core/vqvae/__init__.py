@@ -1,0 +1,1 @@
+"""The Jukebox VQ-VAE: one-dimensional convolutional codec with an EMA codebook."""

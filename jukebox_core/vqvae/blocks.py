@@ -1,0 +1,108 @@
+"""Convolutional stacks of the Jukebox VQ-VAE (arXiv 2005.00341, appendix)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jukebox_core.config import VQVAEConfig
+
+
+class ResidualBlock(nn.Module):
+    """x + conv1(relu(conv3(relu(x)))), the kernel-3 convolution dilated."""
+
+    def __init__(self, width: int, hidden: int, dilation: int):
+        super().__init__()
+        self.dilated = nn.Conv1d(width, hidden, 3, padding=dilation, dilation=dilation)
+        self.pointwise = nn.Conv1d(hidden, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, T] to [B, C, T]."""
+        return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
+
+
+def residual_stack(config: VQVAEConfig, level: int, *, reverse: bool) -> nn.Sequential:
+    """The residual blocks of one down- or upsampling step in the stack of `level`."""
+    width, depth = stage_size(config, level)
+    cycle = config.dilation_cycle or depth
+    dilations = [config.dilation_growth_rate ** (block % cycle) for block in range(depth)]
+    if reverse:
+        dilations.reverse()
+    hidden = int(config.m_conv * width)
+    return nn.Sequential(*(ResidualBlock(width, hidden, dilation) for dilation in dilations))
+
+
+def stage_size(config: VQVAEConfig, level: int) -> tuple[int, int]:
+    """Width and depth of all stages in the stack of `level` (base sizes times its multiplier)."""
+    return config.width * config.multipliers[level], config.depth * config.multipliers[level]
+
+
+def encoder_stage(config: VQVAEConfig, level: int, stage: int) -> nn.Sequential:
+    """One stage of a level's encoder: [B, 1 or D, T] to [B, D, T / (stride ** downs)]."""
+    width, _ = stage_size(config, level)
+    stride = config.strides_t[stage]
+    first = 1 if stage == 0 else config.emb_width
+    steps = []
+    for step in range(config.downs_t[stage]):
+        channels = first if step == 0 else width
+        steps.append(
+            nn.Sequential(
+                nn.Conv1d(channels, width, 2 * stride, stride, stride // 2),
+                residual_stack(config, level, reverse=False),
+            )
+        )
+    return nn.Sequential(*steps, nn.Conv1d(width, config.emb_width, 3, padding=1))
+
+
+def decoder_stage(config: VQVAEConfig, level: int, stage: int) -> nn.Sequential:
+    """One stage of a level's decoder: [B, D, T] to [B, D, T * stride ** downs]."""
+    width, _ = stage_size(config, level)
+    stride = config.strides_t[stage]
+    steps: list[nn.Module] = [nn.Conv1d(config.emb_width, width, 3, padding=1)]
+    for step in range(config.downs_t[stage]):
+        channels = config.emb_width if step == config.downs_t[stage] - 1 else width
+        steps.append(
+            nn.Sequential(
+                residual_stack(config, level, reverse=config.reverse_decoder_dilation),
+                nn.ConvTranspose1d(width, channels, 2 * stride, stride, stride // 2),
+            )
+        )
+    return nn.Sequential(*steps)
+
+
+class Encoder(nn.Module):
+    """Waveform to latents of one level, through the stages of levels 0..level."""
+
+    def __init__(self, config: VQVAEConfig, level: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            encoder_stage(config, level, stage) for stage in range(level + 1)
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """[B, 1, T] to [B, D, T / hop]."""
+        return self.stage_outputs(audio)[-1]
+
+    def stage_outputs(self, audio: Tensor) -> list[Tensor]:
+        """The output of every stage, [B, D, T / hop_of_stage]."""
+        outputs: list[Tensor] = []
+        for stage in self.stages:
+            outputs.append(stage(outputs[-1] if outputs else audio))
+        return outputs
+
+
+class Decoder(nn.Module):
+    """Latents of one level to waveform, through the stages level..0."""
+
+    def __init__(self, config: VQVAEConfig, level: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            decoder_stage(config, level, stage) for stage in range(level + 1)
+        )
+        self.out = nn.Conv1d(config.emb_width, 1, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """[B, D, T / hop] to [B, 1, T]."""
+        for stage in reversed(self.stages):
+            latents = stage(latents)
+        return self.out(latents)

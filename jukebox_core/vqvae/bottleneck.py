@@ -1,0 +1,163 @@
+"""Vector quantiser whose codebook follows its inputs by exponential averages, with restarts."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Quantised(NamedTuple):
+    """codes: [B, T]. latents: [B, D, T], straight-through. commit: scalar. metrics: scalars."""
+
+    codes: Tensor
+    latents: Tensor
+    commit: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Bottleneck(nn.Module):
+    """Nearest-code quantiser of latents [B, D, T] with an EMA codebook [K, D].
+
+    In training mode every call updates the codebook: counts and sums decay by `mu`, a code is
+    sums / counts, and a code whose averaged count falls under `revival_threshold` restarts at a
+    random latent of the batch (Jukebox, arXiv 2005.00341, section 3.1).
+
+    Under torch.distributed the sums are added over the ranks and rank 0's random picks are shared,
+    so that the codebook is the same on all of them.
+    """
+
+    codebook: Tensor
+    ema_sum: Tensor
+    ema_count: Tensor
+    initialised: Tensor
+
+    def __init__(self, n_codes: int, width: int, mu: float, revival_threshold: float = 1.0):
+        super().__init__()
+        self.mu = mu
+        self.revival_threshold = revival_threshold
+        self.register_buffer("codebook", torch.zeros(n_codes, width))
+        self.register_buffer("ema_sum", torch.zeros(n_codes, width))
+        self.register_buffer("ema_count", torch.zeros(n_codes))
+        self.register_buffer("initialised", torch.tensor(False))
+        self._ready = False  # host copy of `initialised`: no device sync per call
+
+    @property
+    def n_codes(self) -> int:
+        """Number of codes K."""
+        return self.codebook.shape[0]
+
+    def forward(self, latents: Tensor, generator: torch.Generator | None = None) -> Quantised:
+        """Quantise [B, D, T]; update the codebook in training mode."""
+        # The codebook and its averages stay in float32 under autocast.
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._forward(latents.float(), generator)
+
+    def _forward(self, latents: Tensor, generator: torch.Generator | None) -> Quantised:
+        batch, width, steps = latents.shape
+        flat = latents.transpose(1, 2).reshape(-1, width)  # [B * T, D]
+        if self.training:
+            self._initialise(flat.detach(), generator)
+        with torch.no_grad():
+            codes, fit = self._nearest(flat)
+        metrics = {"fit": fit, "pn": _prenorm(flat.detach())}
+        # The lookup precedes the update: the loss sees the codebook that chose the codes.
+        quantised = F.embedding(codes, self.codebook)
+        if self.training:
+            metrics |= self._update(flat.detach(), codes, generator)
+        commit = (quantised - flat).square().mean()
+        through = flat + (quantised - flat).detach()
+        return Quantised(
+            codes.view(batch, steps),
+            through.view(batch, steps, width).transpose(1, 2),
+            commit,
+            metrics,
+        )
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Nearest codes [B, T] of latents [B, D, T]."""
+        flat = latents.float().transpose(1, 2).reshape(-1, latents.shape[1])
+        return self._nearest(flat)[0].view(latents.shape[0], -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents [B, D, T] of codes [B, T]."""
+        return F.embedding(codes, self.codebook).transpose(1, 2)
+
+    def restore_averages(self, usage: float = 1.0) -> None:
+        """Start the averages from the codebook, every code as if used `usage` times."""
+        self.ema_sum.copy_(self.codebook * usage)
+        self.ema_count.fill_(usage)
+        self.initialised.fill_(True)
+        self._ready = True
+
+    def _nearest(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [M] of vectors [M, D], and their mean squared distance."""
+        squared = (
+            flat.square().sum(1, keepdim=True)
+            - 2 * flat @ self.codebook.T
+            + self.codebook.square().sum(1)
+        )  # [M, K]
+        distance, codes = squared.min(dim=1)
+        return codes, distance.mean()
+
+    def _initialise(self, flat: Tensor, generator: torch.Generator | None) -> None:
+        if self._ready:
+            return
+        if not bool(self.initialised):
+            self.codebook.copy_(self._random_latents(flat, generator))
+            self.restore_averages()
+        self._ready = True
+
+    def _random_latents(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
+        """[K, D] latents drawn without replacement, tiled with noise where there are too few."""
+        missing = self.n_codes - flat.shape[0]
+        if missing > 0:
+            repeats = -(-self.n_codes // flat.shape[0])
+            flat = flat.repeat(repeats, 1)
+            noise = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
+            flat = flat + noise.to(flat.device) * (0.01 / math.sqrt(flat.shape[1]))
+        picks = torch.randperm(flat.shape[0], generator=generator)[: self.n_codes]
+        chosen = flat[picks.to(flat.device)]
+        if _distributed():
+            torch.distributed.broadcast(chosen, 0)
+        return chosen
+
+    @torch.no_grad()
+    def _update(
+        self, flat: Tensor, codes: Tensor, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        replacements = self._random_latents(flat, generator)
+        sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, flat)
+        counts = torch.zeros_like(self.ema_count).index_add_(
+            0, codes, torch.ones_like(codes, dtype=self.ema_count.dtype)
+        )
+        if _distributed():
+            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(counts)
+        self.ema_sum.mul_(self.mu).add_(sums, alpha=1 - self.mu)
+        self.ema_count.mul_(self.mu).add_(counts, alpha=1 - self.mu)
+        alive = (self.ema_count >= self.revival_threshold).unsqueeze(1)  # [K, 1]
+        mean = self.ema_sum / self.ema_count.unsqueeze(1)
+        updated = torch.where(alive, mean, replacements)
+        probabilities = counts / counts.sum()
+        metrics = {
+            "entropy": -(probabilities * torch.log(probabilities + 1e-8)).sum(),
+            "used_curr": (counts >= self.revival_threshold).sum().float(),
+            "usage": alive.sum().float(),
+            "dk": (updated - self.codebook).norm() / math.sqrt(self.codebook.numel()),
+        }
+        # A new tensor rather than an in-place copy: autograd may still hold the old one.
+        self.codebook = updated
+        return metrics
+
+
+def _prenorm(flat: Tensor) -> Tensor:
+    """Root mean square of the latents about their mean (Jukebox logs it as `pn`)."""
+    return (flat - flat.mean()).norm() / math.sqrt(flat.numel())
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,66 @@
+"""The LQ-VAE's Gaussian likelihood over the table of code sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jukebox_core.separation.protocols import PairScores
+from lqvae.sums import load_sums
+
+SIGMA = 0.4
+
+
+class LatentGaussianLikelihood:
+    """N(e[z_mix]; e[sum_codes[z1, z2]], sigma^2 I) (LQ-VAE, eq. 10, in the quantised space).
+
+    Two tables do: the distances between codes [K, K], and the code of every pair's sum [K, K].
+    """
+
+    def __init__(self, codebook: Tensor, sum_codes: Tensor, sigma: float = SIGMA):
+        """Build from a codec's codebook.
+
+        Args:
+            codebook: [K, D].
+            sum_codes: [K, K], the code of the quantised mean of codes z1 and z2.
+            sigma: standard deviation per latent dimension, in units of the latent space.
+
+        Raises:
+            ValueError: the shapes disagree, or sigma is not positive.
+        """
+        self.n_codes = codebook.shape[0]
+        if sum_codes.shape != (self.n_codes, self.n_codes):
+            raise ValueError(
+                f"sum_codes is {tuple(sum_codes.shape)}, the codebook has {self.n_codes} codes"
+            )
+        if not sigma > 0:
+            raise ValueError(f"sigma is {sigma}, it must be positive")
+        self.sigma = sigma
+        self._sum_codes = sum_codes.long().flatten()  # [K * K]
+        distances = torch.cdist(
+            codebook.float(), codebook.float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        self._log_density = -distances.square() / (2 * sigma**2)  # [K, K]
+
+    def scores(self, mixture_code: int) -> PairScores:
+        """log-density of the mixture code's vector under every pair, [K * K] row-major."""
+        return PairScores(self._log_density[mixture_code][self._sum_codes])
+
+
+def build_likelihood(
+    sums: Path,
+    codebook: Tensor,
+    *,
+    sigma: float = SIGMA,
+    codec_fingerprint: str | None = None,
+) -> LatentGaussianLikelihood:
+    """The likelihood of a codec, from its file of code sums.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it belongs to another codec.
+    """
+    table = load_sums(sums, codec_fingerprint).to(codebook.device)
+    return LatentGaussianLikelihood(codebook, table, sigma)

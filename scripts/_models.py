@@ -1,0 +1,158 @@
+"""The models folder: which trained parts a method is made of, and how they become a Separator.
+
+    MODELS/{reconstruction,linearisation}/vqvae/            the codec's run
+    MODELS/{reconstruction,linearisation}/prior_SOURCE/     one prior's run per source
+    MODELS/{reconstruction,linearisation}/counts.safetensors
+    MODELS/linearisation/sums.safetensors
+
+LASS uses the family trained for reconstruction; LQ-VAE and the hybrid share the codec and priors of
+the linearisation family and differ by the likelihood alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import hybrid
+import lass
+import lqvae
+from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
+from jukebox_core.config import PRESETS
+from jukebox_core.separation.protocols import Likelihood
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.sampling import AncestralSampler
+from jukebox_core.separation.separator import Separator
+from jukebox_core.vqvae.model import VQVAE
+
+Method = Literal["lqvae", "lass", "hybrid"]
+METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
+FAMILY = {"lqvae": "linearisation", "hybrid": "linearisation", "lass": "reconstruction"}
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: the device asked for is not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason})") from error
+    return chosen
+
+
+def prior_folders(family: Path, sources: tuple[str, ...] | None = None) -> dict[str, Path]:
+    """{source: run folder} of the two priors of a family, in alphabetical or the given order.
+
+    Raises:
+        FileNotFoundError: there are not exactly two, or a named one is missing.
+    """
+    found = {p.name.removeprefix("prior_"): p for p in sorted(family.glob("prior_*")) if p.is_dir()}
+    wanted = sources or tuple(found)
+    missing = [name for name in wanted if name not in found]
+    if missing or len(wanted) != 2:
+        have = ", ".join(found) or "none"
+        need = " and ".join(f"prior_{name}" for name in missing) or "two prior_SOURCE folders"
+        raise FileNotFoundError(
+            f"{family} lacks {need} (priors found: {have}); train them with scripts.train_prior"
+        )
+    return {name: found[name] for name in wanted}
+
+
+def build_likelihood(
+    method: Method,
+    family: Path,
+    codec: VQVAE,
+    codec_fingerprint: str,
+    sources: tuple[str, ...],
+    *,
+    sigma: float | None = None,
+    weight: float | None = None,
+) -> Likelihood:
+    """The likelihood of a method, from the tables in its family's folder."""
+    device = codec.codebook.device
+    if method == "lqvae":
+        return lqvae.build_likelihood(
+            family / "sums.safetensors",
+            codec.codebook,
+            codec_fingerprint=codec_fingerprint,
+            **({} if sigma is None else {"sigma": sigma}),
+        )
+    build = {"lass": lass.build_likelihood, "hybrid": hybrid.build_likelihood}[method]
+    return build(
+        family / "counts.safetensors",
+        device=device,
+        codec_fingerprint=codec_fingerprint,
+        sources=sources,
+        **({} if weight is None else {"weight": weight}),
+    )
+
+
+def build_separator(
+    method: Method,
+    models: Path,
+    *,
+    candidates: int | None = None,
+    device: str = "cpu",
+    temperature: float = 1.0,
+    sigma: float | None = None,
+    weight: float | None = None,
+    mask_power: float = 2.0,
+    window: int | None = None,
+) -> Separator:
+    """Load the parts of a method and compose them.
+
+    Args:
+        method: `lqvae`, `lass` or `hybrid`.
+        models: the models folder.
+        candidates: joint candidates per window; default that of the preset trained with.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        temperature: of the priors.
+        sigma: of the Gaussian likelihood (lqvae).
+        weight: lambda of the counted likelihood (lass, hybrid).
+        mask_power: of the refinement.
+        window: codes per window; default that of the preset, within the priors' context.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: parts are damaged or do not belong together.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+    family = Path(models) / FAMILY[method]
+    if not family.is_dir():
+        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+    chosen = pick_device(device)
+    codec = load_codec(family / "vqvae", chosen)
+    identity = fingerprint(family / "vqvae")
+    priors = {
+        name: load_prior(folder, chosen, codec_fingerprint=identity)
+        for name, folder in prior_folders(family).items()
+    }
+    likelihood = build_likelihood(
+        method, family, codec, identity, tuple(priors), sigma=sigma, weight=weight
+    )
+    meta = load_meta(family / "vqvae")
+    preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])
+    context = min(prior.n_ctx for prior in priors.values())
+    window = window or min(preset.window, context)
+    return Separator(
+        codec,
+        priors,
+        likelihood,
+        sampler=AncestralSampler(temperature),
+        candidates=candidates or preset.candidates,
+        window=window,
+        overlap=min(64, window // 4),
+        refinement=RatioMask(power=mask_power),
+    )
