@@ -112,7 +112,7 @@ def _stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
     spectrum = torch.stft(
         flat, n_fft, hop, window=window, pad_mode="constant", return_complex=True
     )
-    return spectrum.unflatten(0, audio.shape[:-1]) if audio.ndim != 2 else spectrum
+    return spectrum.reshape(*audio.shape[:-1], *spectrum.shape[-2:])
 
 
 def _istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:

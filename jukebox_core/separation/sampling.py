@@ -29,7 +29,7 @@ class AncestralSampler:
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, it must be positive")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         priors: Mapping[str, Prior],

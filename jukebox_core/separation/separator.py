@@ -97,7 +97,7 @@ class Separator:
         """Of the models, in Hz."""
         return self.codec.config.sample_rate
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def candidates(
         self,
         mixtures: Tensor,
@@ -114,7 +114,7 @@ class Separator:
         )
         return Candidates({name: self._decode(c) for name, c in drawn.codes.items()}, drawn)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         mixture: Tensor,

@@ -1,0 +1,113 @@
+"""Reading a prepared data set: the manifest that `scripts.prepare_slakh` writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jukebox_core.files import sha256
+
+__all__ = [
+    "MANIFEST_NAME",
+    "MANIFEST_VERSION",
+    "Manifest",
+    "Track",
+    "load_manifest",
+    "verify_checksums",
+]
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Track:
+    """One song: mono files of equal length, `mixture = sum(alpha[name] * source[name])` exactly."""
+
+    name: str
+    split: str
+    samples: int
+    mixture: Path
+    sources: dict[str, Path]
+    checksums: dict[str, str]  # SHA-256 by source name, and of "mixture"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared data set; all paths are absolute or relative to the working directory."""
+
+    root: Path
+    sample_rate: int
+    sources: tuple[str, ...]
+    alpha: dict[str, float]
+    tracks: tuple[Track, ...]
+
+    def split(self, name: str) -> list[Track]:
+        """The tracks of one split (`train`, `validation` or `test`); it may have none."""
+        return [track for track in self.tracks if track.split == name]
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """Read `folder/manifest.json` and check that the files it names exist.
+
+    Raises:
+        FileNotFoundError: There is no manifest, or a file of a track is missing.
+        ValueError: The manifest is not one, or of a later version.
+    """
+    root = Path(folder)
+    path = root / MANIFEST_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no {MANIFEST_NAME} in {root}: prepare the data first "
+            f"(python -m scripts.prepare_slakh --slakh DIR --output {root})"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["version"]
+        if version != MANIFEST_VERSION:
+            raise ValueError(f"its version is {version!r}, expected {MANIFEST_VERSION}")
+        manifest = _parse(root, content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} is not a manifest of prepared data ({what}): run scripts.prepare_slakh again"
+        ) from error
+    for track in manifest.tracks:
+        for file in (track.mixture, *track.sources.values()):
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"{file} is in {path} but does not exist: run scripts.prepare_slakh again"
+                )
+    return manifest
+
+
+def _parse(root: Path, content: dict[str, Any]) -> Manifest:
+    sources = tuple(str(name) for name in content["sources"])
+    alpha = {name: float(content["alpha"][name]) for name in sources}
+    tracks = []
+    for entry in content["tracks"]:
+        files = entry["files"]
+        tracks.append(
+            Track(
+                name=entry["name"],
+                split=entry["split"],
+                samples=int(entry["samples"]),
+                mixture=root / files["mixture"]["path"],
+                sources={name: root / files[name]["path"] for name in sources},
+                checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
+            )
+        )
+    return Manifest(root, int(content["sample_rate"]), sources, alpha, tuple(tracks))
+
+
+def verify_checksums(manifest: Manifest) -> None:
+    """Read every file and compare its SHA-256 with the manifest's; ValueError names the first."""
+    for track in manifest.tracks:
+        for name, file in {"mixture": track.mixture, **track.sources}.items():
+            if sha256(file) != track.checksums[name]:
+                raise ValueError(
+                    f"{file} has changed since it was prepared: its SHA-256 is not the manifest's; "
+                    "run scripts.prepare_slakh again"
+                )

@@ -1,0 +1,98 @@
+"""What every script shares: flags from a dataclass, errors as one line, an exit status.
+
+A script reads:
+
+    @dataclass(frozen=True)
+    class Args:
+        output: Path
+        \"\"\"Folder to write to.\"\"\"
+
+    @program
+    def main(args: Args) -> None:
+        ...
+
+    if __name__ == "__main__":
+        sys.exit(main())
+
+`main` then takes `argv` (None: the process's) and returns the exit status, so that tests and
+notebooks call it like any function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, get_type_hints
+
+import tyro
+
+__all__ = ["program"]
+
+
+class Main(Protocol):
+    """What `program` makes of a script's body."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run with flags (None: the process's) and return the exit status."""
+
+
+def program(body: Callable[[Any], int | None]) -> Main:
+    """Make `body(args: Args)` a `main(argv=None) -> exit status`.
+
+    Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
+    Bad input (ValueError, OSError, a missing optional package) becomes one line on stderr and
+    status 1, wrong flags status 2, Ctrl-C 130; anything else is a bug and keeps its traceback.
+    """
+
+    @functools.wraps(body)
+    def main(argv: Sequence[str] | None = None) -> int:
+        args_type = get_type_hints(body)["args"]
+        prog = f"python -m scripts.{Path(body.__code__.co_filename).stem}"
+        doc = body.__globals__.get("__doc__")
+        try:
+            args = _parse(args_type, argv, prog, doc)
+            return body(args) or 0
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            return 130
+
+    return main
+
+
+def _parse(args_type: type, argv: Sequence[str] | None, prog: str, doc: str | None) -> Any:
+    """Run tyro's parser; its boxed usage errors become one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(args_type, args=argv, prog=prog, description=doc)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {_usage_error(said.getvalue())} (see --help)", file=sys.stderr)
+        raise
+
+
+def _usage_error(boxed: str) -> str:
+    """The message inside tyro's frame, without its title, help texts and hint."""
+    message = []
+    for line in boxed.splitlines()[1:]:
+        content = line.strip("│").removeprefix(" ").rstrip()
+        if content.startswith(("─", "╰")):
+            break
+        if len(content) - len(content.lstrip()) < 8:  # deeper: the help text of a flag
+            message.append(content.strip())
+    return " ".join(message) or " ".join(boxed.split())
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,108 @@
+"""The separator on random tiny parts: what it writes must add up whatever the models know."""
+
+import pytest
+import torch
+
+from jukebox_core.config import PRESETS
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.separator import Separator
+from jukebox_core.vqvae.model import VQVAE
+from lqvae import LatentGaussianLikelihood, code_sums
+
+
+@pytest.fixture(scope="module")
+def separator():
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    codec = VQVAE(preset.vqvae).eval()
+    for level in codec.levels:
+        codec.bottleneck(level).codebook.normal_(std=0.3)
+    priors = {
+        name: AutoregressivePrior(preset.prior, codec.codebook).eval() for name in ("bass", "drums")
+    }
+    likelihood = LatentGaussianLikelihood(codec.codebook, code_sums(codec.codebook))
+    return Separator(codec, priors, likelihood, candidates=3, window=64, overlap=8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rate"),
+    [((9_000,), 22_050), ((2, 9_001), 44_100), ((3, 5_000), 48_000), ((1, 700), 8_000), ((50,), 22_050)],
+)
+def test_refined_stems_sum_to_the_mixture(separator, shape, rate):
+    mixture = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    stems = separator(mixture, rate, seed=3)
+    assert set(stems) == {"bass", "drums"}
+    for stem in stems.values():
+        assert stem.shape == mixture.shape and stem.isfinite().all()
+    torch.testing.assert_close(sum(stems.values()), mixture, atol=1e-4, rtol=0)
+
+
+def test_each_channel_is_masked_by_itself(separator):
+    left = torch.randn(4_000)
+    both = separator(torch.stack([left, left]), 22_050, seed=1)
+    mono = separator(left, 22_050, seed=1)
+    silent = separator(torch.stack([2 * left, 0 * left]), 22_050, seed=1)
+    for name, stem in both.items():
+        torch.testing.assert_close(stem[0], mono[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(stem[0], stem[1])
+        torch.testing.assert_close(silent[name][0], 2 * mono[name], atol=1e-5, rtol=1e-4)
+        assert (silent[name][1] == 0).all()
+
+
+def test_raw_decode_of_one_window_is_the_picked_candidate(separator):
+    mixture = torch.randn(64 * separator.codec.config.hop)
+    candidates = separator.candidates(mixture[None], torch.Generator().manual_seed(5))
+    pick = separator.pick(mixture[None], candidates, separator.alpha).argmax().item()
+    stems = separator(mixture, 22_050, seed=5, refine=False)
+    for name in separator.sources:
+        codes = candidates.separations.codes[name][:, pick]
+        expected = 0.5 * separator.codec.decode(codes)[0]
+        torch.testing.assert_close(stems[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_raw_decode_keeps_rate_length_and_channels(separator):
+    stems = separator(torch.randn(2, 9_001), 44_100, refine=False)
+    for stem in stems.values():
+        assert stem.shape == (2, 9_001)
+        torch.testing.assert_close(stem[0], stem[1])
+
+
+def test_same_seed_same_stems(separator):
+    mixture = torch.randn(5_000)
+    first, second = (separator(mixture, 22_050, seed=2, batch=2) for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name])
+    other = separator(mixture, 22_050, seed=3, batch=2)
+    assert not torch.equal(first["bass"], other["bass"])
+
+
+def test_progress_counts_every_step_of_every_batch(separator):
+    seen = []
+    separator(torch.randn(3_000), 22_050, batch=1, progress=lambda *x: seen.append(x))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert {total for _, total in seen} == {len(seen)}
+
+
+def test_bad_mixtures_and_parts_are_refused(separator):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        separator(torch.tensor([0.0, float("nan")]), 22_050)
+    with pytest.raises(ValueError, match="expected \\[T\\] or \\[C, T\\]"):
+        separator(torch.zeros(1, 2, 3), 22_050)
+    with pytest.raises(ValueError, match="expected \\[T\\] or \\[C, T\\]"):
+        separator(torch.zeros(2, 0), 22_050)
+    parts = (separator.codec, separator.priors, separator.likelihood)
+    with pytest.raises(ValueError, match="exceeds the priors' context of 256"):
+        Separator(*parts, window=1024)
+    with pytest.raises(ValueError, match="alpha names"):
+        Separator(*parts, window=64, alpha={"bass": 0.5, "piano": 0.5})
+    with pytest.raises(ValueError, match="different numbers of codes"):
+        small = LatentGaussianLikelihood(torch.zeros(5, 2), torch.zeros(5, 5))
+        Separator(parts[0], parts[1], small, window=64)
+
+
+def test_oracle_is_no_part_of_separation(separator):
+    """No reference can reach the separator: its call takes the mixture alone."""
+    import inspect
+
+    names = set(inspect.signature(Separator.__call__).parameters)
+    assert names == {"self", "mixture", "rate", "seed", "refine", "batch", "progress"}
