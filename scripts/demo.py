@@ -242,7 +242,7 @@ class Runner:
                 lines = self._log(stage).read_text(encoding="utf-8").strip().splitlines()
                 reason = lines[-1] if lines else "it said nothing"
                 raise ValueError(
-                    f"stage '{name}' failed with status {status}: {reason} (log: {self._log(stage)})"
+                    f"{name} failed with status {status}: {reason} (log: {self._log(stage)})"
                 )
             self._ledger.add(stage)
             self._finished.add(name)

@@ -1,0 +1,118 @@
+"""MIDI songs as `pretty_midi` objects: reading, cutting, other instruments, the parts of a mix."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretty_midi
+
+from data.layout import fold_name, inst_class
+
+__all__ = ["cut", "read_midi", "reorchestrate", "stem_groups"]
+
+_HELD_OUT_BASS = (35, 37, 39)  # none of them in `composer.BASS_PROGRAMS`
+_HELD_OUT_KITS = (24, 32)
+
+
+def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi.PrettyMIDI:
+    """Read a file, without its empty instruments.
+
+    Args:
+        path: A MIDI file.
+        classes: Instrument classes to keep, folded (`bass`, `synth_lead`); None keeps all.
+
+    Raises:
+        ValueError: It cannot be used; the message says why.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about tempo changes on other tracks than the first
+            midi = pretty_midi.PrettyMIDI(str(path))
+    except Exception as error:  # damaged files raise every kind, from EOFError to KeyError
+        text = " ".join(str(error).split())
+        raise ValueError(f"it cannot be read as MIDI ({text or type(error).__name__})") from error
+    midi.instruments = [
+        instrument
+        for instrument in midi.instruments
+        if instrument.notes and (classes is None or fold_name(_class_of(instrument)) in classes)
+    ]
+    if not midi.instruments:
+        raise ValueError("it has no notes" + (f" of {', '.join(classes)}" if classes else ""))
+    return midi
+
+
+def _class_of(instrument: pretty_midi.Instrument) -> str:
+    return inst_class(instrument.program, instrument.is_drum)
+
+
+def cut(midi: pretty_midi.PrettyMIDI, seconds: float) -> pretty_midi.PrettyMIDI:
+    """The part of a song that begins where the last of bass and drums enters."""
+    entries = {"Bass": math.inf, "Drums": math.inf}
+    for instrument in midi.instruments:
+        name = _class_of(instrument)
+        first = min(note.start for note in instrument.notes)
+        if name in entries:
+            entries[name] = min(entries[name], first)
+    start = max((entry for entry in entries.values() if entry < math.inf), default=0.0)
+    piece = pretty_midi.PrettyMIDI(resolution=960)
+    for instrument in midi.instruments:
+        part = copy.copy(instrument)
+        part.notes = [
+            pretty_midi.Note(
+                note.velocity,
+                note.pitch,
+                max(0.0, note.start - start),
+                min(seconds, note.end - start),
+            )
+            for note in instrument.notes
+            if note.end > start and note.start < start + seconds
+        ]
+        part.control_changes = _shifted(instrument.control_changes, start, seconds)
+        part.pitch_bends = _shifted(instrument.pitch_bends, start, seconds)
+        if part.notes:
+            piece.instruments.append(part)
+    return piece
+
+
+def reorchestrate(midi: pretty_midi.PrettyMIDI, rng: np.random.Generator) -> pretty_midi.PrettyMIDI:
+    """The same notes on other instruments: another of the family, other basses and drum kits.
+
+    Basses and kits change to those that composed songs never use, so that a model trained on these
+    has not heard them.
+    """
+    changed = copy.deepcopy(midi)
+    for instrument in changed.instruments:
+        own = int(instrument.program)
+        family = own // 8 * 8
+        if instrument.is_drum:
+            choices: Sequence[int] = _HELD_OUT_KITS
+        elif inst_class(own, False) == "Bass":
+            choices = _HELD_OUT_BASS
+        else:
+            choices = range(family, family + 8)
+        instrument.program = int(rng.choice([program for program in choices if program != own]))
+    return changed
+
+
+def stem_groups(midi: pretty_midi.PrettyMIDI) -> list[list[pretty_midi.Instrument]]:
+    """The instruments of each stem: all drums together, everything else on its own."""
+    drums = [instrument for instrument in midi.instruments if instrument.is_drum]
+    groups = [[instrument] for instrument in midi.instruments if not instrument.is_drum]
+    return [*groups, drums] if drums else groups
+
+
+def _shifted(changes: list[Any], start: float, seconds: float) -> list[Any]:
+    """Earlier changes move to the start, in their order: they still hold there."""
+    kept = []
+    for change in sorted(changes, key=lambda change: change.time):
+        if change.time < start + seconds:
+            change = copy.copy(change)
+            change.time = max(0.0, change.time - start)
+            kept.append(change)
+    return kept

@@ -1,0 +1,171 @@
+"""MIDI to audio with the General MIDI soundfont that comes inside pretty_midi.
+
+The same notes are the same bytes in every run: the synthesiser has no noise and no reverb, and
+starts every rendering from the same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pretty_midi
+import scipy.fft
+
+__all__ = ["Renderer", "block_powers", "loudness"]
+
+_BLOCK_SECONDS = 0.4
+_BYTES_PER_FRAME = 8  # two float32 channels
+_CONTROL, _BEND, _NOTE_OFF, _NOTE_ON = range(4)  # the order of events at one sample
+
+
+class Renderer:
+    """A synthesiser with a soundfont.
+
+    Args:
+        sample_rate: Of the audio it makes.
+        soundfont: An sf2 file; None is the one inside pretty_midi (TimGM6mb).
+    """
+
+    def __init__(self, sample_rate: int = 44100, soundfont: Path | None = None):
+        try:
+            import tinysoundfont
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "tinysoundfont, which renders the audio, is not installed: "
+                "pip install --no-deps tinysoundfont"
+            ) from error
+        self.sample_rate = sample_rate
+        self.soundfont = soundfont or Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
+        if not self.soundfont.is_file():
+            raise FileNotFoundError(f"there is no soundfont {self.soundfont}")
+        self._scratch = bytearray()  # kept: fresh memory costs as much as a quiet stem
+        self._synth: Any = tinysoundfont.Synth(samplerate=sample_rate)
+        try:
+            self._font = self._synth.sfload(str(self.soundfont))
+        except Exception as error:  # the type depends on its version
+            raise ValueError(f"{self.soundfont} is not an sf2 soundfont ({error})") from error
+
+    def __call__(self, instruments: Sequence[pretty_midi.Instrument], samples: int) -> np.ndarray:
+        """Play the instruments together.
+
+        Args:
+            instruments: With notes, controllers and pitch bends in seconds.
+            samples: Length of the audio; what sounds on after it is cut.
+
+        Returns:
+            `[samples]` float32, the mean of left and right.
+        """
+        audio = np.zeros(samples, dtype=np.float32)
+        for instrument in instruments:  # one at a time: no limit of sixteen channels
+            audio += self._play(instrument, samples)
+        return audio
+
+    def _play(self, instrument: pretty_midi.Instrument, samples: int) -> np.ndarray:
+        synth = self._synth
+        self._select(instrument.program, instrument.is_drum)
+        if len(self._scratch) < samples * _BYTES_PER_FRAME:
+            self._scratch = bytearray(samples * _BYTES_PER_FRAME)
+        buffer = memoryview(self._scratch)[: samples * _BYTES_PER_FRAME]
+        done = 0
+        for at, kind, first, second in _events(instrument, self.sample_rate):
+            if at >= samples:
+                break
+            if at > done:
+                window = buffer[done * _BYTES_PER_FRAME : at * _BYTES_PER_FRAME]
+                synth.generate_simple(at - done, window)
+                done = at
+            if kind == _NOTE_ON:
+                synth.noteon(0, first, second)
+            elif kind == _NOTE_OFF:
+                synth.noteoff(0, first)
+            elif kind == _BEND:
+                synth.pitchbend(0, first)
+            else:
+                synth.control_change(0, first, second)
+        if done < samples:
+            synth.generate_simple(samples - done, buffer[done * _BYTES_PER_FRAME :])
+        self._rest()
+        sides = np.frombuffer(buffer, dtype=np.float32)
+        return (sides[::2] + sides[1::2]) * np.float32(0.5)
+
+    def _select(self, program: int, is_drum: bool) -> None:
+        """Choose the preset; a kit or program that the soundfont lacks becomes its first."""
+        bank = 128 if is_drum else 0
+        if self._synth.sfpreset_name(self._font, bank, int(program)) is None:
+            program = 0
+        self._synth.program_select(0, self._font, bank, int(program), is_drum)
+
+    def _rest(self) -> None:
+        """Back to the state after loading: no voices, no controllers."""
+        self._synth.sounds_off()
+        self._synth.generate_simple(self.sample_rate)  # voices end within their quick release
+        self._synth.soundfonts[self._font].reset()
+
+
+def _events(
+    instrument: pretty_midi.Instrument, sample_rate: int
+) -> list[tuple[int, int, int, int]]:
+    """(sample, kind, first value, second value) in playing order."""
+    events = []
+    for change in instrument.control_changes:
+        events.append((_at(change.time, sample_rate), _CONTROL, change.number, change.value))
+    for bend in instrument.pitch_bends:
+        events.append((_at(bend.time, sample_rate), _BEND, bend.pitch + 8192, 0))
+    for note in instrument.notes:
+        start = _at(note.start, sample_rate)
+        end = max(start + 1, _at(note.end, sample_rate))  # its end must not come first
+        events.append((start, _NOTE_ON, note.pitch, note.velocity))
+        events.append((end, _NOTE_OFF, note.pitch, 0))
+    # controllers keep their order: a parameter's number comes before its value
+    return sorted(events, key=lambda event: event if event[1] >= _NOTE_OFF else event[:2])
+
+
+def _at(seconds: float, sample_rate: int) -> int:
+    return max(0, round(seconds * sample_rate))
+
+
+def block_powers(audio: np.ndarray, sample_rate: int, *, weighted: bool = False) -> np.ndarray:
+    """Mean square of each 0.4 s of `[T]` audio, `[blocks]`; of the whole if it is shorter.
+
+    Args:
+        audio: `[T]`.
+        sample_rate: Its rate.
+        weighted: After the K filter of ITU-R BS.1770 (in the frequency domain, block by block).
+    """
+    length = min(len(audio), round(_BLOCK_SECONDS * sample_rate))
+    blocks = audio[: len(audio) // length * length].reshape(-1, length)
+    if not weighted:
+        return np.einsum("bt,bt->b", blocks, blocks) / length
+    spectrum = scipy.fft.rfft(blocks.astype(np.float32, copy=False))
+    response = 2 * _k_weighting(scipy.fft.rfftfreq(length, 1 / sample_rate))  # both signs of f
+    response[0] = 0  # the high-pass lets no constant through
+    if length % 2 == 0:
+        response[-1] /= 2
+    return (spectrum.real**2 + spectrum.imag**2) @ (response / length**2)
+
+
+def _k_weighting(frequencies: np.ndarray) -> np.ndarray:
+    """Power response of BS.1770's shelf and high-pass, given there as filters at 48 kHz."""
+    z = np.exp(-2j * np.pi * np.minimum(frequencies, 24000) / 48000)
+    shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z)
+    shelf = shelf / np.polyval([0.73248077421585, -1.69065929318241, 1.0], z)
+    high_pass = np.polyval([1.0, -2.0, 1.0], z)
+    high_pass = high_pass / np.polyval([0.99007225036621, -1.99004745483398, 1.0], z)
+    return np.square(np.abs(shelf * high_pass))
+
+
+def loudness(audio: np.ndarray, sample_rate: int) -> float:
+    """Integrated loudness in LUFS after ITU-R BS.1770, over blocks that do not overlap.
+
+    `[T]` audio; -inf where no block passes the gate of -70 LUFS.
+    """
+    powers = block_powers(audio, sample_rate, weighted=True)
+    gate = 10 ** ((-70 + 0.691) / 10)
+    powers = powers[powers > gate]
+    if len(powers) == 0:
+        return -np.inf
+    powers = powers[powers > powers.mean() / 10]  # the second gate, 10 LU below
+    return float(-0.691 + 10 * np.log10(powers.mean()))

@@ -1,0 +1,421 @@
+"""Slakh2100 to what the models train on: aligned mono sources, mixtures and a manifest.
+
+Reads the original and the redux release, BabySlakh, and anything in their layout (`data.layout`).
+Prefer redux: the original's split repeats songs across train and test, so scores on it flatter.
+
+    OUTPUT/manifest.json                                       see `jukebox_core.manifest`
+    OUTPUT/{train,validation,test}/TrackNNNNN/{bass,drums,mixture}.flac         mono, 24 bits
+
+The mixture is the mean of the sources (weights alpha = 1 / S), exactly: sources are rounded to
+multiples of S / 2^23, so that their mean is a 24-bit number too, and float32 holds all of them
+(and computes the weighted sum of up to six sources without rounding).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from data.layout import SPLITS, assign_splits, check_fractions, claim_folder, fold_name
+from jukebox_core import audio
+from jukebox_core.files import atomic_folder, sha256, write_json
+from jukebox_core.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
+
+__all__ = ["Prepared", "prepare", "quantise_sources"]
+
+_SETTINGS = "settings.json"  # written first, so that an interrupted run is not mixed with another
+_TRACK = "track.json"  # in every finished track's folder
+_UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many there will be
+_DEFAULT_SPLIT = (0.7, 0.1, 0.2)
+_FULL_SCALE = 2**23
+
+
+class Prepared(NamedTuple):
+    """What a run made."""
+
+    manifest: Manifest
+    skipped: dict[str, str]  # track, such as train/Track00001: reason
+
+
+@dataclass(frozen=True)
+class _Settings:
+    sources: tuple[str, ...]
+    sample_rate: int
+    silence_dbfs: float
+    limit: int | None
+    split: tuple[float, float, float] | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A track of the data set. Its split is None where folders do not tell, or shall not."""
+
+    folder: Path
+    split: str | None
+    origin: str  # train/Track00001
+
+
+class _Done(NamedTuple):
+    """A prepared track: where it lies, and the content of its track.json."""
+
+    candidate: _Candidate
+    folder: Path
+    record: dict[str, Any]
+
+
+class _UnusableError(ValueError):
+    """A track that cannot be used; the message is the reason."""
+
+
+def prepare(
+    slakh: str | Path,
+    output: str | Path,
+    *,
+    sources: Sequence[str] = ("bass", "drums"),
+    sample_rate: int = 22050,
+    limit: int | None = None,
+    split: Sequence[float] | None = None,
+    seed: int = 0,
+    silence_dbfs: float = -60.0,
+    workers: int | None = None,
+) -> Prepared:
+    """Prepare a data set; see the module's docstring.
+
+    A track lacking a source, with a missing, damaged or silent one, is skipped and listed in the
+    manifest. A second run into the same folder reuses the finished tracks.
+
+    Args:
+        slakh: Folder with `train`, `validation` and `test` (`omitted` is ignored), or with
+            TrackNNNNN folders directly, which are then split at random by song.
+        output: Folder to write to.
+        sources: `drums` or instrument classes, such as `bass`, `piano` or `synth_lead`. The stems
+            of a class are added up.
+        sample_rate: Of the files written.
+        limit: Use so many tracks, the first usable ones by name; shared out over the split folders
+            in proportion to their sizes.
+        split: Shares of train, validation and test. The tracks of `train` alone (all of a folder
+            without splits) are then used, in the order of their names: the first share is train.
+        seed: Of the random split.
+        silence_dbfs: A source with a lower RMS counts as silent.
+        workers: Threads; None is one per CPU.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: It has no tracks, or none that can be used; an argument is out of range;
+            `output` holds something prepared otherwise.
+    """
+    slakh, output = Path(slakh), Path(output)
+    workers = workers or os.cpu_count() or 1
+    settings = _Settings(
+        sources=_check_sources(sources),
+        sample_rate=sample_rate,
+        silence_dbfs=silence_dbfs,
+        limit=limit,
+        split=None if split is None else check_fractions(split),
+        seed=seed,
+    )
+    if sample_rate < 1000 or workers < 1 or (limit is not None and limit < 1):
+        raise ValueError(
+            f"sample rate is {sample_rate}, limit {limit}, workers {workers}; "
+            "expected sample rate >= 1000, limit >= 1, workers >= 1"
+        )
+    candidates = _find(slakh, use_train_only=split is not None)
+    claim_folder(output, _SETTINGS, asdict(settings))
+    usable, skipped = _prepare_all(candidates, output, settings, workers)
+    if not usable:
+        origin, reason = next(iter(skipped.items()))
+        raise ValueError(
+            f"none of the {len(skipped)} tracks in {slakh} could be used, the first: "
+            f"{origin}: {reason}"
+        )
+    tracks = _assign(usable, output, settings)
+    _write_manifest(output, settings, tracks, skipped)
+    return Prepared(load_manifest(output), skipped)
+
+
+def quantise_sources(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sources and their mean as integers, 2^23 being full scale.
+
+    Args:
+        sources: `[S, T]` float.
+
+    Returns:
+        The sources `[S, T]`, multiples of S; their mean `[T]`, exact; and the gain that all sources
+        were scaled by, less than 1 where one would have clipped.
+    """
+    n = len(sources)
+    highest = 1 - n / _FULL_SCALE  # so that rounding up stays below full scale
+    peak = float(np.abs(sources).max(initial=0.0))
+    gain = 1.0 if peak <= highest else highest / peak
+    shares = np.rint(sources.astype(np.float64) * (gain * _FULL_SCALE / n)).astype(np.int64)
+    return shares * n, shares.sum(0), gain
+
+
+def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(fold_name(name) for name in sources)
+    if len(names) < 2 or len(set(names)) < len(names) or "mixture" in names or "" in names:
+        raise ValueError(
+            f"sources are {list(sources)}, expected two or more different instrument classes, "
+            "such as bass drums piano"
+        )
+    return names
+
+
+def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
+    """The data set's tracks, by split and name."""
+    if not slakh.is_dir():
+        raise FileNotFoundError(f"there is no folder {slakh}")
+    found = [
+        _Candidate(folder, name, f"{name}/{folder.name}")
+        for name in SPLITS
+        for folder in _track_folders(slakh / name)
+    ]
+    if use_train_only:
+        found = [candidate for candidate in found if candidate.split == "train"]
+    if not found:
+        found = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
+    if not found:
+        inside = sorted(path.parents[2].name for path in slakh.glob("*/*/Track*/metadata.yaml"))
+        hint = f"; did you mean {slakh / inside[0]}?" if inside else ""
+        raise ValueError(
+            f"{slakh} has no TrackNNNNN folders, neither in {', '.join(SPLITS)} nor itself{hint}"
+        )
+    if use_train_only:
+        found = [_Candidate(candidate.folder, None, candidate.origin) for candidate in found]
+    return found
+
+
+def _track_folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"Track\d+", path.name)
+    )
+
+
+def _prepare_all(
+    candidates: list[_Candidate], output: Path, settings: _Settings, workers: int
+) -> tuple[list[_Done], dict[str, str]]:
+    """Prepare tracks until there are enough; returns them, and why others were skipped."""
+    done: list[_Done] = []
+    skipped: dict[str, str] = {}
+    quotas = _quotas(candidates, settings.limit)
+
+    def work(candidate: _Candidate) -> _Done | str:
+        try:
+            return _prepare_track(candidate, output, settings)
+        except _UnusableError as error:
+            return str(error)
+
+    pool = ThreadPoolExecutor(workers)  # threads: decoding and resampling release the lock
+    progress = tqdm(total=sum(quotas.values()), desc="preparing", unit="track", disable=None)
+    try:
+        for split, quota in quotas.items():
+            waiting = [candidate for candidate in candidates if candidate.split == split]
+            while quota > 0 and waiting:
+                batch, waiting = waiting[:quota], waiting[quota:]
+                for candidate, result in zip(batch, pool.map(work, batch), strict=True):
+                    if isinstance(result, str):
+                        skipped[candidate.origin] = result
+                    else:
+                        done.append(result)
+                        quota -= 1
+                        progress.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        progress.close()
+    return done, skipped
+
+
+def _quotas(candidates: list[_Candidate], limit: int | None) -> dict[str | None, int]:
+    """How many tracks to use of each split: at least one, then in proportion to their sizes."""
+    splits = [candidate.split for candidate in candidates]
+    sizes = {split: splits.count(split) for split in dict.fromkeys(splits)}
+    if limit is None or limit >= len(candidates):
+        return sizes
+    quotas = dict.fromkeys(sizes, 0)
+    for taken in range(1, limit + 1):
+        missing = {
+            split: (quotas[split] == 0, taken * size / len(candidates) - quotas[split])
+            for split, size in sizes.items()
+        }
+        quotas[max(missing, key=lambda split: missing[split])] += 1
+    return quotas
+
+
+def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
+    """Write one track's folder, or find it finished; raises _UnusableError."""
+    stems = _select_stems(candidate.folder, settings.sources)
+    inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
+        file.name: file.stat().st_size for files in stems.values() for file in files
+    }
+    places = (candidate.split,) if candidate.split else (_UNASSIGNED, *SPLITS)
+    for place in places:
+        folder = output / place / candidate.folder.name
+        if (record := _finished(folder, inputs)) is not None:
+            return _Done(candidate, folder, record)
+    sources = _read_sources(stems, settings)
+    whole, mixture, gain = quantise_sources(sources)
+    folder = output / places[0] / candidate.folder.name
+    with atomic_folder(folder) as temporary:
+        checksums = {}
+        for name, samples in zip(("mixture", *stems), (mixture, *whole), strict=True):
+            file = temporary / f"{name}.flac"
+            exact = torch.from_numpy((samples / _FULL_SCALE).astype(np.float32))
+            audio.save(file, exact, settings.sample_rate)
+            checksums[name] = sha256(file)
+        record = {
+            "inputs": inputs,
+            "samples": len(mixture),
+            "gain": gain,
+            "sha256": checksums,
+        }
+        write_json(temporary / _TRACK, record)
+    return _Done(candidate, folder, record)
+
+
+def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a track that was made from the same files and has not changed since."""
+    try:
+        record = json.loads((folder / _TRACK).read_text(encoding="utf-8"))
+        unchanged = record["inputs"] == inputs and all(
+            sha256(folder / f"{name}.flac") == checksum
+            for name, checksum in record["sha256"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if unchanged else None
+
+
+def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]:
+    """The audio files of each source, as metadata.yaml tells."""
+    path = folder / "metadata.yaml"
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["stems"]
+        described = {
+            str(name): (_source_name(entry), bool(entry.get("audio_rendered", True)))
+            for name, entry in entries.items()
+        }
+    except FileNotFoundError as error:
+        raise _UnusableError("it has no metadata.yaml") from error
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        raise _UnusableError("its metadata.yaml does not describe stems") from error
+    selected = {}
+    for source in sources:
+        names = [
+            name for name, (what, rendered) in described.items() if rendered and what == source
+        ]
+        if not names:
+            present = sorted({what for what, rendered in described.values() if rendered})
+            raise _UnusableError(f"it has no rendered stem of {source} (of {', '.join(present)})")
+        selected[source] = [_stem_file(folder, name) for name in sorted(names)]
+    return selected
+
+
+def _source_name(entry: dict[str, Any]) -> str:
+    return "drums" if entry.get("is_drum") else fold_name(str(entry["inst_class"]))
+
+
+def _stem_file(folder: Path, name: str) -> Path:
+    for suffix in (".flac", ".wav"):  # BabySlakh's are wav
+        if (path := folder / "stems" / f"{name}{suffix}").is_file():
+            return path
+    raise _UnusableError(f"stems/{name}.flac is missing")
+
+
+def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarray:
+    """Mono sources at the rate asked for, padded with zeros to one length, `[S, T]` float64."""
+    summed = []
+    for source, files in stems.items():
+        try:
+            parts = [_read_mono(file, settings.sample_rate) for file in files]
+        except ValueError as error:
+            raise _UnusableError(str(error)) from error
+        total = _padded_sum(parts)
+        if audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
+            raise _UnusableError(f"its {source} is silent (RMS under {settings.silence_dbfs} dBFS)")
+        summed.append(total)
+    length = max(len(source) for source in summed)
+    return np.stack([np.pad(source, (0, length - len(source))) for source in summed])
+
+
+def _read_mono(file: Path, sample_rate: int) -> np.ndarray:
+    samples, rate = audio.load(file)
+    return audio.resample(audio.to_mono(samples), rate, sample_rate).numpy()
+
+
+def _padded_sum(parts: list[np.ndarray]) -> np.ndarray:
+    total = np.zeros(max(len(part) for part in parts))
+    for part in parts:
+        total[: len(part)] += part
+    return total
+
+
+def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[str, _Done]]:
+    """The split of each track; those that waited for it move to its folder."""
+    if settings.split is not None:
+        ends = np.rint(np.cumsum(settings.split) * len(done)).astype(int)
+        splits = [SPLITS[int(np.searchsorted(ends, i, side="right"))] for i in range(len(done))]
+    else:
+        drawn = assign_splits(len(done), _DEFAULT_SPLIT)
+        order = np.random.default_rng(settings.seed).permutation(len(done))
+        splits = [drawn[index] for index in order]
+    assigned = []
+    for track, chosen in zip(done, splits, strict=True):
+        split = track.candidate.split or chosen
+        target = output / split / track.folder.name
+        if track.folder != target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(track.folder, target)
+        assigned.append((split, track))
+    shutil.rmtree(output / _UNASSIGNED, ignore_errors=True)
+    return assigned
+
+
+def _write_manifest(
+    output: Path,
+    settings: _Settings,
+    tracks: list[tuple[str, _Done]],
+    skipped: dict[str, str],
+) -> None:
+    entries = []
+    for split, track in tracks:
+        name = track.folder.name
+        files = {
+            file: {"path": f"{split}/{name}/{file}.flac", "sha256": checksum}
+            for file, checksum in track.record["sha256"].items()
+        }
+        entries.append(
+            {
+                "name": name,
+                "split": split,
+                "samples": track.record["samples"],
+                "gain": track.record["gain"],
+                "origin": track.candidate.origin,
+                "files": files,
+            }
+        )
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "sample_rate": settings.sample_rate,
+        "sources": list(settings.sources),
+        "alpha": {name: 1 / len(settings.sources) for name in settings.sources},
+        "tracks": entries,
+        "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
+        "settings": asdict(settings),
+    }
+    write_json(output / MANIFEST_NAME, manifest)
