@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jukebox_core.files import write_json
 from scripts._cli import program
+from scripts._results import format_table, load_results
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
@@ -33,12 +34,14 @@ class Args:
     """Folder of everything that is made."""
     preset: str = "demo"
     """Size of the models."""
-    tracks: int = 96
+    tracks: int = 120
     """Songs to compose."""
-    seconds: float = 30.0
+    seconds: float = 20.0
     """Length of a song."""
     chunks: int = 24
-    """Test chunks, each from another song."""
+    """Test chunks, each from another song where there are enough."""
+    count_iterations: int = 250
+    """Iterations of counting, of 8 pairs of 1024 codes each."""
     seed: int = 0
     """Of everything random."""
     cores: int | None = None
@@ -73,7 +76,7 @@ def stages(args: Args) -> list[Stage]:
         Stage(
             "songs",
             ("make_synthetic", "--output", str(slakh), "--tracks", str(args.tracks))
-            + ("--seconds", str(args.seconds), *seed),
+            + ("--seconds", str(args.seconds), "--parts", *SOURCES, *seed),
             product=slakh,
         ),
         Stage(
@@ -115,7 +118,8 @@ def stages(args: Args) -> list[Stage]:
             Stage(
                 f"counts {objective}",
                 ("count_sums", "--vqvae", str(family / "vqvae"), "--data", str(data))
-                + ("--output", str(family / "counts.safetensors"), *seed),
+                + ("--output", str(family / "counts.safetensors"), "--shifts", "1")
+                + ("--iterations", str(args.count_iterations), *seed),
                 after=(codec,),
                 share=1 / (len(OBJECTIVES) * len(SOURCES)),
                 product=family / "counts.safetensors",
@@ -286,9 +290,9 @@ def main(args: Args) -> None:
     cores = args.cores or os.cpu_count() or 1
     runner = Runner(stages(args), args.output, cores)
     runner.run()
-    scores = args.output / "logs" / "scores.log"
-    print(scores.read_text(encoding="utf-8").strip())
-    print(f"\nresults: {args.output / 'results.json'}\nreport:  {args.output / 'report.html'}")
+    results = args.output / "results.json"
+    print(format_table(load_results(results)))
+    print(f"\nresults: {results}\nreport:  {args.output / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -29,10 +29,13 @@ def test_quantises_to_the_nearest_code_straight_through():
         out.latents.detach().transpose(1, 2).reshape(-1, D).numpy(), book[nearest], atol=1e-6
     )
     assert out.commit.item() == pytest.approx(((book[nearest] - flat) ** 2).mean(), rel=1e-5)
-    (3.0 * out.latents.sum()).backward()
-    torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
+    assert not out.latents.requires_grad  # in evaluation only `commit` reaches the encoder
     torch.testing.assert_close(bottleneck.encode(x), out.codes)
     torch.testing.assert_close(bottleneck.decode(out.codes), out.latents.detach())
+    trained = bottleneck.train()(x)
+    torch.testing.assert_close(trained.latents, out.latents)
+    (3.0 * trained.latents.sum()).backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 3.0))
 
 
 def test_codebook_follows_the_exponential_averages():

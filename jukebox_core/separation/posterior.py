@@ -74,9 +74,33 @@ def draw_sparse(
     generator: torch.Generator | None = None,
 ) -> Draw:
     """Draw among the stored pairs alone: values [P], pairs [2, P]."""
-    joint = log_p1[:, pairs[0]] + log_p2[:, pairs[1]] + values  # [N, P]
+    joint = log_joint(log_p1, log_p2, PairScores(values, pairs))
     chosen = categorical(joint, generator)
     return Draw(pairs[0][chosen], pairs[1][chosen], values[chosen])
+
+
+def log_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:
+    """The un-normalised log-posterior of every pair, explicitly: [N, P], P = K * K without pairs.
+
+    Args:
+        log_p1: [N, K], the first source.
+        log_p2: [N, K], the second.
+        scores: the pairs' log-likelihoods.
+    """
+    if scores.pairs is None:
+        return (log_p1.unsqueeze(2) + log_p2.unsqueeze(1)).flatten(1) + scores.values
+    return log_p1[:, scores.pairs[0]] + log_p2[:, scores.pairs[1]] + scores.values
+
+
+def keep_top_k(log_weights: Tensor, k: int) -> Tensor:
+    """All but the k largest entries of every row of [N, P] at -inf (LQ-VAE's `top_k`); 0 keeps all.
+
+    Entries equal to the k-th largest stay.
+    """
+    if k <= 0 or k >= log_weights.shape[1]:
+        return log_weights
+    least = log_weights.topk(k, dim=1).values[:, -1:]
+    return log_weights.masked_fill(log_weights < least, -math.inf)
 
 
 def categorical(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -70,6 +70,8 @@ class Bottleneck(nn.Module):
             metrics |= self._update(flat.detach(), codes, generator)
         commit = (quantised - flat).square().mean()
         through = flat + (quantised - flat).detach()
+        if not self.training:
+            through = through.detach()  # as the originals: only `commit` reaches the encoder
         return Quantised(
             codes.view(batch, steps),
             through.view(batch, steps, width).transpose(1, 2),

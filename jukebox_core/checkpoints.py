@@ -1,0 +1,306 @@
+"""The native run folder: weights, meta data and the resumable training state.
+
+    weights.safetensors   what inference needs: the averaged weights, the codebook buffers
+    meta.json             kind, configuration, step, metrics, seed, command, versions
+    state.pt              everything that training continues from (`jukebox_core.trainer`)
+
+Every file appears whole or not at all, and nothing is read through an open pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
+from jukebox_core.files import atomic_path
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.vqvae.model import VQVAE
+
+__all__ = [
+    "FORMAT",
+    "META",
+    "STATE",
+    "WEIGHTS",
+    "fingerprint",
+    "load_codec",
+    "load_meta",
+    "load_prior",
+    "load_state",
+    "open_run",
+    "provenance",
+    "save_meta",
+    "save_model",
+    "save_state",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+FORMAT = 1
+WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
+_VERSIONED = ("torch", "lightning-fabric", "numpy", "safetensors")
+
+
+_FREE_TO_CHANGE = {
+    f"train.{name}"
+    for name in (
+        "steps",
+        "log_every",
+        "validate_every",
+        "validate_batches",
+        "checkpoint_every",
+        "workers",
+    )
+}
+"""What may differ between a run and the flags that continue it."""
+
+
+def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
+    """Write weights.safetensors and meta.json; `format` is added to the meta data.
+
+    Tied parameters are written once, under the first of their names.
+    """
+    folder = Path(folder)
+    tensors = {name: model.state_dict()[name].detach() for name in _own_names(model)}
+    with _durable(folder / WEIGHTS) as temporary:
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary)
+    save_meta(folder, meta)
+
+
+def save_meta(folder: str | Path, meta: Mapping[str, Any]) -> None:
+    """Write meta.json alone; `format` is added."""
+    text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
+    with _durable(Path(folder) / META) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def load_meta(folder: str | Path) -> dict[str, Any]:
+    """The content of a run's meta.json.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no meta.json in it.
+        ValueError: it is not JSON of a known format.
+    """
+    path = _part(folder, META)
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        version = meta["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: it is not the meta data of a run") from error
+    if version != FORMAT:
+        raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}")
+    return meta
+
+
+def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
+    """The codec of a run, in eval mode and without gradients.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is damaged, of another kind, or does not fit its configuration.
+    """
+    config, _ = _config(folder, "vqvae", VQVAEConfig)
+    return _load(VQVAE(config), folder, device)
+
+
+def load_prior(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    codec_fingerprint: str | None = None,
+) -> AutoregressivePrior:
+    """The prior of a run, in eval mode and without gradients.
+
+    Args:
+        folder: the run.
+        device: where to put it.
+        codec_fingerprint: of the codec it is to work with; None does not check.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is damaged, of another kind, does not fit its configuration, or the
+            prior was trained on the codes of another codec.
+    """
+    config, meta = _config(folder, "prior", PriorConfig)
+    trained_on = meta.get("vqvae_fingerprint")
+    if codec_fingerprint is not None and trained_on != codec_fingerprint:
+        raise ValueError(
+            f"{folder} was trained on the codes of another codec (fingerprint "
+            f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
+        )
+    return _load(AutoregressivePrior(config), folder, device)
+
+
+def fingerprint(folder: str | Path) -> str:
+    """SHA-256 over the names, shapes and values of a run's weights, whatever its meta data say."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_read_weights(folder).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
+    """Write the training state: tensors, numbers, strings, and containers of these."""
+    with _durable(Path(folder) / STATE) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def load_state(folder: str | Path) -> dict[str, Any]:
+    """Read the training state onto the CPU.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or holds anything but plain data.
+    """
+    path = _part(folder, STATE)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is damaged or not a training state; delete the folder to train afresh"
+        ) from error
+
+
+def open_run(
+    folder: str | Path, identity: Mapping[str, Any], steps: int, max_seconds: float | None = None
+) -> Literal["new", "resume", "finished"]:
+    """What there is to do in a run folder.
+
+    Raises:
+        ValueError: it holds a run that differs from `identity`; the differences are named.
+    """
+    folder = Path(folder)
+    if not (folder / META).is_file():
+        return "new"
+    meta = load_meta(folder)
+    differences = _differences(meta, json.loads(json.dumps(identity)))
+    if differences:
+        raise ValueError(
+            f"{folder} holds another run ({'; '.join(differences)}); "
+            "choose another --output or the flags it was started with"
+        )
+    if meta["step"] >= steps or (max_seconds is not None and meta["elapsed"] >= max_seconds):
+        return "finished"
+    return "resume" if (folder / STATE).is_file() else "new"
+
+
+def provenance() -> dict[str, Any]:
+    """Where a run comes from: the git commit (None outside a checkout) and library versions."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in _VERSIONED}
+    return {"git_commit": _git_commit(), "versions": versions}
+
+
+def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
+    """Where `stored` lacks or contradicts `wanted`, as readable phrases."""
+    if isinstance(wanted, dict) and isinstance(stored, dict):
+        found = []
+        for key, value in wanted.items():
+            inner = f"{name}.{key}" if name else key
+            if inner not in _FREE_TO_CHANGE:
+                found += _differences(stored.get(key), value, inner)
+        return found
+    return [] if stored == wanted else [f"{name} is {stored!r} there, {wanted!r} asked for"]
+
+
+def _git_commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+@contextmanager
+def _durable(path: Path) -> Iterator[Path]:
+    """`atomic_path`, and the bytes are on the disk before the name points to them."""
+    with atomic_path(path) as temporary:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _part(folder: str | Path, name: str) -> Path:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no run folder {folder}; train or convert a model first")
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {name}: its training has not reached a checkpoint, or the copy is "
+            "incomplete"
+        )
+    return folder / name
+
+
+def _config(folder: str | Path, kind: str, cls: type) -> tuple[Any, dict[str, Any]]:
+    meta = load_meta(folder)
+    if meta.get("kind") != kind:
+        raise ValueError(f"{folder} is a run of kind {meta.get('kind')!r}, expected {kind!r}")
+    try:
+        return from_dict(cls, meta["config"]), meta
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{Path(folder) / META} has no usable configuration ({reason})") from error
+
+
+def _read_weights(folder: str | Path) -> dict[str, Tensor]:
+    path = _part(folder, WEIGHTS)
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged or truncated ({reason}): copy it again") from error
+
+
+def _own_names(model: nn.Module) -> list[str]:
+    """The names of a state dict, without further names of tensors already listed (tied ones)."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    return list(first.values())
+
+
+def _load(model: M, folder: str | Path, device: str | torch.device) -> M:
+    """Copy a run's weights into `model`, strict about names and shapes."""
+    path = Path(folder) / WEIGHTS
+    weights = _read_weights(folder)
+    own = model.state_dict()
+    expected = set(_own_names(model))
+    _refuse(path, "misses the tensor", expected - set(weights))
+    _refuse(path, "has the unknown tensor", set(weights) - expected)
+    for name in sorted(expected):
+        if weights[name].shape != own[name].shape:
+            raise ValueError(
+                f"{path}: tensor {name} is {tuple(weights[name].shape)}, its configuration says "
+                f"{tuple(own[name].shape)}"
+            )
+        own[name].copy_(weights[name])
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _refuse(path: Path, what: str, names: set[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise ValueError(f"{path} {what} {min(names)}{more}; it does not fit its configuration")

@@ -1,0 +1,87 @@
+"""Optimiser, learning rate schedule and weight averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from jukebox_core.config import OptimConfig
+
+__all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.AdamW:
+    """AdamW (decoupled weight decay) over the trainable parameters; vectors are not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=fused,
+    )
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 0.0) -> float:
+    """The rate of step `step` (from 0) of `steps`: linear warm-up, constant, cosine to zero.
+
+    `position` is where a time budget puts the run, in steps: the decay follows whichever is ahead.
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if not config.decay_steps:
+        return config.lr * warm
+    remaining = (steps - max(step, position)) / config.decay_steps
+    return config.lr * warm * 0.5 * (1 - math.cos(math.pi * min(1.0, max(0.0, remaining))))
+
+
+class WeightAverage:
+    """Exponential average of a module's trainable parameters.
+
+    Step t (from 0) decays by min(decay, (1 + t) / (10 + t)), so that a short run is not an average
+    over its random start. Buffers, the codebooks among them, are not averaged.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self._decay = decay
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.values = [p.detach().clone() for p in self._parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after step `step`."""
+        if self._decay:
+            decay = min(self._decay, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)(self.values, self._parameters, 0)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within the block the module has the averaged weights."""
+        if not self._decay:
+            yield
+            return
+        own = [p.detach().clone() for p in self._parameters]
+        self._set(self.values)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def load(self, values: list[Tensor]) -> None:
+        """Continue from stored values."""
+        for mine, stored in zip(self.values, values, strict=True):
+            mine.copy_(stored)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)

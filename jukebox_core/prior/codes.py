@@ -1,0 +1,139 @@
+"""Songs as code sequences: encoded once, windows of them drawn at random for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jukebox_core import audio
+from jukebox_core.config import VQVAEConfig
+from jukebox_core.datasets import long_enough
+from jukebox_core.manifest import Track
+from jukebox_core.vqvae.model import VQVAE
+
+__all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]
+
+WINDOW_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class EncodedSong:
+    """One source of a song. codes: int32 [K shifts, T]. power: mean square per code, [T]."""
+
+    codes: Tensor
+    power: np.ndarray
+
+
+@dataclass
+class CodeDataset(Dataset):
+    """Random code windows int64 [1, length]; item i depends on the seed and on i alone.
+
+    Windows whose audio is silent throughout (under -60 dBFS) are drawn again, up to 20 times.
+    """
+
+    songs: Sequence[EncodedSong]
+    length: int
+    hop: int
+    seed: int = 0
+    skip_silent: bool = True
+    rows: int = 1
+
+    def __post_init__(self) -> None:
+        """Sum up the lengths, for the choice of songs, and the power, for that of windows."""
+        lengths = np.array([song.codes.shape[1] for song in self.songs], dtype=np.float64)
+        if not len(lengths) or lengths.min() < self.length:
+            shortest = int(lengths.min()) if len(lengths) else 0
+            raise ValueError(f"windows of {self.length} codes, the shortest song has {shortest}")
+        self._edges = np.cumsum(lengths) / lengths.sum()
+        self._power = [np.concatenate(([0.0], np.cumsum(song.power))) for song in self.songs]
+        self.samples = int(lengths.sum()) * self.hop
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Window [1, length] of item `index`, any index from 0."""
+        generator = np.random.default_rng((self.seed, index))
+        for _ in range(20 if self.skip_silent else 1):
+            number = int(np.searchsorted(self._edges, generator.random(), "right"))
+            codes = self.songs[number].codes
+            start = int(generator.integers(codes.shape[1] - self.length + 1))
+            stop = start + self.length
+            shift = int(generator.integers(codes.shape[0]))
+            power = (self._power[number][stop] - self._power[number][start]) / self.length
+            if power >= 1e-6:  # -60 dBFS
+                break
+        return codes[shift : shift + 1, start:stop].long()
+
+
+def encode_songs(
+    codec: VQVAE, tracks: Sequence[Track], source: str, crop: int, shifts: int = 1
+) -> list[EncodedSong]:
+    """Encode one source of every song that is longer than `crop` samples by a code.
+
+    Args:
+        codec: in eval mode.
+        tracks: the songs.
+        source: name of the source.
+        crop: samples of a training crop.
+        shifts: copies of every song, copy k moved by k / shifts of a code, so that a prior does
+            not learn one alignment of a song by heart.
+
+    Returns:
+        The encoded songs, without those too short.
+
+    Raises:
+        ValueError: no song is long enough, or there are more shifts than samples in a code.
+    """
+    hop = codec.config.hop
+    if not 1 <= shifts <= hop:
+        raise ValueError(f"{shifts} shifted copies; a code is {hop} samples: expected 1 to {hop}")
+    songs = []
+    for track in long_enough(tracks, crop + hop):
+        waveform = audio.load(track.sources[source])[0][0]
+        steps = len(waveform) // hop - 1  # the same number for every shift
+        moved = [waveform[k * hop // shifts :][: steps * hop] for k in range(shifts)]
+        codes = torch.stack([encode_long(codec, copy) for copy in moved]).int().cpu()
+        power = moved[0].view(steps, hop).square().mean(1).double().numpy()
+        songs.append(EncodedSong(codes, power))
+    return songs
+
+
+@torch.no_grad()
+def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Tensor:
+    """Top-level codes [T / hop] of a waveform [T] of any length, in windows of bounded memory.
+
+    The windows (30 s by default, counted in codes) overlap by as much as the encoder sees, so that
+    the codes are those of the whole waveform at once.
+    """
+    config = codec.config
+    hop = config.hop
+    total = len(waveform) // hop
+    window = window or max(1, WINDOW_SECONDS * config.sample_rate // hop)
+    context = -(-encoder_reach(config) // hop)
+    device = codec.codebook.device
+    parts = []
+    for start in range(0, total, window):
+        stop = min(start + window, total)
+        left, right = max(0, start - context), min(total, stop + context)
+        piece = waveform[left * hop : right * hop].to(device)
+        parts.append(codec.encode(piece.unsqueeze(0))[0, start - left : stop - left])
+    return torch.cat(parts)
+
+
+def encoder_reach(config: VQVAEConfig) -> int:
+    """How many samples to either side the top level's encoder sees of a code, at most."""
+    level = config.levels - 1
+    depth = config.depth * config.multipliers[level]
+    cycle = config.dilation_cycle or depth
+    dilations = sum(config.dilation_growth_rate ** (block % cycle) for block in range(depth))
+    reach, scale = 0, 1
+    for downs, stride in zip(config.downs_t, config.strides_t, strict=True):
+        for _ in range(downs):
+            reach += stride * scale
+            scale *= stride
+            reach += dilations * scale
+        reach += scale
+    return reach

@@ -1,0 +1,66 @@
+"""Rows that give a score meaning: no separation, a classical one, the best that a mask can do.
+
+All estimates are {source: [B, T]} at the scale of the sources x_i (the mixture is the sum of
+alpha_i x_i), like those of the systems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from jukebox_core.separation.refinement import RatioMask
+
+__all__ = ["hpss", "ideal_ratio_mask", "mixture_as_estimate"]
+
+
+def mixture_as_estimate(mixture: Tensor, sources: Sequence[str]) -> dict[str, Tensor]:
+    """The mixture itself as the estimate of every source: what doing nothing scores."""
+    return {name: mixture for name in sources}
+
+
+def hpss(
+    mixture: Tensor, alpha: Mapping[str, float], percussive: str = "drums"
+) -> dict[str, Tensor]:
+    """Harmonic-percussive separation by median filters (Fitzgerald 2010), librosa's defaults.
+
+    Args:
+        mixture: [B, T].
+        alpha: {source: gain in the mixture} of two sources.
+        percussive: the source that gets the percussive part; the other one gets the harmonic part.
+
+    Raises:
+        ValueError: there are not two sources, or the percussive one is not among them.
+    """
+    if len(alpha) != 2 or percussive not in alpha:
+        raise ValueError(f"HPSS needs {percussive} and one more source, got {', '.join(alpha)}")
+    import librosa  # takes seconds to import
+
+    (other,) = (name for name in alpha if name != percussive)
+    parts = [librosa.effects.hpss(x) for x in mixture.cpu().numpy()]
+    stems = {
+        other: torch.stack([torch.from_numpy(harmonic) for harmonic, _ in parts]),
+        percussive: torch.stack([torch.from_numpy(drums) for _, drums in parts]),
+    }
+    return {name: stems[name] / gain for name, gain in alpha.items()}
+
+
+def ideal_ratio_mask(
+    mixture: Tensor,
+    sources: Mapping[str, Tensor],
+    alpha: Mapping[str, float],
+    mask: RatioMask | None = None,
+) -> dict[str, Tensor]:
+    """The refinement with the truth in place of candidates: the ceiling of masking.
+
+    Args:
+        mixture: [B, T].
+        sources: {source: [B, T]}, the truth.
+        alpha: {source: gain in the mixture}.
+        mask: default that of the systems.
+    """
+    truth = {name: x.unsqueeze(1) for name, x in sources.items()}
+    weights = mixture.new_ones(len(mixture), 1)
+    return (mask or RatioMask())(mixture, truth, weights, alpha)

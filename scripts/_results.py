@@ -1,0 +1,208 @@
+"""Reading the scores that scripts.evaluate writes: rows, the table, the original's scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
+
+METRICS = ("sdr_seed", "sdr", "si_sdr", "si_sdri")
+NAMES = {
+    "mixture": "Mixture",
+    "hpss": "HPSS",
+    "codec": "Codec ceiling",
+    "codec_lass": "Codec ceiling (LASS)",
+    "irm": "Ideal ratio mask",
+    "lqvae": "LQ-VAE",
+    "lass": "LASS",
+    "hybrid": "Hybrid",
+}
+SYSTEMS = ("lqvae", "lass", "hybrid")
+SHOWN = (("oracle", False), ("selected", False), ("selected", True))
+SEED_NOTE = "Slakh2100, oracle of 64, Colab T4; context only"
+SEED_TABLE = {
+    "lqvae": {"bass": 3.41, "drums": 5.41, "seconds": 254.77},
+    "lass": {"bass": 3.22, "drums": 4.78, "seconds": 148.57},
+    "hybrid": {"bass": 4.72, "drums": 5.15, "seconds": 148.4},
+}
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """The JSON of scripts.evaluate.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; scripts.evaluate writes it")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        for key, kind in {"meta": dict, "rows": list, "chunks": list}.items():
+            if not isinstance(results[key], kind):
+                raise TypeError(key)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the results of scripts.evaluate") from error
+    return results
+
+
+def make_rows(
+    chunks: Sequence[Mapping[str, Any]], sources: Sequence[str], seed: int = 0
+) -> list[dict[str, Any]]:
+    """Means with 95% bootstrap intervals per method, estimate, source and metric.
+
+    The source `mean` is the mean over the sources of a chunk, for chunks where all have a score.
+    """
+    groups: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
+    for item in chunks:
+        groups.setdefault((item["method"], item["estimate"], item["refined"]), []).append(item)
+    rows = []
+    for (method, estimate, refined), items in groups.items():
+        for source in (*sources, "mean"):
+            for metric in METRICS:
+                per_chunk = [chunk_value(item, source, metric) for item in items]
+                interval = bootstrap_mean(per_chunk, seed=seed)
+                rows.append(
+                    {
+                        "method": method,
+                        "estimate": estimate,
+                        "refined": refined,
+                        "source": source,
+                        "metric": metric,
+                        "mean": _number(interval.mean),
+                        "ci_low": _number(interval.low),
+                        "ci_high": _number(interval.high),
+                        "n": interval.n,
+                    }
+                )
+    return rows
+
+
+def chunk_value(item: Mapping[str, Any], source: str, metric: str) -> float:
+    """A value of one item of `chunks`; NaN where there is none."""
+    if source != "mean":
+        value = item["values"][source][metric]
+        return math.nan if value is None else float(value)
+    values = [chunk_value(item, name, metric) for name in item["values"]]
+    return sum(values) / len(values)
+
+
+def series(
+    results: Mapping[str, Any], method: str, estimate: str, refined: bool, source: str, metric: str
+) -> dict[int, float]:
+    """{chunk: value} of one way to estimate."""
+    return {
+        item["chunk"]: chunk_value(item, source, metric)
+        for item in results["chunks"]
+        if (item["method"], item["estimate"], item["refined"]) == (method, estimate, refined)
+    }
+
+
+def difference(
+    results: Mapping[str, Any], first: str, second: str, source: str = "mean", metric: str = "sdr"
+) -> Interval:
+    """The mean of `first - second` (selected, refined) over the chunks, paired."""
+    a, b = (series(results, method, "selected", True, source, metric) for method in (first, second))
+    shared = sorted(set(a) & set(b))
+    return paired_difference([a[i] for i in shared], [b[i] for i in shared])
+
+
+def find_row(
+    results: Mapping[str, Any], method: str, estimate: str, refined: bool, source: str, metric: str
+) -> dict[str, Any] | None:
+    """The row of `rows` with these properties."""
+    wanted = {
+        "method": method,
+        "estimate": estimate,
+        "refined": refined,
+        "source": source,
+        "metric": metric,
+    }
+    return next((row for row in results["rows"] if wanted.items() <= row.items()), None)
+
+
+def table_lines(results: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """(method, estimate, refined) of the table's lines: systems first, then the baselines."""
+    there = list(
+        dict.fromkeys((row["method"], row["estimate"], row["refined"]) for row in results["rows"])
+    )
+    systems = [(m, *shown) for m in SYSTEMS for shown in SHOWN if (m, *shown) in there]
+    baselines = [line for name in NAMES for line in there if line[0] == name not in SYSTEMS]
+    return systems + baselines
+
+
+def line_name(method: str, estimate: str, refined: bool) -> tuple[str, str]:
+    """How a line is called: the method, and what was chosen."""
+    name = NAMES.get(method, method)
+    if method not in SYSTEMS:
+        return name, "uses the truth" if estimate == "oracle" else "-"
+    return name, estimate + (", refined" if refined else ", raw")
+
+
+def sources_of(results: Mapping[str, Any]) -> list[str]:
+    """The sources, without `mean`."""
+    return [s for s in dict.fromkeys(row["source"] for row in results["rows"]) if s != "mean"]
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    """`4.21 [3.80, 4.60]`, or `-`."""
+    if row is None or row["mean"] is None:
+        return "-"
+    return f"{row['mean']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+
+
+def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
+    """The scores as aligned text, with 95% intervals, beside the original report's.
+
+    Args:
+        results: what scripts.evaluate wrote.
+        metric: `sdr`, `sdr_seed`, `si_sdr` or `si_sdri`.
+    """
+    sources = sources_of(results)
+    head = ["method", "estimate", *sources, "mean", "s / chunk"]
+    head += [f"{name} *" for name in sources]
+    body = []
+    for method, estimate, refined in table_lines(results):
+        rows = [
+            find_row(results, method, estimate, refined, source, metric)
+            for source in (*sources, "mean")
+        ]
+        seconds = results.get("seconds_per_chunk", {}).get(method)
+        seed = SEED_TABLE.get(method, {}) if (estimate, refined) == ("oracle", False) else {}
+        body.append(
+            [
+                *line_name(method, estimate, refined),
+                *map(cell, rows),
+                "-" if seconds is None else f"{seconds:.2f}",
+                *(f"{seed[name]:.2f}" if name in seed else "" for name in sources),
+            ]
+        )
+    meta = results["meta"]
+    data = meta.get("data", {})
+    title = (
+        f"{metric} in dB, mean and 95% interval over {data.get('chunks', '?')} chunks "
+        f"of {data.get('songs', '?')} songs"
+    )
+    notes = [f"* original report: {SEED_NOTE}"]
+    return "\n".join([title, "", *_aligned([head, *body]), "", *notes])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    out = []
+    for number, line in enumerate(lines):
+        left = [text.ljust(width) for text, width in zip(line[:2], widths[:2], strict=True)]
+        right = [text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True)]
+        out.append("  ".join(left + right).rstrip())
+        if number == 0:
+            out.append("  ".join("-" * width for width in widths))
+    return out
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

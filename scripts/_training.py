@@ -1,0 +1,285 @@
+"""What the two training scripts share: flags with preset defaults, data, trackers, the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from jukebox_core.checkpoints import open_run, provenance
+from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
+from jukebox_core.datasets import Batches, Items, split_for_validation
+from jukebox_core.manifest import Manifest, Track, load_manifest
+from jukebox_core.runtime import Precision, make_fabric, seed_everything
+from jukebox_core.tracking import (
+    ConsoleTracker,
+    CsvTracker,
+    Tracker,
+    Trackers,
+    WandbConfig,
+    WandbTracker,
+)
+from jukebox_core.trainer import CollapseWatch, Trainer
+from scripts._cli import program
+
+PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
+DEFAULT_PRESET: PresetName = "demo"
+_COUNTS = ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingArgs:
+    """Flags of every training script."""
+
+    data: Path
+    """Prepared data set (scripts.prepare_slakh)."""
+    output: Path
+    """Run folder; a run that is there is continued."""
+    preset: PresetName = DEFAULT_PRESET
+    """Size; every other flag overrides it."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Precision = "32"
+    """bf16-mixed is for recent GPUs and CPUs, 16-mixed for older GPUs."""
+    devices: int = 1
+    """Processes on this machine, one per GPU (under torchrun: what it says)."""
+    num_nodes: int = 1
+    """Machines (under torchrun: what it says)."""
+    accumulate: int = 1
+    """Parts that every batch is computed in, to save memory."""
+    threads: int | None = None
+    """CPU threads."""
+    seed: int | None = None
+    """Of everything random; sets --train.seed."""
+    max_seconds: float | None = None
+    """Stop after so much training time; the learning rate decays in time for it."""
+    validate_on: str | None = None
+    """Split that validates; default: validation, or 5% of the training songs where it is empty."""
+    skip_silent: bool = True
+    """Draw again where a source is silent throughout the crop."""
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """Weights & Biases; auto is online where there is a key, else offline."""
+    wandb_project: str = "latent-separation"
+    """Its project."""
+    wandb_entity: str | None = None
+    """User or team; default: that of the log-in."""
+    wandb_name: str | None = None
+    """Name of the run; default: that of the run folder."""
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run."""
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def run_with_presets(
+    body: Callable[[Any], None], argv: Sequence[str], defaults: Mapping[str, Any]
+) -> int:
+    """Run a script's body with flags whose defaults are `defaults`: preset < explicit flag.
+
+    Args:
+        body: takes the arguments, annotated with their dataclass.
+        argv: the flags.
+        defaults: replaces the dataclass's defaults of the same names.
+    """
+    base = body.__annotations__["args"]
+    fields = [(name, type(value), value) for name, value in defaults.items()]
+    body.__annotations__["args"] = dataclasses.make_dataclass(
+        base.__name__, fields, bases=(base,), frozen=True, kw_only=True
+    )
+    return program(body)(argv)
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag before the parser runs: the other flags' defaults hang on it."""
+    value = None
+    for index, word in enumerate(argv):
+        if word == flag:
+            value = argv[index + 1] if index + 1 < len(argv) else ""
+        elif word.startswith(f"{flag}="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def peek_preset(argv: Sequence[str]) -> Preset:
+    """The preset that the flags name; where there is no such one the parser will say so."""
+    return PRESETS.get(peek(argv, "--preset") or "", PRESETS[DEFAULT_PRESET])
+
+
+def command_line(script: str, argv: Sequence[str]) -> str:
+    """The command as one would type it."""
+    return shlex.join(["python", "-m", f"scripts.{script}", *argv])
+
+
+def given_argv(argv: Sequence[str] | None) -> list[str]:
+    """The process's flags where none are given."""
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set ready for training."""
+
+    manifest: Manifest
+    train: list[Track]
+    validation: list[Track]
+
+    def identity(self) -> dict[str, Any]:
+        """What meta.json says about it: a run continues on the same data alone."""
+        digest = hashlib.sha256()
+        for tracks in (self.train, self.validation):
+            for track in sorted(tracks, key=lambda t: t.name):
+                digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
+            digest.update(b"\n")
+        return {
+            "train_tracks": len(self.train),
+            "validation_tracks": len(self.validation),
+            "sha256": digest.hexdigest(),
+        }
+
+
+class TrainingItems(Items, Protocol):
+    """Items that know how long their songs are."""
+
+    samples: int
+
+
+class Session:
+    """One start of a training script: its flags, devices and seeds."""
+
+    def __init__(self, args: TrainingArgs):
+        """Choose the devices and seed the generators.
+
+        Raises:
+            ValueError: a count that cannot be, or a device that is not there.
+        """
+        self.args = args
+        seed = args.train.seed if args.seed is None else args.seed
+        self.train: TrainConfig = replace(args.train, seed=seed)
+        for name in _COUNTS:
+            if getattr(self.train, name) < 1:
+                flag = f"--train.{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is {getattr(self.train, name)}, expected at least 1")
+        if args.max_seconds is not None and args.max_seconds <= 0:
+            raise ValueError(f"--max-seconds is {args.max_seconds}, expected more than 0")
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.fabric = make_fabric(args.device, args.precision, args.devices, args.num_nodes)
+        self.fabric.launch()
+        seed_everything(seed + self.fabric.global_rank)
+
+    def open_data(self, sample_rate: int) -> Data:
+        """Read the manifest, split it, and say which songs are too short to train on.
+
+        Raises:
+            ValueError: the codec is for another sample rate.
+        """
+        manifest = load_manifest(self.args.data)
+        if manifest.sample_rate != sample_rate:
+            raise ValueError(
+                f"{self.args.data} is at {manifest.sample_rate} Hz, the codec at {sample_rate}: "
+                f"prepare the data at {sample_rate} Hz, or train a codec with "
+                f"--vqvae.sample-rate {manifest.sample_rate}"
+            )
+        data = Data(manifest, *split_for_validation(manifest, self.args.validate_on))
+        crop = self.train.crop
+        short = [track.name for track in data.train if track.samples < crop]
+        if short:
+            more = f" and {len(short) - 3} more" if len(short) > 3 else ""
+            print(f"left out, shorter than a crop of {crop}: {', '.join(short[:3])}{more}")
+        return data
+
+    def identity(self, data: Data) -> dict[str, Any]:
+        """What must be the same where a run goes on, of all kinds of runs."""
+        return {
+            "optim": to_dict(self.args.optim),
+            "train": to_dict(self.train),
+            "sample_rate": data.manifest.sample_rate,
+            "alpha": data.manifest.alpha,
+            "skip_silent": self.args.skip_silent,
+            "data": data.identity(),
+        }
+
+    def already_finished(self, identity: Mapping[str, Any]) -> bool:
+        """Whether there is nothing to do, which is then said."""
+        args = self.args
+        if open_run(args.output, identity, self.train.steps, args.max_seconds) != "finished":
+            return False
+        print(f"{args.output} is already finished")
+        return True
+
+    def meta(self, command: str) -> dict[str, Any]:
+        """What meta.json says about a run besides its identity."""
+        about = {"preset": self.args.preset, "seed": self.train.seed}
+        return about | {"precision": self.args.precision, "command": command} | provenance()
+
+    def fit(
+        self,
+        objective: nn.Module,
+        model: nn.Module,
+        items: TrainingItems,
+        validation: Callable[[], Items],
+        meta: Mapping[str, Any],
+        collapse: CollapseWatch | None = None,
+    ) -> None:
+        """Train `objective`, and say in one line what came out; see `Trainer`."""
+        args = self.args
+        batches, held_out = self._batches(items), self._validation(validation)
+        tracker = self._tracker(meta)
+        trainer = Trainer(
+            self.fabric,
+            args.optim,
+            self.train,
+            args.output,
+            meta=meta,
+            tracker=tracker,
+            max_seconds=args.max_seconds,
+            collapse=collapse,
+        )
+        try:
+            samples = items.samples
+            result = trainer.fit(objective, model, batches, held_out, samples_per_epoch=samples)
+        finally:
+            tracker.close()
+        if self.fabric.is_global_zero:
+            losses = [f"{split} loss {m['loss']:.4f}" for split, m in result.metrics.items()]
+            print(f"{args.output}: {', '.join([f'step {result.step}', *losses])}")
+
+    def _batches(self, items: Items) -> Batches:
+        return Batches(
+            items,
+            self.train.batch_size,
+            processes=self.fabric.world_size,
+            rank=self.fabric.global_rank,
+            accumulate=self.args.accumulate,
+            workers=self.train.workers,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+
+    def _validation(self, build: Callable[[], Items]) -> Batches | None:
+        """None, with a word on stderr, where no validation song is usable."""
+        try:
+            return self._batches(build())
+        except ValueError as error:
+            print(f"warning: nothing to validate on ({error})", file=sys.stderr)
+            return None
+
+    def _tracker(self, meta: Mapping[str, Any]) -> Tracker:
+        """CSV, terminal and W&B, on the first process alone."""
+        if not self.fabric.is_global_zero:
+            return Trackers()
+        args = self.args
+        args.output.mkdir(parents=True, exist_ok=True)
+        name = args.wandb_name or "/".join(args.output.parts[-2:])
+        wandb = WandbConfig(
+            args.wandb, args.wandb_project, args.wandb_entity, name, args.wandb_tags
+        )
+        console = ConsoleTracker(args.output.name)
+        return Trackers([CsvTracker(args.output), console, WandbTracker(args.output, wandb, meta)])

@@ -1,0 +1,94 @@
+"""Draw the loss curves of trained models over epochs.
+
+    python -m scripts.plot_losses --models runs/models --output images
+
+Reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE} and writes
+vqvae_loss_train, vqvae_loss_test, prior_loss_train and prior_loss_test, the test curves being those
+on the validation songs.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from jukebox_core.files import atomic_path
+from jukebox_core.tracking import METRICS, Row, read_metrics
+from scripts._cli import program
+
+FAMILIES = {"reconstruction": "LASS", "linearisation": "LQ-VAE and hybrid"}
+SPLITS = {"train": "train", "test": "validation"}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.plot_losses."""
+
+    models: Path
+    """Models folder."""
+    output: Path = Path("images")
+    """Folder of the figures."""
+    format: Literal["png", "svg"] = "png"
+    """Of the figures."""
+
+
+@program
+def main(args: Args) -> None:
+    """Draw what there is; a kind of model without runs is left out."""
+    curves = find_curves(args.models)
+    if not curves:
+        raise FileNotFoundError(
+            f"{args.models} has no {METRICS} in FAMILY/vqvae or FAMILY/prior_SOURCE; train first"
+        )
+    for kind, title in (("vqvae", "Codec"), ("prior", "Prior")):
+        runs = {label: rows for (of, label), rows in curves.items() if of == kind}
+        for name, split in SPLITS.items():
+            if runs:
+                path = args.output / f"{kind}_loss_{name}.{args.format}"
+                unit = "loss" if kind == "vqvae" else "bits per code"
+                draw(path, f"{title}, {name}", unit, losses(runs, split))
+                print(path)
+
+
+def find_curves(models: Path) -> dict[tuple[str, str], list[Row]]:
+    """{(`vqvae` or `prior`, label): rows of its metrics.csv} of a models folder."""
+    curves = {}
+    for family, methods in FAMILIES.items():
+        for path in sorted((models / family).glob(f"*/{METRICS}")):
+            kind, _, source = path.parent.name.partition("_")
+            if kind in ("vqvae", "prior"):
+                label = f"{methods}: {source}" if source else methods
+                curves[kind, label] = read_metrics(path)
+    return curves
+
+
+def losses(runs: dict[str, list[Row]], split: str) -> dict[str, list[tuple[float, float]]]:
+    """{label: [(epoch, loss)]} of one split."""
+    return {
+        label: [
+            (row.epoch, row.value) for row in rows if (row.split, row.metric) == (split, "loss")
+        ]
+        for label, rows in runs.items()
+    }
+
+
+def draw(path: Path, title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) -> None:
+    """One figure: a line per run, with marks where its points are few."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for label, points in curves.items():
+        epochs, values = zip(*points, strict=True) if points else ((), ())
+        axes.plot(epochs, values, label=label, marker="o" if len(points) < 20 else None, ms=3)
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Fixtures that several test modules share: a tiny prepared data set and models trained on it."""
+
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from jukebox_core import audio
+from jukebox_core.files import sha256, write_json
+
+# Test processes run side by side, and threads that wait for a busy core spin: with one thread each
+# the suite is many times faster than with one per core.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+RATE = 22_050
+SPLITS = ("train",) * 4 + ("validation",) + ("test",) * 2
+
+
+def tone_and_noise(number: int, samples: int) -> dict[str, torch.Tensor]:
+    """Two sources [T] of song `number`: a bass line of decaying tones, and bursts of noise."""
+    generator = torch.Generator().manual_seed(number)
+    time = torch.arange(samples) / RATE
+    beat = 0.25 + 0.05 * number
+    phase = (time % beat) / beat
+    note = (time / beat).long() % 4
+    frequency = (50.0 * (1 + 0.1 * number)) * torch.tensor([1.0, 1.25, 1.5, 2.0])[note]
+    bass = 0.6 * torch.sin(2 * math.pi * torch.cumsum(frequency, 0) / RATE) * torch.exp(-2 * phase)
+    hits = (time % (beat / 2)) / (beat / 2)
+    drums = 0.3 * torch.randn(samples, generator=generator) * torch.exp(-12 * hits)
+    return {"bass": bass, "drums": drums.clamp(-0.9, 0.9)}
+
+
+def write_data_set(folder: Path, songs: dict[str, tuple[str, dict[str, torch.Tensor]]]) -> Path:
+    """A prepared data set of {track: (split, sources)}: mixtures are exact means."""
+    tracks = []
+    for name, (split, sources) in songs.items():
+        exact = {k: (v.double() * 2**22).round() / 2**22 for k, v in sources.items()}
+        exact["mixture"] = sum(exact.values()) / len(sources)
+        files = {}
+        for kind, samples in exact.items():
+            path = f"{split}/{name}/{kind}.flac"
+            audio.save(folder / path, samples, RATE)
+            files[kind] = {"path": path, "sha256": sha256(folder / path)}
+        entry = {"name": name, "split": split, "samples": len(exact["mixture"]), "files": files}
+        tracks.append(entry | {"gain": 1.0, "origin": f"{split}/{name}"})
+    names = list(sources)
+    manifest = {
+        "version": 1,
+        "sample_rate": RATE,
+        "sources": names,
+        "alpha": {source: 1 / len(names) for source in names},
+        "tracks": tracks,
+        "skipped": [],
+        "settings": {},
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+@contextmanager
+def made_once(tmp_path_factory, worker_id: str, name: str):
+    """A folder that the processes of a test run share: (path, whether it is already made)."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    with FileLock(base / f"{name}.lock"):
+        done = base / f"{name}.json"
+        yield base / name, done.exists()
+        done.write_text(json.dumps(True))
+
+
+@pytest.fixture(scope="session")
+def worker_id(request):
+    """Name of the pytest-xdist process; `master` without it."""
+    return getattr(request.config, "workerinput", {}).get("workerid", "master")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory, worker_id) -> Path:
+    """A prepared data set: 4 training songs, 1 for validation, 2 for the test, 3 s each."""
+    with made_once(tmp_path_factory, worker_id, "tiny_data") as (folder, done):
+        if not done:
+            songs = {
+                f"Track{number:05d}": (split, tone_and_noise(number, 3 * RATE))
+                for number, split in enumerate(SPLITS, start=1)
+            }
+            write_data_set(folder, songs)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
+    """A models folder: both families, codec and two priors each, trained for a few steps."""
+    from scripts import train_prior, train_vqvae
+
+    common = [
+        "--data",
+        str(tiny_data),
+        "--preset",
+        "tiny",
+        "--device",
+        "cpu",
+        "--wandb",
+        "disabled",
+    ]
+    with made_once(tmp_path_factory, worker_id, "tiny_models") as (folder, done):
+        for objective in ("reconstruction", "linearisation"):
+            if done:
+                break
+            codec = folder / objective / "vqvae"
+            flags = ["--objective", objective, "--output", str(codec), *common]
+            assert train_vqvae.main(flags) == 0
+            for source in ("bass", "drums"):
+                output = folder / objective / f"prior_{source}"
+                flags = ["--vqvae", str(codec), "--source", source, "--output", str(output)]
+                assert train_prior.main([*flags, *common]) == 0
+    return folder

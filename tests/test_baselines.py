@@ -1,0 +1,68 @@
+"""Baselines on signals for which the answer is known."""
+
+import math
+
+import pytest
+import torch
+
+from jukebox_core.separation.baselines import hpss, ideal_ratio_mask, mixture_as_estimate
+from jukebox_core.separation.metrics import sdr
+from jukebox_core.separation.refinement import RatioMask
+
+ALPHA = {"bass": 0.5, "drums": 0.5}
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """A steady tone, and a click every 4,000 samples: [1, T]."""
+    time = torch.arange(22_050)
+    clicks = torch.zeros(22_050)
+    clicks[2_000::4_000] = 1.0
+    return {"bass": torch.sin(2 * math.pi * 0.02 * time)[None], "drums": clicks[None]}
+
+
+def mix(sources, alpha=ALPHA):
+    return sum(alpha[name] * x for name, x in sources.items())
+
+
+def test_the_mixture_is_every_sources_estimate(sources):
+    mixture = mix(sources)
+    estimates = mixture_as_estimate(mixture, tuple(sources))
+    assert set(estimates) == set(sources)
+    assert all(torch.equal(x, mixture) for x in estimates.values())
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, {"bass": 0.8, "drums": 0.3}])
+def test_hpss_gives_tones_and_clicks_at_their_own_scale(sources, alpha):
+    mixture = mix(sources, alpha)
+    estimates = hpss(mixture, alpha)
+    assert list(estimates) == list(alpha)
+    assert sdr(sources["bass"], estimates["bass"]).item() > 15
+    assert sdr(sources["drums"], estimates["drums"]) > sdr(sources["drums"], mixture) + 8
+    torch.testing.assert_close(mix(estimates, alpha), mixture, atol=1e-3, rtol=0)
+
+
+def test_hpss_of_a_batch_is_that_of_its_items(sources):
+    mixture = mix(sources)
+    both = hpss(torch.cat([mixture, 0.1 * mixture.flip(-1)]), ALPHA)
+    one = hpss(0.1 * mixture.flip(-1), ALPHA)
+    for name, x in both.items():
+        torch.testing.assert_close(x[1:], one[name])
+
+
+def test_hpss_needs_drums_and_one_more(sources):
+    with pytest.raises(ValueError, match="HPSS needs drums and one more source, got bass, piano"):
+        hpss(mix(sources), {"bass": 0.5, "piano": 0.5})
+    with pytest.raises(ValueError, match="HPSS needs"):
+        hpss(mix(sources), {"bass": 0.4, "drums": 0.3, "piano": 0.3})
+
+
+def test_ideal_ratio_mask_is_the_refinement_with_the_truth(sources):
+    mixture, mask = mix(sources), RatioMask(power=1.0)
+    estimates = ideal_ratio_mask(mixture, sources, ALPHA, mask)
+    truth = {name: x[:, None] for name, x in sources.items()}
+    expected = mask(mixture, truth, torch.ones(1, 1), ALPHA)
+    for name, x in estimates.items():
+        assert torch.equal(x, expected[name]) and x.shape == mixture.shape
+        assert sdr(sources[name], x) > sdr(sources[name], mixture) + 8
+    torch.testing.assert_close(mix(estimates), mixture, atol=1e-5, rtol=0)

@@ -1,0 +1,207 @@
+"""The native format: what is written is read back, and what is damaged is named."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jukebox_core import checkpoints
+from jukebox_core.checkpoints import (
+    fingerprint,
+    load_codec,
+    load_meta,
+    load_prior,
+    load_state,
+    save_meta,
+    save_model,
+    save_state,
+)
+from jukebox_core.config import PRESETS, to_dict
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.vqvae.model import VQVAE
+
+TINY = PRESETS["tiny"]
+
+
+def codec_run(folder):
+    torch.manual_seed(0)
+    codec = VQVAE(TINY.vqvae)
+    for level in codec.levels:
+        codec.bottleneck(level).codebook.normal_()
+        codec.bottleneck(level).restore_averages()
+    save_model(folder, codec, {"kind": "vqvae", "config": to_dict(TINY.vqvae), "step": 3})
+    return codec
+
+
+def prior_run(folder, config=TINY.prior, of="abc"):
+    torch.manual_seed(1)
+    prior = AutoregressivePrior(config, torch.randn(config.l_bins, config.emb_width))
+    meta = {"kind": "prior", "config": to_dict(config), "vqvae_fingerprint": of}
+    save_model(folder, prior, meta)
+    return prior
+
+
+def edit_weights(folder, change):
+    path = folder / "weights.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_a_codec_is_read_back_exactly(tmp_path):
+    codec = codec_run(tmp_path / "run")
+    loaded = load_codec(tmp_path / "run")
+    assert loaded.config == codec.config
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    for name, tensor in codec.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert load_meta(tmp_path / "run")["step"] == 3
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "meta.json",
+        "weights.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("embedding", ("table", "codebook"))
+def test_a_prior_is_read_back_exactly(tmp_path, embedding):
+    prior = prior_run(tmp_path, dataclasses.replace(TINY.prior, embedding=embedding))
+    loaded = load_prior(tmp_path)
+    codes = torch.randint(0, 32, (2, 40))
+    assert torch.equal(loaded(codes), prior(codes))
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
+    prior_run(tmp_path, dataclasses.replace(TINY.prior, embedding="table"))
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert len({"embed.weight", "head.weight"} & set(stored)) == 1
+    loaded = load_prior(tmp_path)
+    assert loaded.embed.weight is loaded.head.weight
+
+
+def test_a_prior_of_another_codec_is_refused(tmp_path):
+    codec_run(tmp_path / "vqvae")
+    identity = fingerprint(tmp_path / "vqvae")
+    prior_run(tmp_path / "right", of=identity)
+    prior_run(tmp_path / "wrong", of="0123456789abcdef")
+    load_prior(tmp_path / "right", codec_fingerprint=identity)
+    with pytest.raises(ValueError, match="codes of another codec .fingerprint 0123456789ab, this"):
+        load_prior(tmp_path / "wrong", codec_fingerprint=identity)
+    load_prior(tmp_path / "wrong")
+
+
+def test_the_fingerprint_follows_the_weights_alone(tmp_path):
+    codec = codec_run(tmp_path / "a")
+    before = fingerprint(tmp_path / "a")
+    meta = load_meta(tmp_path / "a")
+    save_model(tmp_path / "b", codec, meta | {"step": 9, "seed": 4})
+    assert fingerprint(tmp_path / "b") == before
+    with torch.no_grad():
+        next(codec.parameters())[0, 0, 0] += 1e-3
+    save_model(tmp_path / "b", codec, meta)
+    assert fingerprint(tmp_path / "b") != before
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no run folder .*nowhere"):
+        load_codec(tmp_path / "nowhere")
+    codec_run(tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has no weights.safetensors"):
+        load_codec(tmp_path)
+    (tmp_path / "meta.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no meta.json"):
+        load_codec(tmp_path)
+    with pytest.raises(FileNotFoundError, match="has no state.pt"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("keep", (0, 5, 100, -1000))
+def test_truncated_weights_are_refused(tmp_path, keep):
+    codec_run(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="weights.safetensors is damaged or truncated") as error:
+        load_codec(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        fingerprint(tmp_path)
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path):
+    codec_run(tmp_path)
+    path = tmp_path / "weights.safetensors"
+    whole = path.read_bytes()
+    edit_weights(tmp_path, lambda t: t.pop("bottlenecks.1.codebook"))
+    with pytest.raises(ValueError, match="misses the tensor bottlenecks.1.codebook; it"):
+        load_codec(tmp_path)
+    path.write_bytes(whole)
+    edit_weights(tmp_path, lambda t: t.update({"zz": torch.zeros(1), "aa": torch.zeros(1)}))
+    with pytest.raises(ValueError, match="has the unknown tensor aa and 1 more"):
+        load_codec(tmp_path)
+    path.write_bytes(whole)
+    edit_weights(tmp_path, lambda t: t.update({"bottlenecks.1.codebook": torch.zeros(7, 16)}))
+    message = r"tensor bottlenecks.1.codebook is \(7, 16\), its configuration says \(32, 16\)"
+    with pytest.raises(ValueError, match=message):
+        load_codec(tmp_path)
+
+
+def test_meta_data_that_do_not_fit_are_named(tmp_path):
+    codec_run(tmp_path)
+    with pytest.raises(ValueError, match="is a run of kind 'vqvae', expected 'prior'"):
+        load_prior(tmp_path)
+    meta = load_meta(tmp_path)
+    save_meta(tmp_path, meta | {"config": meta["config"] | {"colour": 1}})
+    with pytest.raises(ValueError, match="VQVAEConfig has no field colour"):
+        load_codec(tmp_path)
+    save_meta(tmp_path, {"kind": "vqvae"})
+    with pytest.raises(ValueError, match="no usable configuration .no 'config'"):
+        load_codec(tmp_path)
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"format": 2}))
+    with pytest.raises(ValueError, match="has format 2, this version reads format 1"):
+        load_meta(tmp_path)
+    for text in ("{", "[]", "null", '{"kind": "vqvae"}'):
+        (tmp_path / "meta.json").write_text(text)
+        with pytest.raises(ValueError, match="meta.json is damaged"):
+            load_meta(tmp_path)
+
+
+def test_state_is_plain_data_only(tmp_path):
+    state = {"step": 4, "tensors": {"a": torch.arange(3)}, "rng": [(3, (1, 2), None), "x", 0.5]}
+    save_state(tmp_path, state)
+    read = load_state(tmp_path)
+    assert torch.equal(read["tensors"]["a"], torch.arange(3))
+    assert read["rng"] == state["rng"] and read["step"] == 4
+    whole = (tmp_path / "state.pt").read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 200):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match="state.pt is damaged"):
+            load_state(tmp_path)
+    torch.save({"model": VQVAE(TINY.vqvae)}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="state.pt is damaged"):
+        load_state(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_weights(tmp_path, monkeypatch):
+    codec = codec_run(tmp_path)
+    before = fingerprint(tmp_path)
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(tmp_path, codec, {})
+    assert fingerprint(tmp_path) == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_provenance_names_the_versions():
+    assert provenance_keys() >= {"python", "torch", "numpy", "safetensors"}
+
+
+def provenance_keys():
+    return set(checkpoints.provenance()["versions"])

@@ -1,0 +1,278 @@
+"""scripts.evaluate end to end on tiny models: the JSON's contract and its numbers."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from jukebox_core import audio as audio_io
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.metrics import sdr
+from jukebox_core.separation.statistics import bootstrap_mean
+from scripts import count_sums, evaluate, precompute_sums
+from scripts._evaluation import choose_chunks
+from scripts._results import METRICS, chunk_value, difference
+from tests.conftest import tone_and_noise, write_data_set
+
+SOURCES = ("bass", "drums")
+ESTIMATES = {(e, r) for e in ("oracle", "selected", "single") for r in (False, True)}
+CODES = 64
+
+
+@pytest.fixture(scope="session")
+def models(tiny_models, tiny_data, tmp_path_factory):
+    """The tiny models with the tables of all three methods, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("models_with_tables")
+    for family in ("reconstruction", "linearisation"):
+        (folder / family).mkdir()
+        for run in (tiny_models / family).iterdir():
+            if run.is_dir():
+                (folder / family / run.name).symlink_to(run, target_is_directory=True)
+        flags = ["--vqvae", str(folder / family / "vqvae"), "--data", str(tiny_data)]
+        flags += ["--output", str(folder / family / "counts.safetensors")]
+        assert count_sums.main([*flags, "--iterations", "20", "--device", "cpu"]) == 0
+    linear = folder / "linearisation"
+    flags = ["--vqvae", str(linear / "vqvae"), "--output", str(linear / "sums.safetensors")]
+    assert precompute_sums.main(flags) == 0
+    return folder
+
+
+def run(models, data, output, *flags):
+    common = ["--models", str(models), "--data", str(data), "--output", str(output)]
+    common += ["--device", "cpu", "--chunks", "3", "--chunk-codes", str(CODES), "--candidates", "3"]
+    return evaluate.main([*common, *flags])
+
+
+@pytest.fixture(scope="module")
+def folder(models, tiny_data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    assert run(models, tiny_data, folder / "results.json", "--examples", "2") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    def refuse(constant):
+        raise AssertionError(f"{constant} in the JSON")
+
+    return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+
+
+def items(results, method, estimate, refined):
+    wanted = (method, estimate, refined)
+    return [
+        item
+        for item in results["chunks"]
+        if (item["method"], item["estimate"], item["refined"]) == wanted
+    ]
+
+
+def test_the_json_holds_every_method_and_estimate(results):
+    assert set(results) == {"meta", "rows", "chunks", "seconds_per_chunk"}
+    there = {}
+    for row in results["rows"]:
+        keys = {"method", "estimate", "refined", "source", "metric"}
+        assert set(row) == keys | {"mean", "ci_low", "ci_high", "n"}
+        there.setdefault(row["method"], set()).add((row["estimate"], row["refined"]))
+        assert row["source"] in (*SOURCES, "mean") and row["metric"] in METRICS
+        assert row["n"] == 3 and row["ci_low"] <= row["mean"] <= row["ci_high"]
+    systems = dict.fromkeys(("lqvae", "lass", "hybrid"), ESTIMATES)
+    plain, truth = {("selected", False)}, {("oracle", False)}
+    baselines = {"mixture": plain, "hpss": plain, "irm": truth, "codec": truth}
+    assert there == systems | baselines | {"codec_lass": truth}
+    assert len(results["rows"]) == (3 * 6 + 5) * 3 * len(METRICS)
+    assert len(results["chunks"]) == (3 * 6 + 5) * 3
+    assert set(results["seconds_per_chunk"]) == {"lqvae", "lass", "hybrid", "hpss"}
+    assert all(seconds > 0 for seconds in results["seconds_per_chunk"].values())
+
+
+def test_meta_says_how_the_numbers_came_about(results, tiny_data):
+    meta = results["meta"]
+    data = meta["data"]
+    assert (data["chunks"], data["songs"], data["several_chunks_per_song"]) == (3, 2, True)
+    assert data["split"] == "test" and data["sample_rate"] == 22_050
+    assert data["chunk_samples"] == CODES * meta["hop"]
+    assert meta["models"]["hybrid"]["steps"]["vqvae"] > 0
+    assert meta["candidates"] == {"lqvae": 3, "lass": 3, "hybrid": 3}
+    assert meta["command"].startswith("python -m scripts.evaluate --models")
+    assert meta["machine"]["torch"] == torch.__version__ and meta["skipped_values"] == 0
+    assert {"oracle", "selected", "single", "irm", "codec", "scale"} <= set(meta["definitions"])
+
+
+def test_rows_are_the_means_of_the_chunks(results):
+    for row in results["rows"]:
+        found = items(results, row["method"], row["estimate"], row["refined"])
+        values = [chunk_value(item, row["source"], row["metric"]) for item in found]
+        expected = bootstrap_mean(values)
+        assert row["mean"] == pytest.approx(np.mean(values)) == pytest.approx(expected.mean)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_every_method_has_the_same_chunks(results):
+    chunks = {}
+    for item in results["chunks"]:
+        place = chunks.setdefault(item["chunk"], (item["track"], item["start"]))
+        assert place == (item["track"], item["start"])
+    assert len(set(chunks.values())) == 3
+    first, second, again = (chunks[i][0] for i in range(3))
+    assert first != second and first == again
+
+
+@pytest.mark.parametrize("method", ["lqvae", "lass", "hybrid"])
+def test_the_oracle_is_no_worse_than_a_choice_among_the_same(results, method):
+    better = [(("oracle", False), ("selected", False)), (("oracle", False), ("single", False))]
+    better += [(("oracle", True), ("single", True))]
+    for best, other in better:
+        for a, b in zip(items(results, method, *best), items(results, method, *other), strict=True):
+            for source in SOURCES:
+                assert a["values"][source]["sdr"] >= b["values"][source]["sdr"] - 1e-9
+
+
+def test_the_mixture_does_not_improve_on_itself(results):
+    for item in items(results, "mixture", "selected", False):
+        assert all(value["si_sdri"] == 0 for value in item["values"].values())
+
+
+def test_the_mixture_row_is_the_plain_formula(results, tiny_data):
+    tracks = {track.name: track for track in load_manifest(tiny_data).tracks}
+    length = results["meta"]["data"]["chunk_samples"]
+    for item in items(results, "mixture", "selected", False):
+        track, start = tracks[item["track"]], item["start"]
+        mixture = audio_io.load_segment(track.mixture, start, length)[0]
+        for source, path in track.sources.items():
+            truth = audio_io.load_segment(path, start, length)[0]
+            assert item["values"][source]["sdr"] == pytest.approx(sdr(truth, mixture).item())
+
+
+def test_examples_are_written_at_the_scores(results, folder):
+    """A written stem, at its own scale again, has the score that the JSON says."""
+    examples = results["meta"]["examples"]
+    assert [example["chunk"] for example in examples] == [0, 1]
+    for example in examples:
+        files = example["files"]
+        assert set(files) == {"mixture", "truth", "lqvae", "lass", "hybrid"}
+        mixture, rate = audio_io.load(folder / files["mixture"])
+        assert rate == 22_050
+        for method in ("lqvae", "lass", "hybrid"):
+            stems = {s: audio_io.load(folder / files[method][s])[0][0] for s in SOURCES}
+            torch.testing.assert_close(sum(stems.values()), mixture[0], atol=1e-4, rtol=0)
+            item = items(results, method, "selected", True)[example["chunk"]]
+            for source, stem in stems.items():
+                truth = audio_io.load(folder / files["truth"][source])[0][0]
+                assert item["values"][source]["sdr"] == pytest.approx(
+                    sdr(truth, stem).item(), abs=1e-3
+                )
+    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 4 * 2)
+    assert soundfile.info(folder / examples[0]["files"]["mixture"]).subtype == "PCM_24"
+
+
+def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys):
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results_audio"]
+    table = evaluate.format_table(results)
+    for row in results["rows"]:
+        if row["metric"] == "sdr" and (row["estimate"], row["refined"]) in {
+            ("oracle", False),
+            ("selected", False),
+            ("selected", True),
+        }:
+            assert f"{row['mean']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in table
+    assert "Slakh2100, oracle of 64, Colab T4; context only" in table
+    assert "4.72" in table and "5.41" in table and "nan" not in table.lower()
+    interval = difference(results, "hybrid", "lqvae")
+    assert interval.n == 3 and math.isfinite(interval.mean)
+
+
+def strip(results):
+    return {key: results[key] for key in ("rows", "chunks")}
+
+
+def test_same_seed_same_numbers_and_a_stopped_run_goes_on(
+    models, tiny_data, tmp_path, monkeypatch, capsys
+):
+    flags = ["--methods", "lqvae", "--examples", "1", "--batch", "2"]
+    assert run(models, tiny_data, tmp_path / "whole.json", *flags) == 0
+    whole = json.loads((tmp_path / "whole.json").read_text())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate._Run, "baselines", _stop)
+        assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 130
+    assert not (tmp_path / "stopped.json").exists()
+    assert (tmp_path / "stopped.json.parts" / "lqvae.json").is_file()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "system_estimates", _stop)  # it must not be done again
+        assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 0
+    resumed = json.loads((tmp_path / "stopped.json").read_text())
+    assert strip(resumed) == strip(whole)
+    assert {row["method"] for row in whole["rows"]} == {"lqvae", "mixture", "hpss", "codec", "irm"}
+    assert not (tmp_path / "stopped.json.parts").exists()
+
+    assert run(models, tiny_data, tmp_path / "other.json", *flags, "--seed", "1") == 0
+    assert strip(json.loads((tmp_path / "other.json").read_text())) != strip(whole)
+    capsys.readouterr()
+
+
+def _stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_parts_of_other_settings_are_not_taken(models, tiny_data, tmp_path, monkeypatch):
+    output = tmp_path / "results.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate._Run, "baselines", _stop)
+        assert run(models, tiny_data, output, "--methods", "lqvae") == 130
+    assert run(models, tiny_data, output, "--methods", "lqvae", "--temperature", "0.5") == 0
+    assert (
+        run(models, tiny_data, tmp_path / "b.json", "--methods", "lqvae", "--temperature", "0.5")
+        == 0
+    )
+    first, second = (json.loads(path.read_text()) for path in (output, tmp_path / "b.json"))
+    assert strip(first) == strip(second)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--chunks", "0"], "--chunks is 0"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--candidates", "0"], "--candidates is 0"),
+        (["--split", "nowhere"], "no songs in its nowhere split"),
+        (["--output", "x.txt"], "expected the name of a .json file"),
+        (["--models", "nowhere"], "nowhere"),
+        (["--data", "nowhere"], "there is no manifest.json in nowhere"),
+        (["--methods", "lqvae", "lqvae"], "expected each once"),
+    ],
+)
+def test_bad_flags_are_one_line(models, tiny_data, tmp_path, capsys, flags, words):
+    assert run(models, tiny_data, tmp_path / "results.json", *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_source_of_a_chunk_is_silent(tmp_path):
+    songs = {}
+    for number in (1, 2, 3):
+        sources = tone_and_noise(number, 40_000)
+        sources["bass"][:30_000] = 0
+        songs[f"Track{number:05d}"] = ("test", sources)
+    songs["Track00002"][1]["drums"][:] = 0
+    songs["Track00004"] = ("test", tone_and_noise(4, 3_000))
+    manifest = load_manifest(write_data_set(tmp_path, songs))
+    chunks, left_out = choose_chunks(manifest, "test", 6, 4_000, 0, audio_io.is_silent)
+    assert left_out == ["Track00004", "Track00002"]
+    assert [chunk.track for chunk in chunks] == ["Track00001", "Track00003"] * 3
+    assert len({(chunk.track, chunk.start) for chunk in chunks}) == 6
+    for chunk in chunks:
+        assert not any(audio_io.is_silent(x) for x in chunk.sources.values())
+        total = sum(0.5 * x for x in chunk.sources.values())
+        torch.testing.assert_close(chunk.mixture, total, atol=1e-6, rtol=0)
+    again, _ = choose_chunks(manifest, "test", 6, 4_000, 0, audio_io.is_silent)
+    assert [c.start for c in again] == [c.start for c in chunks]
+    other, _ = choose_chunks(manifest, "test", 6, 4_000, 1, audio_io.is_silent)
+    assert [c.start for c in other] != [c.start for c in chunks]
+    with pytest.raises(ValueError, match="in which no source is silent"):
+        choose_chunks(manifest, "test", 1, 4_000, 0, lambda x: True)

@@ -1,0 +1,83 @@
+"""Bootstrap intervals: known cases, coverage, missing values."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jukebox_core.separation.statistics import bootstrap_mean, paired_difference
+
+
+def test_mean_and_count_leave_nan_out():
+    interval = bootstrap_mean([1.0, math.nan, 3.0, 5.0])
+    assert interval.mean == 3.0 and interval.n == 3
+    assert 1.0 <= interval.low < 3.0 < interval.high <= 5.0
+
+
+def test_same_seed_same_interval():
+    values = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+def test_one_value_has_no_width_and_none_has_no_mean():
+    assert bootstrap_mean([2.5]) == (2.5, 2.5, 2.5, 1)
+    nothing = bootstrap_mean([math.nan])
+    assert nothing.n == 0 and math.isnan(nothing.mean) and math.isnan(nothing.low)
+    assert bootstrap_mean([]).n == 0
+
+
+def test_the_interval_agrees_with_the_normal_one_for_many_values():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=2_000)
+    interval = bootstrap_mean(values)
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    hits = 0
+    for _ in range(300):
+        interval = bootstrap_mean(generator.normal(size=40), resamples=1_000)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.89 <= hits / 300 <= 0.98
+
+
+def test_more_confidence_is_wider():
+    values = np.random.default_rng(0).normal(size=30)
+    narrow, wide = (bootstrap_mean(values, confidence=c) for c in (0.8, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_resamples_are_drawn_in_blocks_that_add_up():
+    values = np.random.default_rng(0).normal(size=5_000)
+    interval = bootstrap_mean(values, resamples=1_001)
+    assert interval.low < interval.mean < interval.high
+
+
+def test_paired_difference_takes_the_pairs_that_both_have():
+    first, second = [1.0, 5.0, math.nan, 4.0], [0.5, math.nan, 2.0, 2.0]
+    interval = paired_difference(first, second)
+    assert interval.mean == pytest.approx((0.5 + 2.0) / 2) and interval.n == 2
+
+
+def test_paired_difference_is_narrower_where_items_share_their_difficulty():
+    generator = np.random.default_rng(0)
+    difficulty = generator.normal(0, 5, size=30)
+    first = difficulty + 1 + 0.1 * generator.normal(size=30)
+    interval = paired_difference(first, difficulty)
+    alone = bootstrap_mean(first)
+    assert interval.low > 0.9
+    assert interval.high - interval.low < 0.1 * (alone.high - alone.low)
+
+
+def test_what_has_no_meaning_is_refused():
+    with pytest.raises(ValueError, match="pairs are wanted"):
+        paired_difference([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="1 of 2 values are infinite"):
+        bootstrap_mean([1.0, math.inf])
+    with pytest.raises(ValueError, match="confidence is 1"):
+        bootstrap_mean([1.0], confidence=1)
+    with pytest.raises(ValueError, match="resamples 0"):
+        bootstrap_mean([1.0], resamples=0)

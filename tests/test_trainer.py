@@ -1,0 +1,443 @@
+"""The training loop: its formulas, and that interrupted runs end as uninterrupted ones."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from jukebox_core.checkpoints import load_meta, load_state, open_run, save_meta
+from jukebox_core.config import PRESETS, Bandwidths, LossConfig, OptimConfig, TrainConfig
+from jukebox_core.datasets import Batches
+from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.runtime import make_fabric, seed_everything
+from jukebox_core.tracking import CsvTracker, Trackers, read_metrics
+from jukebox_core.trainer import CollapseWatch, Trainer
+from jukebox_core.vqvae.model import VQVAE
+from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
+
+TRAIN = TrainConfig(
+    steps=8,
+    batch_size=4,
+    crop=16,
+    log_every=3,
+    validate_every=4,
+    validate_batches=2,
+    checkpoint_every=5,
+)
+OPTIM = OptimConfig(lr=1e-2, warmup_steps=4, decay_steps=3, weight_decay=0.1, ema_decay=0.9)
+
+
+class Noise:
+    """Items [1, crop] of noise, by index alone."""
+
+    rows = 1
+
+    def __init__(self, crop=16, scale=1.0):
+        self._crop = crop
+        self._scale = scale
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return self._scale * torch.randn(1, self._crop, generator=generator)
+
+
+class Toy(nn.Module):
+    """Squared error of a linear map, with dropout, a buffer, and NaN at chosen calls."""
+
+    def __init__(self, nan_at=()):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.dropout = nn.Dropout(0.3)
+        self.register_buffer("seen", torch.zeros(()))
+        self.calls = 0
+        self.nan_at = nan_at
+
+    def forward(self, batch, generator=None):
+        if self.training:
+            self.calls += 1
+            self.seen += batch.sum() + torch.randn((), generator=generator)
+        loss = (self.linear(self.dropout(batch)) - batch).square().mean()
+        if self.training and self.calls in self.nan_at:
+            loss = loss * math.nan
+            self.seen += math.nan
+        return ObjectiveOutput(loss, {"twice": 2 * loss.detach()})
+
+
+class Recorder(Trackers):
+    """Keeps what is logged; sends a signal when the training metrics of a step come."""
+
+    def __init__(self, parts=(), kill_at=None, number=signal.SIGTERM):
+        super().__init__(parts)
+        self.rows, self.warnings = [], []
+        self._kill_at = kill_at
+        self._number = number
+
+    def log(self, step, epoch, split, metrics):
+        super().log(step, epoch, split, metrics)
+        self.rows.append((step, epoch, split, dict(metrics)))
+        if (step, split) == (self._kill_at, "train"):
+            os.kill(os.getpid(), self._number)
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+def toy_run(folder, train=TRAIN, optim=OPTIM, tracker=None, toy=None, **kwargs):
+    seed_everything(0)
+    toy = toy or Toy()
+    trainer = Trainer(
+        make_fabric("cpu"), optim, train, folder, meta={"kind": "toy"}, tracker=tracker, **kwargs
+    )
+    batches = Batches(Noise(), train.batch_size)
+    result = trainer.fit(toy, toy, batches, batches, samples_per_epoch=640)
+    return toy, result
+
+
+def assert_same_run(one, two):
+    """The same weights, the same training state (but for the time it took), bit by bit."""
+    a, b = (load_file(folder / "weights.safetensors") for folder in (one, two))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    a, b = (load_state(folder) for folder in (one, two))
+    for state in (a, b):
+        del state["elapsed"]
+        for metrics in state["metrics"].values():
+            metrics.pop("steps_per_second", None)
+    a, b = flat(a), flat(b)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert value == b[name], name
+
+
+def flat(value, name=""):
+    """{path: leaf} of nested containers, tensors as lists."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, inner in value.items() for k, v in flat(inner, f"{name}/{key}").items()
+        }
+    if isinstance(value, list | tuple):
+        return flat(dict(enumerate(value)), name)
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value}
+
+
+@pytest.mark.parametrize("stop_at", (3, 4, 6))
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, stop_at, number, capsys):
+    train = dataclasses.replace(TRAIN, log_every=1, checkpoint_every=100)
+    toy_run(tmp_path / "whole", train)
+    with pytest.raises(SystemExit) as stopped:
+        toy_run(tmp_path / "parts", train, tracker=Recorder(kill_at=stop_at, number=number))
+    assert stopped.value.code == 128 + number
+    message = capsys.readouterr().err
+    # the signal comes while the step is logged, so the next step is the last
+    assert message.count("\n") == 1 and f"at step {stop_at + 1}" in message
+    assert load_meta(tmp_path / "parts")["step"] == stop_at + 1
+    assert not load_meta(tmp_path / "parts")["finished"]
+    _, result = toy_run(tmp_path / "parts", train)
+    assert result.step == 8 and load_meta(tmp_path / "parts")["finished"]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_killed_between_checkpoints_is_bit_identical_with_the_same_log(tmp_path):
+    """A kill without warning: what came after the last checkpoint is made again."""
+
+    class Killed(Exception):
+        pass
+
+    class Kill(Recorder):
+        def log(self, step, epoch, split, metrics):
+            super().log(step, epoch, split, metrics)
+            if step == 6:
+                raise Killed
+
+    train = dataclasses.replace(TRAIN, log_every=2)
+    toy_run(tmp_path / "whole", train, tracker=Trackers([CsvTracker(tmp_path / "whole")]))
+    with pytest.raises(Killed):
+        toy_run(tmp_path / "parts", train, tracker=Kill([CsvTracker(tmp_path / "parts")]))
+    assert load_meta(tmp_path / "parts")["step"] == 5
+    toy_run(tmp_path / "parts", train, tracker=Trackers([CsvTracker(tmp_path / "parts")]))
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    rows = [
+        [
+            row
+            for row in read_metrics(tmp_path / run / "metrics.csv")
+            if row[3] != "steps_per_second"
+        ]
+        for run in ("whole", "parts")
+    ]
+    assert rows[0] == rows[1]
+
+
+def codec_run(folder, steps=6, tracker=None):
+    seed_everything(0)
+    config = PRESETS["tiny"].vqvae
+    codec = VQVAE(config)
+    objective = ReconstructionObjective(codec, LossConfig(), Bandwidths(1.0, 0.01, 10.0))
+    train = TrainConfig(steps=steps, batch_size=2, crop=2048, log_every=1, checkpoint_every=100)
+    optim = OptimConfig(lr=1e-3, warmup_steps=2, decay_steps=4)
+    trainer = Trainer(make_fabric("cpu"), optim, train, folder, meta={}, tracker=tracker)
+    batches = Batches(Noise(2048, 0.1), 2)
+    trainer.fit(objective, codec, batches, samples_per_epoch=1000)
+    return codec
+
+
+def test_a_codec_resumes_bit_identically_with_its_codebook(tmp_path):
+    codec_run(tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        codec_run(tmp_path / "parts", tracker=Recorder(kill_at=2))
+    codec_run(tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_more_steps_continue_a_finished_run(tmp_path):
+    steady = dataclasses.replace(OPTIM, decay_steps=0)
+    toy_run(tmp_path / "whole", tracker=None, optim=steady)
+    toy_run(tmp_path / "parts", dataclasses.replace(TRAIN, steps=4), optim=steady)
+    state = load_state(tmp_path / "parts")
+    assert state["step"] == 4
+    toy_run(tmp_path / "parts", optim=steady)
+    a, b = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_equals_a_loop_written_by_hand(tmp_path):
+    """AdamW with clipping, schedule, averaging, buffers as they are, validation in eval mode."""
+    recorder = Recorder()
+    train = dataclasses.replace(TRAIN, log_every=1)
+    trained, _ = toy_run(tmp_path, train, tracker=recorder)
+
+    seed_everything(0)
+    toy = Toy()
+    own = torch.Generator().manual_seed(0)
+    groups = [
+        {"params": [toy.linear.weight], "weight_decay": 0.1},
+        {"params": [toy.linear.bias], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    average = [p.detach().clone() for p in toy.parameters()]
+    noise = Noise()
+    for step in range(8):
+        warm = min(1, (step + 1) / 4)
+        decay = 0.5 * (1 - math.cos(math.pi * min(1, (8 - step) / 3)))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * warm * decay
+        batch = torch.cat([noise[index] for index in range(4 * step, 4 * step + 4)])
+        loss = toy(batch, own).loss
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
+        optimizer.step()
+        logged = next(r[3] for r in recorder.rows if r[0] == step + 1 and r[2] == "train")
+        assert logged["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        assert logged["twice"] == pytest.approx(2 * loss.item(), rel=1e-6)
+        assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-6)
+        assert logged["lr"] == pytest.approx(1e-2 * warm * decay, rel=1e-12)
+        rate = min(0.9, (1 + step) / (10 + step))
+        average = [
+            rate * a + (1 - rate) * p.detach()
+            for a, p in zip(average, toy.parameters(), strict=True)
+        ]
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert torch.allclose(stored["linear.weight"], average[0], atol=1e-7)
+    assert torch.allclose(stored["linear.bias"], average[1], atol=1e-7)
+    assert torch.allclose(stored["seen"], toy.seen, rtol=1e-6)
+    assert torch.allclose(trained.linear.weight, toy.linear.weight, atol=1e-7)
+
+    with torch.no_grad():
+        for parameter, value in zip(toy.parameters(), average, strict=True):
+            parameter.copy_(value)
+        toy.eval()
+        losses = [
+            toy(torch.cat([noise[index] for index in range(4 * b, 4 * b + 4)])).loss.item()
+            for b in range(2)
+        ]
+    validated = [r for r in recorder.rows if r[2] == "validation"]
+    assert [r[0] for r in validated] == [4, 8]
+    assert validated[-1][3]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert validated[-1][1] == pytest.approx(8 * 4 * 16 / 640)
+
+
+def test_logged_metrics_are_means_since_the_last_log(tmp_path):
+    every, thirds = Recorder(), Recorder()
+    toy_run(tmp_path / "a", dataclasses.replace(TRAIN, log_every=1), tracker=every)
+    toy_run(tmp_path / "b", tracker=thirds)
+    losses = [r[3]["loss"] for r in every.rows if r[2] == "train"]
+    means = [r[3]["loss"] for r in thirds.rows if r[2] == "train"]
+    expected = [np.mean(losses[:3]), np.mean(losses[3:6]), np.mean(losses[6:])]
+    assert means == pytest.approx(expected, rel=1e-6)
+
+
+def test_accumulated_batches_give_the_same_gradient(tmp_path):
+    class Plain(Toy):
+        def forward(self, batch, generator=None):
+            loss = (self.linear(batch) - batch).square().mean()
+            return ObjectiveOutput(loss, {})
+
+    weights = []
+    for accumulate in (1, 2):
+        seed_everything(0)
+        toy = Plain()
+        trainer = Trainer(make_fabric("cpu"), OPTIM, TRAIN, tmp_path / str(accumulate), meta={})
+        batches = Batches(Noise(), 4, accumulate=accumulate)
+        trainer.fit(toy, toy, batches, samples_per_epoch=640)
+        weights.append(toy.linear.weight.detach())
+    assert torch.allclose(*weights, atol=1e-6)
+    assert not torch.equal(weights[0], Plain().linear.weight)
+
+
+@pytest.mark.parametrize("step", (0, 3, 50, 99, 100, 499, 500, 750, 999))
+def test_learning_rate_schedule(step):
+    config = OptimConfig(lr=2.0, warmup_steps=100, decay_steps=500)
+    expected = 2.0 * min(1, (step + 1) / 100)
+    if step > 500:
+        expected *= (1 + math.cos(math.pi * (step - 500) / 500)) / 2
+    assert learning_rate(config, step, 1000) == pytest.approx(expected)
+    constant = dataclasses.replace(config, decay_steps=0, warmup_steps=0)
+    assert learning_rate(constant, step, 1000) == 2.0
+
+
+def test_a_time_budget_moves_the_decay_forward():
+    config = OptimConfig(lr=1.0, warmup_steps=0, decay_steps=400)
+    assert learning_rate(config, 10, 1000, position=500) == 1.0
+    assert learning_rate(config, 10, 1000, position=800) == pytest.approx(0.5)
+    assert learning_rate(config, 900, 1000, position=800) == learning_rate(config, 900, 1000)
+    assert learning_rate(config, 10, 1000, position=1100) == 0.0
+
+
+def test_a_time_budget_ends_the_run_cleanly(tmp_path, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("jukebox_core.trainer.time.monotonic", lambda: float(next(clock)))
+    recorder = Recorder()
+    _, result = toy_run(tmp_path, tracker=recorder, max_seconds=10.0)
+    meta = load_meta(tmp_path)
+    assert 0 < result.step < 8 and meta["step"] == result.step
+    assert meta["finished"] and meta["elapsed"] >= 10
+    assert recorder.rows[-1][2] == "validation" and recorder.rows[-1][0] == result.step
+    assert open_run(tmp_path, {"kind": "toy"}, 8, 10.0) == "finished"
+    assert open_run(tmp_path, {"kind": "toy"}, 8, 1000.0) == "resume"
+    assert open_run(tmp_path, {"kind": "toy"}, 8) == "resume"
+    _, result = toy_run(tmp_path)
+    assert result.step == 8
+
+
+def test_steps_that_are_not_finite_change_nothing(tmp_path):
+    recorder = Recorder()
+    toy, result = toy_run(tmp_path, toy=Toy(nan_at=(3, 4)), tracker=recorder)
+    assert result.step == 8
+    assert all(torch.isfinite(value).all() for value in toy.state_dict().values())
+    assert recorder.warnings == [
+        f"step {step} skipped: its loss or gradient is not finite" for step in (3, 4)
+    ]
+    assert all(math.isfinite(v) for row in recorder.rows for v in row[3].values())
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
+    train = dataclasses.replace(TRAIN, steps=30)
+    with pytest.raises(ValueError, match="not finite for 10 steps in a row, up to step 16"):
+        toy_run(tmp_path, train, toy=Toy(nan_at=range(7, 100)))
+    assert load_meta(tmp_path)["step"] == 15
+    assert torch.isfinite(load_file(tmp_path / "weights.safetensors")["linear.weight"]).all()
+
+
+def test_the_average_can_be_switched_off_and_on():
+    layer = nn.Linear(2, 2)
+    off, on = WeightAverage(layer, 0.0), WeightAverage(layer, 0.9)
+    before = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight += 1
+    after = layer.weight.detach().clone()
+    off.update(0)
+    with off.applied():
+        assert torch.equal(layer.weight, after)
+    on.update(0)
+    with pytest.raises(RuntimeError), on.applied():
+        assert torch.allclose(layer.weight, 0.1 * before + 0.9 * after)
+        raise RuntimeError
+    assert torch.equal(layer.weight, after)
+    on.update(10_000)
+    assert torch.allclose(on.values[0], 0.9 * (0.1 * before + 0.9 * after) + 0.1 * after)
+
+
+def test_frozen_parameters_are_not_optimised():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    groups = build_optimizer(model, OPTIM, fused=False).param_groups
+    assert [[p.shape for p in g["params"]] for g in groups] == [[(2, 2)], [(2,)]]
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0]
+
+
+def test_a_collapsed_codebook_is_reported_once():
+    watch = CollapseWatch(100, patience=3)
+    usages = [2, 2, 50, 4, 4, 4, 4, 60, 1, 1, 1]
+    said = [watch({"usage": float(usage)}) is not None for usage in usages]
+    assert said == [False] * 5 + [True] + [False] * 4 + [True]
+    assert watch({"loss": 1.0}) is None and watch.low == 0
+
+
+def test_a_run_that_differs_is_named(tmp_path):
+    train = {"steps": 5, "crop": 16, "log_every": 1}
+    identity = {"config": {"l_bins": 512, "downs_t": (2, 2)}, "train": train, "kind": "vqvae"}
+    assert open_run(tmp_path, identity, 5) == "new"
+    save_meta(tmp_path, identity | {"step": 5, "elapsed": 1.0, "finished": True})
+    assert open_run(tmp_path, identity, 5) == "finished"
+    assert open_run(tmp_path, identity, 6) == "new", "no state to continue from"
+    (tmp_path / "state.pt").touch()
+    more = identity | {"train": train | {"steps": 6, "log_every": 9}}
+    assert open_run(tmp_path, more, 6) == "resume"
+    other = {"config": {"l_bins": 256, "downs_t": (2, 3)}, "train": train | {"crop": 8}}
+    with pytest.raises(ValueError) as error:
+        open_run(tmp_path, other, 5)
+    assert "config.l_bins is 512 there, 256 asked for" in str(error.value)
+    assert "config.downs_t is [2, 2] there, [2, 3] asked for" in str(error.value)
+    assert "train.crop is 16 there, 8 asked for" in str(error.value)
+    with pytest.raises(ValueError, match="source is None there, 'bass' asked for"):
+        open_run(tmp_path, {"source": "bass"}, 5)
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    toy_run(tmp_path, dataclasses.replace(TRAIN, steps=4))
+    with pytest.raises(ValueError, match="state.pt does not fit this run") as error:
+        other = Toy()
+        other.linear = nn.Linear(16, 16, bias=False)
+        toy_run(tmp_path, toy=other)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_that_are_not_finite_do_not_break_the_meta_data(tmp_path):
+    class Infinite(Toy):
+        def forward(self, batch, generator=None):
+            output = super().forward(batch, generator)
+            return output._replace(metrics={"bad": torch.tensor(math.inf)})
+
+    toy_run(tmp_path, toy=Infinite())
+    assert load_meta(tmp_path)["metrics"]["train"]["bad"] is None
+    json.loads((tmp_path / "meta.json").read_text())
+
+
+def test_devices_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match="device 'tpu' cannot be used here; there is .*cpu"):
+        make_fabric("tpu")
+    with pytest.raises(ValueError, match="16-mixed needs CUDA, the device is cpu"):
+        make_fabric("cpu", "16-mixed")
+
+
+def test_mixed_precision_keeps_the_targets_exact(tmp_path):
+    seen = []
+
+    class Looks(Toy):
+        def forward(self, batch, generator=None):
+            seen.append((batch.dtype, self.linear(batch).dtype))
+            return super().forward(batch, generator)
+
+    seed_everything(0)
+    toy = Looks()
+    trainer = Trainer(make_fabric("cpu", "bf16-mixed"), OPTIM, TRAIN, tmp_path, meta={})
+    trainer.fit(toy, toy, Batches(Noise(), 4), samples_per_epoch=640)
+    assert set(seen) == {(torch.float32, torch.bfloat16)}
+    assert toy.linear.weight.dtype == torch.float32
