@@ -35,7 +35,7 @@ class VQVAEConfig:
     multipliers: tuple[int, ...] = (2, 1, 1)
     revival_threshold: float = 1.0
     top_only: bool = False
-    """Build (and train) the top level alone: the same function for separation, a third of the cost."""
+    """Build and train the top level alone: the same separation for a third of the cost."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -241,8 +241,10 @@ _PAPER = Preset(
 )
 
 _DEMO = Preset(
-    # Stride 4 three times reaches the same hop of 64 as stride 2 six times, for a third of the work.
-    vqvae=VQVAEConfig(levels=1, downs_t=(3,), strides_t=(4,), l_bins=512, multipliers=(1,)),
+    # Stride 4 three times: the same hop of 64 as stride 2 six times, for a third of the work.
+    vqvae=VQVAEConfig(
+        levels=1, downs_t=(3,), strides_t=(4,), l_bins=512, emb_width=32, multipliers=(1,)
+    ),
     vqvae_train=TrainConfig(
         steps=500,
         batch_size=8,
@@ -254,11 +256,11 @@ _DEMO = Preset(
     ),
     vqvae_optim=OptimConfig(lr=2e-3, warmup_steps=50, decay_steps=250, ema_decay=0.99),
     prior=PriorConfig(
-        n_ctx=1024, l_bins=512, width=128, depth=6, blocks=16, m_attn=0.5, m_mlp=2.0
+        n_ctx=1024, l_bins=512, width=128, depth=4, blocks=16, m_attn=0.5, m_mlp=2.0, emb_width=32
     ),
     prior_train=TrainConfig(
-        steps=300,
-        batch_size=8,
+        steps=350,
+        batch_size=4,
         crop=65_536,
         log_every=10,
         validate_every=50,
@@ -266,9 +268,9 @@ _DEMO = Preset(
         checkpoint_every=50,
     ),
     prior_optim=OptimConfig(
-        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=150, ema_decay=0.98
+        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=200, ema_decay=0.98
     ),
-    candidates=24,
+    candidates=16,
 )
 
 PRESETS: Mapping[str, Preset] = {
@@ -333,4 +335,4 @@ PRESETS: Mapping[str, Preset] = {
     ),
 }
 """Named sizes: `tiny` (tests, seconds), `demo` (CPU, minutes), `small` (one modern GPU), `t4` (the
-paper's size fitted to 16 GB), `paper`, and `jukebox_5b` (OpenAI's codec, which LASS's weights use)."""
+paper's size fitted to 16 GB), `paper`, `jukebox_5b` (OpenAI's codec, which LASS's weights use)."""

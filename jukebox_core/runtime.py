@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "Precision",
@@ -60,10 +62,17 @@ def make_fabric(
         accelerator=name,
         devices=[int(index)] if index and name == "cuda" else devices,
         num_nodes=num_nodes,
-        # All ranks compute the same codebooks: nothing to broadcast.
-        strategy=DDPStrategy(broadcast_buffers=False) if many else "auto",
+        strategy=_ddp() if many else "auto",
         plugins=None if precision == "32" else [_KeepInputs(precision, name)],
     )
+
+
+def _ddp() -> DDPStrategy:
+    """Data parallel; all ranks compute the same codebooks, so buffers are not broadcast."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DDPStrategy(**options)
 
 
 def seed_everything(seed: int) -> None:

@@ -83,7 +83,7 @@ class Trainer:
             folder: the run folder.
             meta: what meta.json says besides step, metrics, elapsed and finished.
             tracker: receives the metrics; used on the first process alone.
-            max_seconds: stop after so much training time, all sessions of the run together.
+            max_seconds: stop after so much training time, all starts of the run together.
             collapse: looks at the training metrics of every log.
         """
         self._fabric = fabric

@@ -99,32 +99,35 @@ def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> C
 
     Args:
         path: the `.pth.tar`.
-        hps: hyper-parameters that the file lacks; they win over the file's.
+        hps: hyper-parameters that the file lacks.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, asks for more than data, or is not a checkpoint.
+        ValueError: it is damaged, asks for more than data, is not a checkpoint, or contradicts
+            the hyper-parameters given.
     """
     path = Path(path)
     content = read_torch(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise ValueError(f"{path} is not a checkpoint: expected a dictionary with an entry `model`")
     tensors = content["model"]
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
-            raise ValueError(f"{path} has {type(tensor).__name__} under {name}, expected a tensor")
+    _check_tensors(path, tensors)
     own = content.get("hps") or {}
     if not isinstance(own, dict):
         raise ValueError(f"{path} has hps of type {type(own).__name__}, expected a dictionary")
-    native = content.get("native") or {}
+    own = _plain(own)
+    for name, value in (hps or {}).items():
+        if own.get(name) is not None and own[name] != _plain(value):
+            raise ValueError(f"{path} has {name} {own[name]} in its hps, {value} was given")
     step = content.get("step", 0)
+    native_meta, native_tensors = _native_part(path, content.get("native"))
     return Checkpoint(
         path=path,
-        hps={**_plain(own), **(hps or {})},
+        hps={**own, **(hps or {})},
         tensors=without_prefixes(tensors),
         step=int(step) if isinstance(step, int | float | np.number) else 0,
-        native_meta=json.loads(native["meta"]) if "meta" in native else None,
-        native_tensors=dict(native.get("tensors", {})),
+        native_meta=native_meta,
+        native_tensors=native_tensors,
     )
 
 
@@ -150,7 +153,10 @@ def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
     with _named(checkpoint.path):
         config = codec_config(checkpoint.hps, checkpoint.tensors)
         native = codec_tensors(checkpoint.tensors, config, USAGE)
-        native |= checkpoint.native_tensors
+        for name, tensor in checkpoint.native_tensors.items():
+            if name not in native or native[name].shape != tensor.shape:
+                raise ValueError(f"its native part has an unfit tensor {name}")
+            native[name] = tensor
         meta = _meta("vqvae", config, checkpoint)
         return build_codec(native, config), meta
 
@@ -306,6 +312,28 @@ def _meta(kind: str, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def _check_tensors(path: Path, tensors: Mapping[Any, Any]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{path} has {type(tensor).__name__} under {name}, expected a tensor")
+        if not isinstance(name, str):
+            raise ValueError(f"{path} names a tensor {name!r}, expected text")
+
+
+def _native_part(path: Path, native: Any) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Meta data and tensors that an export from here added."""
+    if native is None:
+        return None, {}
+    try:
+        meta, tensors = json.loads(native["meta"]), dict(native["tensors"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a damaged entry `native`; remove it") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} has a damaged entry `native`; remove it")
+    _check_tensors(path, tensors)
+    return meta, tensors
+
+
 class _named:
     """Puts the file's name before the message of a ValueError."""
 
@@ -316,6 +344,8 @@ class _named:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TypeError | KeyError):
+            raise ValueError(f"{self._path}: a hyper-parameter is unusable ({error})") from error
         if isinstance(error, ValueError) and not str(error).startswith(str(self._path)):
             raise ValueError(f"{self._path}: {error}") from error
 

@@ -142,6 +142,11 @@ def prior_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior
     codebooks = _codebook_levels(tensors)
     if not table and not codebooks:
         raise ValueError("the tensor bottleneck.level_blocks.2.k (the top codebook) is missing")
+    if not table and get("level", max(codebooks)) != max(codebooks):
+        raise ValueError(
+            f"a prior of level {get('level')} is not implemented, only of the top level, "
+            f"{max(codebooks)}"
+        )
     emb_width = 64 if table else tensors[_codebook_name(max(codebooks))].shape[-1]
     config = PriorConfig(
         n_ctx=get("n_ctx"),

@@ -62,10 +62,11 @@ class OriginalAdam(torch.optim.Optimizer):
         correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
         size = group["lr"] * correction
         denominator = square.sqrt().add_(group["eps"])
-        decay = parameter * group["weight_decay"] if group["weight_decay"] else None
-        parameter.addcdiv_(mean, denominator, value=-size)
-        if decay is not None:
-            parameter.sub_(decay, alpha=size)
+        if group["weight_decay"]:
+            change = (mean / denominator).add_(parameter, alpha=group["weight_decay"])
+            parameter.add_(change, alpha=-size)
+        else:
+            parameter.addcdiv_(mean, denominator, value=-size)
 
 
 def lr_factor(

@@ -7,6 +7,7 @@ Counts are `sum_dist_N.npz` as `sparse` 0.13 writes a `[K, K, K]` array; code su
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -19,7 +20,16 @@ from jukebox_core.files import atomic_path
 
 __all__ = ["CountTable", "read_counts", "read_sums", "read_torch", "write_counts", "write_sums"]
 
-_DAMAGE = (RuntimeError, EOFError, KeyError, ValueError, TypeError, IndexError, AttributeError)
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    KeyError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+)
 _SCALAR = np.float64(0).__reduce__()[0]  # numpy's scalar constructor, whatever its module is called
 _ALLOWED: list[Any] = [
     np.dtype,
@@ -70,16 +80,19 @@ def read_counts(path: str | Path) -> CountTable:
         ValueError: it is damaged, holds pickled objects, or is not a table of counts.
     """
     path = _existing(path)
+    names = ("data", "coords", "shape", "fill_value")
     try:
         with np.load(path, allow_pickle=False) as file:
-            parts = {name: file[name] for name in ("data", "coords", "shape", "fill_value")}
-    except KeyError as error:
-        raise ValueError(
-            f"{path} lacks an array ({error.args[0]}); expected data, coords, shape, fill_value"
-        ) from None
+            missing = [name for name in names if name not in file.files]
+            parts = {} if missing else {name: file[name] for name in names}
     except Exception as error:  # zipfile, zlib and numpy each have their own
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged or not a counts file ({reason})") from error
+    if missing:
+        raise ValueError(
+            f"{path} is not a counts file: it lacks {', '.join(missing)}, expected the arrays "
+            f"{', '.join(names)}"
+        )
     coords, counts, shape = parts["coords"], parts["data"], parts["shape"].tolist()
     if len(shape) != 3 or len(set(shape)) != 1 or coords.shape != (3, counts.size):
         raise ValueError(
@@ -97,18 +110,24 @@ def read_counts(path: str | Path) -> CountTable:
     )
 
 
-def write_counts(path: str | Path, table: CountTable) -> None:
-    """Write `sum_dist_N.npz`, entries in ascending order of (first, second, mixture)."""
+def write_counts(
+    path: str | Path, table: CountTable, extra: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write `sum_dist_N.npz`, entries in ascending order of (first, second, mixture).
+
+    `extra` are further arrays, which the original programs do not look at.
+    """
     coords, counts = table.coords.cpu().numpy(), table.counts.cpu().numpy()
     order = np.lexsort(coords[::-1])
+    arrays: dict[str, Any] = {
+        "data": counts[order],
+        "shape": np.full(3, table.n_codes, dtype=np.int64),
+        "fill_value": np.array(0, dtype=np.int64),
+        "coords": coords[:, order],
+        **(extra or {}),
+    }
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file,
-            data=counts[order],
-            shape=np.full(3, table.n_codes, dtype=np.int64),
-            fill_value=np.int64(0),
-            coords=coords[:, order],
-        )
+        np.savez_compressed(file, **arrays)
 
 
 def read_sums(path: str | Path) -> Tensor:

@@ -10,14 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core import audio
 from jukebox_core.datasets import AudioCache, long_enough
 from jukebox_core.manifest import Track
 from jukebox_core.prior.codes import encode_long, encoder_reach
 from jukebox_core.vqvae.model import VQVAE
 
+__all__ = ["PairCounting", "Pairing", "Triples"]
+
 Pairing = Literal["song", "random", "both"]
 _SAME_SONG = {"song": 1.0, "random": 0.0, "both": 0.5}
+
+
+class Triples(NamedTuple):
+    """Codes of one iteration, each [pairs, crop]."""
+
+    first: np.ndarray
+    second: np.ndarray
+    mixture: np.ndarray
 
 
 class _Crop(NamedTuple):
@@ -30,9 +39,8 @@ class _Crop(NamedTuple):
 class PairCounting:
     """What is counted. Iteration i depends on the seed and on i alone.
 
-    Every song's sources are encoded once for each of `shifts` sub-code shifts; an iteration encodes
-    only the mixtures of `pairs` pairs of crops, with as much audio around them as the encoder sees,
-    so that the codes of sources and mixture are those of whole songs, free of edge effects.
+    All crops are encoded with as much audio around them as the encoder sees, so that their codes
+    are those of whole songs, free of edge effects, and a source's codes need encoding but once.
     """
 
     pairs: int = 8
@@ -42,8 +50,17 @@ class PairCounting:
     pairing: Pairing = "both"
     """Crops of one song at one time, of any two songs, or half of each."""
     shifts: int = 4
-    """Encodings of every song, moved by a fraction of a code against each other."""
+    """Positions of a crop within a code: more of them see more, fewer are encoded sooner."""
     seed: int = 0
+    """Of the draws; parts of a counting need a seed each."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("pairs", "crop", "shifts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected 0 or more")
 
     def iterate(
         self,
@@ -52,79 +69,126 @@ class PairCounting:
         alpha: Mapping[str, float],
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Codes [pairs, crop] of first source, second source and mixture, of every iteration.
+    ) -> Iterator[Triples]:
+        """The triples of every iteration.
 
         Args:
             codec: in eval mode.
-            tracks: the songs.
+            tracks: the songs; those too short for a crop and its surroundings are not used.
             alpha: {source: weight in the mixture}; two sources, in the order of the triples.
             start: first iteration.
             stop: iteration to stop before; None never stops.
 
         Raises:
-            ValueError: not two sources, or no song is long enough for a crop and its surroundings.
+            ValueError: not two sources, no song is long enough, or a code has fewer samples than
+                there are shifts.
         """
         if len(alpha) != 2:
             raise ValueError(f"triples count two sources, got {len(alpha)}: {', '.join(alpha)}")
-        hop = codec.config.hop
-        margin = -(-encoder_reach(codec.config) // hop)
-        songs = long_enough(tracks, (self.crop + 2 * margin + 2) * hop)
-        encoded = {name: [self._encode(codec, t, name) for t in songs] for name in alpha}
-        lengths = np.array([codes.shape[1] for codes in encoded[next(iter(alpha))]])
-        cache = AudioCache()
+        if self.shifts > codec.config.hop:
+            raise ValueError(f"{self.shifts} shifts; a code has but {codec.config.hop} samples")
+        songs = _Songs(codec, tracks, tuple(alpha), self)
+        whole = self._whole_songs_pay(songs, start, stop)
+        weights = torch.tensor(list(alpha.values())).view(2, 1, 1)
         iteration = start
         while stop is None or iteration < stop:
-            generator = np.random.default_rng((self.seed, iteration))
-            draws = [self._draw(generator, lengths, margin) for _ in range(self.pairs)]
-            mixture = torch.stack(
-                [
-                    sum(
-                        weight * self._read(cache, songs[c.song], name, c, margin, hop)
-                        for (name, weight), c in zip(alpha.items(), pair, strict=True)
-                    )
-                    for pair in draws
-                ]
-            )
-            with torch.no_grad():
-                mixed = codec.encode(mixture.to(codec.codebook.device))
-            sources = [
-                torch.stack(
-                    [encoded[name][c.song][c.shift, c.start : c.start + self.crop] for c in crops]
-                ).numpy()
-                for name, crops in zip(alpha, zip(*draws, strict=True), strict=True)
-            ]
-            yield sources[0], sources[1], mixed[:, margin : margin + self.crop].cpu().numpy()
+            pairs = self._draw(iteration, songs)
+            windows = songs.windows(pairs)  # [2, pairs, L]
+            mixture = songs.encode((weights * windows).sum(0))
+            if whole:
+                first, second = songs.codes(pairs)
+            else:
+                first, second = songs.encode(windows.flatten(0, 1)).reshape(2, *mixture.shape)
+            yield Triples(first, second, mixture)
             iteration += 1
 
-    def _encode(self, codec: VQVAE, track: Track, name: str) -> Tensor:
-        """int32 [shifts, T], the codes of one source of a song."""
-        waveform = audio.load(track.sources[name])[0][0]
-        hop = codec.config.hop
-        steps = len(waveform) // hop - 1  # the same number for every shift
-        moved = [waveform[self._offset(k, hop) :][: steps * hop] for k in range(self.shifts)]
-        return torch.stack([encode_long(codec, copy) for copy in moved]).int().cpu()
+    def _whole_songs_pay(self, songs: _Songs, start: int, stop: int | None) -> bool:
+        """Whether encoding all songs once takes less than encoding the crops of every iteration."""
+        if stop is None:
+            return True
+        per_pair = self.crop + 2 * songs.margin
+        return self.shifts * int(songs.lengths.sum()) <= (stop - start) * self.pairs * per_pair
 
-    def _draw(
-        self, generator: np.random.Generator, lengths: np.ndarray, margin: int
-    ) -> tuple[_Crop, _Crop]:
-        first = self._crop(generator, lengths, margin)
-        if generator.random() < _SAME_SONG[self.pairing]:
-            return first, first
-        return first, self._crop(generator, lengths, margin)
+    def _draw(self, iteration: int, songs: _Songs) -> tuple[list[_Crop], list[_Crop]]:
+        """The crops of the first and of the second source."""
+        generator = np.random.default_rng((self.seed, iteration))
+        first = [songs.draw(generator) for _ in range(self.pairs)]
+        same = generator.random(self.pairs) < _SAME_SONG[self.pairing]
+        second = [c if s else songs.draw(generator) for c, s in zip(first, same, strict=True)]
+        return first, second
 
-    def _crop(self, generator: np.random.Generator, lengths: np.ndarray, margin: int) -> _Crop:
-        song = int(generator.choice(len(lengths), p=lengths / lengths.sum()))
-        start = int(generator.integers(margin, lengths[song] - margin - self.crop + 1))
-        return _Crop(song, int(generator.integers(self.shifts)), start)
 
-    def _read(
-        self, cache: AudioCache, track: Track, name: str, crop: _Crop, margin: int, hop: int
-    ) -> Tensor:
-        """The crop's audio with `margin` codes around it, [(crop + 2 margin) * hop]."""
-        start = (crop.start - margin) * hop + self._offset(crop.shift, hop)
-        length = (self.crop + 2 * margin) * hop
-        return cache.read(track.sources[name], start, length, track.samples)
+class _Songs:
+    """The audio of the songs, and the codes of their sources as far as they were asked for."""
 
-    def _offset(self, shift: int, hop: int) -> int:
-        return shift * hop // self.shifts
+    def __init__(
+        self,
+        codec: VQVAE,
+        tracks: Sequence[Track],
+        sources: tuple[str, ...],
+        plan: PairCounting,
+    ):
+        self.margin = -(-encoder_reach(codec.config) // codec.config.hop)
+        self._hop = codec.config.hop
+        self._tracks = long_enough(tracks, (plan.crop + 2 * self.margin + 2) * self._hop)
+        self.lengths = np.array([track.samples // self._hop - 1 for track in self._tracks])
+        """Codes of every song, the same number for every shift."""
+        self._edges = np.cumsum(self.lengths) / self.lengths.sum()
+        self._codec = codec
+        self._sources = sources
+        self._plan = plan
+        self._audio = AudioCache()
+        self._codes: dict[tuple[str, int, int], np.ndarray] = {}  # source, song, shift
+        self._dtype = np.int16 if codec.config.l_bins <= 1 << 15 else np.int32
+
+    def draw(self, generator: np.random.Generator) -> _Crop:
+        """A place of a song, every song as likely as it is long."""
+        song = int(np.searchsorted(self._edges, generator.random(), "right"))
+        shift = int(generator.integers(self._plan.shifts))
+        last = int(self.lengths[song]) - self.margin - self._plan.crop
+        return _Crop(song, shift, int(generator.integers(self.margin, last + 1)))
+
+    def windows(self, pairs: tuple[list[_Crop], list[_Crop]]) -> Tensor:
+        """Audio [2, pairs, (crop + 2 margin) * hop] of the crops and their surroundings."""
+        length = (self._plan.crop + 2 * self.margin) * self._hop
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        self._read(name, c, (c.start - self.margin) * self._hop, length)
+                        for c in crops
+                    ]
+                )
+                for name, crops in zip(self._sources, pairs, strict=True)
+            ]
+        )
+
+    @torch.no_grad()
+    def encode(self, windows: Tensor) -> np.ndarray:
+        """Codes [B, crop] of crops with their surroundings [B, L]."""
+        device = self._codec.codebook.device
+        # On a CPU one by one: the activations of one stay in the cache, those of many do not.
+        parts = windows.split(1 if device.type == "cpu" else len(windows))
+        codes = torch.cat([self._codec.encode(part.to(device)) for part in parts])
+        return codes[:, self.margin : self.margin + self._plan.crop].cpu().numpy()
+
+    def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> list[np.ndarray]:
+        """Codes [pairs, crop] of the crops of either source, out of those of whole songs."""
+        return [
+            np.stack([self._song(name, c)[c.start : c.start + self._plan.crop] for c in crops])
+            for name, crops in zip(self._sources, pairs, strict=True)
+        ]
+
+    def _song(self, name: str, crop: _Crop) -> np.ndarray:
+        """All codes of a source of a song at a shift, encoded when first asked for."""
+        key = (name, crop.song, crop.shift)
+        if key not in self._codes:
+            waveform = self._read(name, crop, 0, int(self.lengths[crop.song]) * self._hop)
+            self._codes[key] = encode_long(self._codec, waveform).cpu().numpy().astype(self._dtype)
+        return self._codes[key]
+
+    def _read(self, name: str, crop: _Crop, start: int, length: int) -> Tensor:
+        """Samples [length] of a source, from `start` of the shifted song."""
+        track = self._tracks[crop.song]
+        offset = crop.shift * self._hop // self._plan.shifts
+        return self._audio.read(track.sources[name], offset + start, length, track.samples)

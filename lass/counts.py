@@ -2,27 +2,43 @@
 
 A triple is one int64 key, (mixture * K + first) * K + second, so sorted keys are grouped by the
 mixture code. Counting collects keys in a buffer of fixed size; a full buffer becomes a sorted run
-on disk, and runs are merged by streaming blocks. Memory is bounded whatever the number of triples.
+on disk, and runs are merged by streaming blocks, as are files. Memory is bounded whatever the
+number of triples; only `load_counts` holds a whole table.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jukebox_core.files import atomic_path, write_json
+from lass.runs import HELD, Block, SpoolRun, add_up, merged, write_run
+
+__all__ = [
+    "BUFFER",
+    "Counts",
+    "CountsFile",
+    "TripleCounter",
+    "count_triples",
+    "from_keys",
+    "load_counts",
+    "merge_counts",
+    "save_counts",
+    "save_keys",
+    "swap",
+    "symmetrise",
+    "to_keys",
+]
 
 BUFFER = 1 << 23
 """Triples held in memory before a run is written (64 MiB of keys)."""
-_BLOCK = 1 << 20  # keys read from each run at a time while merging
-_RUNS = 8  # runs on disk before they are merged into one
+_FAN = 8  # runs of one level before they become one of the next
 
 
 class Counts(NamedTuple):
@@ -42,12 +58,11 @@ class Counts(NamedTuple):
 
 def from_keys(n_codes: int, keys: np.ndarray, counts: np.ndarray) -> Counts:
     """Counts from sorted unique keys and how often each was seen."""
-    pairs = n_codes * n_codes
-    mixture = keys // pairs
+    mixture, first, second = _codes_of(n_codes, keys)
     return Counts(
         n_codes,
-        (keys // n_codes % n_codes).astype(np.int32),
-        (keys % n_codes).astype(np.int32),
+        first.astype(np.int32),
+        second.astype(np.int32),
         mixture.astype(np.int32),
         counts.astype(np.int64),
         np.searchsorted(mixture, np.arange(n_codes + 1)),
@@ -73,6 +88,13 @@ def to_keys(n_codes: int, first: np.ndarray, second: np.ndarray, mixture: np.nda
     return (mixture * n_codes + first) * n_codes + second
 
 
+def _codes_of(n_codes: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mixture, first and second codes of keys."""
+    pairs, second = np.divmod(keys, n_codes)
+    mixture, first = np.divmod(pairs, n_codes)
+    return mixture, first, second
+
+
 def count_triples(
     n_codes: int, first: np.ndarray, second: np.ndarray, mixture: np.ndarray
 ) -> Counts:
@@ -91,38 +113,21 @@ def symmetrise(counts: Counts) -> Counts:
             to_keys(k, counts.second, counts.first, counts.mixture),
         ]
     )
-    return from_keys(k, *_add_up(keys, np.concatenate([counts.counts, counts.counts])))
+    return from_keys(k, *add_up(keys, np.concatenate([counts.counts, counts.counts])))
 
 
 def swap(counts: Counts) -> Counts:
     """The same counts with first and second source exchanged."""
     keys = to_keys(counts.n_codes, counts.second, counts.first, counts.mixture)
-    return from_keys(counts.n_codes, *_add_up(keys, counts.counts))
-
-
-def merge_counts(parts: Sequence[Counts]) -> Counts:
-    """The sum of partial counts, for example of several processes."""
-    sizes = {part.n_codes for part in parts}
-    if len(sizes) != 1:
-        raise ValueError(f"cannot merge counts over {sorted(sizes)} codes: expected one size")
-    n_codes = sizes.pop()
-    keys = np.concatenate([to_keys(n_codes, p.first, p.second, p.mixture) for p in parts])
-    return from_keys(n_codes, *_add_up(keys, np.concatenate([p.counts for p in parts])))
-
-
-def _add_up(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted unique keys and the sums of their counts."""
-    order = np.argsort(keys, kind="stable")
-    keys, counts = keys[order], counts[order]
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    return keys[starts], np.add.reduceat(counts, starts) if len(starts) else counts
+    return from_keys(counts.n_codes, *add_up(keys, counts.counts))
 
 
 class TripleCounter:
     """Counts triples in bounded memory, and goes on where it was after an interruption.
 
-    The spool folder holds sorted runs (`run-N.npy`, [2, P] keys and counts) and `state.json`,
-    written by every flush: what was added since is lost with the process, nothing else.
+    The spool folder holds sorted runs and `state.json`, written by every flush: what was added
+    since is lost with the process, nothing else. A run's level is how often its keys were merged;
+    eight of a level become one of the next, so that n triples are rewritten O(log n) times.
     """
 
     def __init__(
@@ -142,100 +147,121 @@ class TripleCounter:
             settings: what the counts depend on; a spool of other settings is refused.
 
         Raises:
-            ValueError: the folder holds a counting with other settings.
+            ValueError: the buffer is empty, or the folder is damaged or holds a counting with other
+                settings.
         """
+        if buffer < 1:
+            raise ValueError(f"a buffer of {buffer} triples was asked for, expected 1 or more")
         self.n_codes = n_codes
         self.iterations = 0
+        """Iterations (calls of `add`) that are safe on disk."""
         self.triples = 0
+        """Their triples."""
         self._spool = Path(spool)
         self._buffer = np.empty(buffer, dtype=np.int64)
         self._filled = 0
-        self._pending_iterations = 0
-        self._runs: list[str] = []
+        self._pending = (0, 0)  # iterations and triples since the last flush
+        self._runs: list[tuple[int, str]] = []  # level and file name
         self._next = 0
         self._settings = json.loads(json.dumps({"n_codes": n_codes, **(settings or {})}))
         self._spool.mkdir(parents=True, exist_ok=True)
+        self._resume()
+
+    def _resume(self) -> None:
         state = self._spool / "state.json"
         if state.is_file():
-            self._resume(json.loads(state.read_text(encoding="utf-8")))
+            try:
+                stored = json.loads(state.read_text(encoding="utf-8"))
+                settings = stored["settings"]
+                self.iterations, self.triples = stored["iterations"], stored["triples"]
+                self._runs = [(level, name) for level, name in stored["runs"]]
+                self._next = stored["next"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{state} is damaged: delete {self._spool}") from error
+            differing = _differing(settings, self._settings)
+            if differing:
+                raise ValueError(
+                    f"{self._spool} holds a counting that was begun with {differing}: "
+                    "delete it to start afresh"
+                )
+            for _, name in self._runs:
+                if not (self._spool / name).is_file():
+                    raise ValueError(f"{self._spool} lacks {name}: delete it to start afresh")
+        known = {name for _, name in self._runs}
+        for stray in self._spool.glob("run-*"):  # written after the last flush
+            if stray.name not in known:
+                stray.unlink()
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        if state["settings"] != self._settings:
-            raise ValueError(
-                f"{self._spool} holds a counting with other settings ({state['settings']}, now "
-                f"{self._settings}): delete it to start afresh"
-            )
-        self.iterations, self.triples = state["iterations"], state["triples"]
-        self._runs, self._next = state["runs"], state["next"]
-        for stray in set(self._spool.glob("run-*.npy")) - {self._spool / r for r in self._runs}:
-            stray.unlink()
+    def adopt(self, file: CountsFile) -> None:
+        """Go on from finished counts, which a new spool starts with."""
+        write_run(self._new_run(1), merged([file]))
+        self.iterations += file.iterations
+        self.triples += sum(int(counts.sum()) for _, counts in merged([file]))
+        self._write_state()
 
     def add(self, first: np.ndarray, second: np.ndarray, mixture: np.ndarray) -> None:
         """Count one iteration's triples (arrays of one shape)."""
         keys = to_keys(self.n_codes, first, second, mixture)
-        self._pending_iterations += 1
-        while len(keys):
-            take = keys[: len(self._buffer) - self._filled]
-            self._buffer[self._filled : self._filled + len(take)] = take
-            self._filled += len(take)
-            keys = keys[len(take) :]
-            if self._filled == len(self._buffer) and len(keys):
-                self._write_run()
-        if self._filled == len(self._buffer):
-            self.flush()
+        size = len(self._buffer)
+        if self._filled + len(keys) > size:
+            self.flush()  # a flush between iterations: counting resumes at whole ones
+        for start in range(0, len(keys), size):
+            if start:  # more triples in one iteration than the buffer holds
+                self._spill()
+            part = keys[start : start + size]
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+        self._pending = (self._pending[0] + 1, self._pending[1] + len(keys))
 
     def flush(self) -> None:
         """Make everything added so far last."""
         if self._filled:
-            self._write_run()
-        self.iterations += self._pending_iterations
-        self._pending_iterations = 0
-        if len(self._runs) > _RUNS:
-            self._merge_runs()
+            self._spill()
+        self.iterations += self._pending[0]
+        self.triples += self._pending[1]
+        self._pending = (0, 0)
         self._write_state()
+        level = 0
+        while level <= max((run for run, _ in self._runs), default=-1):
+            if sum(run == level for run, _ in self._runs) >= _FAN:
+                self._merge(level, level + 1)
+            level += 1
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted unique keys and their counts, memory-mapped from the last run."""
+    def result(self) -> Block:
+        """All sorted unique keys and their counts, memory-mapped from one last run."""
         self.flush()
         if not self._runs:
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        top = max(level for level, _ in self._runs)
         if len(self._runs) > 1:
-            self._merge_runs()
-            self._write_state()
-        keys, counts = np.load(self._spool / self._runs[0], mmap_mode="r")
-        return keys, counts
+            self._merge(top, top + 1)
+        run = SpoolRun(self._spool / self._runs[0][1])
+        return run.read(0, len(run))
 
     def close(self) -> None:
         """Remove the spool folder."""
         shutil.rmtree(self._spool, ignore_errors=True)
 
-    def _write_run(self) -> None:
-        keys, counts = np.unique(self._buffer[: self._filled], return_counts=True)
-        self.triples += self._filled
+    def _spill(self) -> None:
+        """The buffer to a run of level 0."""
+        unique = np.unique(self._buffer[: self._filled], return_counts=True)
+        write_run(self._new_run(0), [unique])
         self._filled = 0
-        name = self._new_name()
-        with atomic_path(self._spool / name) as temporary:
-            np.save(temporary, np.stack([keys, counts.astype(np.int64)]))
-        self._runs.append(name)
 
-    def _merge_runs(self) -> None:
-        """Replace all runs by one, reading and writing a block at a time."""
-        name = self._new_name()
-        runs = [np.load(self._spool / run, mmap_mode="r") for run in self._runs]
-        size = sum(len(keys) for keys, _ in merged_blocks(runs, _BLOCK))
-        with atomic_path(self._spool / name) as temporary:
-            out = np.lib.format.open_memmap(temporary, "w+", dtype=np.int64, shape=(2, size))
-            at = 0
-            for keys, counts in merged_blocks(runs, _BLOCK):
-                out[0, at : at + len(keys)] = keys
-                out[1, at : at + len(keys)] = counts
-                at += len(keys)
-            out.flush()
-            del out
-        old, self._runs = self._runs, [name]
+    def _merge(self, highest: int, level: int) -> None:
+        """Replace the runs up to level `highest` by one of `level`."""
+        old = [name for run, name in self._runs if run <= highest]
+        runs = [SpoolRun(self._spool / name) for name in old]
+        self._runs = [run for run in self._runs if run[1] not in old]
+        write_run(self._new_run(level), merged(runs))
         self._write_state()
-        for run in old:
-            (self._spool / run).unlink(missing_ok=True)
+        for name in old:
+            (self._spool / name).unlink(missing_ok=True)
+
+    def _new_run(self, level: int) -> Path:
+        self._next += 1
+        self._runs.append((level, f"run-{self._next:06}"))
+        return self._spool / self._runs[-1][1]
 
     def _write_state(self) -> None:
         write_json(
@@ -249,47 +275,69 @@ class TripleCounter:
             },
         )
 
-    def _new_name(self) -> str:
-        self._next += 1
-        return f"run-{self._next:06}.npy"
 
-
-def merged_blocks(
-    runs: Sequence[np.ndarray], block: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Merge sorted runs [2, P_i] of keys and counts, a block at a time.
-
-    Each round takes, from every run, the keys up to the least of the blocks' last keys: all smaller
-    keys of all runs are then in hand, so a merged block is final. At most `block` keys of each run
-    are held.
-    """
-    positions = [0] * len(runs)
-    while True:
-        heads = [run[0, p : p + block] for run, p in zip(runs, positions, strict=True)]
-        live = [i for i, head in enumerate(heads) if len(head)]
-        if not live:
-            return
-        limit = min(heads[i][-1] for i in live)
-        keys, counts = [], []
-        for i in live:
-            stop = int(np.searchsorted(heads[i], limit, side="right"))
-            keys.append(np.array(heads[i][:stop]))
-            counts.append(np.array(runs[i][1, positions[i] : positions[i] + stop]))
-            positions[i] += stop
-        yield _add_up(np.concatenate(keys), np.concatenate(counts))
+def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`seed 1 (now 2), ...` of the settings that are not the same."""
+    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    return ", ".join(f"{name} {was.get(name)} (now {now.get(name)})" for name in names)
 
 
 def save_counts(path: Path, counts: Counts, metadata: Mapping[str, str]) -> None:
     """Write counts atomically. `metadata` names codec, sources and alpha (see `load_counts`)."""
-    tensors = {
-        "first": counts.first,
-        "second": counts.second,
-        "counts": counts.counts,
-        "offsets": counts.offsets.astype(np.int64),
+    keys = to_keys(counts.n_codes, counts.first, counts.second, counts.mixture)
+    save_keys(path, counts.n_codes, keys, counts.counts, metadata)
+
+
+def save_keys(
+    path: Path, n_codes: int, keys: np.ndarray, counts: np.ndarray, metadata: Mapping[str, str]
+) -> None:
+    """Write counts given as sorted unique keys, such as a counter's result, a part at a time."""
+    parts = range(0, len(keys), HELD)
+    blocks = ((keys[at : at + HELD], counts[at : at + HELD]) for at in parts)
+    _save_blocks(path, n_codes, len(keys), blocks, metadata)
+
+
+def _save_blocks(
+    path: Path,
+    n_codes: int,
+    size: int,
+    blocks: Iterable[Block],
+    metadata: Mapping[str, str],
+) -> None:
+    """A safetensors file written in parts: its own writer wants everything in memory, twice."""
+    shapes = {"counts": ("I64", size), "offsets": ("I64", n_codes + 1)}
+    shapes |= {"first": ("I32", size), "second": ("I32", size)}
+    header: dict[str, Any] = {
+        "__metadata__": {"kind": "counts", "n_codes": str(n_codes), **metadata}
     }
-    described = {"kind": "counts", "n_codes": str(counts.n_codes), **metadata}
-    with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), described)
+    end = 0
+    for name, (dtype, length) in shapes.items():
+        begin, end = end, end + length * (8 if dtype == "I64" else 4)
+        header[name] = {"dtype": dtype, "shape": [length], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    per_code = np.zeros(n_codes, np.int64)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        file.truncate(start + end)
+
+        def write(name: str, at: int, values: np.ndarray) -> None:
+            dtype = "<i8" if header[name]["dtype"] == "I64" else "<i4"
+            file.seek(start + header[name]["data_offsets"][0] + at * int(dtype[-1]))
+            file.write(values.astype(dtype).tobytes())
+
+        at = 0
+        for keys, counts in blocks:
+            mixture, first, second = _codes_of(n_codes, keys)
+            per_code += np.bincount(mixture, minlength=n_codes)
+            write("first", at, first)
+            write("second", at, second)
+            write("counts", at, counts)
+            at += len(keys)
+        write("offsets", 0, np.concatenate([[0], np.cumsum(per_code)]))
+        if at != size:
+            raise RuntimeError(f"{at} keys were written, {size} were announced")
 
 
 def load_counts(
@@ -306,24 +354,11 @@ def load_counts(
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, holds something else, or belongs to another codec or sources.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with scripts.count_sums")
-    try:
-        with safe_open(str(path), "numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != "counts":
-                raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, not counts")
-            first, second, seen, offsets = (
-                file.get_tensor(name) for name in ("first", "second", "counts", "offsets")
-            )
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable file of counts ({error})") from error
-    n_codes = int(metadata["n_codes"])
-    mixture = np.repeat(np.arange(n_codes, dtype=np.int32), np.diff(offsets))
-    counts = Counts(n_codes, first, second, mixture, seen, offsets)
+    file = CountsFile(path)
+    metadata = file.metadata
     if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
         raise ValueError(f"{path} was counted with another codec; run scripts.count_sums again")
+    counts = file.load()
     stored = tuple(metadata.get("sources", "").split())
     if sources is not None and stored and stored != tuple(sources):
         if stored != tuple(reversed(sources)):
@@ -331,3 +366,97 @@ def load_counts(
         counts = swap(counts)
         metadata["sources"] = " ".join(sources)
     return counts, metadata
+
+
+class CountsFile:
+    """An open file of counts, a `Run` that is read a part at a time."""
+
+    def __init__(self, path: Path):
+        """Open and check a file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or holds something else.
+        """
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path} is missing; make it with scripts.count_sums")
+        try:
+            self._file = safe_open(str(path), "numpy")
+            self.metadata: dict[str, str] = self._file.metadata() or {}
+            kind = self.metadata.get("kind", "no")
+            if kind != "counts":
+                raise ValueError(f"{path} holds {kind} data, not counts")
+            self.n_codes = int(self.metadata["n_codes"])
+            self.iterations = int(self.metadata.get("iterations", 0))
+            self._offsets = self._file.get_tensor("offsets")
+            sizes = {self._file.get_slice(n).get_shape()[0] for n in ("first", "second", "counts")}
+        except (SafetensorError, KeyError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a readable file of counts ({reason})") from error
+        if self._offsets.shape != (self.n_codes + 1,) or sizes != {int(self._offsets[-1])}:
+            raise ValueError(f"{path} is not a readable file of counts (its sizes disagree)")
+
+    def __len__(self) -> int:
+        return int(self._offsets[-1])
+
+    def load(self) -> Counts:
+        """Everything."""
+        first, second, counts = (
+            self._file.get_tensor(name) for name in ("first", "second", "counts")
+        )
+        codes = np.arange(self.n_codes, dtype=np.int32)
+        mixture = np.repeat(codes, np.diff(self._offsets))
+        return Counts(self.n_codes, first, second, mixture, counts, self._offsets)
+
+    def read(self, start: int, stop: int) -> Block:
+        """Keys and counts `start` to `stop`."""
+        start, stop = min(start, len(self)), min(stop, len(self))
+        first, second, counts = (
+            self._file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
+        )
+        mixture = np.searchsorted(self._offsets, np.arange(start, stop), side="right") - 1
+        return to_keys(self.n_codes, first, second, mixture), counts
+
+
+def merge_counts(files: Sequence[Path], output: Path) -> int:
+    """Add up files of counts into one, in bounded memory.
+
+    Args:
+        files: partial counts, with other seeds or of other songs.
+        output: file to write.
+
+    Returns:
+        The number of triples counted in all of them.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, they do not belong together, or two hold the same draws.
+    """
+    runs = [CountsFile(path) for path in files]
+    for name in ("n_codes", "codec", "sources", "alpha"):
+        values = {str(run.metadata.get(name)) for run in runs}
+        if len(values) != 1:
+            raise ValueError(f"the files to merge differ in {name}: {', '.join(sorted(values))}")
+    draws = [part for run in runs for part in run.metadata.get("counting", "").split(" + ")]
+    repeated = next((draw for draw in draws if draw and draws.count(draw) > 1), None)
+    if repeated:
+        raise ValueError(
+            f"two of the files to merge hold the same draws ({repeated}): count the parts with "
+            "a --seed each"
+        )
+    size = sum(len(keys) for keys, _ in merged(runs))
+    triples = 0
+
+    def blocks() -> Iterator[Block]:
+        nonlocal triples
+        for keys, counts in merged(runs):
+            triples += int(counts.sum())
+            yield keys, counts
+
+    metadata = runs[0].metadata | {
+        "iterations": str(sum(run.iterations for run in runs)),
+        "counting": " + ".join(draw for draw in draws if draw),
+    }
+    _save_blocks(output, runs[0].n_codes, size, blocks(), metadata)
+    return triples

@@ -19,7 +19,8 @@ class CountLikelihood:
     """weight * log(c[z1, z2, m] / sum_m c[z1, z2, m]) over the pairs counted with m.
 
     Pairs never seen with a mixture code have probability zero. A mixture code that was never seen
-    at all leaves the choice to the priors: all pairs score zero.
+    at all would stop the separation: it leaves the choice to the priors instead, all pairs score
+    zero, and `unseen` counts how often that was asked for.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class CountLikelihood:
             counts = symmetrise(counts)
         self.n_codes = counts.n_codes
         self.weight = weight
-        pair = counts.first.astype(np.int64) * counts.n_codes + counts.second
-        _, index = np.unique(pair, return_inverse=True)
-        totals = np.bincount(index, weights=counts.counts)[index] if len(pair) else counts.counts
-        log_p = np.log(counts.counts / totals)
+        self.unseen = 0
+        """How often a mixture code was asked for that was never counted."""
+        pairs = np.stack([counts.first, counts.second]).astype(np.int64)
+        index = pairs[0] * counts.n_codes + pairs[1]
+        totals = np.bincount(index, weights=counts.counts, minlength=counts.n_codes**2)  # [K * K]
+        log_p = np.log(counts.counts / totals[index])
         self._values = torch.from_numpy(weight * log_p).float().to(device)  # [P]
-        self._pairs = torch.from_numpy(np.stack([counts.first, counts.second]).astype(np.int64)).to(
-            device
-        )  # [2, P]
+        self._pairs = torch.from_numpy(pairs).to(device)  # [2, P]
         self._offsets = counts.offsets.tolist()
         self._flat: Tensor | None = None
 
@@ -66,6 +67,7 @@ class CountLikelihood:
         """The stored pairs [2, P] of a mixture code and their scores [P]."""
         start, stop = self._offsets[mixture_code], self._offsets[mixture_code + 1]
         if start == stop:
+            self.unseen += 1
             if self._flat is None:
                 self._flat = self._values.new_zeros(self.n_codes**2)
             return PairScores(self._flat)

@@ -1,4 +1,4 @@
-"""LQ-VAE (arXiv 2110.05313): a codec with a linear quantised latent space, a Gaussian likelihood."""
+"""LQ-VAE (arXiv 2110.05313): a codec with a linear latent space, a Gaussian likelihood."""
 
 from lqvae.likelihood import LatentGaussianLikelihood, build_likelihood
 from lqvae.objective import LinearisationObjective

@@ -53,9 +53,7 @@ class LinearisationObjective(ReconstructionObjective):
         linearisation = torch.stack(list(distances.values())).sum()
         commit_sum = torch.stack(commits).sum()
         loss = (
-            base.loss
-            + self.config.linearisation * linearisation
-            + self.config.commit * commit_sum
+            base.loss + self.config.linearisation * linearisation + self.config.commit * commit_sum
         )
         metrics = {f"latent_loss_l{level + 1}": d for level, d in distances.items()} | {
             "latent_loss": linearisation,

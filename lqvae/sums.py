@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -15,7 +17,6 @@ from jukebox_core.files import atomic_path
 ALPHA = (0.5, 0.5)
 
 
-@torch.no_grad()
 def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     """B(a0 e_i + a1 e_j) for all pairs: int64 [K, K], row i, column j.
 
@@ -26,19 +27,69 @@ def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     Args:
         codebook: [K, D].
         alpha: weights of the first and the second source.
+
+    Raises:
+        ValueError: the codebook is not [K, D] or not finite, or there are not two weights.
     """
-    codebook = codebook.double()
-    n_codes = codebook.shape[0]
-    norms = codebook.square().sum(1)
-    tolerance = 1e-9 * norms.max().clamp_min(1e-300)
-    products = codebook @ codebook.T  # [K, K]; |a0 e_i + a1 e_j - e_k|^2 needs nothing else
-    table = torch.empty(n_codes, n_codes, dtype=torch.int64)
-    for i in range(n_codes):
-        cross = alpha[0] * products[i] + alpha[1] * products  # [j, k]: (a0 e_i + a1 e_j) . e_k
-        distances = norms - 2 * cross  # up to |a0 e_i + a1 e_j|^2, the same for every k
-        ties = distances <= distances.min(1, keepdim=True).values + tolerance
-        table[i] = ties.int().argmax(1)
-    return table
+    if codebook.ndim != 2 or not torch.isfinite(codebook).all():
+        raise ValueError(f"codebook is {tuple(codebook.shape)}, expected [K, D] of finite numbers")
+    if len(alpha) != 2:
+        raise ValueError(f"alpha has {len(alpha)} weights, expected two")
+    search = _Search(codebook.detach().cpu().double().numpy(), (float(alpha[0]), float(alpha[1])))
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy works outside the GIL
+        rows = list(pool.map(search.row, range(len(codebook))))
+    table = np.stack(rows)
+    if search.symmetric:
+        table = np.triu(table) + np.triu(table, 1).T
+    return torch.from_numpy(table)
+
+
+class _Search:
+    """Nearest codes of weighted sums.
+
+    |a0 e_i + a1 e_j - e_k|^2, less what is the same for all k, is the sum of a function of (i, k)
+    and one of (j, k): two tables [K, K] do. They are searched in float32; whatever may be nearest
+    or tied, allowing for the rounding, is compared in float64.
+    """
+
+    _PART = 1 << 18  # elements searched at a time: they stay in the cache
+
+    def __init__(self, codebook: np.ndarray, alpha: tuple[float, float]):
+        self._alpha = alpha
+        self._norms = np.square(codebook).sum(1)
+        self._products = codebook @ codebook.T
+        self.symmetric = alpha[0] == alpha[1]
+        """Row i then holds the columns from i alone."""
+        scale = self._norms.max()
+        self._tolerance = 1e-9 * scale
+        # Either table is rounded once and so is their sum: three errors of half an ulp per value.
+        largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
+        self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
+        self._by_first = (self._norms - 2 * alpha[0] * self._products).astype(np.float32)
+        self._by_second = (-2 * alpha[1] * self._products).astype(np.float32)
+
+    def row(self, i: int) -> np.ndarray:
+        """int64 [K], the codes of the sums of code i and every code."""
+        n_codes = len(self._norms)
+        codes = np.zeros(n_codes, np.int64)
+        size = max(1, self._PART // n_codes)
+        for start in range(i if self.symmetric else 0, n_codes, size):
+            distances = self._by_first[i] + self._by_second[start : start + size]  # [j, k]
+            near = distances <= distances.min(1, keepdims=True) + self._slack
+            j, k = np.divmod(np.flatnonzero(near), n_codes)  # sorted by j, then k
+            codes[start : start + size] = self._nearest(i, start + j, k)
+        return codes
+
+    def _nearest(self, i: int, j: np.ndarray, k: np.ndarray) -> np.ndarray:
+        """Of the candidates k of every j, the one that is nearest in float64, lowest if tied."""
+        alpha, products = self._alpha, self._products
+        exact = self._norms[k] - 2 * (alpha[0] * products[i, k] + alpha[1] * products[j, k])
+        starts = np.flatnonzero(np.diff(j, prepend=-1))
+        least = np.minimum.reduceat(exact, starts)
+        least = np.repeat(least, np.diff(starts, append=len(j)))
+        return np.minimum.reduceat(
+            np.where(exact <= least + self._tolerance, k, len(self._norms)), starts
+        )
 
 
 def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from jukebox_core.separation import metrics
 from jukebox_core.separation.selection import Candidates
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
-from scripts._results import METRICS
+from scripts._results import METRICS, MUSEVAL
 
 _TRIES = 100  # random offsets in a song before it is searched from the beginning
 
@@ -59,7 +61,8 @@ def choose_chunks(
         silent: whether a source's chunk is silent; no source of a chunk may be.
 
     Returns:
-        The chunks, and the names of songs that were left out: too short, or with no such chunk.
+        The chunks, which do not overlap (so there may be fewer than wanted), and the names of songs
+        that were left out: too short, or with no such chunk.
 
     Raises:
         ValueError: the split has no usable song.
@@ -72,7 +75,7 @@ def choose_chunks(
     chunks: list[Chunk] = []
     while usable and len(chunks) < count:
         for track in list(usable)[: count - len(chunks)]:
-            taken = {chunk.start for chunk in chunks if chunk.track == track.name}
+            taken = [chunk.start for chunk in chunks if chunk.track == track.name]
             generator = np.random.default_rng([seed, len(chunks)])
             chunk = _cut(track, length, generator, silent, taken)
             if chunk is None:
@@ -89,15 +92,17 @@ def choose_chunks(
 
 
 def _cut(
-    track: Track, length: int, generator: np.random.Generator, silent: Silent, taken: set[int]
+    track: Track, length: int, generator: np.random.Generator, silent: Silent, taken: Sequence[int]
 ) -> Chunk | None:
-    """A chunk of a song at an offset not yet taken; None where all of it is silent or taken."""
+    """A chunk of a song that overlaps none taken before; None where all is silent or taken."""
     sources = {name: audio_io.load(path)[0][0] for name, path in track.sources.items()}
     last = track.samples - length
     random = (int(start) for start in generator.integers(last + 1, size=_TRIES))
     for start in [*random, *range(0, last + 1, max(1, length // 4))]:
+        if any(abs(start - other) < length for other in taken):
+            continue
         cut = {name: x[start : start + length].clone() for name, x in sources.items()}
-        if start not in taken and not any(silent(x) for x in cut.values()):
+        if not any(silent(x) for x in cut.values()):
             mixture = audio_io.load_segment(track.mixture, start, length)[0]
             return Chunk(track.name, start, mixture, cut)
     return None
@@ -206,9 +211,12 @@ def codec_round_trip(codec: VQVAE, chunk: Chunk) -> dict[str, Tensor]:
     }
 
 
-def values(chunk: Chunk, stems: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
+def values(
+    chunk: Chunk, stems: Mapping[str, Tensor], with_museval: bool = False
+) -> dict[str, dict[str, float | None]]:
     """{source: {metric: dB}}; None where there is no finite score."""
     found = {}
+    reference = museval_sdr(chunk.sources, stems) if with_museval else {}
     for name, truth in chunk.sources.items():
         estimate = stems[name]
         scores = {
@@ -218,14 +226,53 @@ def values(chunk: Chunk, stems: Mapping[str, Tensor]) -> dict[str, dict[str, flo
             "si_sdri": metrics.si_sdri(truth, estimate, chunk.mixture),
         }
         assert tuple(scores) == METRICS
+        if with_museval:
+            scores[MUSEVAL] = reference[name]
         found[name] = {
             metric: score.item() if score.isfinite() else None for metric, score in scores.items()
         }
     return found
 
 
-def entry(index: int, chunk: Chunk, method: str, found: Estimate) -> dict[str, Any]:
-    """One item of the JSON's `chunks`."""
+def museval_sdr(truth: Mapping[str, Tensor], stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Museval's own SDR: the reference that `sdr_seed` must equal, at seconds a call.
+
+    A score that museval refuses (a silent estimate) is NaN.
+    """
+    import museval  # takes seconds to import, and needs ffmpeg to do so
+
+    names, size = list(truth), metrics.SEED_WINDOW
+    references, estimates = (
+        torch.stack([x[name] for name in names]).double().unsqueeze(-1).numpy()
+        for x in (truth, stems)
+    )
+    if not (references.any((1, 2)).all() and estimates.any((1, 2)).all()):
+        return {name: torch.tensor(math.nan) for name in names}
+    frames = museval.evaluate(references, estimates, size, size, mode="v4")[0]  # [S, W]
+    scores = torch.from_numpy(np.where(np.isfinite(frames), frames, np.nan))
+    return dict(zip(names, scores.nanquantile(0.5, dim=1), strict=True))
+
+
+def check_museval() -> None:
+    """Raise ValueError where museval cannot be imported."""
+    tools = [name for name in ("ffmpeg", "ffprobe") if not shutil.which(name)]
+    if tools:
+        raise ValueError(
+            f"--museval needs {' and '.join(tools)} on the PATH: museval's import does"
+        )
+    if not importlib.util.find_spec("museval"):
+        raise ValueError("--museval needs the package museval: pip install museval")
+
+
+def entry(
+    index: int, chunk: Chunk, method: str, found: Estimate, with_museval: bool = False
+) -> dict[str, Any]:
+    """One item of the JSON's `chunks`; an estimate that is not finite is an error, not a gap."""
+    if not all(x.isfinite().all() for x in found.stems.values()):
+        raise ValueError(
+            f"{method} ({found.estimate}) gave NaN or infinite samples for {chunk.track} "
+            f"at sample {chunk.start}"
+        )
     return {
         "chunk": index,
         "track": chunk.track,
@@ -233,7 +280,7 @@ def entry(index: int, chunk: Chunk, method: str, found: Estimate) -> dict[str, A
         "method": method,
         "estimate": found.estimate,
         "refined": found.refined,
-        "values": values(chunk, found.stems),
+        "values": values(chunk, found.stems, with_museval),
     }
 
 
@@ -259,9 +306,11 @@ def with_alpha(chunks: Sequence[Chunk], alpha: Mapping[str, float]) -> None:
 __all__ = [
     "Chunk",
     "Estimate",
+    "check_museval",
     "choose_chunks",
     "codec_round_trip",
     "entry",
+    "museval_sdr",
     "silence_rule",
     "system_estimates",
     "values",

@@ -64,6 +64,17 @@ def loss_config(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
     return built, Bandwidths(**loss["bandwidth"])
 
 
+def make_objective(
+    cls: type[ReconstructionObjective], codec: VQVAE, info: dict[str, Any]
+) -> ReconstructionObjective:
+    """The objective of a side-car."""
+    loss, bandwidths = loss_config(info)
+    alpha = info.get("alpha", info["config"].get("alpha"))
+    if alpha is not None and issubclass(cls, LinearisationObjective):
+        return cls(codec, loss, bandwidths, alpha)
+    return cls(codec, loss, bandwidths)
+
+
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
     """[B, D, T] to [B, T, K], in float64."""
     return torch.cdist(latents.double().transpose(1, 2), codebook.double()).square()
@@ -105,7 +116,6 @@ def lqvae_loss(fixture: Fixture, report: Report) -> None:
 
 
 def _objective(fixture: Fixture, report: Report, cls: type[ReconstructionObjective]) -> None:
-    loss, bandwidths = loss_config(fixture.info)
     audio = fixture.tensor("in/x").squeeze(-1)
     for mode in ("eval", "train"):
         codec = codec_from(fixture).train(mode == "train")
@@ -118,7 +128,7 @@ def _objective(fixture: Fixture, report: Report, cls: type[ReconstructionObjecti
             decoded = {level: out.audio for level, out in codec(audio).items()}
             slack = _tie_slack(codec, audio) if cls is LinearisationObjective else {}
             codec.train(mode == "train")
-        objective = cls(codec, loss, bandwidths).train(mode == "train")
+        objective = make_objective(cls, codec, fixture.info).train(mode == "train")
         out = objective(audio)
         out.loss.backward()
         name = f"{cls.__name__} ({mode})"
@@ -238,7 +248,7 @@ def bottleneck_ema(fixture: Fixture, report: Report) -> None:
     """The codebook's exponential averages: updates, restarts, initialisation."""
     config = fixture.info["config"]
     for case, steps in fixture.info["cases"].items():
-        threshold = 1.0
+        threshold = config.get("threshold", 1.0)
         bottleneck = _Replayed(config["k_bins"], config["emb_width"], config["mu"], threshold)
         if f"{case}/before/k_elem" in fixture:
             bottleneck.restore_averages()
@@ -257,10 +267,15 @@ def _bottleneck_step(
     bottleneck.recorded = [wanted[k] for k in ("init_k_rand", "k_rand") if k in wanted]
     latents = wanted["x"].requires_grad_()
     torch.manual_seed(info["manual_seed"])
+    # The codebook that the codes are chosen from: an uninitialised one is drawn first.
+    before = wanted.get("init_k_rand", bottleneck.codebook.clone())
     out = bottleneck(latents)
     (0.5 * out.latents.sum() + out.commit).backward()
     name = "Bottleneck"
-    report.equal(f"{name} codes", out.codes, wanted["codes"])
+    distances = squared_distances(latents.detach(), before)
+    nearest = distances.topk(2, largest=False).values
+    margin = nearest[..., 1] - nearest[..., 0]
+    report.codes(f"{name} codes", out.codes, wanted["codes"], distances, margin)
     report.close(f"{name} latents", out.latents, wanted["x_d"])
     report.close(f"{name} metrics", out.commit, wanted["commit"])
     for key, value in wanted.items():

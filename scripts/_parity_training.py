@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.upstream_layout import codec_names, original_tensors, prior_names
 from jukebox_core.upstream_optim import (
@@ -19,11 +19,20 @@ from jukebox_core.upstream_optim import (
     clip_gradients,
     lr_factor,
 )
+from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
-from scripts._parity import TRAJECTORY, Fixture, Report, check, sub_config
-from scripts._parity_codec import codec_from, loss_config
+from scripts._parity import EXACT, TRAJECTORY, Fixture, Report, check, sub_config
+from scripts._parity_codec import codec_from, make_objective
 from scripts._parity_prior import prior_from
+from scripts._parity_start import (
+    drawn_codec,
+    drawn_prior,
+    recorded_by_reference,
+    sibling_info,
+)
+
+EXTRAPOLATION = 2e-2
 
 
 @check("optim_ema")
@@ -45,7 +54,8 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
         report.close("clip_gradients", norm, info["grad_norm"])
         report.close("clip_gradients", scale, info["scale"])
         optimizer.step()
-        report.close("OriginalAdam", parameter, fixture.tensor(f"out/p{step}"))
+        note = _shrink_as_recorded(parameter, fixture.tensor(f"out/p{step}"), config["mu"])
+        report.close("OriginalAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
         for name, average in averages.items():
             average.update()
             recorded = fixture.tensor(f"out/{name}{step}")
@@ -55,6 +65,21 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
         report.close("OriginalAdam moments", state[name], fixture.tensor(f"out/{name}"))
     _schedules(fixture, report)
     _loss_scale(fixture, report)
+
+
+@torch.no_grad()
+def _shrink_as_recorded(parameter: Tensor, recorded: Tensor, mu: float) -> str:
+    """Repeat what a recorded average did to its parameters, if it did.
+
+    The originals' average on the CPU starts as `parameters.cpu()`, which on the CPU is no copy: it
+    then averages the parameters with themselves, which takes (1 - mu)^2 of them away each step.
+    """
+    shrunk = parameter * mu
+    shrunk.add_(shrunk, alpha=1 - mu)
+    if (shrunk - recorded).abs().sum() >= (parameter - recorded).abs().sum():
+        return ""
+    parameter.copy_(shrunk)
+    return "after a CPU average that shared the parameters' memory took (1 - mu)^2 away"
 
 
 def _schedules(fixture: Fixture, report: Report) -> None:
@@ -85,24 +110,31 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
     usage = info["restore_k_num_tokens"] / codec.config.l_bins
     for level in codec.levels:
         codec.bottleneck(level).restore_averages(usage)
+    # The side-car names neither loss nor bandwidths: they are those of the loss fixture.
     plain = info["fork"] == "lass"
+    loss = info.get("loss_config") or sibling_info(fixture, "vqvae_loss").get("loss_config")
+    if loss is None:
+        report.fail("objective", "neither this side-car nor vqvae_loss.json has a loss_config")
+        return
     cls = ReconstructionObjective if plain else LinearisationObjective
-    objective = cls(codec, *_loss_of(info))
+    objective = make_objective(cls, codec, {**info, "loss_config": loss})
     audio = fixture.tensor("in/x").squeeze(-1)
+    names = codec_names(codec.config)
+    if recorded_by_reference(fixture):
+        native = {original: name for name, original in names.items()}
+        if not _go_back(fixture, report, codec, native, drawn_codec(fixture)):
+            codec.load_state_dict(_with_codebooks_after(fixture, codec), strict=False)
+            _last_loss(fixture, report, objective, audio)
+            return
     _trajectory(fixture, report, cls.__name__, objective, audio)
-    after = original_tensors(codec.state_dict(), codec_names(codec.config), turn=False)
+    after = original_tensors(codec.state_dict(), names, turn=False)
     _compare_weights(fixture, report, f"{cls.__name__} weights", after)
 
 
-def _loss_of(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
-    """The loss of a trajectory; a side-car without one used the defaults and unit bandwidths."""
-    if "loss_config" in info:
-        return loss_config(info)
-    config = info["config"]
-    loss = LossConfig(
-        commit=config["commit"], spectral=config["spectral"], multispectral=config["multispectral"]
-    )
-    return loss, Bandwidths()
+def _with_codebooks_after(fixture: Fixture, codec: VQVAE) -> dict[str, Tensor]:
+    native = {original: name for name, original in codec_names(codec.config).items()}
+    after = fixture.under("sd_after/")
+    return {native[name]: t for name, t in after.items() if name.startswith("bottleneck.")}
 
 
 @check("train_traj_prior_.+")
@@ -110,14 +142,57 @@ def train_traj_prior(fixture: Fixture, report: Report) -> None:
     """Prior training steps: loss and gradient norm of every step, weights after the last."""
     tensors = fixture.under("sd_before/")
     prior = prior_from(tensors, sub_config(fixture.info)).train()
-    _trajectory(
-        fixture, report, "PriorObjective", PriorObjective(None, prior), fixture.tensor("in/z")
-    )
+    objective, codes = PriorObjective(None, prior), fixture.tensor("in/z")
     levels = sum("bottleneck.level_blocks" in name for name in tensors)
     names = prior_names(prior.config, top=max(levels - 1, 0))
+    if recorded_by_reference(fixture):
+        native = {f"prior.{original}": name for name, original in names.items()}
+        if not _go_back(fixture, report, prior, native, drawn_prior(fixture)):
+            _last_loss(fixture, report, objective, codes)
+            return
+    _trajectory(fixture, report, "PriorObjective", objective, codes)
     after = original_tensors(prior.state_dict(), names, turn=True)
-    _compare_weights(
-        fixture, report, "PriorObjective weights", {f"prior.{n}": t for n, t in after.items()}
+    named = {f"prior.{name}": tensor for name, tensor in after.items()}
+    _compare_weights(fixture, report, "PriorObjective weights", named)
+
+
+@torch.no_grad()
+def _go_back(
+    fixture: Fixture,
+    report: Report,
+    model: nn.Module,
+    native: Mapping[str, str],
+    found: tuple[dict[str, Tensor], int] | None,
+) -> bool:
+    """Put a model back to a start that was drawn again; False where it was not found."""
+    if found is None:
+        return False
+    start, seed = found
+    state = model.state_dict()
+    for name, tensor in start.items():
+        own = state[native[name]]
+        own.copy_(tensor.T if name.endswith(".w") else tensor.reshape(own.shape))
+    text = "sd_before holds the weights after training; its start, drawn again from seed"
+    report.error("start", 0.0, EXACT, f"{text} {seed}")
+    return True
+
+
+def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Tensor) -> None:
+    """Without a start: the loss of the recorded end, against where the recorded losses lead."""
+    losses = [step["loss"] for step in fixture.info["steps"]]
+    for step, recorded in enumerate(fixture.info["steps"]):
+        rate = fixture.info["train"]["lr"] * lr_factor(step, fixture.info["train"]["lr_warmup"])
+        report.close("learning rate", rate, recorded["lr"])
+    expected = 3 * losses[-1] - 3 * losses[-2] + losses[-3] if len(losses) > 2 else losses[-1]
+    with torch.no_grad():
+        loss = objective(batch).loss
+    report.close(
+        "loss after the last step",
+        loss,
+        expected,
+        EXTRAPOLATION,
+        "sd_before holds the weights after training, and the start was not found: the loss there "
+        "against the recorded losses, extrapolated",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
 
 METRICS = ("sdr_seed", "sdr", "si_sdr", "si_sdri")
+MUSEVAL = "sdr_museval"  # a fifth, with --museval
 NAMES = {
     "mixture": "Mixture",
     "hpss": "HPSS",
@@ -64,7 +65,7 @@ def make_rows(
     rows = []
     for (method, estimate, refined), items in groups.items():
         for source in (*sources, "mean"):
-            for metric in METRICS:
+            for metric in items[0]["values"][sources[0]]:
                 per_chunk = [chunk_value(item, source, metric) for item in items]
                 interval = bootstrap_mean(per_chunk, seed=seed)
                 rows.append(
@@ -106,8 +107,14 @@ def series(
 def difference(
     results: Mapping[str, Any], first: str, second: str, source: str = "mean", metric: str = "sdr"
 ) -> Interval:
-    """The mean of `first - second` (selected, refined) over the chunks, paired."""
-    a, b = (series(results, method, "selected", True, source, metric) for method in (first, second))
+    """The mean of `first - second` over the chunks, paired: what each gives without the truth.
+
+    A system's estimate is refined, a baseline's (the mixture, HPSS) is as it is.
+    """
+    a, b = (
+        series(results, method, "selected", method in SYSTEMS, source, metric)
+        for method in (first, second)
+    )
     shared = sorted(set(a) & set(b))
     return paired_difference([a[i] for i in shared], [b[i] for i in shared])
 
@@ -185,10 +192,10 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
     meta = results["meta"]
     data = meta.get("data", {})
     title = (
-        f"{metric} in dB, mean and 95% interval over {data.get('chunks', '?')} chunks "
-        f"of {data.get('songs', '?')} songs"
+        f"{metric} in dB, mean and 95% interval; chunks: {data.get('chunks', '?')}, "
+        f"songs: {data.get('songs', '?')}"
     )
-    notes = [f"* original report: {SEED_NOTE}"]
+    notes = [f"* original report: {SEED_NOTE}", *meta.get("notes", [])]
     return "\n".join([title, "", *_aligned([head, *body]), "", *notes])
 
 

@@ -151,7 +151,7 @@ class TrainingItems(Items, Protocol):
     samples: int
 
 
-class Session:
+class Run:
     """One start of a training script: its flags, devices and seeds."""
 
     def __init__(self, args: TrainingArgs):

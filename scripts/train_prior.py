@@ -80,11 +80,11 @@ def fit_to_codec(config: PriorConfig, codec: str | None) -> PriorConfig:
 
 def train_prior(args: Args, command: str) -> None:
     """Train, or go on."""
-    session = training.Session(args)
-    codec = load_codec(args.vqvae, session.fabric.device)
-    data = session.open_data(codec.config.sample_rate)
+    run = training.Run(args)
+    codec = load_codec(args.vqvae, run.fabric.device)
+    data = run.open_data(codec.config.sample_rate)
     check(args, codec, data.manifest.sources)
-    identity = session.identity(data) | {
+    identity = run.identity(data) | {
         "kind": "prior",
         "source": args.source,
         "config": to_dict(args.prior),
@@ -92,9 +92,9 @@ def train_prior(args: Args, command: str) -> None:
         "codes_from": codes_from(args, data),
         "code_shifts": args.code_shifts,
     }
-    if session.already_finished(identity):
+    if run.already_finished(identity):
         return
-    crop, hop, seed = args.train.crop, codec.config.hop, session.train.seed
+    crop, hop, seed = args.train.crop, codec.config.hop, run.train.seed
 
     def items(tracks: list[Track], shifts: int) -> CodeDataset | CropDataset:
         if identity["codes_from"] == "audio":
@@ -107,14 +107,12 @@ def train_prior(args: Args, command: str) -> None:
     if args.prior.embedding == "codebook":
         prior.set_codebook(codec.codebook.cpu())
     prior.activation_checkpointing = args.activation_checkpointing
-    session.fit(
+    run.fit(
         PriorObjective(codec, prior),
         prior,
         items(data.train, args.code_shifts),
         lambda: items(data.validation, 1),
-        meta=identity
-        | session.meta(command)
-        | {"objective": load_meta(args.vqvae).get("objective")},
+        meta=identity | run.meta(command) | {"objective": load_meta(args.vqvae).get("objective")},
     )
 
 

@@ -72,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_codec(args: Args, command: str) -> None:
     """Train, or go on."""
-    session = training.Session(args)
-    data = session.open_data(args.vqvae.sample_rate)
+    run = training.Run(args)
+    data = run.open_data(args.vqvae.sample_rate)
     check(args, len(data.manifest.sources))
-    identity = session.identity(data) | {
+    identity = run.identity(data) | {
         "kind": "vqvae",
         "objective": args.objective,
         "config": to_dict(args.vqvae),
@@ -84,14 +84,14 @@ def train_codec(args: Args, command: str) -> None:
         "pairing": args.pairing,
         "augmentation": {"gain_db": args.gain_db, "polarity": args.polarity},
     }
-    if session.already_finished(identity):
+    if run.already_finished(identity):
         return
     plain = CropDataset(
         data.train,
         args.train_on,
         args.train.crop,
         data.manifest.alpha,
-        session.train.seed,
+        run.train.seed,
         args.skip_silent,
         args.pairing,
     )
@@ -103,12 +103,12 @@ def train_codec(args: Args, command: str) -> None:
         "reconstruction": lambda: ReconstructionObjective(codec, args.loss, bandwidths),
         "linearisation": lambda: LinearisationObjective(codec, args.loss, bandwidths, alpha),
     }
-    session.fit(
+    run.fit(
         build[args.objective](),
         codec,
         items,
         lambda: replace(plain, tracks=data.validation),
-        meta=identity | session.meta(command) | {"bandwidths": to_dict(bandwidths)},
+        meta=identity | run.meta(command) | {"bandwidths": to_dict(bandwidths)},
         collapse=CollapseWatch(args.vqvae.l_bins),
     )
 

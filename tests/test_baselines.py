@@ -66,3 +66,9 @@ def test_ideal_ratio_mask_is_the_refinement_with_the_truth(sources):
         assert torch.equal(x, expected[name]) and x.shape == mixture.shape
         assert sdr(sources[name], x) > sdr(sources[name], mixture) + 8
     torch.testing.assert_close(mix(estimates), mixture, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 100, 1_024, 2_049])
+def test_hpss_of_a_short_mixture_is_finite(length):
+    estimates = hpss(torch.randn(1, length), ALPHA)
+    assert all(x.shape == (1, length) and x.isfinite().all() for x in estimates.values())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,14 +13,15 @@ from jukebox_core import audio as audio_io
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.metrics import sdr
 from jukebox_core.separation.statistics import bootstrap_mean
-from scripts import count_sums, evaluate, precompute_sums
-from scripts._evaluation import choose_chunks
+from scripts import _evaluation_run, count_sums, evaluate, precompute_sums
+from scripts._evaluation import choose_chunks, museval_sdr
+from scripts._evaluation_run import Run
 from scripts._results import METRICS, chunk_value, difference
 from tests.conftest import tone_and_noise, write_data_set
 
 SOURCES = ("bass", "drums")
 ESTIMATES = {(e, r) for e in ("oracle", "selected", "single") for r in (False, True)}
-CODES = 64
+CODES = 128
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +63,7 @@ def results(folder):
     return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
 
 
-def items(results, method, estimate, refined):
+def items(results, method, estimate="oracle", refined=False):
     wanted = (method, estimate, refined)
     return [
         item
@@ -100,6 +102,14 @@ def test_meta_says_how_the_numbers_came_about(results, tiny_data):
     assert meta["command"].startswith("python -m scripts.evaluate --models")
     assert meta["machine"]["torch"] == torch.__version__ and meta["skipped_values"] == 0
     assert {"oracle", "selected", "single", "irm", "codec", "scale"} <= set(meta["definitions"])
+    assert data["generated"] is None  # nothing is claimed that the manifest does not say
+    described = meta["models"]
+    assert (described["lqvae"]["sigma"], described["lqvae"]["weight"]) == (0.4, None)
+    assert (described["hybrid"]["sigma"], described["hybrid"]["weight"]) == (None, 3.0)
+    assert any("several chunks per song" in note for note in meta["notes"])
+    for codec, value in meta["codec_sdr"].items():
+        assert value == np.mean([chunk_value(i, "mean", "sdr") for i in items(results, codec)])
+    assert set(meta["codec_sdr"]) == {"codec", "codec_lass"}
 
 
 def test_rows_are_the_means_of_the_chunks(results):
@@ -153,19 +163,22 @@ def test_examples_are_written_at_the_scores(results, folder):
     assert [example["chunk"] for example in examples] == [0, 1]
     for example in examples:
         files = example["files"]
-        assert set(files) == {"mixture", "truth", "lqvae", "lass", "hybrid"}
+        systems = {"lqvae", "lass", "hybrid"}
+        assert set(files) == {"mixture", "truth", *systems, *(f"{m}_oracle" for m in systems)}
         mixture, rate = audio_io.load(folder / files["mixture"])
         assert rate == 22_050
         for method in ("lqvae", "lass", "hybrid"):
             stems = {s: audio_io.load(folder / files[method][s])[0][0] for s in SOURCES}
             torch.testing.assert_close(sum(stems.values()), mixture[0], atol=1e-4, rtol=0)
-            item = items(results, method, "selected", True)[example["chunk"]]
-            for source, stem in stems.items():
-                truth = audio_io.load(folder / files["truth"][source])[0][0]
-                assert item["values"][source]["sdr"] == pytest.approx(
-                    sdr(truth, stem).item(), abs=1e-3
-                )
-    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 4 * 2)
+            best = {s: audio_io.load(folder / files[f"{method}_oracle"][s])[0][0] for s in SOURCES}
+            for played, estimate in ((stems, ("selected", True)), (best, ("oracle", False))):
+                item = items(results, method, *estimate)[example["chunk"]]
+                for source, stem in played.items():
+                    truth = audio_io.load(folder / files["truth"][source])[0][0]
+                    assert item["values"][source]["sdr"] == pytest.approx(
+                        sdr(truth, stem).item(), abs=1e-3
+                    )
+    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 7 * 2)
     assert soundfile.info(folder / examples[0]["files"]["mixture"]).subtype == "PCM_24"
 
 
@@ -197,13 +210,13 @@ def test_same_seed_same_numbers_and_a_stopped_run_goes_on(
     whole = json.loads((tmp_path / "whole.json").read_text())
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate._Run, "baselines", _stop)
+        patch.setattr(Run, "baselines", _stop)
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 130
     assert not (tmp_path / "stopped.json").exists()
     assert (tmp_path / "stopped.json.parts" / "lqvae.json").is_file()
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "system_estimates", _stop)  # it must not be done again
+        patch.setattr(_evaluation_run, "system_estimates", _stop)  # it must not be done again
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 0
     resumed = json.loads((tmp_path / "stopped.json").read_text())
     assert strip(resumed) == strip(whole)
@@ -220,16 +233,15 @@ def _stop(*_, **__):
 
 
 def test_parts_of_other_settings_are_not_taken(models, tiny_data, tmp_path, monkeypatch):
-    output = tmp_path / "results.json"
+    output, fresh = tmp_path / "results.json", tmp_path / "fresh.json"
+    flags = ["--methods", "lqvae"]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate._Run, "baselines", _stop)
-        assert run(models, tiny_data, output, "--methods", "lqvae") == 130
-    assert run(models, tiny_data, output, "--methods", "lqvae", "--temperature", "0.5") == 0
-    assert (
-        run(models, tiny_data, tmp_path / "b.json", "--methods", "lqvae", "--temperature", "0.5")
-        == 0
-    )
-    first, second = (json.loads(path.read_text()) for path in (output, tmp_path / "b.json"))
+        patch.setattr(Run, "baselines", _stop)
+        assert run(models, tiny_data, output, *flags) == 130
+    flags += ["--temperature", "0.5"]
+    assert run(models, tiny_data, output, *flags) == 0
+    assert run(models, tiny_data, fresh, *flags) == 0
+    first, second = (json.loads(path.read_text()) for path in (output, fresh))
     assert strip(first) == strip(second)
 
 
@@ -253,11 +265,18 @@ def test_bad_flags_are_one_line(models, tiny_data, tmp_path, capsys, flags, word
     assert not list(tmp_path.iterdir())
 
 
+def assert_apart(chunks, length):
+    """No two chunks of a song overlap."""
+    for name in {chunk.track for chunk in chunks}:
+        starts = sorted(chunk.start for chunk in chunks if chunk.track == name)
+        assert all(b - a >= length for a, b in zip(starts, starts[1:], strict=False))
+
+
 def test_no_source_of_a_chunk_is_silent(tmp_path):
     songs = {}
     for number in (1, 2, 3):
         sources = tone_and_noise(number, 40_000)
-        sources["bass"][:30_000] = 0
+        sources["bass"][:10_000] = 0
         songs[f"Track{number:05d}"] = ("test", sources)
     songs["Track00002"][1]["drums"][:] = 0
     songs["Track00004"] = ("test", tone_and_noise(4, 3_000))
@@ -265,7 +284,7 @@ def test_no_source_of_a_chunk_is_silent(tmp_path):
     chunks, left_out = choose_chunks(manifest, "test", 6, 4_000, 0, audio_io.is_silent)
     assert left_out == ["Track00004", "Track00002"]
     assert [chunk.track for chunk in chunks] == ["Track00001", "Track00003"] * 3
-    assert len({(chunk.track, chunk.start) for chunk in chunks}) == 6
+    assert_apart(chunks, 4_000)
     for chunk in chunks:
         assert not any(audio_io.is_silent(x) for x in chunk.sources.values())
         total = sum(0.5 * x for x in chunk.sources.values())
@@ -274,5 +293,49 @@ def test_no_source_of_a_chunk_is_silent(tmp_path):
     assert [c.start for c in again] == [c.start for c in chunks]
     other, _ = choose_chunks(manifest, "test", 6, 4_000, 1, audio_io.is_silent)
     assert [c.start for c in other] != [c.start for c in chunks]
+    few, left_out = choose_chunks(manifest, "test", 100, 12_000, 0, audio_io.is_silent)
+    assert 2 <= len(few) <= 2 * (40_000 // 12_000) and left_out == ["Track00004", "Track00002"]
+    assert_apart(few, 12_000)
     with pytest.raises(ValueError, match="in which no source is silent"):
         choose_chunks(manifest, "test", 1, 4_000, 0, lambda x: True)
+
+
+def test_fewer_chunks_than_asked_for_and_fewer_baselines_are_said(models, tiny_data, tmp_path):
+    flags = ["--methods", "lass", "--baselines", "mixture", "codec", "--examples", "0"]
+    assert run(models, tiny_data, tmp_path / "r.json", *flags, "--chunks", "1000") == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    count = results["meta"]["data"]["chunks"]
+    assert 2 < count < 1000
+    assert f"1000 chunks were asked for, the songs have {count}" in results["meta"]["notes"]
+    assert {row["method"] for row in results["rows"]} == {"lass", "mixture", "codec"}
+    assert results["meta"]["examples"] == [] and not (tmp_path / "r_audio").exists()
+    assert "codec is the codec of lass (reconstruction)" in results["meta"]["notes"]
+
+
+@pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    reason="museval imports only where ffmpeg and ffprobe are installed",
+)
+def test_museval_agrees_with_the_seed_score(models, tiny_data, tmp_path):
+    pytest.importorskip("museval")
+    flags = ["--methods", "lass", "--baselines", "mixture", "--museval", "--chunks", "1"]
+    assert run(models, tiny_data, tmp_path / "r.json", *flags, "--candidates", "2") == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {row["metric"] for row in results["rows"]} == {*METRICS, "sdr_museval"}
+    for item in results["chunks"]:
+        for value in item["values"].values():
+            assert value["sdr_museval"] == pytest.approx(value["sdr_seed"], abs=1e-6)
+
+
+def test_museval_refuses_silence_and_that_is_no_score():
+    pytest.importorskip("museval") if shutil.which("ffmpeg") else pytest.skip("no ffmpeg")
+    truth = tone_and_noise(1, 5_000)
+    scores = museval_sdr(truth, {"bass": truth["bass"], "drums": torch.zeros(5_000)})
+    assert all(score.isnan() for score in scores.values())
+
+
+def test_museval_without_its_tools_is_one_line(models, tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert run(models, tiny_data, tmp_path / "r.json", "--museval") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --museval needs ffmpeg and ffprobe on the PATH")

@@ -103,7 +103,8 @@ def test_linearisation_loss_equals_its_formula(alpha):
             latent = (nearest(summed) - nearest(encoded)).square().mean().item()
             commit = (nearest(summed) - summed).square().mean().item()
         if alpha != (0.5, 0.5):  # at equal weights ties make the nearest code a matter of rounding
-            assert out.metrics[f"latent_loss_l{level + 1}"].item() == pytest.approx(latent, rel=1e-4)
+            logged = out.metrics[f"latent_loss_l{level + 1}"].item()
+            assert logged == pytest.approx(latent, rel=1e-4)
         total += CONFIG.linearisation * latent + CONFIG.commit * commit
     assert out.loss.item() == pytest.approx(total, rel=1e-3 if alpha == (0.5, 0.5) else 2e-5)
 

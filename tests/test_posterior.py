@@ -16,9 +16,7 @@ def generator(seed=0):
 
 def problem(seed=0, spread=2.0):
     g = generator(seed)
-    log_p1, log_p2 = (
-        torch.log_softmax(spread * torch.randn(K, generator=g), -1) for _ in range(2)
-    )
+    log_p1, log_p2 = (torch.log_softmax(spread * torch.randn(K, generator=g), -1) for _ in range(2))
     return log_p1, log_p2, spread * torch.randn(K, K, generator=g)
 
 

@@ -26,7 +26,13 @@ def separator():
 
 @pytest.mark.parametrize(
     ("shape", "rate"),
-    [((9_000,), 22_050), ((2, 9_001), 44_100), ((3, 5_000), 48_000), ((1, 700), 8_000), ((50,), 22_050)],
+    [
+        ((9_000,), 22_050),
+        ((2, 9_001), 44_100),
+        ((3, 5_000), 48_000),
+        ((1, 700), 8_000),
+        ((50,), 22_050),
+    ],
 )
 def test_refined_stems_sum_to_the_mixture(separator, shape, rate):
     mixture = torch.randn(shape, generator=torch.Generator().manual_seed(1))

@@ -246,6 +246,27 @@ def test_a_prior_resumes_and_a_retrained_codec_is_noticed(tmp_path, tiny_data, t
     assert same_weights(run, family / "prior_drums")
 
 
+def test_two_processes_train_as_one(tmp_path, tiny_data, tiny_models):
+    """The same items per step, averaged gradients: the same prior but for rounding."""
+    family = tiny_models / "linearisation"
+    flags = prior_flags(family / "vqvae", tiny_data, tmp_path / "run", "--devices", "2")
+    command = [sys.executable, "-m", "scripts.train_prior", *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("step 6") == 1, "the first process alone speaks"
+    one, two = weights(family / "prior_bass"), weights(tmp_path / "run")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
+    rows = [
+        {
+            (r.step, r.split): r.value
+            for r in read_metrics(run / "metrics.csv")
+            if r.metric == "loss"
+        }
+        for run in (family / "prior_bass", tmp_path / "run")
+    ]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-4)
+
+
 def test_validation_falls_back_to_held_out_songs(tmp_path):
     songs = {f"Track{n:05d}": ("train", tone_and_noise(n, RATE)) for n in range(3)}
     data = write_data_set(tmp_path / "data", songs)

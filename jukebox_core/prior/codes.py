@@ -18,7 +18,8 @@ from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]
 
-WINDOW_SECONDS = 30
+WINDOW_SECONDS = {"cpu": 3, "cuda": 30}
+"""Encoded at once: what fits a CPU's cache takes half the time there, a GPU wants more."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,16 @@ def encode_songs(
 def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Tensor:
     """Top-level codes [T / hop] of a waveform [T] of any length, in windows of bounded memory.
 
-    The windows (30 s by default, counted in codes) overlap by as much as the encoder sees, so that
-    the codes are those of the whole waveform at once.
+    The windows (`window` codes; None: some seconds) are encoded with as much around them as the
+    encoder sees, so that the codes are those of the whole waveform at once.
     """
     config = codec.config
     hop = config.hop
     total = len(waveform) // hop
-    window = window or max(1, WINDOW_SECONDS * config.sample_rate // hop)
     context = -(-encoder_reach(config) // hop)
     device = codec.codebook.device
+    seconds = WINDOW_SECONDS.get(device.type, 10)
+    window = window or max(4 * context, seconds * config.sample_rate // hop)
     parts = []
     for start in range(0, total, window):
         stop = min(start + window, total)

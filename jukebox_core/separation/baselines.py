@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core.separation.refinement import RatioMask
@@ -39,10 +40,13 @@ def hpss(
     import librosa  # takes seconds to import
 
     (other,) = (name for name in alpha if name != percussive)
-    parts = [librosa.effects.hpss(x) for x in mixture.cpu().numpy()]
+    length = mixture.shape[-1]
+    # librosa gives NaN for less than a window of 2048 samples
+    padded = F.pad(mixture.cpu(), (0, max(0, 4096 - length)))
+    parts = [librosa.effects.hpss(x) for x in padded.numpy()]  # (harmonic, percussive) each
     stems = {
-        other: torch.stack([torch.from_numpy(harmonic) for harmonic, _ in parts]),
-        percussive: torch.stack([torch.from_numpy(drums) for _, drums in parts]),
+        name: torch.stack([torch.from_numpy(part[i][:length]) for part in parts])
+        for i, name in enumerate((other, percussive))
     }
     return {name: stems[name] / gain for name, gain in alpha.items()}
 

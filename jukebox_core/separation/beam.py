@@ -21,6 +21,8 @@ from jukebox_core.separation.sampling import Progress, check_parts
 
 __all__ = ["BeamSampler", "Best", "best_entries"]
 
+_ENTRIES = 1 << 23  # of the explicit joint, held at a time
+
 
 class Best(NamedTuple):
     """The k largest entries of a matrix, ascending: values, rows, columns, each [k]."""
@@ -164,6 +166,9 @@ class _Beams:
         values = scores.values.to(self.score.dtype)
         n = len(self.score)
         best = self._best(log_p1, log_p2, PairScores(values, scores.pairs))
+        if not len(best.values):
+            self.score.fill_(-math.inf)
+            return best.rows.new_zeros(n)
         if scores.pairs is None:
             width = log_p2.shape[1]
             pairs = [torch.div(best.columns, width, rounding_mode="floor"), best.columns % width]
@@ -181,21 +186,20 @@ class _Beams:
         return parents
 
     def _best(self, log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Best:
-        """The best continuations; the explicit joint of one beam at a time is held."""
+        """The best continuations; the explicit joint of a few beams at a time is held."""
         n = len(self.score)
-        nothing = self.score.new_zeros(0, dtype=torch.int64)
+        live = (self.score > -math.inf).nonzero().squeeze(1)
+        nothing = live.new_zeros(0)
         kept = Best(self.score.new_zeros(0), nothing, nothing)
-        for beam in (self.score > -math.inf).nonzero().flatten().tolist():
-            row = slice(beam, beam + 1)
-            joint = log_joint(log_p1[row], log_p2[row], scores) + self.score[beam]
+        for part in live.split(max(1, _ENTRIES // max(1, len(scores.values)))):
+            joint = log_joint(log_p1[part], log_p2[part], scores) + self.score[part].unsqueeze(1)
             if joint.numel() == 0:
                 continue
             found = best_entries(joint, n)
-            # Beams come one after the other: a stable sort keeps the lower beam first.
-            values = torch.cat([kept.values, found.values])
-            rows = torch.cat([kept.rows, torch.full_like(found.rows, beam)])
+            # Beams come in order, and what was kept is from lower ones: ties keep their order.
+            rows = torch.cat([kept.rows, part[found.rows]])
             columns = torch.cat([kept.columns, found.columns])
-            best = best_entries(values.unsqueeze(0), n)
+            best = best_entries(torch.cat([kept.values, found.values]).unsqueeze(0), n)
             kept = Best(best.values, rows[best.columns], columns[best.columns])
         possible = kept.values > -math.inf
         return Best(*(x[possible] for x in kept))

@@ -42,28 +42,60 @@ def draw(
 def draw_dense(
     log_p1: Tensor, log_p2: Tensor, table: Tensor, generator: torch.Generator | None = None
 ) -> Draw:
+    """The two-stage draw from a table of scores [K, K]; see `DenseTable`."""
+    return DenseTable(table).draw(log_p1, log_p2, generator)
+
+
+class DenseTable:
     """Two-stage draw: z1 from its marginal p1 * (W @ p2), then z2 from W[z1] * p2.
 
-    Needs N x K memory instead of the N x K x K of the joint. W = exp(table [K, K]) is scaled row by
-    row; candidates for which float32 may have lost mass all the same take the explicit joint.
+    Needs N x K memory instead of the N x K x K of the joint. W = exp(scores [K, K]) is scaled row
+    by row; candidates for which float32 may have lost mass all the same take the explicit joint.
     """
-    row_max = table.amax(dim=1)  # [K]
-    weights = torch.exp(table - row_max.unsqueeze(1))
-    sums = log_p2.exp() @ weights.T  # [N, K]
-    bound = log_p1 + row_max  # log-mass of row z1 is at most this
-    log_marginal = bound + sums.log()
-    lost = (sums < _FLOOR) & (
-        bound + math.log(_FLOOR)
-        > log_marginal.logsumexp(dim=1, keepdim=True).nan_to_num(nan=-math.inf) - _NEGLIGIBLE
-    )
-    first = categorical(log_marginal, generator)
-    second = categorical(table[first] + log_p2, generator)
-    if log_p1.device.type == "cpu" and bool(lost.any()):  # no wait for the device elsewhere
+
+    def __init__(self, scores: Tensor):
+        self.scores = scores
+        self._row_max = scores.amax(dim=1)  # [K]
+        self._weights = torch.exp(scores - self._row_max.unsqueeze(1))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the table and its weights."""
+        return self.scores.nbytes + self._weights.nbytes
+
+    def draw(
+        self, log_p1: Tensor, log_p2: Tensor, generator: torch.Generator | None = None
+    ) -> Draw:
+        """One pair of codes for each of N candidates, log-probabilities [N, K]."""
+        sums = log_p2.exp() @ self._weights.T  # [N, K]
+        bound = log_p1 + self._row_max  # log-mass of row z1 is at most this
+        log_marginal = bound + sums.log()
+        first = categorical(log_marginal, generator)
+        second = categorical(self.scores[first] + log_p2, generator)
+        if log_p1.device.type == "cpu":  # elsewhere the question would wait for the device
+            self._redraw_lost(log_p1, log_p2, sums, bound, log_marginal, (first, second), generator)
+        return Draw(first, second, self.scores[first, second])
+
+    def _redraw_lost(
+        self,
+        log_p1: Tensor,
+        log_p2: Tensor,
+        sums: Tensor,
+        bound: Tensor,
+        log_marginal: Tensor,
+        drawn: tuple[Tensor, Tensor],
+        generator: torch.Generator | None,
+    ) -> None:
+        """Draw from the float64 joint where rows whose sum underflowed may matter."""
+        underflown = sums < _FLOOR
+        if not bool(underflown.any()):
+            return
+        total = log_marginal.logsumexp(dim=1, keepdim=True).nan_to_num(nan=-math.inf)
+        lost = underflown & (bound + math.log(_FLOOR) > total - _NEGLIGIBLE)
         for n in lost.any(dim=1).nonzero().flatten().tolist():
-            joint = log_p1[n, :, None].double() + table.double() + log_p2[n].double()
+            joint = log_p1[n, :, None].double() + self.scores.double() + log_p2[n].double()
             flat = categorical(joint.flatten(), generator)
-            first[n], second[n] = flat // table.shape[1], flat % table.shape[1]
-    return Draw(first, second, table[first, second])
+            drawn[0][n], drawn[1][n] = flat // joint.shape[1], flat % joint.shape[1]
 
 
 def draw_sparse(
@@ -104,6 +136,18 @@ def keep_top_k(log_weights: Tensor, k: int) -> Tensor:
 
 
 def categorical(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Indices [...] drawn with probability ~ exp(log_weights [..., P]) (Gumbel-max)."""
-    exponential = torch.empty_like(log_weights).exponential_(generator=generator)
-    return (log_weights - exponential.log()).argmax(dim=-1)
+    """Indices [...] drawn with probability ~ exp(log_weights [..., P]).
+
+    By inversion of the cumulated weights, one uniform number a row. The sums are in float64, so
+    that no entry gains or loses by its place.
+    """
+    largest = log_weights.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
+    cumulated = torch.exp(log_weights - largest).cumsum(-1, dtype=torch.float64)
+    total = cumulated[..., -1:].contiguous()
+    uniform = torch.rand(
+        total.shape, generator=generator, dtype=torch.float64, device=log_weights.device
+    )
+    # `right` skips entries of weight zero; rounding must not lead beyond the last positive one.
+    drawn = torch.searchsorted(cumulated, uniform * total, right=True).squeeze(-1)
+    last = torch.searchsorted(cumulated, total).squeeze(-1)
+    return torch.minimum(drawn, last)

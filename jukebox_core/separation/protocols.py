@@ -1,4 +1,4 @@
-"""The interfaces that separation is written against; the methods differ by the objects passed in."""
+"""The interfaces that separation is written against; methods differ by the objects passed in."""
 
 from __future__ import annotations
 

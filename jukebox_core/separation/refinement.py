@@ -109,9 +109,7 @@ def _stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
     """[..., T] to complex [..., F, frames]; zeros outside, so that any length will do."""
     flat = audio.reshape(-1, audio.shape[-1])
     window = torch.hann_window(n_fft, device=audio.device)
-    spectrum = torch.stft(
-        flat, n_fft, hop, window=window, pad_mode="constant", return_complex=True
-    )
+    spectrum = torch.stft(flat, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
     return spectrum.reshape(*audio.shape[:-1], *spectrum.shape[-2:])
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.posterior import draw
+from jukebox_core.separation.posterior import DenseTable, Draw, draw_sparse
 from jukebox_core.separation.protocols import Likelihood, Prior, Separations
 
 Progress = Callable[[int, int], None]
@@ -55,7 +56,9 @@ class AncestralSampler:
         check_parts(priors, likelihood, mixture_codes)
         batch, steps = mixture_codes.shape
         host_codes = mixture_codes.tolist()  # the likelihood is looked up by host integers
-        caches = {name: prior.new_cache(batch * candidates, steps) for name, prior in priors.items()}
+        caches = {
+            name: prior.new_cache(batch * candidates, steps) for name, prior in priors.items()
+        }
         device = mixture_codes.device
         codes = {
             name: torch.empty(steps, batch, candidates, dtype=torch.int64, device=device)
@@ -64,6 +67,7 @@ class AncestralSampler:
         log_prior = {name: torch.zeros(batch, candidates, device=device) for name in priors}
         log_likelihood = torch.zeros(batch, candidates, device=device)
         last: dict[str, Tensor | None] = dict.fromkeys(priors)
+        tables = _Tables(likelihood)
         for step in range(steps):
             log_p = {
                 name: self._log_probabilities(prior.step(last[name], caches[name]))
@@ -71,7 +75,7 @@ class AncestralSampler:
             }  # {source: [B * N, K]}
             first, second = (p.view(batch, candidates, -1) for p in log_p.values())
             draws = [
-                draw(first[b], second[b], likelihood.scores(host_codes[b][step]), generator)
+                tables.draw(host_codes[b][step], first[b], second[b], generator)
                 for b in range(batch)
             ]
             log_likelihood += torch.stack([d.score for d in draws])
@@ -94,14 +98,37 @@ class AncestralSampler:
         return torch.log_softmax(logits.float() / self.temperature, dim=-1)
 
 
+class _Tables:
+    """Dense tables of mixture codes that come again, prepared once, within a budget of bytes."""
+
+    def __init__(self, likelihood: Likelihood, budget: int = 1 << 29):
+        self._likelihood = likelihood
+        self._budget = budget
+        self._kept: OrderedDict[int, DenseTable] = OrderedDict()
+
+    def draw(
+        self, mixture_code: int, log_p1: Tensor, log_p2: Tensor, generator: torch.Generator
+    ) -> Draw:
+        """One pair of codes for each of N candidates, log-probabilities [N, K]."""
+        table = self._kept.get(mixture_code)
+        if table is None:
+            scores = self._likelihood.scores(mixture_code)
+            if scores.pairs is not None:
+                return draw_sparse(log_p1, log_p2, scores.values, scores.pairs, generator)
+            table = DenseTable(scores.values.view(log_p1.shape[1], log_p2.shape[1]))
+            while self._kept and (len(self._kept) + 1) * table.nbytes > self._budget:
+                self._kept.popitem(last=False)
+            self._kept[mixture_code] = table
+        self._kept.move_to_end(mixture_code)
+        return table.draw(log_p1, log_p2, generator)
+
+
 def _stack(draws: list, name: str) -> Tensor:
     """[B, N] of one field of the chunks' draws."""
     return torch.stack([getattr(d, name) for d in draws])
 
 
-def check_parts(
-    priors: Mapping[str, Prior], likelihood: Likelihood, mixture_codes: Tensor
-) -> None:
+def check_parts(priors: Mapping[str, Prior], likelihood: Likelihood, mixture_codes: Tensor) -> None:
     """Raise ValueError unless two priors, the likelihood and the codes fit together."""
     if len(priors) != 2:
         raise ValueError(f"separation needs two priors, got {len(priors)}: {', '.join(priors)}")

@@ -39,9 +39,7 @@ def windows(length: int, window: int, overlap: int, multiple: int) -> list[Windo
         starts.pop()
     overlaps = [a + window - b for a, b in zip(starts, starts[1:], strict=False)]
     fades = [0, *(min(o, window // 2) for o in overlaps), 0]
-    return [
-        Window(start, start + window, fades[i], fades[i + 1]) for i, start in enumerate(starts)
-    ]
+    return [Window(start, start + window, fades[i], fades[i + 1]) for i, start in enumerate(starts)]
 
 
 class CrossFade:

@@ -1,0 +1,57 @@
+"""LASS's counts in the original file format.
+
+The originals count every triple for both orders of the sources. Counts of one order (ours) are
+written for both; the file carries them besides, in arrays `native_*` that the original programs do
+not look at, so that the way there and back is exact.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jukebox_core.upstream_tables import CountTable, read_counts, write_counts
+from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
+
+_PARTS = ("first", "second", "mixture", "counts")
+
+
+def read_original_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
+    """Counts of `sum_dist_N.npz`, and the metadata of those that were exported from here.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or not a table of counts.
+    """
+    table = read_counts(path)
+    with np.load(path, allow_pickle=False) as file:
+        if "native_metadata" in file.files:
+            first, second, mixture, counts = (file[f"native_{name}"] for name in _PARTS)
+            keys = to_keys(table.n_codes, first, second, mixture)
+            metadata = json.loads(str(file["native_metadata"]))
+            return from_keys(table.n_codes, keys, counts), metadata
+    keys = to_keys(table.n_codes, *table.coords.numpy())
+    order = keys.argsort(kind="stable")
+    if np.any(np.diff(keys[order]) == 0):
+        raise ValueError(f"{path} counts a triple twice; expected every triple once")
+    return from_keys(table.n_codes, keys[order], table.counts.numpy()[order]), {}
+
+
+def write_original_counts(
+    path: str | Path, counts: Counts, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write `sum_dist_N.npz`, every triple for both orders of the sources."""
+    swapped = swap(counts)
+    symmetric = all(np.array_equal(x, y) for x, y in zip(counts[1:], swapped[1:], strict=True))
+    both = counts if symmetric else symmetrise(counts)
+    coords = np.stack([both.first, both.second, both.mixture]).astype(np.int64)
+    table = CountTable(torch.from_numpy(coords), torch.from_numpy(both.counts), counts.n_codes)
+    extra = {}
+    if not symmetric or metadata:
+        extra = {f"native_{name}": getattr(counts, name) for name in _PARTS}
+        extra["native_metadata"] = np.array(json.dumps(dict(metadata or {})))
+    write_counts(path, table, extra)

@@ -1,0 +1,251 @@
+"""The methods of one evaluation: scored one after the other, each kept on disk once it is done."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from jukebox_core import audio as audio_io
+from jukebox_core.checkpoints import fingerprint
+from jukebox_core.files import sha256, write_json
+from jukebox_core.manifest import MANIFEST_NAME, Manifest
+from jukebox_core.separation import baselines
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.separator import Separator
+from scripts._evaluation import Chunk, Estimate, codec_round_trip, entry, system_estimates
+from scripts._evaluation_meta import describe_model, fingerprints
+from scripts._models import FAMILY, METHODS, Method
+
+if TYPE_CHECKING:
+    from scripts.evaluate import Args
+
+__all__ = ["Run"]
+
+_CODEC_ORDER: tuple[Method, ...] = ("hybrid", "lqvae", "lass")
+_PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}  # estimate: suffix of its examples
+
+
+@dataclass
+class Run:
+    """The methods done so far: kept in memory, and on disk until the results are written."""
+
+    args: Args
+    manifest: Manifest
+    chunks: list[Chunk]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        """Of the parts."""
+        return self.args.output.with_name(self.args.output.name + ".parts")
+
+    @property
+    def audio(self) -> Path:
+        """Of the examples."""
+        return self.args.output.with_name(self.args.output.stem + "_audio")
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The scores of all methods done."""
+        return [item for part in self.parts.values() for item in part["chunks"]]
+
+    def system(self, method: Method, separator: Separator) -> None:
+        """Score one of the three systems."""
+        settings = {
+            "models": fingerprints(self.args.models, method),
+            "described": describe_model(method, self.args, separator),
+            "batch": self.args.batch,
+            "device": separator.device.type,
+        }
+
+        def score() -> dict[str, Any]:
+            batch = self.args.batch or len(self.chunks)
+            items, seconds = [], 0.0
+            with tqdm(desc=method, unit="step", disable=None, leave=False) as bar:
+                found = system_estimates(separator, self.chunks, self.args.seed, batch, _bar(bar))
+                for i, (chunk, (time_taken, estimates)) in enumerate(
+                    zip(self.chunks, found, strict=True)
+                ):
+                    seconds += time_taken
+                    for estimate in estimates:
+                        items.append(self._entry(i, chunk, method, estimate))
+                        suffix = _PLAYED.get((estimate.estimate, estimate.refined))
+                        if suffix is not None:
+                            self._write_example(i, method + suffix, estimate.stems)
+            return {"chunks": items, "seconds_per_chunk": seconds / len(self.chunks)}
+
+        self._do(method, settings, score)
+
+    def baselines(self, separators: dict[Method, Separator]) -> None:
+        """Score what gives the systems' scores a meaning."""
+        wanted, alpha = self.args.baselines, self.manifest.alpha
+        for i, chunk in enumerate(self.chunks):
+            self._write_example(i, "truth", chunk.sources)
+            self._write_example(i, "", {"mixture": chunk.mixture})
+
+        def nothing(chunk: Chunk) -> dict[str, Tensor]:
+            return baselines.mixture_as_estimate(chunk.mixture, self.manifest.sources)
+
+        def percussive(chunk: Chunk) -> dict[str, Tensor]:
+            return _first(baselines.hpss(chunk.mixture[None], alpha))
+
+        def masked(chunk: Chunk) -> dict[str, Tensor]:
+            truth = {name: x[None] for name, x in chunk.sources.items()}
+            mask = RatioMask(power=self.args.mask_power)
+            return _first(baselines.ideal_ratio_mask(chunk.mixture[None], truth, alpha, mask))
+
+        if "mixture" in wanted:
+            self._baseline("mixture", "selected", {}, nothing)
+        if "hpss" in wanted and len(alpha) == 2 and "drums" in alpha:
+            self._baseline("hpss", "selected", {}, percussive)
+        elif "hpss" in wanted:
+            self.notes.append("hpss was left out: it needs drums and one more source")
+        if "codec" in wanted:
+            self._codecs(separators)
+        if "irm" in wanted:
+            self._baseline("irm", "oracle", {"mask_power": self.args.mask_power}, masked)
+
+    def examples(self) -> list[dict[str, Any]]:
+        """What was written for listening; paths are relative to the JSON's folder."""
+        groups = [m + suffix for m in self.args.methods for suffix in _PLAYED.values()]
+        described = []
+        for i, chunk in enumerate(self.chunks[: self.args.examples]):
+            files: dict[str, Any] = {"mixture": self._example(i, "", "mixture")}
+            for group in ("truth", *groups):
+                files[group] = {s: self._example(i, group, s) for s in self.manifest.sources}
+            described.append(
+                {"chunk": i, "track": chunk.track, "start": chunk.start, "files": files}
+            )
+        return described
+
+    def finish(self) -> None:
+        """Remove the parts, and examples that are not of this run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        known = {self.audio.parent / name for name in _strings(self.examples())}
+        for path in self.audio.glob("*.flac"):
+            if path not in known:
+                path.unlink()
+
+    def _codecs(self, separators: dict[Method, Separator]) -> None:
+        """The ceilings of the raw estimates: one codec, or two where the methods have two."""
+        families: dict[str, Method] = {}
+        for method in _CODEC_ORDER:
+            if method in separators:
+                families.setdefault(FAMILY[method], method)
+        for name, (family, method) in zip(("codec", "codec_lass"), families.items(), strict=False):
+            self._baseline(
+                name,
+                "oracle",
+                {"codec": fingerprint(self.args.models / family / "vqvae")},
+                functools.partial(codec_round_trip, separators[method].codec),
+            )
+            self.notes.append(f"{name} is the codec of {method} ({family})")
+
+    def _baseline(
+        self,
+        method: str,
+        estimate: str,
+        settings: dict[str, Any],
+        separate: Callable[[Chunk], dict[str, Tensor]],
+    ) -> None:
+        def score() -> dict[str, Any]:
+            items, seconds = [], 0.0
+            for i, chunk in enumerate(self.chunks):
+                began = time.perf_counter()
+                stems = separate(chunk)
+                seconds += time.perf_counter() - began
+                items.append(self._entry(i, chunk, method, Estimate(estimate, False, stems)))
+            timed = seconds / len(self.chunks) if method == "hpss" else None
+            return {"chunks": items, "seconds_per_chunk": timed}
+
+        self._do(method, settings, score)
+
+    def _entry(self, i: int, chunk: Chunk, method: str, found: Estimate) -> dict[str, Any]:
+        return entry(i, chunk, method, found, self.args.museval)
+
+    def _do(
+        self, method: str, settings: dict[str, Any], score: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Take a method's part from the disk where it was made with the same settings."""
+        everything = settings | {
+            "version": 2,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "data": sha256(self.args.data / MANIFEST_NAME),
+            "chunks": [[c.track, c.start, len(c.mixture)] for c in self.chunks],
+            "seed": self.args.seed,
+            "examples": self.args.examples,
+            "museval": self.args.museval,
+        }
+        key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+        path = self.folder / f"{method}.json"
+        part = _read_part(path)
+        if part.get("key") != key or not self._has_examples(method):
+            path.unlink(missing_ok=True)  # from here on its examples are another run's
+            part = {"key": key, **score()}
+            write_json(path, part)
+        self.parts[method] = json.loads(json.dumps(part))
+
+    def _has_examples(self, method: str) -> bool:
+        """Whether a system's audio is there; baselines have none."""
+        shown = range(min(self.args.examples, len(self.chunks)) if method in METHODS else 0)
+        names = [
+            self._example(i, method + suffix, source)
+            for i in shown
+            for suffix in _PLAYED.values()
+            for source in self.manifest.sources
+        ]
+        return all((self.audio.parent / name).is_file() for name in names)
+
+    def _write_example(self, i: int, group: str, stems: dict[str, Tensor]) -> None:
+        """Stems at the level at which they stand in the mixture, where 1.0 is full scale."""
+        if i >= self.args.examples:
+            return
+        for name, x in stems.items():
+            path = self.audio.parent / self._example(i, group, name)
+            audio_io.save(path, self.manifest.alpha.get(name, 1.0) * x, self.manifest.sample_rate)
+
+    def _example(self, i: int, group: str, name: str) -> str:
+        stem = "_".join(part for part in (f"{i:02d}", group, name) if part)
+        return f"{self.audio.name}/{stem}.flac"
+
+
+def _read_part(path: Path) -> dict[str, Any]:
+    """A stored part; empty where there is none that can be read."""
+    try:
+        part = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return part if isinstance(part, dict) else {}
+
+
+def _first(stems: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x[0] for name, x in stems.items()}
+
+
+def _strings(value: Any) -> list[str]:
+    """All strings inside."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in inner for text in _strings(item)]
+
+
+def _bar(bar: tqdm) -> Callable[[int, int], None]:
+    def update(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return update

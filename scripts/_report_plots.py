@@ -1,0 +1,132 @@
+"""Plots of the report as SVG or PNG, ready to stand in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.image
+
+matplotlib.use("Agg")
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from jukebox_core.tracking import Row
+from scripts._results import NAMES, SYSTEMS, series, sources_of
+
+COLOURS = {
+    "lqvae": "#d97706",
+    "lass": "#2563eb",
+    "hybrid": "#059669",
+    "mixture": "#9ca3af",
+    "hpss": "#a855f7",
+    "irm": "#64748b",
+    "codec": "#be185d",
+    "codec_lass": "#7c2d12",
+}
+_GREY = "#8a8f98"  # readable on white and on black
+
+
+def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
+    """SDR of the second source over that of the first, a point per chunk, a colour per method."""
+    sources = sources_of(results)
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    lines = [(method, estimate, refined) for method in SYSTEMS] + [("mixture", "selected", False)]
+    for method, chosen, masked in lines:
+        x, y = (series(results, method, chosen, masked, s, "sdr") for s in sources[:2])
+        if not x:
+            continue
+        colour = COLOURS[method]
+        axes.scatter(
+            [x[i] for i in x],
+            [y[i] for i in x],
+            s=14,
+            alpha=0.6,
+            color=colour,
+            marker="x" if method == "mixture" else "o",
+        )
+        axes.scatter(
+            np.nanmean(list(x.values())),
+            np.nanmean(list(y.values())),
+            s=110,
+            marker="X" if method == "mixture" else "D",
+            color=colour,
+            edgecolor="white",
+            label=NAMES[method],
+        )
+    axes.set_xlabel(f"{sources[0]} SDR (dB)")
+    axes.set_ylabel(f"{sources[1]} SDR (dB)")
+    axes.set_title(title)
+    _legend(axes)
+    return _svg(figure)
+
+
+def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") -> str:
+    """A metric over the steps, per run: thin for training, thick for validation."""
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    colours = ["#2563eb", "#d97706", "#059669", "#be185d"]
+    for (name, rows), colour in zip(runs.items(), colours * len(runs), strict=False):
+        for split, width in (("train", 0.8), ("validation", 2.0)):
+            points = [(r.step, r.value) for r in rows if (r.split, r.metric) == (split, metric)]
+            if points:
+                steps, values = zip(*points, strict=True)
+                dot = "." if len(points) == 1 else None
+                axes.plot(
+                    steps, values, color=colour, lw=width, marker=dot, label=f"{name} {split}"
+                )
+    positive = [v for line in axes.lines for v in np.asarray(line.get_ydata(), float)]
+    if positive and min(positive) > 0 and max(positive) > 20 * min(positive):
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel(metric)
+    axes.set_title(title)
+    _legend(axes)
+    return _svg(figure)
+
+
+def spectrogram(audio: Tensor, rate: int) -> str:
+    """Log-magnitude spectrogram of [T] as a data URI of a PNG: 80 dB, logarithmic frequency."""
+    n_fft, hop, rows = 2048, 512, 96
+    window = torch.hann_window(n_fft)
+    spectrum = torch.stft(
+        audio, n_fft, hop, window=window, pad_mode="constant", return_complex=True
+    ).abs()
+    # Full scale: of a sine at amplitude 1. A fixed range makes all pictures of a page comparable.
+    level = 20 * (spectrum / (n_fft / 4)).clamp_min(1e-6).log10()  # [F, frames]
+    wanted = np.geomspace(40, rate / 2, rows) / (rate / n_fft)
+    picture = level[torch.from_numpy(wanted.round().astype(int)).clamp(max=n_fft // 2)]
+    buffer = io.BytesIO()
+    matplotlib.image.imsave(
+        buffer, picture.flip(0).numpy(), cmap="magma", vmin=-90, vmax=-10, format="png"
+    )
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _legend(axes: Any) -> None:
+    for spine in axes.spines.values():
+        spine.set_color(_GREY)
+    axes.tick_params(colors=_GREY)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set_color(_GREY)
+    axes.grid(alpha=0.25)
+    axes.set_facecolor("none")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_GREY)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element with a transparent background and no reference outside."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    start, stop = text.find("<metadata>"), text.find("</metadata>")
+    return text if start < 0 else text[:start] + text[stop + len("</metadata>") :]

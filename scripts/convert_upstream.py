@@ -1,0 +1,182 @@
+r"""Convert files of the original systems to the native format, and back.
+
+    python -m scripts.convert_upstream --kind codec --input vqvae.pth.tar --output CODEC
+    python -m scripts.convert_upstream --kind prior --input bass.pth.tar --output PRIOR \
+        --vqvae CODEC --sources bass
+    python -m scripts.convert_upstream --kind counts --input sum_dist_9000.npz \
+        --output counts.safetensors --vqvae CODEC --sources bass drums
+    python -m scripts.convert_upstream --kind sums --input codebook_sum_precalc.pt \
+        --output sums.safetensors --vqvae CODEC
+
+With --back, INPUT is native and OUTPUT is written in the original format. Converted to a models
+folder's layout (README), the results work with scripts.separate: that is what --vqvae is for, which
+records the codec that priors and tables belong to.
+
+Priors of both formats are read (embeddings from a table, or of codebook vectors). A prior with
+codebook vectors holds all levels' codebooks: on the way back they come from the file that it was
+converted from, or else from --vqvae. Pickles are never opened to code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.upstream import (
+    export_codec,
+    export_prior,
+    import_codec,
+    import_prior,
+    read_checkpoint,
+)
+from jukebox_core.upstream_tables import read_sums, write_sums
+from jukebox_core.vqvae.model import VQVAE
+from lass.counts import load_counts, save_counts
+from lass.upstream import read_original_counts, write_original_counts
+from lqvae.sums import ALPHA, load_sums, save_sums
+from scripts._cli import program
+
+Kind = Literal["codec", "prior", "counts", "sums"]
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.convert_upstream."""
+
+    kind: Kind
+    """What INPUT holds."""
+    input: Path
+    """Original file; with --back, native run folder or file."""
+    output: Path
+    """Run folder (codec, prior) or file (counts, sums) to write; with --back, original file."""
+    back: bool = False
+    """Convert from the native to the original format."""
+    vqvae: Path | None = None
+    """Native run folder of the codec that a prior or a table belongs to."""
+    sources: tuple[str, ...] = ()
+    """The prior's source, or the two sources of the counts in the order of the priors."""
+    alpha: tuple[float, float] = ALPHA
+    """Weights of the sources in the mixture (code sums)."""
+    hps: Path | None = None
+    """JSON file of hyper-parameters that the checkpoint lacks."""
+
+
+@program
+def main(args: Args) -> None:
+    """Convert one file; nothing is written where it is not what it should be."""
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists; choose another name or remove it first")
+    convert = {
+        ("codec", False): _codec,
+        ("codec", True): _codec_back,
+        ("prior", False): _prior,
+        ("prior", True): _prior_back,
+        ("counts", False): _counts,
+        ("counts", True): _counts_back,
+        ("sums", False): _sums,
+        ("sums", True): _sums_back,
+    }[args.kind, args.back]
+    print(f"{args.output}: {convert(args)}")
+
+
+def _codec(args: Args) -> str:
+    config = import_codec(args.input, args.output, _hps(args.hps))
+    return f"codec of {config.levels} levels, {config.l_bins} codes, hop {config.hop}"
+
+
+def _codec_back(args: Args) -> str:
+    export_codec(args.input, args.output)
+    return "original codec checkpoint"
+
+
+def _prior(args: Args) -> str:
+    hps = _hps(args.hps)
+    extra: dict[str, Any] = {}
+    if len(args.sources) > 1:
+        raise ValueError(f"a prior has one source, --sources names {len(args.sources)}")
+    if args.sources:
+        extra["source"] = args.sources[0]
+    if args.vqvae is not None:
+        _check_codebook(args, load_codec(args.vqvae), hps)
+        extra["vqvae_fingerprint"] = fingerprint(args.vqvae)
+    config = import_prior(args.input, args.output, hps, extra)
+    note = "" if args.vqvae else "; without --vqvae scripts.separate will not know its codec"
+    return f"prior of {config.depth} layers, context {config.n_ctx}, {config.embedding}{note}"
+
+
+def _prior_back(args: Args) -> str:
+    export_prior(args.input, args.output, args.vqvae)
+    return "original prior checkpoint"
+
+
+def _counts(args: Args) -> str:
+    counts, stored = read_original_counts(args.input)
+    if len(args.sources) not in (0, 2):
+        raise ValueError(f"counts have two sources, --sources names {len(args.sources)}")
+    metadata = stored | _identity(args, counts.n_codes)
+    if args.sources:
+        metadata["sources"] = " ".join(args.sources)
+    save_counts(args.output, counts, metadata)
+    return f"{len(counts.counts)} triples of {counts.n_codes} codes"
+
+
+def _counts_back(args: Args) -> str:
+    counts, metadata = load_counts(args.input)
+    write_original_counts(args.output, counts, metadata)
+    return f"{len(counts.counts)} triples of {counts.n_codes} codes"
+
+
+def _sums(args: Args) -> str:
+    table = read_sums(args.input)
+    identity = _identity(args, len(table)).get("codec", "")
+    save_sums(args.output, table, identity, args.alpha)
+    return f"{len(table)} x {len(table)} sums"
+
+
+def _sums_back(args: Args) -> str:
+    table = load_sums(args.input)
+    write_sums(args.output, table)
+    return f"{len(table)} x {len(table)} sums"
+
+
+def _identity(args: Args, n_codes: int) -> dict[str, str]:
+    """The codec that a table belongs to, where --vqvae says so."""
+    if args.vqvae is None:
+        return {}
+    codec = load_codec(args.vqvae)
+    if codec.config.l_bins != n_codes:
+        raise ValueError(
+            f"{args.input} is over {n_codes} codes, the codec {args.vqvae} has "
+            f"{codec.config.l_bins}: it belongs to another one"
+        )
+    return {"codec": fingerprint(args.vqvae)}
+
+
+def _check_codebook(args: Args, codec: VQVAE, hps: dict[str, Any] | None) -> None:
+    """Refuse a prior of codebook vectors that are not the codec's."""
+    tensors = read_checkpoint(args.input, hps).tensors
+    name = f"bottleneck.level_blocks.{codec.top}.k"
+    if name in tensors and not torch.equal(tensors[name].float(), codec.codebook):
+        raise ValueError(f"{args.input} was trained on another codec than {args.vqvae}")
+
+
+def _hps(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        hps = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(hps, dict):
+        raise ValueError(f"{path} holds {type(hps).__name__}, expected an object of names")
+    return hps
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The originals' choice among all pairs of candidates."""
+
+import pytest
+import torch
+
+from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.rejection import RejectionSelection, pair_posterior
+from jukebox_core.separation.selection import Candidates
+
+
+def case(n=5, t=40, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    log_prior = tuple(-10 * torch.rand(n, generator=generator) - 1 for _ in range(2))
+    audio = tuple(torch.randn(n, t, generator=generator) for _ in range(2))
+    return log_prior, audio, torch.randn(t, generator=generator)
+
+
+def test_posterior_is_its_formula_pair_by_pair():
+    log_prior, audio, mixture = case()
+    alpha, steps = (0.7, 0.3), 8
+    found = pair_posterior(log_prior, audio, mixture, alpha, steps)
+    prior = torch.empty(5, 5, dtype=torch.float64)
+    squared = torch.empty(5, 5, dtype=torch.float64)
+    for i in range(5):
+        for j in range(5):
+            prior[i, j] = (log_prior[0][i].double() + log_prior[1][j].double()) / steps
+            rest = alpha[0] * audio[0][i].double() + alpha[1] * audio[1][j].double() - mixture
+            squared[i, j] = rest.square().sum()
+    variance = -squared.mean() / (2 * prior.mean())
+    wanted = (prior - squared / (2 * variance)).flatten().softmax(0).view(5, 5)
+    assert found.variance == pytest.approx(variance.item())
+    torch.testing.assert_close(found.posterior, wanted)
+    assert found.posterior[found.best] == found.posterior.max()
+    first, second = found.marginals()
+    torch.testing.assert_close(first, wanted.sum(1))
+    torch.testing.assert_close(second, wanted.sum(0))
+
+
+def test_a_pair_that_is_the_mixture_wins():
+    log_prior, audio, _ = case()
+    log_prior = tuple(torch.full((5,), -5.0) for _ in range(2))
+    mixture = 0.5 * audio[0][3] + 0.5 * audio[1][1]
+    assert pair_posterior(log_prior, audio, mixture, (0.5, 0.5), 4).best == (3, 1)
+
+
+def test_no_variance_is_refused():
+    log_prior, audio, mixture = case()
+    certain = (torch.zeros(5), torch.zeros(5))
+    with pytest.raises(ValueError, match="variance of"):
+        pair_posterior(certain, audio, mixture, (0.5, 0.5), 4)
+    silent = (torch.zeros(5, 40), torch.zeros(5, 40))
+    with pytest.raises(ValueError, match="variance of"):
+        pair_posterior(log_prior, silent, torch.zeros(40), (0.5, 0.5), 4)
+
+
+def test_selection_keeps_pairs_that_were_drawn_together():
+    cases = [case(seed=1), case(seed=2)]
+    names = ("bass", "drums")
+    audio = {name: torch.stack([c[1][i] for c in cases]) for i, name in enumerate(names)}
+    log_prior = {name: torch.stack([c[0][i] for c in cases]) for i, name in enumerate(names)}
+    codes = {name: torch.zeros(2, 5, 8, dtype=torch.int64) for name in names}
+    candidates = Candidates(audio, Separations(codes, log_prior, torch.zeros(2, 5)))
+    mixture = torch.stack([c[2] for c in cases])
+    weights = RejectionSelection()(mixture, candidates, {"bass": 0.6, "drums": 0.4})
+    for b, c in enumerate(cases):
+        found = pair_posterior(c[0], c[1], c[2], (0.6, 0.4), 8)
+        assert weights[b].argmax() == found.posterior.diagonal().argmax()
+    assert weights.sum(1).tolist() == [1.0, 1.0]

@@ -1,0 +1,220 @@
+"""scripts.report: a page that needs nothing else, and says what the JSON says."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import soundfile
+import torch
+
+from jukebox_core import audio as audio_io
+from jukebox_core.files import write_json
+from scripts import report
+from scripts._results import cell, difference, find_row, make_rows
+
+SOURCES = ("bass", "drums")
+SHOWN = [("oracle", False), ("oracle", True), ("selected", False), ("selected", True)]
+RATE = 22_050
+
+
+def values(level):
+    return {
+        source: {
+            "sdr_seed": level + 0.11,
+            "sdr": level + 0.3 * i,
+            "si_sdr": level - 1,
+            "si_sdri": level - 2,
+        }
+        for i, source in enumerate(SOURCES)
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run's folder with made-up scores, in which the hybrid is 2 dB better than the LQ-VAE."""
+    folder = tmp_path_factory.mktemp("runs")
+    chunks = []
+    for chunk in range(6):
+        ease = 0.7 * chunk
+        for method, level in {"lqvae": 3.0, "lass": 4.98, "hybrid": 5.0 + 0.05 * chunk}.items():
+            shift = (-1) ** chunk * 0.5 if method == "lass" else 0.0
+            for estimate, refined in SHOWN:
+                found = values(level + ease + refined + shift)
+                chunks.append(item(chunk, method, estimate, refined, found))
+        chunks.append(item(chunk, "mixture", "selected", False, values(ease)))
+        chunks.append(item(chunk, "irm", "oracle", False, values(12 + ease)))
+    chunks[0]["values"]["bass"]["sdr"] = None
+    generator = torch.Generator().manual_seed(0)
+    files = {"mixture": "results_audio/00_mixture.flac"}
+    for group in ("truth", "lqvae", "lass", "hybrid", "hybrid_oracle"):
+        files[group] = {s: f"results_audio/00_{group}_{s}.flac" for s in SOURCES}
+    for name in [
+        files["mixture"],
+        *(p for f in files.values() if isinstance(f, dict) for p in f.values()),
+    ]:
+        audio_io.save(folder / name, 0.1 * torch.randn(20_000, generator=generator), RATE)
+    results = {
+        "meta": {
+            "data": {"chunks": 6, "songs": 6, "folder": "made-up & <odd>", "sample_rate": RATE},
+            "command": "python -m scripts.evaluate --models 'a <b>'",
+            "examples": [{"chunk": 0, "track": "Track00001", "start": 22_050, "files": files}],
+            "definitions": {"sdr": "SDR over the whole chunk"},
+            "notes": ["a note"],
+        },
+        "rows": make_rows(chunks, SOURCES),
+        "chunks": chunks,
+        "seconds_per_chunk": {"lqvae": 3.21, "lass": 1.5, "hybrid": 1.25},
+    }
+    write_json(folder / "results.json", results)
+    for run in ("vqvae", "prior_bass"):
+        path = folder / "models" / "reconstruction" / run / "metrics.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            "step,epoch,split,metric,value\n1,0.1,train,loss,3\n2,0.2,train,loss,2\n"
+            "2,0.2,validation,loss,2.5\n"
+        )
+    return folder
+
+
+def item(chunk, method, estimate, refined, found):
+    place = {"chunk": chunk, "track": f"Track{chunk + 1:05d}", "start": 0}
+    return {**place, "method": method, "estimate": estimate, "refined": refined, "values": found}
+
+
+@pytest.fixture(scope="module")
+def page(runs):
+    assert report.main(["--runs", str(runs), "--output", str(runs / "report.html")]) == 0
+    return (runs / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """All tags with their attributes; the text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br") and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
+    elements = Elements(page)
+    assert elements.open == []
+    for tag, attributes in elements.tags:
+        assert tag not in ("link", "iframe", "object", "base")
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("data:", "#")), f"<{tag} {name}={value[:60]}>"
+    assert "@import" not in page and not re.search(r"url\((?!#)", page)
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+
+def test_the_audio_is_in_the_page(page, runs):
+    sources = [a["src"] for tag, a in Elements(page).tags if tag == "audio"]
+    assert len(sources) == 1 + 5 * 2
+    for source in sources:
+        prefix, data = source.split(",")
+        assert prefix == "data:audio/mpeg;base64"
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+        assert rate == RATE and 20_000 <= len(samples) < 25_000 and samples.std() > 0.05
+    pictures = [a["src"] for tag, a in Elements(page).tags if tag == "img"]
+    assert len(pictures) == 11 and all(p.startswith("data:image/png;base64,") for p in pictures)
+
+
+def test_the_table_says_what_the_json_says(page, runs):
+    results = json.loads((runs / "results.json").read_text())
+    cells = re.findall(r"<td>([^<]*)</td>", page)
+    lines = [(m, *s) for m in ("lqvae", "lass", "hybrid") for s in SHOWN if s != ("oracle", True)]
+    lines += [("mixture", "selected", False), ("irm", "oracle", False)]
+    for line in lines:
+        for source in (*SOURCES, "mean"):
+            assert cell(find_row(results, *line, source, "sdr")) in cells
+    assert "3.21" in cells
+    assert {"3.41", "5.41", "3.22", "4.78", "4.72", "5.15"} <= set(cells)
+    assert "Slakh2100, oracle of 64, Colab T4; context only" in page
+
+
+def test_the_headline_is_computed_from_the_scores(page, runs):
+    results = json.loads((runs / "results.json").read_text())
+    text = Elements(page).text
+    for other, verdict in (("lqvae", "better than LQ-VAE"), ("lass", "not distinguishable from")):
+        interval = difference(results, "hybrid", other)
+        assert verdict in text
+        assert f"{interval.mean:+.2f} dB (95% interval {interval.low:+.2f} to" in text
+    interval = difference(results, "hybrid", "mixture")
+    assert interval.mean > 5
+    assert f"the mixture taken as both estimates here: {interval.mean:+.2f} dB" in text
+    for method in ("lqvae", "lass", "hybrid"):
+        row = find_row(results, method, "selected", True, "mean", "sdr")
+        assert f"{row['mean']:.2f} dB95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
+
+
+def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
+    results = json.loads((runs / "results.json").read_text())
+    for key in ("rows", "chunks"):
+        results[key] = [x for x in results[key] if x["method"] not in ("hybrid", "lass")]
+    results["meta"]["examples"] = []
+    write_json(tmp_path / "results.json", results)
+    text = Elements(report.build_page(tmp_path)).text
+    assert "the question is open here" in text
+    assert "LQ-VAE is better than the mixture taken as both estimates here" in text
+
+
+def test_names_and_commands_are_text_not_markup(page):
+    text = Elements(page).text
+    assert "made-up & <odd>" in text and "python -m scripts.evaluate --models 'a <b>'" in text
+
+
+@pytest.mark.parametrize(
+    ("generated", "words"),
+    [(True, "so these are not scores on Slakh2100"), (None, "does not say where the songs are")],
+)
+def test_scores_are_not_called_those_of_another_data_set(runs, tmp_path, generated, words):
+    results = json.loads((runs / "results.json").read_text())
+    results["meta"]["data"]["generated"] = generated
+    results["meta"]["examples"] = []
+    write_json(tmp_path / "results.json", results)
+    text = Elements(report.build_page(tmp_path)).text
+    assert words in text
+    assert "No examples were written." in text and "No training curves of" in text
+
+
+def test_what_is_missing_is_named(page, runs, tmp_path):
+    text = Elements(page).text
+    assert "No training curves of: reconstruction/prior_drums" not in text
+    assert "linearisation/vqvae" in text
+    assert report.main(["--runs", str(tmp_path), "--output", str(tmp_path / "r.html")]) == 0
+    empty = Elements((tmp_path / "r.html").read_text())
+    assert empty.open == [] and "results.json is missing" in empty.text
+    (runs / "results_audio" / "00_hybrid_bass.flac").rename(runs / "kept.flac")
+    try:
+        assert "00_hybrid_bass.flac is missing" in Elements(report.build_page(runs)).text
+    finally:
+        (runs / "kept.flac").rename(runs / "results_audio" / "00_hybrid_bass.flac")
+
+
+def test_bad_folders_are_one_line(tmp_path, capsys):
+    flags = ["--output", str(tmp_path / "report.html")]
+    assert report.main(["--runs", str(tmp_path / "nowhere"), *flags]) == 1
+    assert "error: there is no folder" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("[1]")
+    assert report.main(["--runs", str(tmp_path), *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not hold the results of scripts.evaluate" in line
+    assert not (tmp_path / "report.html").exists()
