@@ -26,6 +26,8 @@ from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
+from lass.likelihood import WEIGHT
+from lqvae.likelihood import SIGMA
 
 Method = Literal["lqvae", "lass", "hybrid"]
 METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
@@ -80,21 +82,20 @@ def build_likelihood(
     weight: float | None = None,
 ) -> Likelihood:
     """The likelihood of a method, from the tables in its family's folder."""
-    device = codec.codebook.device
     if method == "lqvae":
         return lqvae.build_likelihood(
             family / "sums.safetensors",
             codec.codebook,
+            sigma=SIGMA if sigma is None else sigma,
             codec_fingerprint=codec_fingerprint,
-            **({} if sigma is None else {"sigma": sigma}),
         )
     build = {"lass": lass.build_likelihood, "hybrid": hybrid.build_likelihood}[method]
     return build(
         family / "counts.safetensors",
-        device=device,
+        weight=WEIGHT if weight is None else weight,
+        device=codec.codebook.device,
         codec_fingerprint=codec_fingerprint,
         sources=sources,
-        **({} if weight is None else {"weight": weight}),
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jukebox_core.files import write_json
 from scripts._cli import program
+from scripts._models import FAMILY, METHODS
 from scripts._results import format_table, load_results
 
 SOURCES = ("bass", "drums")
@@ -136,14 +137,36 @@ def stages(args: Args) -> list[Stage]:
             product=linear / "sums.safetensors",
         )
     )
-    trained = tuple(stage.name for stage in plan[2:])
     results, report = out / "results.json", out / "report.html"
+    score: tuple[str, ...] = (
+        "evaluate",
+        "--models",
+        str(models),
+        "--data",
+        str(data),
+        "--output",
+        str(results),
+    )
+    # One method per process; the number of threads is given to all, since it identifies the parts.
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
+    score += ("--chunks", str(args.chunks), "--threads", str(threads), *seed)
+    for method in METHODS:
+        objective = FAMILY[method]
+        table = "code sums" if method == "lqvae" else f"counts {objective}"
+        priors = tuple(f"prior {objective} {source}" for source in SOURCES)
+        plan.append(
+            Stage(
+                f"scores {method}",
+                (*score, "--methods", method, "--parts-only"),
+                after=(table, *priors),
+                share=1 / len(METHODS),
+            )
+        )
     plan.append(
         Stage(
             "scores",
-            ("evaluate", "--models", str(models), "--data", str(data), "--output", str(results))
-            + ("--chunks", str(args.chunks), *seed),
-            after=trained,
+            score,
+            after=tuple(f"scores {method}" for method in METHODS),
             product=results,
         )
     )

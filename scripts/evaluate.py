@@ -86,6 +86,9 @@ class Args:
     """Lambda of the counted likelihood; default 3."""
     mask_power: float = 2.0
     """Power of the ratio mask."""
+    parts_only: bool = False
+    """Score the methods into OUTPUT.parts/ and stop: processes of a method each share the work, and
+    the same command without this flag joins what they did."""
     threads: int | None = None
     """CPU threads."""
 
@@ -96,12 +99,14 @@ def main(args: Args) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     results = evaluate(args)
+    if args.parts_only:
+        return
     print(format_table(results))
     print(f"\n{args.output}")
 
 
 def evaluate(args: Args) -> dict[str, Any]:
-    """Score everything; the results are also written to `args.output`."""
+    """Score everything; the results are also written to `args.output` (not with `parts_only`)."""
     _check(args)
     manifest = load_manifest(args.data)
     separators = {method: _build(method, args) for method in args.methods}
@@ -119,6 +124,8 @@ def evaluate(args: Args) -> dict[str, Any]:
         )
     for method, separator in separators.items():
         run.system(method, separator)
+    if args.parts_only:
+        return {}
     run.baselines(separators)
     rows = make_rows(run.items, manifest.sources)
     skipped = sum(

@@ -1,24 +1,33 @@
 """Counting in bounded memory against collections.Counter."""
 
+import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from lass import counts as module
+from lass import runs as runs_module
 from lass.counts import (
+    CountsFile,
     TripleCounter,
     count_triples,
     from_keys,
     load_counts,
     merge_counts,
-    merged_blocks,
     save_counts,
+    save_keys,
     swap,
     symmetrise,
+    to_keys,
 )
+from lass.runs import SpoolRun, merged_blocks, write_run
 
+SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 9
+HELD = 60
 
 
 def triples(seed, n=400):
@@ -40,13 +49,19 @@ def by_hand(*batches):
     return dict(total)
 
 
+def counted(counter):
+    return as_dict(from_keys(K, *counter.result()))
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(module, "_BLOCK", 7)
-    monkeypatch.setattr(module, "_RUNS", 3)
+    """Few keys at a time and few runs per level, so that small counts take many merges."""
+    monkeypatch.setattr(runs_module, "HELD", HELD)
+    monkeypatch.setattr(module, "HELD", HELD)
+    monkeypatch.setattr(module, "_FAN", 3)
 
 
-@pytest.mark.parametrize("buffer", (1, 10, 64, 399, 400, 401, 100_000))
+@pytest.mark.parametrize("buffer", (1, 10, 64, 399, 400, 401, 1000, 100_000))
 def test_counter_equals_counting_by_hand(tmp_path, buffer):
     batches = [triples(seed) for seed in range(6)]
     counter = TripleCounter(K, tmp_path / "spool", buffer=buffer)
@@ -65,51 +80,139 @@ def test_counter_equals_counting_by_hand(tmp_path, buffer):
     assert not (tmp_path / "spool").exists()
 
 
-@pytest.mark.parametrize("killed_after", (1, 2, 4, 5))
-def test_a_killed_counting_goes_on_from_its_last_flush(tmp_path, killed_after):
-    batches = [triples(seed) for seed in range(6)]
-    first = TripleCounter(K, tmp_path / "spool", buffer=900)
+def test_counts_equal_a_dense_histogram(tmp_path):
+    counter = TripleCounter(K, tmp_path, buffer=50)
+    dense = np.zeros((K, K, K), int)
+    for seed in range(5):
+        batch = triples(seed, 30)
+        counter.add(*batch)
+        np.add.at(dense, batch, 1)
+    counts = from_keys(K, *counter.result())
+    found = np.zeros_like(dense)
+    found[counts.first, counts.second, counts.mixture] = counts.counts
+    np.testing.assert_array_equal(found, dense)
+
+
+def test_nothing_counted_is_an_empty_table(tmp_path):
+    counter = TripleCounter(K, tmp_path / "spool")
+    counts = from_keys(K, *counter.result())
+    assert len(counts.counts) == 0 and counts.offsets.tolist() == [0] * (K + 1)
+    save_counts(tmp_path / "counts", counts, {})
+    assert as_dict(load_counts(tmp_path / "counts")[0]) == {}
+
+
+def test_result_may_be_asked_for_in_between(tmp_path):
+    counter = TripleCounter(K, tmp_path, buffer=100)
+    for seed in range(4):
+        counter.add(*triples(seed))
+        assert counted(counter) == by_hand(*(triples(s) for s in range(seed + 1)))
+
+
+@pytest.mark.parametrize("killed_after", (1, 2, 4, 5, 12))
+@pytest.mark.parametrize("buffer", (100, 900, 10_000))
+def test_a_killed_counting_goes_on_from_its_last_flush(tmp_path, buffer, killed_after):
+    batches = [triples(seed) for seed in range(13)]
+    first = TripleCounter(K, tmp_path / "spool", buffer=buffer)
     for i, batch in enumerate(batches[:killed_after], 1):
         first.add(*batch)
-        if i % 2 == 0:
+        if i % 5 == 0:
             first.flush()
-    again = TripleCounter(K, tmp_path / "spool", buffer=900)
-    assert again.iterations % 2 == 0 or again.triples % 900 == 0
+    again = TripleCounter(K, tmp_path / "spool", buffer=buffer)
+    assert again.iterations <= killed_after and again.triples == 400 * again.iterations
+    assert killed_after < 5 or again.iterations >= 5
     for batch in batches[again.iterations :]:
         again.add(*batch)
-    assert as_dict(from_keys(K, *again.result())) == by_hand(*batches)
-    assert again.triples == 2400
+    assert counted(again) == by_hand(*batches)
+    assert again.iterations == 13 and again.triples == 5200
+
+
+def test_a_process_that_dies_in_the_middle_of_a_merge_loses_nothing(tmp_path, monkeypatch):
+    batches = [triples(seed) for seed in range(8)]
+    counter = TripleCounter(K, tmp_path / "spool", buffer=400)
+    merge, died = module.merged, []
+
+    def dying(runs):
+        for block in merge(runs):
+            died.append(True)
+            yield block
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "merged", dying)
+    with pytest.raises(KeyboardInterrupt):
+        for batch in batches:
+            counter.add(*batch)
+    assert died
+    monkeypatch.setattr(module, "merged", merge)
+    again = TripleCounter(K, tmp_path / "spool", buffer=400)
+    assert again.iterations > 0
+    for batch in batches[again.iterations :]:
+        again.add(*batch)
+    assert counted(again) == by_hand(*batches)
 
 
 def test_memory_stays_bounded(tmp_path, monkeypatch):
-    """No more keys at once than the buffer, or a block of every run while merging."""
+    """No more keys at once than the buffer, or than all blocks that are merged."""
     seen = []
-    add_up = module._add_up
-    monkeypatch.setattr(module, "_add_up", lambda k, c: (seen.append(len(k)), add_up(k, c))[1])
+    add_up = runs_module.add_up
+    monkeypatch.setattr(runs_module, "add_up", lambda k, c: (seen.append(len(k)), add_up(k, c))[1])
     counter = TripleCounter(K, tmp_path / "spool", buffer=100)
-    for seed in range(40):
-        counter.add(*triples(seed))
-        assert len(counter._buffer) == 100
-        assert len(counter._runs) <= 8  # runs are merged as they gather
-    counter.result()
-    assert seen and max(seen) <= 7 * 9
+    for seed in range(60):
+        counter.add(*triples(seed, 90))
+        assert len(counter._buffer) == 100 and counter._filled <= 100
+    keys, counts = counter.result()
+    save_keys(tmp_path / "a", K, keys, counts, {"counting": "a"})
+    save_keys(tmp_path / "b", K, keys, counts, {"counting": "b"})
+    merge_counts([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
+    assert seen and max(seen) <= HELD
 
 
-def test_merged_blocks_are_sorted_final_and_complete():
+def test_work_per_key_grows_with_the_logarithm(tmp_path, monkeypatch):
+    """Distinct keys, the worst case: each is rewritten once per level, runs stay few."""
+    written = []
+    write = module.write_run
+
+    def counting(path, blocks):
+        blocks = list(blocks)
+        written.append(sum(len(keys) for keys, _ in blocks))
+        write(path, blocks)
+
+    monkeypatch.setattr(module, "write_run", counting)
+    n_codes, buffer, runs = 64, 10, 243
+    counter = TripleCounter(n_codes, tmp_path / "spool", buffer=buffer)
+    codes = np.arange(buffer)
+    for i in range(runs):
+        counter.add(codes, np.full(buffer, i % 64), np.full(buffer, i // 64))
+        counter.flush()
+        assert len(counter._runs) <= 2 * 6  # two of each of log3(243) + 1 levels
+        assert len(list((tmp_path / "spool").glob("run-*"))) == len(counter._runs)
+    keys, _ = counter.result()
+    assert len(keys) == runs * buffer
+    assert sum(written) <= runs * buffer * 7
+
+
+def test_merged_blocks_are_sorted_final_and_complete(tmp_path):
     rng = np.random.default_rng(0)
     runs = []
-    for n in (0, 1, 30, 200):
-        keys, counts = np.unique(rng.integers(0, 150, n), return_counts=True)
-        runs.append(np.stack([keys, counts]).astype(np.int64))
+    for n in (1, 30, 200):
+        unique = np.unique(rng.integers(0, 150, n), return_counts=True)
+        write_run(tmp_path / str(n), [unique])
+        runs.append(SpoolRun(tmp_path / str(n)))
     blocks = list(merged_blocks(runs, block=5))
     keys = np.concatenate([k for k, _ in blocks])
     assert (np.diff(keys) > 0).all()
     expected = Counter()
-    for k, c in runs:
-        for key, count in zip(k.tolist(), c.tolist(), strict=True):
+    for run in runs:
+        for key, count in run.rows.tolist():
             expected[key] += count
     counts = np.concatenate([c for _, c in blocks])
     assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == dict(expected)
+
+
+def test_keys_of_the_largest_codebook_fit():
+    codes = np.array([0, 2047])
+    counts = count_triples(2048, codes, codes[::-1], codes)
+    assert as_dict(counts) == {(0, 2047, 0): 1, (2047, 0, 2047): 1}
+    assert to_keys(2048, codes, codes, codes)[1] == 2048**3 - 1
 
 
 def test_symmetrise_adds_every_triple_in_both_orders():
@@ -118,12 +221,26 @@ def test_symmetrise_adds_every_triple_in_both_orders():
     assert as_dict(counts) == by_hand((first, second, mixture), (second, first, mixture))
 
 
-def test_merging_partial_counts_is_counting_everything():
+def test_merging_partial_files_is_counting_everything(tmp_path):
     parts = [triples(seed) for seed in range(3)]
-    merged = merge_counts([count_triples(K, *part) for part in parts])
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    common = {"codec": "abc", "sources": "bass drums", "alpha": "0.5 0.5", "iterations": "2"}
+    for i, (file, part) in enumerate(zip(files, parts, strict=True)):
+        save_counts(file, count_triples(K, *part), common | {"counting": f"seed {i}"})
+    assert merge_counts(files[:2], tmp_path / "some") == 800
+    assert merge_counts([tmp_path / "some", files[2]], tmp_path / "all") == 1200
+    merged, metadata = load_counts(tmp_path / "all", "abc")
     assert as_dict(merged) == by_hand(*parts)
-    with pytest.raises(ValueError, match="expected one size"):
-        merge_counts([count_triples(K, *parts[0]), count_triples(K + 1, *parts[0])])
+    assert metadata["iterations"] == "6" and metadata["counting"] == "seed 0 + seed 1 + seed 2"
+    with pytest.raises(ValueError, match=r"hold the same draws \(seed 1\)"):
+        merge_counts([tmp_path / "all", files[1]], tmp_path / "wrong")
+    save_counts(files[0], count_triples(K, *parts[0]), common | {"alpha": "0.6 0.4"})
+    with pytest.raises(ValueError, match="differ in alpha: 0.5 0.5, 0.6 0.4"):
+        merge_counts(files, tmp_path / "wrong")
+    save_counts(files[0], count_triples(K + 1, *parts[0]), common)
+    with pytest.raises(ValueError, match="differ in n_codes: 10, 9"):
+        merge_counts(files, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_files_round_trip_and_are_checked(tmp_path):
@@ -132,7 +249,9 @@ def test_files_round_trip_and_are_checked(tmp_path):
     save_counts(path, counts, {"codec": "abc", "sources": "bass drums"})
     loaded, metadata = load_counts(path, "abc", ("bass", "drums"))
     assert as_dict(loaded) == as_dict(counts) and metadata["sources"] == "bass drums"
-    assert (loaded.offsets == counts.offsets).all()
+    for name in ("first", "second", "mixture", "counts", "offsets"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(counts, name))
+        assert getattr(loaded, name).dtype == getattr(counts, name).dtype
     exchanged, _ = load_counts(path, "abc", ("drums", "bass"))
     assert as_dict(exchanged) == as_dict(swap(counts))
     with pytest.raises(ValueError, match="counted with another codec"):
@@ -141,16 +260,83 @@ def test_files_round_trip_and_are_checked(tmp_path):
         load_counts(path, None, ("bass", "piano"))
     with pytest.raises(FileNotFoundError, match="make it with scripts.count_sums"):
         load_counts(tmp_path / "none.safetensors")
-    path.write_bytes(path.read_bytes()[:50])
+
+
+def test_files_are_what_safetensors_itself_writes(tmp_path):
+    counts = count_triples(K, *triples(1))
+    save_counts(tmp_path / "ours", counts, {"sources": "bass drums"})
+    tensors = load_file(tmp_path / "ours")
+    save_file(tensors, tmp_path / "theirs", {"kind": "counts", "n_codes": str(K)})
+    again, _ = load_counts(tmp_path / "theirs")
+    assert as_dict(again) == as_dict(counts)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    counts = count_triples(K, *triples(1))
+    path = tmp_path / "counts.safetensors"
+    save_counts(path, counts, {})
+    whole = path.read_bytes()
+    for size in (0, 50, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a readable file of counts"):
+            CountsFile(path)
+    tensors = {"counts": counts.counts, "offsets": counts.offsets, "first": counts.first}
+    save_file(tensors, path, {"kind": "counts", "n_codes": str(K)})
     with pytest.raises(ValueError, match="not a readable file of counts"):
-        load_counts(path)
+        CountsFile(path)
+    save_file(tensors | {"second": counts.second[1:]}, path, {"kind": "counts", "n_codes": str(K)})
+    with pytest.raises(ValueError, match="its sizes disagree"):
+        CountsFile(path)
+    save_file({"sum_codes": counts.first}, path, {"kind": "code_sums"})
+    with pytest.raises(ValueError, match="holds code_sums data, not counts"):
+        CountsFile(path)
+
+
+def test_counting_goes_on_from_a_finished_file(tmp_path):
+    parts = [triples(seed) for seed in range(4)]
+    some = count_triples(K, *(np.concatenate(codes) for codes in zip(*parts[:3], strict=True)))
+    save_counts(tmp_path / "counts", some, {"iterations": "3"})
+    counter = TripleCounter(K, tmp_path / "spool")
+    counter.adopt(CountsFile(tmp_path / "counts"))
+    counter = TripleCounter(K, tmp_path / "spool")
+    assert counter.iterations == 3 and counter.triples == 1200
+    counter.add(*parts[3])
+    assert counted(counter) == by_hand(*parts)
 
 
 def test_spool_of_other_settings_and_bad_codes_are_refused(tmp_path):
     TripleCounter(K, tmp_path, settings={"seed": 1}).flush()
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"begun with seed 1 \(now 2\): delete it"):
         TripleCounter(K, tmp_path, settings={"seed": 2})
+    counter = TripleCounter(K, tmp_path, settings={"seed": 1})
+    counter.add(*triples(0))
+    counter.flush()
+    next(tmp_path.glob("run-*")).unlink()
+    with pytest.raises(ValueError, match="lacks run-000001"):
+        TripleCounter(K, tmp_path, settings={"seed": 1})
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged: delete"):
+        TripleCounter(K, tmp_path, settings={"seed": 1})
+    with pytest.raises(ValueError, match="a buffer of 0 triples"):
+        TripleCounter(K, tmp_path / "other", buffer=0)
     with pytest.raises(ValueError, match="expected \\[0, 8\\]"):
         count_triples(K, *(np.array([x]) for x in (0, 9, 0)))
     with pytest.raises(ValueError, match="expected the same"):
         count_triples(K, np.zeros(2, int), np.zeros(3, int), np.zeros(2, int))
+
+
+@pytest.mark.parametrize("iterations", (4, 12))
+def test_counts_of_the_original_system(tmp_path, iterations):
+    path = SHARED / "fixtures" / "sum_counts.npz"
+    if not path.is_file():
+        pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")
+    with np.load(path) as file:
+        arrays = dict(file)
+    counter = TripleCounter(32, tmp_path, buffer=100)
+    for i in range(iterations):
+        counter.add(*(arrays[f"in/{name}"][i] for name in ("x1", "x2", "mix")))
+    counts = symmetrise(from_keys(32, *counter.result()))
+    coords = arrays[f"out/coords_iter{iterations}"].T.tolist()
+    numbers = arrays[f"out/counts_iter{iterations}"].tolist()
+    expected = {tuple(c): n for c, n in zip(coords, numbers, strict=True)}
+    assert as_dict(counts) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +155,7 @@ class AutoregressivePrior(nn.Module):
         else:
             x = self.embed(codes)
         x = x + self.positions[position]
-        for block, layer in zip(self.blocks, cache.layers, strict=True):
+        for block, layer in zip(cast("list[Block]", self.blocks), cache.layers, strict=True):
             x = block.step(x, layer, position)
         cache.position = position + 1
         return self.head(x)

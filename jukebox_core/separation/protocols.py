@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -70,6 +70,10 @@ class Sampler(Protocol):
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Separations:
-        """Candidates for the mixture codes [B, T]; the first prior is z1, the second z2."""
+        """Candidates for the mixture codes [B, T]; the first prior is z1, the second z2.
+
+        `progress` is called with (steps done, steps in all).
+        """
         ...
