@@ -416,6 +416,12 @@ def _write_manifest(
         "alpha": {name: 1 / len(settings.sources) for name in settings.sources},
         "tracks": entries,
         "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
-        "settings": asdict(settings),
+        "settings": asdict(settings) | {"generated": _is_generated(tracks[0][1].candidate.folder)},
     }
     write_json(output / MANIFEST_NAME, manifest)
+
+
+def _is_generated(folder: Path) -> bool:
+    """Whether a track was rendered by this project: its metadata then name the generator."""
+    metadata = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
+    return "generator" in metadata

@@ -385,3 +385,14 @@ def test_programs_end_to_end(tmp_path, capsys):
     assert line.startswith("error: ") and "another limit" in line
     assert main(["--slakh", str(tmp_path / "x"), "--output", str(tmp_path / "y")]) == 1
     assert capsys.readouterr().err == f"error: there is no folder {tmp_path / 'x'}\n"
+
+
+def test_the_manifest_says_whether_the_songs_were_generated(dataset, tmp_path):
+    prepare(dataset, tmp_path / "out", **FAST)
+    make_synthetic(tmp_path / "songs", tracks=3, seconds=6, parts=("bass", "drums"))
+    prepare(tmp_path / "songs", tmp_path / "generated", **FAST)
+    said = [
+        json.loads((tmp_path / name / "manifest.json").read_text())["settings"]["generated"]
+        for name in ("out", "generated")
+    ]
+    assert said == [False, True]
