@@ -95,8 +95,8 @@ def tiny_data(tmp_path_factory, worker_id) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
-    """A models folder: both families, codec and two priors each, trained for a few steps."""
-    from scripts import train_prior, train_vqvae
+    """A models folder: codec, two priors and tables of both families, trained for a few steps."""
+    from scripts import count_sums, precompute_sums, train_prior, train_vqvae
 
     common = [
         "--data",
@@ -119,4 +119,10 @@ def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
                 output = folder / objective / f"prior_{source}"
                 flags = ["--vqvae", str(codec), "--source", source, "--output", str(output)]
                 assert train_prior.main([*flags, *common]) == 0
+            flags = ["--vqvae", str(codec), "--data", str(tiny_data), "--device", "cpu"]
+            output = folder / objective / "counts.safetensors"
+            assert count_sums.main([*flags, "--output", str(output), "--iterations", "20"]) == 0
+            if objective == "linearisation":
+                output = folder / objective / "sums.safetensors"
+                assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
     return folder

@@ -13,7 +13,7 @@ from jukebox_core import audio as audio_io
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.metrics import sdr
 from jukebox_core.separation.statistics import bootstrap_mean
-from scripts import _evaluation_run, count_sums, evaluate, precompute_sums
+from scripts import _evaluation_run, evaluate
 from scripts._evaluation import choose_chunks, museval_sdr
 from scripts._evaluation_run import Run
 from scripts._results import METRICS, chunk_value, difference
@@ -25,21 +25,8 @@ CODES = 128
 
 
 @pytest.fixture(scope="session")
-def models(tiny_models, tiny_data, tmp_path_factory):
-    """The tiny models with the tables of all three methods, in a folder of its own."""
-    folder = tmp_path_factory.mktemp("models_with_tables")
-    for family in ("reconstruction", "linearisation"):
-        (folder / family).mkdir()
-        for run in (tiny_models / family).iterdir():
-            if run.is_dir():
-                (folder / family / run.name).symlink_to(run, target_is_directory=True)
-        flags = ["--vqvae", str(folder / family / "vqvae"), "--data", str(tiny_data)]
-        flags += ["--output", str(folder / family / "counts.safetensors")]
-        assert count_sums.main([*flags, "--iterations", "20", "--device", "cpu"]) == 0
-    linear = folder / "linearisation"
-    flags = ["--vqvae", str(linear / "vqvae"), "--output", str(linear / "sums.safetensors")]
-    assert precompute_sums.main(flags) == 0
-    return folder
+def models(tiny_models):
+    return tiny_models
 
 
 def run(models, data, output, *flags):

@@ -61,7 +61,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "_FAN", 3)
 
 
-@pytest.mark.parametrize("buffer", (1, 10, 64, 399, 400, 401, 1000, 100_000))
+@pytest.mark.parametrize("buffer", (3, 10, 64, 399, 400, 401, 1000, 100_000))
 def test_counter_equals_counting_by_hand(tmp_path, buffer):
     batches = [triples(seed) for seed in range(6)]
     counter = TripleCounter(K, tmp_path / "spool", buffer=buffer)

@@ -1,12 +1,17 @@
 """The counted likelihood against a dense table computed the obvious way."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from lass.counts import count_triples, save_counts
+from jukebox_core.separation.protocols import Likelihood
+from lass.counts import count_triples, save_counts, symmetrise
 from lass.likelihood import CountLikelihood, build_likelihood
 
+SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 7
 
 
@@ -47,9 +52,50 @@ def test_sparse_scores_equal_the_dense_table_on_its_support(symmetric, weight):
 def test_an_unseen_mixture_code_leaves_the_choice_to_the_priors():
     likelihood = CountLikelihood(count_triples(K, *triples()))
     assert not likelihood.is_seen(4) and likelihood.is_seen(3)
-    scores = likelihood.scores(4)
-    assert scores.pairs is None
-    torch.testing.assert_close(scores.values, torch.zeros(K * K))
+    assert likelihood.unseen == 0
+    for times in (1, 2):
+        scores = likelihood.scores(4)
+        assert scores.pairs is None
+        torch.testing.assert_close(scores.values, torch.zeros(K * K))
+        assert likelihood.unseen == times
+    likelihood.scores(3)
+    assert likelihood.unseen == 2
+
+
+def test_scores_are_views_and_satisfy_the_protocol():
+    likelihood = CountLikelihood(count_triples(K, *triples()))
+    assert isinstance(likelihood, Likelihood) and likelihood.n_codes == K
+    one, again = likelihood.scores(2), likelihood.scores(2)
+    assert one.values.data_ptr() == again.values.data_ptr()
+    assert one.values.dtype == torch.float32 and one.pairs.dtype == torch.int64
+    assert one.pairs.shape == (2, len(one.values))
+
+
+def test_counts_that_are_symmetric_already_stay_the_same_likelihood():
+    counts = symmetrise(count_triples(K, *triples()))
+    once, twice = CountLikelihood(counts, symmetric=False), CountLikelihood(counts)
+    for m in range(K):
+        torch.testing.assert_close(once.scores(m).values, twice.scores(m).values)
+
+
+@pytest.mark.parametrize("weight", (1, 3))
+def test_likelihood_of_the_original_system(weight):
+    path = SHARED / "fixtures" / "sum_counts.npz"
+    if not path.is_file():
+        pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")
+    with np.load(path) as file:
+        arrays = dict(file)
+    codes = (arrays[f"in/{name}"] for name in ("x1", "x2", "mix"))
+    likelihood = CountLikelihood(count_triples(32, *codes), weight)
+    coords, data, offsets = (
+        arrays[f"out/lambda{weight}/{name}"] for name in ("coords", "data", "offsets")
+    )
+    for m in range(32):
+        part = slice(offsets[m], offsets[m + 1])
+        scores = likelihood.scores(m)
+        order = np.lexsort((coords[1, part], coords[0, part]))
+        np.testing.assert_array_equal(scores.pairs, coords[:, part][:, order])
+        np.testing.assert_allclose(scores.values, data[part][order], rtol=1e-6, atol=1e-6)
 
 
 def test_built_from_a_file_in_the_order_of_the_priors(tmp_path):

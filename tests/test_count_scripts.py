@@ -1,0 +1,184 @@
+"""scripts.count_sums and scripts.precompute_sums from end to end."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from jukebox_core.checkpoints import fingerprint, load_codec, save_model
+from jukebox_core.config import PRESETS
+from jukebox_core.manifest import load_manifest
+from jukebox_core.vqvae.model import VQVAE
+from lass import build_likelihood, load_counts
+from lass.counting import PairCounting
+from lass.counts import TripleCounter
+from lqvae.sums import code_sums, load_sums
+from scripts import count_sums, precompute_sums
+
+K = PRESETS["tiny"].vqvae.l_bins
+SMALL = ("--device", "cpu", "--pairs", "2", "--crop", "64")
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+    """A run folder of an untrained codec whose codes all occur."""
+    torch.manual_seed(1)
+    model = VQVAE(PRESETS["tiny"].vqvae).eval()
+    for level in model.levels:
+        latents = model.latents(0.2 * torch.randn(4, 4096), level).detach()
+        flat = latents.transpose(1, 2).flatten(0, 1)
+        model.bottleneck(level).codebook = flat[torch.randperm(len(flat))[:K]].clone()
+    folder = tmp_path_factory.mktemp("run") / "vqvae"
+    save_model(folder, model, {"kind": "vqvae", "config": asdict(model.config)})
+    return folder
+
+
+def flags(codec, data, output, *more):
+    return ["--vqvae", str(codec), "--data", str(data), "--output", str(output), *SMALL, *more]
+
+
+def as_dict(path):
+    counts, _ = load_counts(path)
+    rows = zip(counts.first, counts.second, counts.mixture, counts.counts, strict=True)
+    return {(int(i), int(j), int(m)): int(c) for i, j, m, c in rows}
+
+
+def test_counts_are_those_of_the_iterations(codec, tiny_data, tmp_path, capsys):
+    output = tmp_path / "models" / "counts.safetensors"
+    assert count_sums.main(flags(codec, tiny_data, output, "--iterations", "6")) == 0
+    said = capsys.readouterr().out.strip()
+    assert said.startswith(f"{output}: 768 triples, ") and "triples/s" in said
+    assert len(said.splitlines()) == 1
+    counts, metadata = load_counts(output, fingerprint(codec), ("bass", "drums"))
+    manifest = load_manifest(tiny_data)
+    plan = PairCounting(pairs=2, crop=64)
+    dense = np.zeros((K, K, K), int)
+    for triples in plan.iterate(load_codec(codec), manifest.split("train"), manifest.alpha, 0, 6):
+        np.add.at(dense, tuple(triples), 1)
+    assert counts.counts.sum() == dense.sum() == 768
+    np.testing.assert_array_equal(dense[counts.first, counts.second, counts.mixture], counts.counts)
+    assert metadata["iterations"] == "6" and metadata["alpha"] == "0.5 0.5"
+    assert not output.with_name("counts.safetensors.spool").exists()
+    likelihood = build_likelihood(output, codec_fingerprint=fingerprint(codec))
+    assert likelihood.n_codes == K
+
+    before = output.stat().st_mtime_ns
+    assert count_sums.main(flags(codec, tiny_data, output, "--iterations", "6")) == 0
+    assert "already counted" in capsys.readouterr().out
+    assert output.stat().st_mtime_ns == before
+
+
+def test_an_interrupted_counting_goes_on(codec, tiny_data, tmp_path, monkeypatch, capsys):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert count_sums.main(flags(codec, tiny_data, straight, "--iterations", "9")) == 0
+    monkeypatch.setattr(count_sums, "_FLUSH_SECONDS", 0.0)
+    add = TripleCounter.add
+
+    def interrupted(self, *codes):
+        if self.iterations == 4:
+            raise KeyboardInterrupt
+        add(self, *codes)
+
+    monkeypatch.setattr(TripleCounter, "add", interrupted)
+    command = flags(codec, tiny_data, broken, "--iterations", "9", "--buffer", "100")
+    assert count_sums.main(command) == 130
+    assert not broken.exists() and (tmp_path / "broken.spool" / "state.json").is_file()
+    added = []
+    monkeypatch.setattr(TripleCounter, "add", lambda s, *c: (added.append(1), add(s, *c))[1])
+    capsys.readouterr()
+    other = flags(codec, tiny_data, broken, "--iterations", "9", "--pairing", "song")
+    assert count_sums.main(other) == 1
+    assert "holds a counting that was begun with counting" in capsys.readouterr().err
+    assert count_sums.main(command) == 0
+    assert len(added) == 5
+    assert as_dict(broken) == as_dict(straight)
+    assert not (tmp_path / "broken.spool").exists()
+
+
+def test_more_iterations_and_more_time_go_on_from_the_file(codec, tiny_data, tmp_path, capsys):
+    straight, grown = tmp_path / "straight", tmp_path / "grown"
+    assert count_sums.main(flags(codec, tiny_data, straight, "--iterations", "7")) == 0
+    in_no_time = ("--iterations", "7", "--max-seconds", "0")
+    assert count_sums.main(flags(codec, tiny_data, grown, *in_no_time)) == 0
+    assert load_counts(grown)[1]["iterations"] == "1"
+    assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "4")) == 0
+    assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "7")) == 0
+    assert as_dict(grown) == as_dict(straight)
+    capsys.readouterr()
+    assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "3")) == 1
+    assert "7 iterations are already counted" in capsys.readouterr().err
+
+
+def test_parts_are_merged(codec, tiny_data, tmp_path, capsys):
+    parts = [tmp_path / f"part{seed}" for seed in range(2)]
+    for seed, part in enumerate(parts):
+        more = ("--iterations", "3", "--seed", str(seed))
+        assert count_sums.main(flags(codec, tiny_data, part, *more)) == 0
+    merge = ["--merge", *map(str, parts), "--output", str(tmp_path / "all")]
+    capsys.readouterr()
+    assert count_sums.main(merge) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'all'}: 768 triples of 2 files\n"
+    total = as_dict(parts[0])
+    for key, count in as_dict(parts[1]).items():
+        total[key] = total.get(key, 0) + count
+    assert as_dict(tmp_path / "all") == total
+    assert load_counts(tmp_path / "all", fingerprint(codec))[1]["iterations"] == "6"
+    same = ["--merge", str(parts[0]), str(parts[0]), "--output", str(tmp_path / "twice")]
+    assert count_sums.main(same) == 1
+    assert "the same draws" in capsys.readouterr().err
+
+
+def edited(tiny_data, folder, **changes):
+    """A manifest of the same files with other contents."""
+    manifest = json.loads((tiny_data / "manifest.json").read_text())
+    for track in manifest["tracks"]:
+        for file in track["files"].values():
+            file["path"] = str(tiny_data / file["path"])
+    manifest |= changes
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_only_training_songs_of_the_right_kind_are_counted(codec, tiny_data, tmp_path, capsys):
+    output = tmp_path / "counts"
+
+    def error(data, *more):
+        assert count_sums.main(flags(codec, data, output, *more)) == 1
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1 and not output.exists()
+        return said
+
+    rate = edited(tiny_data, tmp_path / "rate", sample_rate=44_100)
+    assert "is at 44100 Hz, the codec at 22050" in error(rate)
+    one = edited(tiny_data, tmp_path / "one", sources=["bass"], alpha={"bass": 1.0})
+    assert "has 1 sources (bass), expected two" in error(one)
+    tracks = json.loads((rate / "manifest.json").read_text())["tracks"]
+    tests = edited(
+        tiny_data, tmp_path / "tests", tracks=[t for t in tracks if t["split"] == "test"]
+    )
+    assert "has no songs in its train split" in error(tests)
+    assert "choose a shorter crop" in error(tiny_data, "--crop", "5000")
+    assert "--iterations is 0" in error(tiny_data, "--iterations", "0")
+    assert "expected 1 or more" in error(tiny_data, "--buffer", "0")
+    assert "there is no run folder" in error(tiny_data, "--vqvae", str(tmp_path / "none"))
+    assert count_sums.main(["--output", str(output)]) == 1
+    assert "--vqvae and --data are needed" in capsys.readouterr().err
+    assert count_sums.main(["--merge", str(output), "--output", str(output)]) == 1
+    assert "make it with scripts.count_sums" in capsys.readouterr().err
+
+
+def test_precomputed_sums_are_those_of_the_codebook(codec, tmp_path, capsys):
+    output = tmp_path / "sums.safetensors"
+    assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{output}: 32 x 32 sums, ") and len(said.splitlines()) == 1
+    book = load_codec(codec).codebook
+    assert torch.equal(load_sums(output, fingerprint(codec)), code_sums(book))
+    uneven = ["--vqvae", str(codec), "--output", str(output), "--alpha", "0.7", "0.3"]
+    assert precompute_sums.main(uneven) == 0
+    assert torch.equal(load_sums(output, fingerprint(codec)), code_sums(book, (0.7, 0.3)))
+    assert precompute_sums.main(["--vqvae", str(tmp_path), "--output", str(output)]) == 1
+    assert "has no meta.json" in capsys.readouterr().err

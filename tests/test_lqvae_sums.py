@@ -1,0 +1,82 @@
+"""The search for code sums: larger codebooks, near ties, and the original system's table."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lqvae.sums import _Search, code_sums
+
+SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def brute_force(codebook, alpha):
+    """Distances [K, K, K] in float64, then the rule, both as written down."""
+    book = codebook.double()
+    points = alpha[0] * book[:, None] + alpha[1] * book[None]
+    distances = (points[:, :, None] - book).square().sum(-1)
+    near = distances <= distances.min(-1, keepdim=True).values + 1e-9 * book.square().sum(1).max()
+    return near.int().argmax(-1)
+
+
+def random_book(n, d, seed=0, scale=1.0):
+    return scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("alpha", ((0.5, 0.5), (0.7, 0.3), (0.3, 0.7), (1.0, 1.0), (1.0, 0.0)))
+@pytest.mark.parametrize("scale", (1e-3, 1.0, 1e3))
+def test_equals_brute_force(alpha, scale, monkeypatch):
+    monkeypatch.setattr(_Search, "_PART", 1000)
+    book = random_book(97, 3, scale=scale)  # few dimensions: other codes often lie in between
+    table = code_sums(book, alpha)
+    assert table.dtype == torch.int64
+    assert torch.equal(table, brute_force(book, alpha))
+    if alpha == (0.5, 0.5):
+        i, j = np.ogrid[:97, :97]
+        tied = (table.numpy() == np.minimum(i, j)).mean()
+        assert 0.05 < tied < 0.6  # the rule and the search both matter
+
+
+def test_differences_below_float32_are_told_apart():
+    """Code 2 is nearer to the middle of 0 and 1 than they are by one float32 step of its place."""
+    book = torch.tensor([[-100.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
+    book[2, 1] = torch.nextafter(book[2, 1], torch.tensor(0.0))
+    assert code_sums(book)[0, 1] == 2 == brute_force(book, (0.5, 0.5))[0, 1]
+    book[2, 1] = torch.nextafter(torch.tensor(100.0), torch.tensor(200.0))
+    assert code_sums(book)[0, 1] == 0
+
+
+def test_equal_codes_give_the_lowest_index():
+    book = random_book(8, 4).repeat(3, 1)
+    assert code_sums(book).max() < 8
+    assert torch.equal(code_sums(book), brute_force(book, (0.5, 0.5)))
+    assert code_sums(torch.zeros(5, 4)).eq(0).all()
+
+
+def test_a_bad_codebook_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        code_sums(torch.tensor([[0.0], [float("nan")]]))
+    with pytest.raises(ValueError, match="expected \\[K, D\\]"):
+        code_sums(torch.zeros(3))
+    with pytest.raises(ValueError, match="alpha has 3 weights"):
+        code_sums(torch.zeros(2, 2), (0.3, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("alpha", ((0.5, 0.5), (0.7, 0.3)))
+def test_table_of_the_original_system(alpha):
+    path = SHARED / "fixtures" / "codebook_sums.npz"
+    if not path.is_file():
+        pytest.skip("no fixtures/codebook_sums.npz: set LATENT_SEPARATION_SHARED to its parent")
+    with np.load(path) as file:
+        book = torch.from_numpy(file["in/codebook_top"])
+        prefix = f"out/alpha_{alpha[0]}_{alpha[1]}"
+        expected = torch.from_numpy(file[f"{prefix}/table_ij"])
+        margin = torch.from_numpy(file[f"{prefix}/margin"])
+    table = code_sums(book, alpha)
+    clear = margin > 1e-4
+    assert clear.any() and torch.equal(table[clear], expected[clear])
+    points = alpha[0] * book[:, None] + alpha[1] * book[None]
+    near, theirs = ((points - book[t]).square().sum(-1) for t in (table, expected))
+    torch.testing.assert_close(near, theirs, rtol=0, atol=1e-4)
