@@ -13,6 +13,8 @@ from jukebox_core.separation.protocols import PairScores
 from lass.counts import Counts, load_counts, symmetrise
 
 WEIGHT = 3.0
+BACKOFF_WEIGHT = 6.0
+BACKOFF = 3.0
 
 
 class CountLikelihood:
@@ -74,20 +76,105 @@ class CountLikelihood:
         return PairScores(self._values[start:stop], self._pairs[:, start:stop])
 
 
+class BackoffLikelihood:
+    """Counts that fall back on the marginals where a pair was seen seldom.
+
+    weight * log((c[z1, z2, m] + strength * q(m | z1, z2)) / (c[z1, z2] + strength)) over all pairs,
+    q(m | z1, z2) = (p(m | z1) + p(m | z2)) / 2: Dirichlet smoothing towards the mean of what each
+    code says alone. A pair seen once no longer has probability one, one never seen no longer zero;
+    neither has a mixture code that was never counted.
+    """
+
+    def __init__(
+        self,
+        counts: Counts,
+        weight: float = BACKOFF_WEIGHT,
+        *,
+        strength: float = BACKOFF,
+        symmetric: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        """Count the marginals.
+
+        Args:
+            counts: class-ordered, the first source of the priors first.
+            weight: lambda, the exponent of the likelihood.
+            strength: how many observations of a pair the back-off is worth.
+            symmetric: count every triple for both orders of the sources.
+            device: where the scores are wanted.
+
+        Raises:
+            ValueError: weight or strength is not positive.
+        """
+        if not (weight > 0 and strength > 0):
+            raise ValueError(f"weight {weight} and strength {strength} must be positive")
+        if symmetric:
+            counts = symmetrise(counts)
+        k = self.n_codes = counts.n_codes
+        self.weight = weight
+        self.strength = strength
+        self._offsets = counts.offsets.tolist()
+        seen = torch.from_numpy(counts.counts).double()
+        first, second, mixture = (
+            torch.from_numpy(codes.astype(np.int64))
+            for codes in (counts.first, counts.second, counts.mixture)
+        )
+        # Half an observation of every mixture code: none is impossible.
+        overall = torch.full((k,), 0.5, dtype=torch.float64).index_add_(0, mixture, seen)
+        overall /= overall.sum()
+        self._given_first = self._conditional(first, mixture, seen, overall).float().to(device)
+        self._given_second = self._conditional(second, mixture, seen, overall).float().to(device)
+        pairs = first * k + second
+        totals = torch.zeros(k * k, dtype=torch.float64).index_add_(0, pairs, seen)
+        self._log_totals = (totals + strength).log().float().to(device)  # [K * K]
+        self._pairs = pairs.to(device)  # [P]
+        self._seen = seen.float().to(device)  # [P]
+
+    @staticmethod
+    def _conditional(codes: Tensor, mixture: Tensor, seen: Tensor, overall: Tensor) -> Tensor:
+        """p(m | code), [K, K], with ten observations' worth of the overall p(m)."""
+        k = len(overall)
+        table = torch.zeros(k * k, dtype=torch.float64).index_add_(0, codes * k + mixture, seen)
+        smoothed = table.view(k, k) + 10.0 * overall
+        return smoothed / smoothed.sum(1, keepdim=True)
+
+    def scores(self, mixture_code: int) -> PairScores:
+        """The scores of all pairs, [K * K]."""
+        backoff = (
+            self._given_first[:, mixture_code].unsqueeze(1) + self._given_second[:, mixture_code]
+        ).flatten() * (self.strength / 2)
+        part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
+        # Every pair is stored once per mixture code: plain indexed addition is exact.
+        backoff[self._pairs[part]] += self._seen[part]
+        return PairScores(self.weight * (backoff.log() - self._log_totals))
+
+
 def build_likelihood(
     counts: Path,
     *,
-    weight: float = WEIGHT,
-    symmetric: bool = True,
+    weight: float | None = None,
+    backoff: float = 0.0,
     device: torch.device | str = "cpu",
     codec_fingerprint: str | None = None,
     sources: Sequence[str] | None = None,
-) -> CountLikelihood:
+) -> CountLikelihood | BackoffLikelihood:
     """The likelihood of a file of counts.
+
+    Args:
+        counts: the file.
+        weight: lambda; default 3 without back-off (as LASS), 6 with it.
+        backoff: 0 takes the stored pairs alone, symmetric, as LASS does; otherwise the strength of
+            the back-off to the marginals, over class-ordered counts.
+        device: where the scores are wanted.
+        codec_fingerprint: of the codec it is to be used with.
+        sources: names of the sources in the order of the priors.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged, or belongs to another codec or other sources.
     """
     loaded, _ = load_counts(counts, codec_fingerprint, sources)
-    return CountLikelihood(loaded, weight, symmetric=symmetric, device=device)
+    if backoff:
+        weight = BACKOFF_WEIGHT if weight is None else weight
+        return BackoffLikelihood(loaded, weight, strength=backoff, device=device)
+    return CountLikelihood(loaded, WEIGHT if weight is None else weight, device=device)

@@ -68,6 +68,7 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "temperature": args.temperature,
         "sigma": getattr(separator.likelihood, "sigma", None),
         "weight": getattr(separator.likelihood, "weight", None),
+        "backoff": getattr(separator.likelihood, "strength", None),
         "mask_power": separator.refinement.power,
     }
 

@@ -26,7 +26,7 @@ from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
-from lass.likelihood import WEIGHT
+from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
 
 Method = Literal["lqvae", "lass", "hybrid"]
@@ -80,6 +80,7 @@ def build_likelihood(
     *,
     sigma: float | None = None,
     weight: float | None = None,
+    backoff: float = BACKOFF,
 ) -> Likelihood:
     """The likelihood of a method, from the tables in its family's folder."""
     if method == "lqvae":
@@ -92,7 +93,8 @@ def build_likelihood(
     build = {"lass": lass.build_likelihood, "hybrid": hybrid.build_likelihood}[method]
     return build(
         family / "counts.safetensors",
-        weight=WEIGHT if weight is None else weight,
+        weight=weight,
+        backoff=backoff,
         device=codec.codebook.device,
         codec_fingerprint=codec_fingerprint,
         sources=sources,
@@ -108,6 +110,7 @@ def build_separator(
     temperature: float = 1.0,
     sigma: float | None = None,
     weight: float | None = None,
+    backoff: float = BACKOFF,
     mask_power: float = 2.0,
     window: int | None = None,
 ) -> Separator:
@@ -120,7 +123,8 @@ def build_separator(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         temperature: of the priors.
         sigma: of the Gaussian likelihood (lqvae).
-        weight: lambda of the counted likelihood (lass, hybrid).
+        weight: lambda of the counted likelihood (lass, hybrid); default 6, without back-off 3.
+        backoff: observations of a pair that its back-off is worth (lass, hybrid); 0: as published.
         mask_power: of the refinement.
         window: codes per window; default that of the preset, within the priors' context.
 
@@ -141,7 +145,7 @@ def build_separator(
         for name, folder in prior_folders(family).items()
     }
     likelihood = build_likelihood(
-        method, family, codec, identity, tuple(priors), sigma=sigma, weight=weight
+        method, family, codec, identity, tuple(priors), sigma=sigma, weight=weight, backoff=backoff
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])

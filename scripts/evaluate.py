@@ -25,6 +25,7 @@ from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
 from jukebox_core.separation.separator import Separator
+from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._evaluation import check_museval, choose_chunks, silence_rule, with_alpha
 from scripts._evaluation_meta import (
@@ -83,7 +84,9 @@ class Args:
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
     weight: float | None = None
-    """Lambda of the counted likelihood; default 3."""
+    """Lambda of the counted likelihood; default 6, without back-off 3."""
+    backoff: float = BACKOFF
+    """Observations of a pair that the back-off to the marginals is worth; 0: as LASS published."""
     mask_power: float = 2.0
     """Power of the ratio mask."""
     parts_only: bool = False
@@ -205,6 +208,7 @@ def _build(method: Method, args: Args) -> Separator:
         temperature=args.temperature,
         sigma=args.sigma,
         weight=args.weight,
+        backoff=args.backoff,
         mask_power=args.mask_power,
     )
 

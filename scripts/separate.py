@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jukebox_core import audio as audio_io
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.separator import Separator
+from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._models import Method, build_separator
 
@@ -48,7 +49,9 @@ class Args:
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
     weight: float | None = None
-    """Lambda of the counted likelihood; default 3."""
+    """Lambda of the counted likelihood; default 6, without back-off 3."""
+    backoff: float = BACKOFF
+    """Observations of a pair that the back-off to the marginals is worth; 0: as LASS published."""
     mask_power: float = 2.0
     """Power of the ratio mask."""
     batch: int = 4
@@ -82,6 +85,7 @@ def main(args: Args) -> None:
         temperature=args.temperature,
         sigma=args.sigma,
         weight=args.weight,
+        backoff=args.backoff,
         mask_power=args.mask_power,
     )
     for path in args.mixtures:

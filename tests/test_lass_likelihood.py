@@ -9,7 +9,7 @@ import torch
 
 from jukebox_core.separation.protocols import Likelihood
 from lass.counts import count_triples, save_counts, symmetrise
-from lass.likelihood import CountLikelihood, build_likelihood
+from lass.likelihood import BackoffLikelihood, CountLikelihood, build_likelihood
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 7
@@ -102,13 +102,40 @@ def test_built_from_a_file_in_the_order_of_the_priors(tmp_path):
     codes = triples()
     path = tmp_path / "counts.safetensors"
     save_counts(path, count_triples(K, *codes), {"codec": "x", "sources": "bass drums"})
-    swapped = build_likelihood(
-        path, weight=2.0, symmetric=False, codec_fingerprint="x", sources=("drums", "bass")
-    )
-    expected = dense(codes[1], codes[0], codes[2], 2.0, False)
+    swapped = build_likelihood(path, weight=2.0, codec_fingerprint="x", sources=("drums", "bass"))
+    expected = dense(codes[1], codes[0], codes[2], 2.0, True)
     scores = swapped.scores(2)
     np.testing.assert_allclose(
         scores.values, expected[scores.pairs[0], scores.pairs[1], 2], rtol=1e-6, atol=1e-6
     )
     with pytest.raises(ValueError, match="must be positive"):
         build_likelihood(path, weight=0.0)
+
+
+@pytest.mark.parametrize("symmetric", (True, False))
+def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
+    first, second, mixture = triples()
+    table = np.zeros((K, K, K))
+    for i, j, m in zip(first, second, mixture, strict=True):
+        table[i, j, m] += 1
+        if symmetric:
+            table[j, i, m] += 1
+    overall = table.sum((0, 1)) + 0.5
+    overall /= overall.sum()
+    given_first = table.sum(1) + 10 * overall
+    given_second = table.sum(0) + 10 * overall
+    given_first /= given_first.sum(1, keepdims=True)
+    given_second /= given_second.sum(1, keepdims=True)
+    mean = (given_first[:, None] + given_second[None]) / 2
+    p = (table + 2.5 * mean) / (table.sum(2, keepdims=True) + 2.5)
+    np.testing.assert_allclose(p.sum(2), 1)  # a distribution over the mixture codes
+    counts = count_triples(K, first, second, mixture)
+    likelihood = BackoffLikelihood(counts, 2.0, strength=2.5, symmetric=symmetric)
+    for m in range(K):  # 4 was never seen, and has a score all the same
+        scores = likelihood.scores(m)
+        assert scores.pairs is None
+        np.testing.assert_allclose(
+            scores.values.view(K, K), 2.0 * np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
+        )
+    with pytest.raises(ValueError, match="must be positive"):
+        BackoffLikelihood(counts, strength=0.0)

@@ -55,7 +55,8 @@ class DenseTable:
 
     def __init__(self, scores: Tensor):
         self.scores = scores
-        self._row_max = scores.amax(dim=1)  # [K]
+        # A row of impossible pairs keeps a finite maximum, so that its weights are 0 and not NaN.
+        self._row_max = scores.amax(dim=1).clamp_min(torch.finfo(scores.dtype).min)  # [K]
         self._weights = torch.exp(scores - self._row_max.unsqueeze(1))
 
     @property
