@@ -1,6 +1,79 @@
-"""Hybrid: the LQ-VAE's training objective, LASS's counted likelihood."""
+"""Hybrid: the LQ-VAE's training objective, LASS's counted likelihood.
 
-from lass.likelihood import CountLikelihood, build_likelihood
+The counts are few for the number of pairs. Since the objective makes the latent space linear, the
+geometry of the codes says something about pairs that were never counted: by default the counted
+likelihood is multiplied by the LQ-VAE's Gaussian kernel, a log-linear pool of both. Without the
+kernel it is LASS's likelihood as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jukebox_core.separation.protocols import Likelihood, PairScores
+from lass.likelihood import BACKOFF
+from lass.likelihood import build_likelihood as build_counted
+from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
+from lqvae.likelihood import build_likelihood as build_gaussian
 from lqvae.objective import LinearisationObjective as Objective
 
-__all__ = ["CountLikelihood", "Objective", "build_likelihood"]
+__all__ = ["Objective", "PooledLikelihood", "build_likelihood"]
+
+POOLED_WEIGHT = 1.0
+
+
+class PooledLikelihood:
+    """Counted scores plus the log-density of the kernel, on the pairs that the counts allow."""
+
+    def __init__(self, counted: Likelihood, kernel: LatentGaussianLikelihood):
+        if counted.n_codes != kernel.n_codes:
+            raise ValueError(f"counts over {counted.n_codes} codes, a kernel over {kernel.n_codes}")
+        self.n_codes = counted.n_codes
+        self.counted = counted
+        self.sigma = kernel.sigma
+        self._kernel = kernel
+
+    def scores(self, mixture_code: int) -> PairScores:
+        """The sum of both scores; sparse where the counts are."""
+        counted, kernel = self.counted.scores(mixture_code), self._kernel.scores(mixture_code)
+        if counted.pairs is None:
+            return PairScores(counted.values + kernel.values)
+        flat = counted.pairs[0] * self.n_codes + counted.pairs[1]
+        return PairScores(counted.values + kernel.values[flat], counted.pairs)
+
+
+def build_likelihood(
+    counts: Path,
+    sums: Path | None = None,
+    codebook: Tensor | None = None,
+    *,
+    weight: float | None = None,
+    backoff: float = BACKOFF,
+    sigma: float = SIGMA,
+    device: torch.device | str = "cpu",
+    codec_fingerprint: str | None = None,
+    sources: Sequence[str] | None = None,
+) -> Likelihood:
+    """The hybrid's likelihood; without `sums` and `codebook`, the counted one alone.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+        ValueError: a table belongs to another codec or other sources.
+    """
+    pooled = sums is not None and codebook is not None
+    counted = build_counted(
+        counts,
+        weight=POOLED_WEIGHT if pooled and weight is None else weight,
+        backoff=backoff,
+        device=device,
+        codec_fingerprint=codec_fingerprint,
+        sources=sources,
+    )
+    if sums is None or codebook is None:
+        return counted
+    kernel = build_gaussian(sums, codebook, sigma=sigma, codec_fingerprint=codec_fingerprint)
+    return PooledLikelihood(counted, kernel)

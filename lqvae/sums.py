@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,7 @@ def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     if len(alpha) != 2:
         raise ValueError(f"alpha has {len(alpha)} weights, expected two")
     search = _Search(codebook.detach().cpu().double().numpy(), (float(alpha[0]), float(alpha[1])))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy works outside the GIL
-        rows = list(pool.map(search.row, range(len(codebook))))
-    table = np.stack(rows)
+    table = np.stack([search.row(i) for i in range(len(codebook))])
     if search.symmetric:
         table = np.triu(table) + np.triu(table, 1).T
     return torch.from_numpy(table)

@@ -55,6 +55,7 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
     """The parts of a method and its settings."""
     family = args.models / FAMILY[method]
     codec = load_meta(family / "vqvae")
+    counted = getattr(separator.likelihood, "counted", separator.likelihood)
     return {
         "family": FAMILY[method],
         "preset": codec.get("preset"),
@@ -67,8 +68,8 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "candidates": separator.n_candidates,
         "temperature": args.temperature,
         "sigma": getattr(separator.likelihood, "sigma", None),
-        "weight": getattr(separator.likelihood, "weight", None),
-        "backoff": getattr(separator.likelihood, "strength", None),
+        "weight": getattr(counted, "weight", None),
+        "backoff": getattr(counted, "strength", None),
         "mask_power": separator.refinement.power,
     }
 

@@ -12,7 +12,7 @@ the linearisation family and differ by the likelihood alone.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -81,6 +81,7 @@ def build_likelihood(
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    kernel: bool = True,
 ) -> Likelihood:
     """The likelihood of a method, from the tables in its family's folder."""
     if method == "lqvae":
@@ -90,15 +91,23 @@ def build_likelihood(
             sigma=SIGMA if sigma is None else sigma,
             codec_fingerprint=codec_fingerprint,
         )
-    build = {"lass": lass.build_likelihood, "hybrid": hybrid.build_likelihood}[method]
-    return build(
-        family / "counts.safetensors",
-        weight=weight,
-        backoff=backoff,
-        device=codec.codebook.device,
-        codec_fingerprint=codec_fingerprint,
-        sources=sources,
-    )
+    counted: dict[str, Any] = {
+        "weight": weight,
+        "backoff": backoff,
+        "device": codec.codebook.device,
+        "codec_fingerprint": codec_fingerprint,
+        "sources": sources,
+    }
+    counts = family / "counts.safetensors"
+    if method == "lass":
+        return lass.build_likelihood(counts, **counted)
+    if kernel:
+        counted |= {
+            "sums": family / "sums.safetensors",
+            "codebook": codec.codebook,
+            "sigma": SIGMA if sigma is None else sigma,
+        }
+    return hybrid.build_likelihood(counts, **counted)
 
 
 def build_separator(
@@ -111,6 +120,7 @@ def build_separator(
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    kernel: bool = True,
     mask_power: float = 2.0,
     window: int | None = None,
 ) -> Separator:
@@ -122,9 +132,11 @@ def build_separator(
         candidates: joint candidates per window; default that of the preset trained with.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         temperature: of the priors.
-        sigma: of the Gaussian likelihood (lqvae).
-        weight: lambda of the counted likelihood (lass, hybrid); default 6, without back-off 3.
+        sigma: of the Gaussian likelihood (lqvae) or kernel (hybrid).
+        weight: lambda of the counted likelihood; default 6 (lass), 1 (hybrid), 3 without either
+            back-off or kernel.
         backoff: observations of a pair that its back-off is worth (lass, hybrid); 0: as published.
+        kernel: multiply the hybrid's counts by the LQ-VAE's Gaussian kernel.
         mask_power: of the refinement.
         window: codes per window; default that of the preset, within the priors' context.
 
@@ -145,7 +157,15 @@ def build_separator(
         for name, folder in prior_folders(family).items()
     }
     likelihood = build_likelihood(
-        method, family, codec, identity, tuple(priors), sigma=sigma, weight=weight, backoff=backoff
+        method,
+        family,
+        codec,
+        identity,
+        tuple(priors),
+        sigma=sigma,
+        weight=weight,
+        backoff=backoff,
+        kernel=kernel,
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])

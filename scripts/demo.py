@@ -152,13 +152,17 @@ def stages(args: Args) -> list[Stage]:
     score += ("--chunks", str(args.chunks), "--threads", str(threads), *seed)
     for method in METHODS:
         objective = FAMILY[method]
-        table = "code sums" if method == "lqvae" else f"counts {objective}"
+        tables = {
+            "lqvae": ("code sums",),
+            "lass": (f"counts {objective}",),
+            "hybrid": ("code sums", f"counts {objective}"),
+        }[method]
         priors = tuple(f"prior {objective} {source}" for source in SOURCES)
         plan.append(
             Stage(
                 f"scores {method}",
                 (*score, "--methods", method, "--parts-only"),
-                after=(table, *priors),
+                after=(*tables, *priors),
                 share=1 / len(METHODS),
             )
         )

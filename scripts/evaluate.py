@@ -84,9 +84,11 @@ class Args:
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
     weight: float | None = None
-    """Lambda of the counted likelihood; default 6, without back-off 3."""
+    """Lambda of the counted likelihood; default 6 (lass), 1 (hybrid)."""
     backoff: float = BACKOFF
     """Observations of a pair that the back-off to the marginals is worth; 0: as LASS published."""
+    kernel: bool = True
+    """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel."""
     mask_power: float = 2.0
     """Power of the ratio mask."""
     parts_only: bool = False
@@ -209,6 +211,7 @@ def _build(method: Method, args: Args) -> Separator:
         sigma=args.sigma,
         weight=args.weight,
         backoff=args.backoff,
+        kernel=args.kernel,
         mask_power=args.mask_power,
     )
 
