@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -140,6 +142,14 @@ class _Songs:
         self._audio = AudioCache()
         self._codes: dict[tuple[str, int, int], np.ndarray] = {}  # source, song, shift
         self._dtype = np.int16 if codec.config.l_bins <= 1 << 15 else np.int32
+        # On a CPU a thread encodes a crop alone. Threads that share a convolution wait for each
+        # other by spinning, which is up to a hundred times slower where something else runs too;
+        # and the activations of one crop stay in the cache, those of a batch do not.
+        self._pool: ThreadPoolExecutor | None = None
+        if codec.codebook.device.type == "cpu":
+            self._pool = ThreadPoolExecutor(
+                torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+            )
 
     def draw(self, generator: np.random.Generator) -> _Crop:
         """A place of a song, every song as likely as it is long."""
@@ -163,29 +173,42 @@ class _Songs:
             ]
         )
 
-    @torch.no_grad()
     def encode(self, windows: Tensor) -> np.ndarray:
         """Codes [B, crop] of crops with their surroundings [B, L]."""
-        device = self._codec.codebook.device
-        # On a CPU one by one: the activations of one stay in the cache, those of many do not.
-        parts = windows.split(1 if device.type == "cpu" else len(windows))
-        codes = torch.cat([self._codec.encode(part.to(device)) for part in parts])
-        return codes[:, self.margin : self.margin + self._plan.crop].cpu().numpy()
+        parts = windows.split(1 if self._pool else len(windows))
+        codes = torch.cat(list(self._map(self._encode, parts)))
+        return codes[:, self.margin : self.margin + self._plan.crop].numpy()
 
     def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> list[np.ndarray]:
         """Codes [pairs, crop] of the crops of either source, out of those of whole songs."""
-        return [
-            np.stack([self._song(name, c)[c.start : c.start + self._plan.crop] for c in crops])
+        keys = [
+            [(name, c.song, c.shift) for c in crops]
             for name, crops in zip(self._sources, pairs, strict=True)
         ]
+        self._encode_songs([key for row in keys for key in row])
+        size = self._plan.crop
+        return [
+            np.stack([self._codes[k][c.start : c.start + size] for k, c in zip(*row, strict=True)])
+            for row in zip(keys, pairs, strict=True)
+        ]
 
-    def _song(self, name: str, crop: _Crop) -> np.ndarray:
-        """All codes of a source of a song at a shift, encoded when first asked for."""
-        key = (name, crop.song, crop.shift)
-        if key not in self._codes:
-            waveform = self._read(name, crop, 0, int(self.lengths[crop.song]) * self._hop)
-            self._codes[key] = encode_long(self._codec, waveform).cpu().numpy().astype(self._dtype)
-        return self._codes[key]
+    def _encode_songs(self, keys: list[tuple[str, int, int]]) -> None:
+        """Encode what is asked for the first time: (source, song, shift)."""
+        missing = sorted(set(keys) - self._codes.keys())
+        waveforms = [
+            self._read(name, _Crop(song, shift, 0), 0, int(self.lengths[song]) * self._hop)
+            for name, song, shift in missing
+        ]
+        encoded = self._map(partial(encode_long, self._codec), waveforms)
+        for key, codes in zip(missing, encoded, strict=True):
+            self._codes[key] = codes.cpu().numpy().astype(self._dtype)
+
+    @torch.no_grad()
+    def _encode(self, windows: Tensor) -> Tensor:
+        return self._codec.encode(windows.to(self._codec.codebook.device)).cpu()
+
+    def _map(self, function: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> Iterable:
+        return self._pool.map(function, items) if self._pool else map(function, items)
 
     def _read(self, name: str, crop: _Crop, start: int, length: int) -> Tensor:
         """Samples [length] of a source, from `start` of the shifted song."""
