@@ -40,10 +40,12 @@ class PooledLikelihood:
     def scores(self, mixture_code: int) -> PairScores:
         """The sum of both scores; sparse where the counts are."""
         counted, kernel = self.counted.scores(mixture_code), self._kernel.scores(mixture_code)
+        assert kernel.lookup is not None
         if counted.pairs is None:
-            return PairScores(counted.values + kernel.values)
-        flat = counted.pairs[0] * self.n_codes + counted.pairs[1]
-        return PairScores(counted.values + kernel.values[flat], counted.pairs)
+            index = kernel.lookup
+        else:
+            index = kernel.lookup[counted.pairs[0] * self.n_codes + counted.pairs[1]]
+        return PairScores(counted.values + kernel.values.index_select(0, index), counted.pairs)
 
 
 def build_likelihood(

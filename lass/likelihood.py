@@ -146,7 +146,7 @@ class BackoffLikelihood:
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
         # Every pair is stored once per mixture code: plain indexed addition is exact.
         backoff[self._pairs[part]] += self._seen[part]
-        return PairScores(self.weight * (backoff.log() - self._log_totals))
+        return PairScores(backoff.log_().sub_(self._log_totals).mul_(self.weight))
 
 
 def build_likelihood(

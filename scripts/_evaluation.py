@@ -127,7 +127,7 @@ def system_estimates(
         batch: chunks sampled together.
         progress: called with (steps done, steps in all).
     """
-    generator = torch.Generator(separator.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     groups = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
     for i, group in enumerate(groups):
         report = None

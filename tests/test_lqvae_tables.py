@@ -54,7 +54,7 @@ def test_gaussian_scores_equal_the_formula(tmp_path):
         build_likelihood(tmp_path / "s", book, sigma=0.7, codec_fingerprint="abc"),
     ):
         for m in range(11):
-            scores = likelihood.scores(m)
+            scores = likelihood.scores(m).explicit()
             assert scores.pairs is None
             expected = [
                 -((book[table[i, j]] - book[m]) ** 2).sum().item() / (2 * 0.7**2)

@@ -17,8 +17,14 @@ from jukebox_core.config import PriorConfig
 class LayerCache(Protocol):
     """Stores the keys and values of one attention layer."""
 
+    batch_size: int
+
     def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor] | None:
         """Store [B, H, d] of `position`; return what it attends to, [B, H, n, d], or None."""
+        ...
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Store positions 0 to P - 1, [B, H, P, d]."""
         ...
 
     def reorder(self, parents: Tensor) -> None:
@@ -33,10 +39,15 @@ class _Buffers:
         self._keys = like.new_zeros(shape)
         self._values = like.new_zeros(shape)
         self._batch_axis = batch_axis
+        self.batch_size = shape[batch_axis]
 
     def reorder(self, parents: Tensor) -> None:
-        self._keys = self._keys.index_select(self._batch_axis, parents)
-        self._values = self._values.index_select(self._batch_axis, parents)
+        """In place, and only what changes: sequences that stay where they are cost nothing."""
+        moved = (parents != torch.arange(len(parents), device=parents.device)).nonzero().squeeze(1)
+        if len(moved):
+            for buffer in (self._keys, self._values):
+                source = buffer.index_select(self._batch_axis, parents[moved])
+                buffer.index_copy_(self._batch_axis, moved, source)
 
 
 class DenseCache(_Buffers):
@@ -51,6 +62,12 @@ class DenseCache(_Buffers):
         self._keys[:, :, position] = key
         self._values[:, :, position] = value
         return self._keys[:, :, : position + 1], self._values[:, :, : position + 1]
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Store [B, H, P, d]."""
+        steps = key.shape[2]
+        self._keys[:, :, :steps] = key
+        self._values[:, :, :steps] = value
 
 
 class BlockCache(_Buffers):
@@ -69,6 +86,13 @@ class BlockCache(_Buffers):
         self._values[:, :, offset] = value
         return self._keys[:, :, : offset + 1], self._values[:, :, : offset + 1]
 
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Store the block that is current after P positions, of [B, H, P, d]."""
+        start = (key.shape[2] - 1) // self._length * self._length
+        steps = key.shape[2] - start
+        self._keys[:, :, :steps] = key[:, :, start:]
+        self._values[:, :, :steps] = value[:, :, start:]
+
 
 class ColumnCache(_Buffers):
     """The same offset in all earlier blocks and in this one; a column is contiguous."""
@@ -85,6 +109,13 @@ class ColumnCache(_Buffers):
         self._keys[column, :, :, row] = key
         self._values[column, :, :, row] = value
         return self._keys[column, :, :, : row + 1], self._values[column, :, :, : row + 1]
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Store [B, H, P, d], row by row."""
+        for row, start in enumerate(range(0, key.shape[2], self._length)):
+            for buffer, x in ((self._keys, key), (self._values, value)):
+                part = x[:, :, start : start + self._length]
+                buffer[: part.shape[2], :, :, row] = part.permute(2, 0, 1, 3)
 
 
 class PreviousBlockCache(_Buffers):
@@ -104,6 +135,14 @@ class PreviousBlockCache(_Buffers):
         if row == 0:
             return None
         return self._keys[1 - row % 2], self._values[1 - row % 2]
+
+    def fill(self, key: Tensor, value: Tensor) -> None:
+        """Store the last two blocks of [B, H, P, d]."""
+        last = (key.shape[2] - 1) // self._length
+        for row in range(max(0, last - 1), last + 1):
+            part = slice(row * self._length, (row + 1) * self._length)
+            for buffer, x in ((self._keys, key), (self._values, value)):
+                buffer[row % 2, :, :, : x[:, :, part].shape[2]] = x[:, :, part]
 
 
 _CACHES: dict[str, type[DenseCache | BlockCache | ColumnCache | PreviousBlockCache]] = {

@@ -41,9 +41,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Whole sequences [B, T, W]."""
-        x = x + self.dropout(self.attn(self.ln_attn(x)))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Whole sequences [B, T, W]; an empty cache is filled on the way."""
+        x = x + self.dropout(self.attn(self.ln_attn(x), cache))
         return x + self.dropout(self.mlp(self.ln_mlp(x)))
 
     def step(self, x: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -117,12 +117,7 @@ class AutoregressivePrior(nn.Module):
         Raises:
             ValueError: codes [B, T] are longer than the context.
         """
-        batch, steps = codes.shape
-        if steps > self.n_ctx:
-            raise ValueError(f"{steps} codes do not fit the prior's context of {self.n_ctx}")
-        start = self.start.expand(batch, 1, -1)
-        x = torch.cat([start, self.embed(codes[:, :-1])], dim=1) + self.positions[:steps]
-        x = self.dropout(x)
+        x = self.dropout(self._inputs(codes))
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
@@ -138,6 +133,28 @@ class AutoregressivePrior(nn.Module):
     def new_cache(self, batch_size: int, length: int) -> PriorCache:
         """An empty cache for `batch_size` sequences of at most `length` codes."""
         return PriorCache(self.config, batch_size, length, self.positions)
+
+    def prefill(self, codes: Tensor, cache: PriorCache) -> None:
+        """Make codes [B', P] the past of an empty cache of B sequences, B a multiple of B'.
+
+        Row i is the past of sequences i * B / B' to (i + 1) * B / B' - 1; the next step takes the
+        last of these codes.
+
+        Raises:
+            ValueError: the cache is not empty or too short, or the batches do not fit.
+        """
+        batch, steps = codes.shape
+        if cache.position or not 0 < steps < cache.length:
+            raise ValueError(
+                f"{steps} codes of context, and a cache of {cache.length} positions, "
+                f"{cache.position} of them used: expected an empty one with more positions"
+            )
+        if cache.batch_size % batch:
+            raise ValueError(f"{batch} contexts for {cache.batch_size} sequences")
+        x = self._inputs(codes)
+        for block, layer in zip(cast("list[Block]", self.blocks), cache.layers, strict=True):
+            x = block(x, layer)
+        cache.position = steps
 
     def step(self, codes: Tensor | None, cache: PriorCache) -> Tensor:
         """Logits [B, K] of the next code, given the last codes [B] (None at the start).
@@ -159,6 +176,14 @@ class AutoregressivePrior(nn.Module):
             x = block.step(x, layer, position)
         cache.position = position + 1
         return self.head(x)
+
+    def _inputs(self, codes: Tensor) -> Tensor:
+        """[B, T, W]: the start and all codes but the last, with their positions."""
+        batch, steps = codes.shape
+        if steps > self.n_ctx:
+            raise ValueError(f"{steps} codes do not fit the prior's context of {self.n_ctx}")
+        start = self.start.expand(batch, 1, -1)
+        return torch.cat([start, self.embed(codes[:, :-1])], dim=1) + self.positions[:steps]
 
     def _initialise(self) -> None:
         """Normal weights of scale 0.02 (0.01 for positions and start) times `init_scale`."""

@@ -15,9 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jukebox_core.separation.joint import as_joint
 from jukebox_core.separation.posterior import log_joint
-from jukebox_core.separation.protocols import Likelihood, PairScores, Prior, Separations
-from jukebox_core.separation.sampling import Progress, check_parts
+from jukebox_core.separation.protocols import (
+    JointPriors,
+    Likelihood,
+    PairScores,
+    Prior,
+    Separations,
+)
+from jukebox_core.separation.sampling import Progress, check_parts, start
 
 __all__ = ["BeamSampler", "Best", "best_entries"]
 
@@ -69,12 +76,13 @@ class BeamSampler:
     @torch.no_grad()
     def __call__(
         self,
-        priors: Mapping[str, Prior],
+        priors: Mapping[str, Prior] | JointPriors,
         likelihood: Likelihood,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
+        context: Mapping[str, Tensor] | None = None,
     ) -> Separations:
         """The `candidates` best beams of every mixture.
 
@@ -85,32 +93,27 @@ class BeamSampler:
             candidates: N, beams per mixture.
             generator: not used; nothing here is random.
             progress: called after every step.
+            context: {source: [B, P]}, codes before these; P + T within the priors' context.
 
         Raises:
             ValueError: the parts do not fit together, or no pair of codes is possible at a step.
         """
-        check_parts(priors, likelihood, mixture_codes)
+        joint = as_joint(priors)
+        check_parts(joint, likelihood, mixture_codes, context)
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}, it must be at least 1")
         batch, steps = mixture_codes.shape
         device = mixture_codes.device
         host_codes = mixture_codes.tolist()
-        caches = {
-            name: prior.new_cache(batch * candidates, steps) for name, prior in priors.items()
-        }
+        cache, last = start(joint, batch, candidates, steps, context, device)
         beams = [_Beams(candidates, steps, device) for _ in range(batch)]
         offsets = torch.arange(batch, device=device).unsqueeze(1) * candidates
-        last: dict[str, Tensor | None] = dict.fromkeys(priors)
         for step in range(steps):
-            log_p = [
-                self._log_probabilities(prior.step(last[name], caches[name])).unflatten(
-                    0, (batch, candidates)
-                )
-                for name, prior in priors.items()
-            ]  # [B, N, K] per source
+            logits = joint.step(last, cache).to(_precision(device)) / self.temperature
+            log_p = torch.log_softmax(logits, -1).view(2, batch, candidates, -1)
             parents = []
             for b, state in enumerate(beams):
-                scores = likelihood.scores(host_codes[b][step])
+                scores = likelihood.scores(host_codes[b][step]).explicit()
                 parents.append(state.advance(step, log_p[0][b], log_p[1][b], scores))
                 if not state.alive:
                     raise ValueError(
@@ -118,24 +121,22 @@ class BeamSampler:
                         f"{host_codes[b][step]}: the likelihood has no such pair"
                     )
             rows = (torch.stack(parents) + offsets).flatten()
-            for source, name in enumerate(priors):
-                caches[name].reorder(rows)
-                last[name] = torch.cat([state.codes[source][:, step] for state in beams])
+            cache.reorder(rows)
+            last = torch.stack(
+                [torch.cat([state.codes[source][:, step] for state in beams]) for source in (0, 1)]
+            )
             if progress is not None:
                 progress(step + 1, steps)
         for state in beams:
             state.fill()
         return Separations(
-            {name: torch.stack([s.codes[i] for s in beams]) for i, name in enumerate(priors)},
+            {name: torch.stack([s.codes[i] for s in beams]) for i, name in enumerate(joint.names)},
             {
                 name: torch.stack([s.parts[i] for s in beams]).float()
-                for i, name in enumerate(priors)
+                for i, name in enumerate(joint.names)
             },
             torch.stack([state.parts[2] for state in beams]).float(),
         )
-
-    def _log_probabilities(self, logits: Tensor) -> Tensor:
-        return torch.log_softmax(logits.to(_precision(logits.device)) / self.temperature, dim=-1)
 
 
 def _precision(device: torch.device) -> torch.dtype:

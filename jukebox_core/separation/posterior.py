@@ -1,115 +1,273 @@
-"""Exact draws from one step's joint posterior, p(z1, z2) ~ p1(z1) exp(scores[z1, z2]) p2(z2)."""
+"""Exact draws from one step's joint posterior, p(z1, z2) ~ p1(z1) exp(scores[z1, z2]) p2(z2).
+
+Every draw takes two uniform numbers per candidate, whatever path it goes, so that a candidate's
+codes do not depend on what else is drawn beside it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core.separation.protocols import PairScores
 
-_FLOOR = 1e-34  # a float32 sum under this may have lost terms
-_NEGLIGIBLE = 16.0  # nats below the total that no longer matter in float32
+__all__ = [
+    "Draw",
+    "FullTable",
+    "PairTable",
+    "categorical",
+    "draw",
+    "draw_chunks",
+    "draw_joint",
+    "keep_top_k",
+    "log_joint",
+    "make_table",
+    "redraw",
+    "uniform_numbers",
+]
+
+_LOST = -63.0  # log-mass under which the terms that float32 flushes to zero may matter
+_ENTRIES = 1 << 24  # of a padded or explicit joint, held at a time
+_BLOCK = 256  # pairs summed at once in the sparse draw
 
 
 class Draw(NamedTuple):
-    """first, second: codes [N]. score: log-likelihood of each drawn pair, [N]."""
+    """Of every candidate, [...]: the codes, their log-likelihood and log sum p1 p2 exp(scores).
+
+    lost: candidates whose draw may be wrong because float32 lost mass, where asking would have
+    waited for the device; None: none is.
+    """
 
     first: Tensor
     second: Tensor
     score: Tensor
+    log_total: Tensor
+    lost: Tensor | None = None
 
 
-def draw(
-    log_p1: Tensor, log_p2: Tensor, scores: PairScores, generator: torch.Generator | None = None
-) -> Draw:
+class FullTable:
+    """Scores of all pairs for one mixture code, and W = exp(scores - maximum), [K, K].
+
+    The two-stage draw: z1 from its marginal p1 * (W @ p2), then z2 from W[z1] * p2. It needs N x K
+    memory instead of the N x K x K of the joint.
+    """
+
+    def __init__(self, scores: PairScores, n_codes: int):
+        self._values = scores.values
+        self._index = None if scores.lookup is None else scores.lookup.view(n_codes, n_codes)
+        self._n_codes = n_codes
+        # All pairs impossible: a finite maximum keeps the weights at 0 instead of NaN.
+        least = torch.finfo(self._values.dtype).min
+        self.maximum = self._values.amax().clamp_min(least)
+        weights = torch.exp(self._values - self.maximum)
+        if scores.lookup is not None:
+            weights = weights.index_select(0, scores.lookup.view(-1))
+        self.weights = weights.view(n_codes, n_codes)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the table; an index is shared with other tables."""
+        return self._values.nbytes + self.weights.nbytes
+
+    def rows(self, first: Tensor) -> Tensor:
+        """Scores of the pairs (first, any), [N, K]."""
+        if self._index is None:
+            return self._values.view(self._n_codes, self._n_codes)[first]
+        return self._values[self._index[first]]
+
+    def explicit(self) -> PairScores:
+        """One value per pair."""
+        index = None if self._index is None else self._index.view(-1)
+        return PairScores(self._values, None, index).explicit()
+
+
+class PairTable:
+    """Scores of the stored pairs alone."""
+
+    def __init__(self, scores: PairScores):
+        assert scores.pairs is not None
+        self.values, self.pairs = scores.values, scores.pairs
+        self.nbytes = 0  # views of the likelihood's own memory
+
+    def explicit(self) -> PairScores:
+        """One value per pair."""
+        return PairScores(self.values, self.pairs)
+
+
+def make_table(scores: PairScores, n_codes: int) -> FullTable | PairTable:
+    """The scores of one mixture code, ready to be drawn from."""
+    return FullTable(scores, n_codes) if scores.pairs is None else PairTable(scores)
+
+
+def uniform_numbers(
+    generator: torch.Generator, shape: Sequence[int], device: torch.device
+) -> Tensor:
+    """Numbers in [0, 1), of shape [*shape, 2], on `device`; drawn on the generator's own."""
+    drawn = torch.rand(*shape, 2, generator=generator, dtype=torch.float64, device=generator.device)
+    return drawn.to(device, _precise(device))
+
+
+def draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
     """One pair of codes for each of N candidates.
 
     Args:
         log_p1: [N, K] log-probabilities of the first source's next code.
         log_p2: [N, K] of the second source's.
         scores: the pairs' log-likelihoods.
-        generator: on the device of the inputs.
+        uniform: [N, 2], see `uniform_numbers`.
     """
-    if scores.pairs is None:
-        table = scores.values.view(log_p1.shape[1], log_p2.shape[1])
-        return draw_dense(log_p1, log_p2, table, generator)
-    return draw_sparse(log_p1, log_p2, scores.values, scores.pairs, generator)
+    table = make_table(scores, log_p1.shape[1])
+    found = draw_chunks([table], log_p1[None], log_p2[None], uniform[None])
+    lost = None if found.lost is None else found.lost[0]
+    return Draw(found.first[0], found.second[0], found.score[0], found.log_total[0], lost)
 
 
-def draw_dense(
-    log_p1: Tensor, log_p2: Tensor, table: Tensor, generator: torch.Generator | None = None
+def draw_chunks(
+    tables: Sequence[FullTable | PairTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
 ) -> Draw:
-    """The two-stage draw from a table of scores [K, K]; see `DenseTable`."""
-    return DenseTable(table).draw(log_p1, log_p2, generator)
+    """One pair of codes for each of N candidates of B chunks, [B, N].
 
-
-class DenseTable:
-    """Two-stage draw: z1 from its marginal p1 * (W @ p2), then z2 from W[z1] * p2.
-
-    Needs N x K memory instead of the N x K x K of the joint. W = exp(scores [K, K]) is scaled row
-    by row; candidates for which float32 may have lost mass all the same take the explicit joint.
+    Args:
+        tables: of the chunks' mixture codes.
+        log_p1: [B, N, K] log-probabilities of the first source's next code.
+        log_p2: [B, N, K] of the second source's.
+        uniform: [B, N, 2].
     """
-
-    def __init__(self, scores: Tensor):
-        self.scores = scores
-        # A row of impossible pairs keeps a finite maximum, so that its weights are 0 and not NaN.
-        self._row_max = scores.amax(dim=1).clamp_min(torch.finfo(scores.dtype).min)  # [K]
-        self._weights = torch.exp(scores - self._row_max.unsqueeze(1))
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the table and its weights."""
-        return self.scores.nbytes + self._weights.nbytes
-
-    def draw(
-        self, log_p1: Tensor, log_p2: Tensor, generator: torch.Generator | None = None
-    ) -> Draw:
-        """One pair of codes for each of N candidates, log-probabilities [N, K]."""
-        sums = log_p2.exp() @ self._weights.T  # [N, K]
-        bound = log_p1 + self._row_max  # log-mass of row z1 is at most this
-        log_marginal = bound + sums.log()
-        first = categorical(log_marginal, generator)
-        second = categorical(self.scores[first] + log_p2, generator)
-        if log_p1.device.type == "cpu":  # elsewhere the question would wait for the device
-            self._redraw_lost(log_p1, log_p2, sums, bound, log_marginal, (first, second), generator)
-        return Draw(first, second, self.scores[first, second])
-
-    def _redraw_lost(
-        self,
-        log_p1: Tensor,
-        log_p2: Tensor,
-        sums: Tensor,
-        bound: Tensor,
-        log_marginal: Tensor,
-        drawn: tuple[Tensor, Tensor],
-        generator: torch.Generator | None,
-    ) -> None:
-        """Draw from the float64 joint where rows whose sum underflowed may matter."""
-        underflown = sums < _FLOOR
-        if not bool(underflown.any()):
-            return
-        total = log_marginal.logsumexp(dim=1, keepdim=True).nan_to_num(nan=-math.inf)
-        lost = underflown & (bound + math.log(_FLOOR) > total - _NEGLIGIBLE)
-        for n in lost.any(dim=1).nonzero().flatten().tolist():
-            joint = log_p1[n, :, None].double() + self.scores.double() + log_p2[n].double()
-            flat = categorical(joint.flatten(), generator)
-            drawn[0][n], drawn[1][n] = flat // joint.shape[1], flat % joint.shape[1]
+    full = [table for table in tables if isinstance(table, FullTable)]
+    stored = [table for table in tables if isinstance(table, PairTable)]
+    if not stored:
+        return _draw_full(full, log_p1, log_p2, uniform)
+    if not full:
+        return _draw_stored(stored, log_p1, log_p2, uniform)
+    singly = [
+        draw_chunks([table], log_p1[b : b + 1], log_p2[b : b + 1], uniform[b : b + 1])
+        for b, table in enumerate(tables)
+    ]
+    return _joined(singly)
 
 
-def draw_sparse(
+def _joined(parts: Sequence[Draw]) -> Draw:
+    """The draws of successive chunks as one."""
+    first, second, score, log_total = (
+        torch.cat(field) for field in zip(*(part[:4] for part in parts), strict=True)
+    )
+    lost = [part.first < 0 if part.lost is None else part.lost for part in parts]
+    asked = all(part.lost is None for part in parts)
+    return Draw(first, second, score, log_total, None if asked else torch.cat(lost))
+
+
+def _draw_full(
+    tables: Sequence[FullTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
+) -> Draw:
+    """The two-stage draw."""
+    p2 = log_p2.exp()
+    sums = torch.stack([p @ table.weights.T for p, table in zip(p2, tables, strict=True)])
+    first, log_mass = categorical(log_p1 + sums.log(), uniform[..., 0])
+    rows = torch.stack([table.rows(z1) for z1, table in zip(first, tables, strict=True)])
+    second, _ = categorical(rows + log_p2, uniform[..., 1])
+    score = rows.gather(2, second.unsqueeze(2)).squeeze(2)
+    maximum = torch.stack([table.maximum for table in tables]).unsqueeze(1)
+    # What float32 flushed to zero in W, p2 or their products is under K * 2^-126 in all.
+    lost = ~(log_mass > _LOST)
+    drawn = Draw(first, second, score, log_mass + maximum, lost)
+    if log_p1.device.type != "cpu":  # asking would wait for the device
+        return drawn
+    return redraw(drawn, tables, log_p1, log_p2, uniform)
+
+
+def redraw(
+    drawn: Draw,
+    tables: Sequence[FullTable | PairTable],
     log_p1: Tensor,
     log_p2: Tensor,
-    values: Tensor,
-    pairs: Tensor,
-    generator: torch.Generator | None = None,
+    uniform: Tensor,
 ) -> Draw:
-    """Draw among the stored pairs alone: values [P], pairs [2, P]."""
-    joint = log_joint(log_p1, log_p2, PairScores(values, pairs))
-    chosen = categorical(joint, generator)
-    return Draw(pairs[0][chosen], pairs[1][chosen], values[chosen])
+    """The draw with its lost candidates drawn from the explicit joint; arguments as before."""
+    if drawn.lost is None:
+        return drawn
+    for b, n in drawn.lost.nonzero().tolist():
+        one = slice(n, n + 1)
+        scores = tables[b].explicit()
+        again = draw_joint(log_p1[b, one], log_p2[b, one], scores, uniform[b, one])
+        for field, value in zip(drawn[:4], again[:4], strict=True):
+            field[b, n] = value[0]
+    return drawn._replace(lost=None)
+
+
+def _draw_stored(
+    tables: Sequence[PairTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
+) -> Draw:
+    """The draw among stored pairs; all chunks at once, padded to the longest list of pairs."""
+    batch, candidates, n_codes = log_p1.shape
+    blocks = -(-max(1, *(len(t.values) for t in tables)) // _BLOCK)
+    size = max(1, _ENTRIES // (blocks * _BLOCK * candidates))
+    if size < batch:  # some chunks at a time
+        parts = [
+            _draw_stored(
+                tables[i : i + size], *(x[i : i + size] for x in (log_p1, log_p2, uniform))
+            )
+            for i in range(0, batch, size)
+        ]
+        return Draw(*(torch.cat(part) for part in zip(*(p[:4] for p in parts), strict=True)))
+    length = blocks * _BLOCK
+    values = torch.stack(
+        [F.pad(t.values, (0, length - len(t.values)), value=-math.inf) for t in tables]
+    )  # [B, P]
+    pairs = torch.stack([F.pad(t.pairs, (0, length - t.pairs.shape[1])) for t in tables])
+    # Candidates last: a pair's probabilities are then read as one contiguous row of N numbers.
+    offset = torch.arange(batch, device=pairs.device).unsqueeze(1) * n_codes
+    joint = _by_code(log_p1).index_select(0, (pairs[:, 0] + offset).view(-1))
+    joint += _by_code(log_p2).index_select(0, (pairs[:, 1] + offset).view(-1))
+    joint = joint.view(batch, length, candidates).add_(values.unsqueeze(2))
+    largest = joint.amax(1).clamp_min(torch.finfo(joint.dtype).min)  # [B, N]
+    weights = joint.sub_(largest.unsqueeze(1)).exp_().view(batch, blocks, _BLOCK, candidates)
+    # By inversion in two stages, the block and then the pair in it.
+    precise = _precise(joint.device)
+    in_block = weights.sum(2, dtype=precise).transpose(1, 2)  # [B, N, blocks]
+    block, total, rest = _invert(in_block, uniform[..., 0])
+    rows = (torch.arange(batch, device=block.device).unsqueeze(1), block, slice(None))
+    inside = weights[(*rows, torch.arange(candidates, device=block.device))]  # [B, N, _BLOCK]
+    within = _invert(inside, rest)[0]
+    chosen = block * _BLOCK + within  # [B, N]
+    first, second = (pairs[:, i].gather(1, chosen) for i in range(2))
+    log_total = largest + total.log().to(largest.dtype)
+    return Draw(first, second, values.gather(1, chosen), log_total)
+
+
+def _by_code(log_p: Tensor) -> Tensor:
+    """[B, N, K] to [B * K, N]."""
+    return log_p.transpose(1, 2).reshape(-1, log_p.shape[1])
+
+
+def draw_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
+    """The same draw from the explicit joint, in float64 where the device has it.
+
+    Slow, and right whatever the probabilities; arguments as in `draw`.
+    """
+    precise = _precise(log_p1.device)
+    scores = scores.explicit()
+    values = scores.values.to(precise)
+    size = max(1, _ENTRIES // max(1, len(values)))
+    chosen, totals = [], []
+    for i in range(0, len(log_p1), size):
+        part = slice(i, i + size)
+        joint = log_joint(
+            log_p1[part].to(precise), log_p2[part].to(precise), PairScores(values, scores.pairs)
+        )
+        found, total = categorical(joint, uniform[part, 0])
+        chosen.append(found)
+        totals.append(total)
+    flat = torch.cat(chosen)
+    if scores.pairs is None:
+        first, second = flat // log_p2.shape[1], flat % log_p2.shape[1]
+    else:
+        first, second = scores.pairs[0][flat], scores.pairs[1][flat]
+    return Draw(first, second, scores.values[flat], torch.cat(totals).to(log_p1.dtype))
 
 
 def log_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:
@@ -120,6 +278,7 @@ def log_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:
         log_p2: [N, K], the second.
         scores: the pairs' log-likelihoods.
     """
+    scores = scores.explicit()
     if scores.pairs is None:
         return (log_p1.unsqueeze(2) + log_p2.unsqueeze(1)).flatten(1) + scores.values
     return log_p1[:, scores.pairs[0]] + log_p2[:, scores.pairs[1]] + scores.values
@@ -136,19 +295,33 @@ def keep_top_k(log_weights: Tensor, k: int) -> Tensor:
     return log_weights.masked_fill(log_weights < least, -math.inf)
 
 
-def categorical(log_weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Indices [...] drawn with probability ~ exp(log_weights [..., P]).
+def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices [...] drawn with probability ~ exp(log_weights [..., P]), and log sum exp, [...].
 
-    By inversion of the cumulated weights, one uniform number a row. The sums are in float64, so
-    that no entry gains or loses by its place.
+    By inversion of the cumulated weights, at `uniform` [...] of their sum. The sums are in float64
+    (where the device has it), so that no entry gains or loses by its place.
     """
-    largest = log_weights.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
-    cumulated = torch.exp(log_weights - largest).cumsum(-1, dtype=torch.float64)
+    largest = log_weights.amax(-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
+    index, total, _ = _invert(torch.exp(log_weights - largest), uniform)
+    return index, largest.squeeze(-1) + total.log().to(largest.dtype)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index [...] of weights [..., P] at `uniform` of their sum, the sum, what is left of uniform.
+
+    What is left is again uniform in [0, 1): the place within the chosen entry.
+    """
+    cumulated = weights.cumsum(-1, dtype=_precise(weights.device))
     total = cumulated[..., -1:].contiguous()
-    uniform = torch.rand(
-        total.shape, generator=generator, dtype=torch.float64, device=log_weights.device
-    )
+    target = uniform.unsqueeze(-1).to(cumulated.dtype) * total
     # `right` skips entries of weight zero; rounding must not lead beyond the last positive one.
-    drawn = torch.searchsorted(cumulated, uniform * total, right=True).squeeze(-1)
-    last = torch.searchsorted(cumulated, total).squeeze(-1)
-    return torch.minimum(drawn, last)
+    index = torch.searchsorted(cumulated, target, right=True)
+    index = torch.minimum(index, torch.searchsorted(cumulated, total))
+    weight = weights.gather(-1, index).to(cumulated.dtype)
+    rest = (target - cumulated.gather(-1, index)) / weight + 1
+    return index.squeeze(-1), total.squeeze(-1), rest.squeeze(-1).clamp(0, 1)
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    """float64, which MPS alone does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64

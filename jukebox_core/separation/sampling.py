@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.posterior import DenseTable, Draw, draw_sparse
-from jukebox_core.separation.protocols import Likelihood, Prior, Separations
+from jukebox_core.separation.joint import as_joint
+from jukebox_core.separation.posterior import (
+    FullTable,
+    PairTable,
+    draw_chunks,
+    make_table,
+    redraw,
+    uniform_numbers,
+)
+from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+
+__all__ = ["AncestralSampler", "Progress", "Tables", "check_parts", "start"]
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -19,6 +30,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class AncestralSampler:
     """Draws every step's pair of codes from the exact one-step posterior.
+
+    A candidate takes its random numbers from the generator in the order of the chunks: the same
+    chunks give the same candidates in whatever batches they come.
 
     temperature: divides the priors' logits; 1 samples the posterior itself.
     """
@@ -33,12 +47,13 @@ class AncestralSampler:
     @torch.no_grad()
     def __call__(
         self,
-        priors: Mapping[str, Prior],
+        priors: Mapping[str, Prior] | JointPriors,
         likelihood: Likelihood,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        context: Mapping[str, Tensor] | None = None,
     ) -> Separations:
         """Candidates for B mixtures.
 
@@ -47,99 +62,141 @@ class AncestralSampler:
             likelihood: scores of code pairs given a mixture code.
             mixture_codes: int64 [B, T], T within the priors' context.
             candidates: N, joint candidates per mixture.
-            generator: on the priors' device.
+            generator: on any device.
             progress: called after every step.
+            context: {source: [B, P]}, codes before these; P + T within the priors' context.
 
         Raises:
             ValueError: not two priors, or priors, likelihood and codes do not fit together.
         """
-        check_parts(priors, likelihood, mixture_codes)
+        joint = as_joint(priors)
+        check_parts(joint, likelihood, mixture_codes, context)
         batch, steps = mixture_codes.shape
-        host_codes = mixture_codes.tolist()  # the likelihood is looked up by host integers
-        caches = {
-            name: prior.new_cache(batch * candidates, steps) for name, prior in priors.items()
-        }
         device = mixture_codes.device
-        codes = {
-            name: torch.empty(steps, batch, candidates, dtype=torch.int64, device=device)
-            for name in priors
-        }
-        log_prior = {name: torch.zeros(batch, candidates, device=device) for name in priors}
+        uniform = uniform_numbers(generator, (batch, steps, candidates), device)
+        uniform = uniform.transpose(0, 1).contiguous()  # [T, B, N, 2]
+        tables = Tables(likelihood, mixture_codes)
+        drawn = self._draw(joint, tables, candidates, uniform, progress, context)
+        if drawn is None:  # float32 lost mass on a device that could not be asked in between
+            drawn = self._draw(joint, tables, candidates, uniform, progress, context, exact=True)
+        assert drawn is not None
+        return drawn
+
+    def _draw(
+        self,
+        joint: JointPriors,
+        tables: Tables,
+        candidates: int,
+        uniform: Tensor,
+        progress: Progress | None,
+        context: Mapping[str, Tensor] | None,
+        exact: bool = False,
+    ) -> Separations | None:
+        """All steps; None where a draw may have been wrong, which `exact` avoids by waiting."""
+        steps, batch = uniform.shape[:2]
+        device = uniform.device
+        cache, last = start(joint, batch, candidates, steps, context, device)
+        codes = torch.empty(2, steps, batch, candidates, dtype=torch.int64, device=device)
+        log_prior = torch.zeros(2, batch, candidates, device=device)
         log_likelihood = torch.zeros(batch, candidates, device=device)
-        last: dict[str, Tensor | None] = dict.fromkeys(priors)
-        tables = _Tables(likelihood)
+        lost = torch.zeros((), dtype=torch.bool, device=device)
         for step in range(steps):
-            log_p = {
-                name: self._log_probabilities(prior.step(last[name], caches[name]))
-                for name, prior in priors.items()
-            }  # {source: [B * N, K]}
-            first, second = (p.view(batch, candidates, -1) for p in log_p.values())
-            draws = [
-                tables.draw(host_codes[b][step], first[b], second[b], generator)
-                for b in range(batch)
-            ]
-            log_likelihood += torch.stack([d.score for d in draws])
-            for name, drawn in zip(
-                priors, (_stack(draws, "first"), _stack(draws, "second")), strict=True
-            ):
-                codes[name][step] = drawn
-                last[name] = drawn.flatten()
-                chosen = log_p[name].gather(1, drawn.view(-1, 1))
-                log_prior[name] += chosen.view(batch, candidates)
+            logits = joint.step(last, cache).float()  # [2, B * N, K]
+            log_p = torch.log_softmax(logits / self.temperature, -1)
+            log_p = log_p.view(2, batch, candidates, -1)
+            drawn = draw_chunks(tables.at(step), log_p[0], log_p[1], uniform[step])
+            if exact:
+                drawn = redraw(drawn, tables.at(step), log_p[0], log_p[1], uniform[step])
+            elif drawn.lost is not None:
+                lost |= drawn.lost.any()
+            codes[0, step], codes[1, step] = drawn.first, drawn.second
+            log_prior += log_p.gather(3, codes[:, step].unsqueeze(3)).squeeze(3)
+            log_likelihood += drawn.score
+            last = codes[:, step].flatten(1)
             if progress is not None:
                 progress(step + 1, steps)
+        if bool(lost):
+            return None
+        codes = codes.permute(0, 2, 3, 1).contiguous()  # [2, B, N, T]
         return Separations(
-            {name: drawn.permute(1, 2, 0).contiguous() for name, drawn in codes.items()},
-            log_prior,
+            dict(zip(joint.names, codes, strict=True)),
+            dict(zip(joint.names, log_prior, strict=True)),
             log_likelihood,
         )
 
-    def _log_probabilities(self, logits: Tensor) -> Tensor:
-        return torch.log_softmax(logits.float() / self.temperature, dim=-1)
 
+class Tables:
+    """The prepared tables of B chunks' mixture codes; those that come again are kept for a while.
 
-class _Tables:
-    """Dense tables of mixture codes that come again, prepared once, within a budget of bytes."""
+    Mixture codes are looked up as host integers, all known beforehand: no step waits for a device.
+    """
 
-    def __init__(self, likelihood: Likelihood, budget: int = 1 << 29):
+    def __init__(self, likelihood: Likelihood, mixture_codes: Tensor, budget: int = 1 << 29):
         self._likelihood = likelihood
+        self._codes: list[list[int]] = mixture_codes.T.tolist()  # [T][B]
         self._budget = budget
-        self._kept: OrderedDict[int, DenseTable] = OrderedDict()
+        self._held = 0
+        self._kept: OrderedDict[int, FullTable | PairTable] = OrderedDict()
 
-    def draw(
-        self, mixture_code: int, log_p1: Tensor, log_p2: Tensor, generator: torch.Generator
-    ) -> Draw:
-        """One pair of codes for each of N candidates, log-probabilities [N, K]."""
+    def at(self, step: int) -> list[FullTable | PairTable]:
+        """The tables of all chunks at a step."""
+        return [self._table(code) for code in self._codes[step]]
+
+    def _table(self, mixture_code: int) -> FullTable | PairTable:
         table = self._kept.get(mixture_code)
         if table is None:
-            scores = self._likelihood.scores(mixture_code)
-            if scores.pairs is not None:
-                return draw_sparse(log_p1, log_p2, scores.values, scores.pairs, generator)
-            table = DenseTable(scores.values.view(log_p1.shape[1], log_p2.shape[1]))
-            while self._kept and (len(self._kept) + 1) * table.nbytes > self._budget:
-                self._kept.popitem(last=False)
+            table = make_table(self._likelihood.scores(mixture_code), self._likelihood.n_codes)
+            self._held += table.nbytes
+            while self._kept and self._held > self._budget:
+                self._held -= self._kept.popitem(last=False)[1].nbytes
             self._kept[mixture_code] = table
         self._kept.move_to_end(mixture_code)
-        return table.draw(log_p1, log_p2, generator)
+        return table
 
 
-def _stack(draws: list, name: str) -> Tensor:
-    """[B, N] of one field of the chunks' draws."""
-    return torch.stack([getattr(d, name) for d in draws])
+def start(
+    joint: JointPriors,
+    batch: int,
+    candidates: int,
+    steps: int,
+    context: Mapping[str, Tensor] | None,
+    device: torch.device,
+) -> tuple[Any, Tensor | None]:
+    """A cache for `candidates` of every chunk and the codes [2, B * N] of the first step, if any.
+
+    With a context {source: [B, P]} the cache holds it already.
+    """
+    if context is None:
+        return joint.new_cache(batch * candidates, steps), None
+    past = torch.stack([context[name] for name in joint.names]).to(device)  # [2, B, P]
+    cache = joint.new_cache(batch * candidates, past.shape[2] + steps)
+    joint.prefill(past, cache)
+    return cache, past[:, :, -1].repeat_interleave(candidates, 1)
 
 
-def check_parts(priors: Mapping[str, Prior], likelihood: Likelihood, mixture_codes: Tensor) -> None:
-    """Raise ValueError unless two priors, the likelihood and the codes fit together."""
-    if len(priors) != 2:
-        raise ValueError(f"separation needs two priors, got {len(priors)}: {', '.join(priors)}")
+def check_parts(
+    joint: JointPriors,
+    likelihood: Likelihood,
+    mixture_codes: Tensor,
+    context: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Raise ValueError unless the priors, the likelihood and the codes fit together."""
     if mixture_codes.ndim != 2 or mixture_codes.shape[1] == 0:
         raise ValueError(f"mixture codes are {tuple(mixture_codes.shape)}, expected [B, T], T > 0")
-    steps = mixture_codes.shape[1]
-    for name, prior in priors.items():
-        if prior.n_codes != likelihood.n_codes:
-            raise ValueError(
-                f"the prior of {name} has {prior.n_codes} codes, "
-                f"the likelihood {likelihood.n_codes}: they belong to different codecs"
-            )
-        if steps > prior.n_ctx:
-            raise ValueError(f"{steps} codes exceed the {name} prior's context of {prior.n_ctx}")
+    if joint.n_codes != likelihood.n_codes:
+        raise ValueError(
+            f"the priors of {' and '.join(joint.names)} have {joint.n_codes} codes, "
+            f"the likelihood {likelihood.n_codes}: they belong to different codecs"
+        )
+    batch, steps = mixture_codes.shape
+    past = 0
+    if context is not None:
+        shapes = {name: tuple(codes.shape) for name, codes in context.items()}
+        if set(shapes) != set(joint.names) or len(set(shapes.values())) != 1:
+            raise ValueError(f"context is {shapes}, expected [B, P] for {', '.join(joint.names)}")
+        rows, past = next(iter(shapes.values()))
+        if rows != batch or past == 0:
+            raise ValueError(f"context is {shapes}, expected {batch} rows of at least one code")
+    if past + steps > joint.n_ctx:
+        before = f" after {past} of context" if past else ""
+        raise ValueError(f"{steps} codes{before} exceed the priors' context of {joint.n_ctx}")

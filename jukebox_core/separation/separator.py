@@ -149,7 +149,7 @@ class Separator:
         hop = self.codec.config.hop
         layout = windows(len(mono), self.window * hop, self.overlap * hop, hop)
         mono = F.pad(mono, (0, layout[-1].stop - len(mono)))
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         joined = {name: CrossFade(tuple(channels.shape)) for name in self.sources}
         steps = (layout[0].stop - layout[0].start) // hop
         groups = list(batches(layout, batch))
