@@ -1,12 +1,14 @@
 """Key-value caches of the prior: one pre-allocated buffer per layer, laid out for its reader.
 
-Every sequence of a batch is at the same position, a host integer: no step waits for the device.
-Heads H, width per head d, block length L.
+A layer's keys are [parts, B, H, rows, d]: what a step reads is one part's first rows, contiguous
+for every sequence. Every sequence of a batch is at the same position, a host integer: no step waits
+for the device. Heads H, width per head d, block length L.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,156 +16,121 @@ from torch import Tensor
 from jukebox_core.config import PriorConfig
 
 
-class LayerCache(Protocol):
-    """Stores the keys and values of one attention layer."""
+class Slot(NamedTuple):
+    """Where a position is stored, and what it attends to: the first `rows` rows of `read_part`."""
 
-    batch_size: int
+    part: int
+    row: int
+    read_part: int
+    rows: int
+
+
+def _dense(position: int, _: int) -> Slot:
+    return Slot(0, position, 0, position + 1)
+
+
+def _block(position: int, length: int) -> Slot:
+    offset = position % length
+    return Slot(0, offset, 0, offset + 1)
+
+
+def _column(position: int, length: int) -> Slot:
+    block, offset = divmod(position, length)
+    return Slot(offset, block, offset, block + 1)
+
+
+def _previous_block(position: int, length: int) -> Slot:
+    block, offset = divmod(position, length)
+    return Slot(block % 2, offset, 1 - block % 2, length if block else 0)
+
+
+_SLOTS: dict[str, Callable[[int, int], Slot]] = {
+    "dense": _dense,
+    "block": _block,
+    "column": _column,
+    "previous_block": _previous_block,
+}
+_KEPT_BLOCKS = {"block": 1, "previous_block": 2}  # the other kinds keep every position
+
+
+def _size(kind: str, length: int, positions: int) -> tuple[int, int]:
+    """Parts and rows of a layer's buffers for `positions` positions in blocks of `length`."""
+    kept = min(length, positions)
+    blocks = -(-positions // length)
+    sizes = {"dense": (1, positions), "block": (1, kept), "column": (kept, blocks)}
+    return sizes.get(kind, (2, kept))
+
+
+class LayerCache:
+    """The keys and values of one attention layer, [parts, B, H, rows, d] each."""
+
+    def __init__(
+        self, kind: str, batch_size: int, config: PriorConfig, positions: int, like: Tensor
+    ):
+        self.kind = kind
+        self.batch_size = batch_size
+        self.block_length = config.block_length
+        parts, rows = _size(kind, config.block_length, positions)
+        shape = (parts, batch_size, config.heads, rows, config.attn_width // config.heads)
+        self.keys = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)
+
+    def slot(self, position: int) -> Slot:
+        """Where `position` goes and what it attends to."""
+        return _SLOTS[self.kind](position, self.block_length)
 
     def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor] | None:
         """Store [B, H, d] of `position`; return what it attends to, [B, H, n, d], or None."""
-        ...
+        slot = self.slot(position)
+        self.keys[slot.part, :, :, slot.row] = key
+        self.values[slot.part, :, :, slot.row] = value
+        if slot.rows == 0:
+            return None
+        read = (slot.read_part, slice(None), slice(None), slice(slot.rows))
+        return self.keys[read], self.values[read]
 
     def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store positions 0 to P - 1, [B, H, P, d]."""
-        ...
+        """Store positions 0 to P - 1, [B, H, P, d]; what no later position reads is left out."""
+        steps = key.shape[2]
+        kept = _KEPT_BLOCKS.get(self.kind)
+        last = (steps - 1) // self.block_length
+        first = 0 if kept is None else max(0, last + 1 - kept) * self.block_length
+        slots = [self.slot(position) for position in range(first, steps)]
+        parts, rows = (
+            torch.tensor(x, device=key.device) for x in list(zip(*slots, strict=True))[:2]
+        )
+        for buffer, x in ((self.keys, key), (self.values, value)):
+            buffer[parts, :, :, rows] = x[:, :, first:].permute(2, 0, 1, 3).to(buffer.dtype)
 
     def reorder(self, parents: Tensor) -> None:
-        """Replace sequence b by sequence parents[b]."""
-        ...
-
-
-class _Buffers:
-    """Keys and values, the batch on axis `batch_axis`."""
-
-    def __init__(self, shape: tuple[int, ...], batch_axis: int, like: Tensor):
-        self._keys = like.new_zeros(shape)
-        self._values = like.new_zeros(shape)
-        self._batch_axis = batch_axis
-        self.batch_size = shape[batch_axis]
-
-    def reorder(self, parents: Tensor) -> None:
-        """In place, and only what changes: sequences that stay where they are cost nothing."""
+        """Replace sequence b by parents[b] (int64 [B]), in place; what stays costs nothing."""
         moved = (parents != torch.arange(len(parents), device=parents.device)).nonzero().squeeze(1)
         if len(moved):
-            for buffer in (self._keys, self._values):
-                source = buffer.index_select(self._batch_axis, parents[moved])
-                buffer.index_copy_(self._batch_axis, moved, source)
+            for buffer in (self.keys, self.values):
+                buffer.index_copy_(1, moved, buffer.index_select(1, parents[moved]))
 
-
-class DenseCache(_Buffers):
-    """All earlier positions and the current one."""
-
-    def __init__(self, batch: int, config: PriorConfig, length: int, like: Tensor):
-        head_width = config.attn_width // config.heads
-        super().__init__((batch, config.heads, length, head_width), 0, like)
-
-    def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store [B, H, d], return [B, H, position + 1, d]."""
-        self._keys[:, :, position] = key
-        self._values[:, :, position] = value
-        return self._keys[:, :, : position + 1], self._values[:, :, : position + 1]
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store [B, H, P, d]."""
-        steps = key.shape[2]
-        self._keys[:, :, :steps] = key
-        self._values[:, :, :steps] = value
-
-
-class BlockCache(_Buffers):
-    """The current block up to the current position; only one block is kept."""
-
-    def __init__(self, batch: int, config: PriorConfig, length: int, like: Tensor):
-        self._length = config.block_length
-        kept = min(self._length, length)
-        head_width = config.attn_width // config.heads
-        super().__init__((batch, config.heads, kept, head_width), 0, like)
-
-    def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store [B, H, d], return [B, H, position % L + 1, d]."""
-        offset = position % self._length
-        self._keys[:, :, offset] = key
-        self._values[:, :, offset] = value
-        return self._keys[:, :, : offset + 1], self._values[:, :, : offset + 1]
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store the block that is current after P positions, of [B, H, P, d]."""
-        start = (key.shape[2] - 1) // self._length * self._length
-        steps = key.shape[2] - start
-        self._keys[:, :, :steps] = key[:, :, start:]
-        self._values[:, :, :steps] = value[:, :, start:]
-
-
-class ColumnCache(_Buffers):
-    """The same offset in all earlier blocks and in this one; a column is contiguous."""
-
-    def __init__(self, batch: int, config: PriorConfig, length: int, like: Tensor):
-        self._length = config.block_length
-        columns, rows = min(self._length, length), -(-length // self._length)
-        head_width = config.attn_width // config.heads
-        super().__init__((columns, batch, config.heads, rows, head_width), 1, like)
-
-    def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store [B, H, d], return [B, H, position // L + 1, d]."""
-        row, column = divmod(position, self._length)
-        self._keys[column, :, :, row] = key
-        self._values[column, :, :, row] = value
-        return self._keys[column, :, :, : row + 1], self._values[column, :, :, : row + 1]
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store [B, H, P, d], row by row."""
-        for row, start in enumerate(range(0, key.shape[2], self._length)):
-            for buffer, x in ((self._keys, key), (self._values, value)):
-                part = x[:, :, start : start + self._length]
-                buffer[: part.shape[2], :, :, row] = part.permute(2, 0, 1, 3)
-
-
-class PreviousBlockCache(_Buffers):
-    """All of the block before the current one; two blocks are kept."""
-
-    def __init__(self, batch: int, config: PriorConfig, length: int, like: Tensor):
-        self._length = config.block_length
-        kept = min(self._length, length)
-        head_width = config.attn_width // config.heads
-        super().__init__((2, batch, config.heads, kept, head_width), 1, like)
-
-    def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor] | None:
-        """Store [B, H, d], return [B, H, L, d] of the block before, None in the first block."""
-        row, column = divmod(position, self._length)
-        self._keys[row % 2, :, :, column] = key
-        self._values[row % 2, :, :, column] = value
-        if row == 0:
-            return None
-        return self._keys[1 - row % 2], self._values[1 - row % 2]
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store the last two blocks of [B, H, P, d]."""
-        last = (key.shape[2] - 1) // self._length
-        for row in range(max(0, last - 1), last + 1):
-            part = slice(row * self._length, (row + 1) * self._length)
-            for buffer, x in ((self._keys, key), (self._values, value)):
-                buffer[row % 2, :, :, : x[:, :, part].shape[2]] = x[:, :, part]
-
-
-_CACHES: dict[str, type[DenseCache | BlockCache | ColumnCache | PreviousBlockCache]] = {
-    "dense": DenseCache,
-    "block": BlockCache,
-    "column": ColumnCache,
-    "previous_block": PreviousBlockCache,
-}
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return self.keys.nbytes + self.values.nbytes
 
 
 class PriorCache:
     """The state of B sequences being decoded together: the caches of all layers and a position."""
 
     def __init__(self, config: PriorConfig, batch_size: int, length: int, like: Tensor):
+        """Allocate for `length` positions, in the type and on the device of `like`.
+
+        Raises:
+            ValueError: the length does not fit the prior's context.
+        """
         if not 1 <= length <= config.n_ctx:
             raise ValueError(f"cache length is {length}, the prior's context is {config.n_ctx}")
         self.batch_size = batch_size
         self.length = length
         self.position = 0
-        self.layers: list[LayerCache] = [
-            _CACHES[kind](batch_size, config, length, like) for kind in config.attention_kinds
+        self.layers = [
+            LayerCache(kind, batch_size, config, length, like) for kind in config.attention_kinds
         ]
 
     def reorder(self, parents: Tensor) -> None:
@@ -173,5 +140,13 @@ class PriorCache:
 
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
-        buffers = (b for layer in self.layers for b in vars(layer).values())
-        return sum(b.nbytes for b in buffers if isinstance(b, torch.Tensor))
+        return sum(layer.nbytes for layer in self.layers)
+
+
+def cache_bytes(config: PriorConfig, length: int, element_size: int = 4) -> int:
+    """Bytes of a cache per sequence, without allocating it."""
+    rows = 0
+    for kind in config.attention_kinds:
+        parts, kept = _size(kind, config.block_length, length)
+        rows += parts * kept
+    return 2 * rows * config.attn_width * element_size

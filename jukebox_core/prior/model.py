@@ -67,6 +67,15 @@ class CodebookEmbedding(nn.Module):
         return self.linear(F.embedding(codes, self.codebook))
 
 
+def check_step(codes: Tensor | None, cache: PriorCache) -> int:
+    """The cache's position; ValueError where it is full, or codes are or are not needed."""
+    if cache.position >= cache.length:
+        raise ValueError(f"the cache holds {cache.length} positions and is full")
+    if (codes is None) != (cache.position == 0):
+        raise ValueError("codes must be None at the first position, and only there")
+    return cache.position
+
+
 class AutoregressivePrior(nn.Module):
     """p(codes) of one source. Codes are int64 in [0, K)."""
 
@@ -162,11 +171,7 @@ class AutoregressivePrior(nn.Module):
         Raises:
             ValueError: the cache is full, or codes are given exactly at the start or not later.
         """
-        position = cache.position
-        if position >= cache.length:
-            raise ValueError(f"the cache holds {cache.length} positions and is full")
-        if (codes is None) != (position == 0):
-            raise ValueError("codes must be None at the first position, and only there")
+        position = check_step(codes, cache)
         if codes is None:
             x = self.start.expand(cache.batch_size, -1)
         else:

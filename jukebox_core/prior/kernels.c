@@ -1,0 +1,304 @@
+/* What a decoding step of the prior does between its matrix products, in one pass each.
+ *
+ * Compiled on first use by jukebox_core/prior/kernels.py; every function has a PyTorch twin there.
+ * Activations and caches are float or bfloat16 (uint16_t: the upper half of a float), arithmetic is
+ * float. Threads are OpenMP's, the same pool that PyTorch uses. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float from_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Round to nearest, ties to even. NaN is not preserved: the caller's inputs are finite. */
+static inline bf16 to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+static inline float from_float(float x) { return x; }
+static inline float to_float(float x) { return x; }
+
+#define CHUNK 256 /* components of a value vector accumulated in registers */
+#define MAX_WIDTH 1024
+
+/* One position of B sequences: stores key and value, then attends.
+ *
+ * qkv: [B, 3 * heads * width]. keys, values: the part written to, [B, heads, rows, width], row
+ * `row`. read_keys, read_values: the part attended to, its first `count` rows (none: zeros).
+ * out: [B, heads * width]. scores: scratch, [B * heads, rows]. */
+#define DEFINE_ATTEND(NAME, TYPE, FROM, TO)                                                        \
+    void NAME(const TYPE *qkv, TYPE *keys, TYPE *values, const TYPE *read_keys,                    \
+              const TYPE *read_values, TYPE *out, float *scores, int64_t batch, int64_t heads,     \
+              int64_t width, int64_t rows, int64_t row, int64_t count) {                           \
+        const float scale = 1.0f / sqrtf((float)width);                                            \
+        const int64_t inner = heads * width;                                                       \
+        _Pragma("omp parallel for schedule(static)")                                               \
+        for (int64_t i = 0; i < batch * heads; i++) {                                              \
+            const int64_t b = i / heads, h = i % heads;                                            \
+            const TYPE *query = qkv + b * 3 * inner + h * width;                                   \
+            const int64_t at = (i * rows + row) * width;                                           \
+            memcpy(keys + at, query + inner, width * sizeof(TYPE));                                \
+            memcpy(values + at, query + 2 * inner, width * sizeof(TYPE));                          \
+            TYPE *result = out + b * inner + h * width;                                            \
+            if (count == 0) {                                                                      \
+                for (int64_t d = 0; d < width; d++) result[d] = TO(0.0f);                          \
+                continue;                                                                          \
+            }                                                                                      \
+            float q[MAX_WIDTH];                                                                    \
+            for (int64_t d = 0; d < width; d++) q[d] = scale * FROM(query[d]);                     \
+            const TYPE *key = read_keys + i * rows * width;                                        \
+            const TYPE *value = read_values + i * rows * width;                                    \
+            float *score = scores + i * rows;                                                      \
+            float largest = -3.4e38f;                                                              \
+            for (int64_t j = 0; j < count; j++) {                                                  \
+                float sum = 0.0f;                                                                  \
+                for (int64_t d = 0; d < width; d++) sum += q[d] * FROM(key[j * width + d]);        \
+                score[j] = sum;                                                                    \
+                largest = sum > largest ? sum : largest;                                           \
+            }                                                                                      \
+            float total = 0.0f;                                                                    \
+            for (int64_t j = 0; j < count; j++) {                                                  \
+                score[j] = expf(score[j] - largest);                                               \
+                total += score[j];                                                                 \
+            }                                                                                      \
+            const float weight = 1.0f / total;                                                     \
+            int64_t d = 0;                                                                         \
+            for (; d + CHUNK <= width; d += CHUNK) {                                               \
+                float sum[CHUNK] = {0};                                                            \
+                for (int64_t j = 0; j < count; j++) {                                              \
+                    const TYPE *v = value + j * width + d;                                         \
+                    for (int64_t k = 0; k < CHUNK; k++) sum[k] += score[j] * FROM(v[k]);           \
+                }                                                                                  \
+                for (int64_t k = 0; k < CHUNK; k++) result[d + k] = TO(weight * sum[k]);           \
+            }                                                                                      \
+            for (; d < width; d++) {                                                               \
+                float sum = 0.0f;                                                                  \
+                for (int64_t j = 0; j < count; j++) sum += score[j] * FROM(value[j * width + d]);  \
+                result[d] = TO(weight * sum);                                                      \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+DEFINE_ATTEND(attend_float, float, from_float, to_float)
+DEFINE_ATTEND(attend_bf16_plain, bf16, from_bf16, to_bf16)
+
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#include <immintrin.h>
+
+/* attend_bf16_plain's loop body for a constant width, which keeps all sums in registers. */
+static inline __attribute__((always_inline)) void attend_one(const int width, const bf16 *query,
+                                                             const bf16 *key, const bf16 *value,
+                                                             bf16 *result, float *score,
+                                                             int64_t count) {
+    const float scale = 1.0f / sqrtf((float)width);
+    __m512bh q[8];
+    for (int d = 0; d < width / 32; d++) q[d] = (__m512bh)_mm512_loadu_si512(query + 32 * d);
+    float largest = -3.4e38f;
+    for (int64_t j = 0; j < count; j++) {
+        __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int d = 0; d < width / 32; d++) {
+            const __m512bh k = (__m512bh)_mm512_loadu_si512(key + j * width + 32 * d);
+            sums[d % 2] = _mm512_dpbf16_ps(sums[d % 2], q[d], k);
+        }
+        score[j] = scale * _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+        largest = score[j] > largest ? score[j] : largest;
+    }
+    float total = 0.0f;
+    for (int64_t j = 0; j < count; j++) {
+        score[j] = expf(score[j] - largest);
+        total += score[j];
+    }
+    __m512 sums[16];
+    for (int d = 0; d < width / 16; d++) sums[d] = _mm512_setzero_ps();
+    for (int64_t j = 0; j < count; j++) {
+        const __m512 p = _mm512_set1_ps(score[j]);
+        for (int d = 0; d < width / 16; d++) {
+            const __m256i half = _mm256_loadu_si256((const __m256i *)(value + j * width + 16 * d));
+            const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16);
+            sums[d] = _mm512_fmadd_ps(p, _mm512_castsi512_ps(bits), sums[d]);
+        }
+    }
+    const __m512 weight = _mm512_set1_ps(1.0f / total);
+    for (int d = 0; d < width / 16; d++) {
+        const __m256bh half = _mm512_cvtneps_pbh(_mm512_mul_ps(weight, sums[d]));
+        _mm256_storeu_si256((__m256i *)(result + 16 * d), (__m256i)half);
+    }
+}
+
+void attend_bf16(const bf16 *qkv, bf16 *keys, bf16 *values, const bf16 *read_keys,
+                 const bf16 *read_values, bf16 *out, float *scores, int64_t batch, int64_t heads,
+                 int64_t width, int64_t rows, int64_t row, int64_t count) {
+    if (count == 0 || (width != 64 && width != 128 && width != 256)) {
+        attend_bf16_plain(qkv, keys, values, read_keys, read_values, out, scores, batch, heads,
+                          width, rows, row, count);
+        return;
+    }
+    const int64_t inner = heads * width;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < batch * heads; i++) {
+        const int64_t b = i / heads, h = i % heads;
+        const bf16 *query = qkv + b * 3 * inner + h * width;
+        const int64_t at = (i * rows + row) * width, from = i * rows * width;
+        memcpy(keys + at, query + inner, width * sizeof(bf16));
+        memcpy(values + at, query + 2 * inner, width * sizeof(bf16));
+        bf16 *result = out + b * inner + h * width;
+        float *score = scores + i * rows;
+        const bf16 *key = read_keys + from, *value = read_values + from;
+        if (width == 256)
+            attend_one(256, query, key, value, result, score, count);
+        else if (width == 128)
+            attend_one(128, query, key, value, result, score, count);
+        else
+            attend_one(64, query, key, value, result, score, count);
+    }
+}
+#else
+void attend_bf16(const bf16 *qkv, bf16 *keys, bf16 *values, const bf16 *read_keys,
+                 const bf16 *read_values, bf16 *out, float *scores, int64_t batch, int64_t heads,
+                 int64_t width, int64_t rows, int64_t row, int64_t count) {
+    attend_bf16_plain(qkv, keys, values, read_keys, read_values, out, scores, batch, heads, width,
+                      rows, row, count);
+}
+#endif
+
+/* out = (x - mean) / sqrt(variance + epsilon) of every row of x [B, width]. */
+#define DEFINE_NORM(NAME, TYPE, TO)                                                                \
+    void NAME(const float *x, TYPE *out, int64_t batch, int64_t width, float epsilon) {            \
+        _Pragma("omp parallel for schedule(static)")                                               \
+        for (int64_t b = 0; b < batch; b++) {                                                      \
+            const float *row = x + b * width;                                                      \
+            float sum = 0.0f, squares = 0.0f;                                                      \
+            for (int64_t d = 0; d < width; d++) sum += row[d];                                     \
+            const float mean = sum / (float)width;                                                 \
+            for (int64_t d = 0; d < width; d++) {                                                  \
+                const float centred = row[d] - mean;                                               \
+                squares += centred * centred;                                                      \
+            }                                                                                      \
+            const float inverse = 1.0f / sqrtf(squares / (float)width + epsilon);                  \
+            for (int64_t d = 0; d < width; d++)                                                    \
+                out[b * width + d] = TO((row[d] - mean) * inverse);                                \
+        }                                                                                          \
+    }
+
+DEFINE_NORM(norm_float, float, to_float)
+DEFINE_NORM(norm_bf16, bf16, to_bf16)
+
+/* Matrix products in bfloat16 with float sums, where the processor multiplies bfloat16 vectors.
+ *
+ * Weights are packed in panels of 32 outputs, zero-padded: [panels, inputs / 2, 32, 2]. A thread
+ * takes whole panels, which stay in its cache while all rows of x pass. */
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+#define PANEL 32
+#define TILE 12 /* rows of x at a time: 24 of 32 registers hold sums */
+
+int has_product(void) { return 1; }
+
+void pack_bf16(const bf16 *weight, bf16 *packed, int64_t outputs, int64_t inputs) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t k = 0; k < inputs / 2; k++)
+            for (int64_t j = 0; j < PANEL; j++)
+                for (int64_t i = 0; i < 2; i++) {
+                    const int64_t output = p * PANEL + j;
+                    packed[((p * (inputs / 2) + k) * PANEL + j) * 2 + i] =
+                        output < outputs ? weight[output * inputs + 2 * k + i] : 0;
+                }
+}
+
+/* exp(x) to about 2 ulp: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
+static inline __m512 exp512(__m512 x) {
+    x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-87.0f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+enum { STORE, SWISH, ADD };
+
+/* Sixteen sums to their place: rounded, rounded after x sigmoid(x), or added to floats. */
+static inline void finish(__m512 sum, int post, void *out, int64_t at, __mmask16 mask) {
+    if (post == ADD) {
+        float *to = (float *)out + at;
+        _mm512_mask_storeu_ps(to, mask, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, to)));
+        return;
+    }
+    if (post == SWISH) {
+        const __m512 one = _mm512_set1_ps(1.0f);
+        const __m512 e = exp512(_mm512_sub_ps(_mm512_setzero_ps(), sum));
+        sum = _mm512_div_ps(sum, _mm512_add_ps(one, e));
+    }
+    _mm256_mask_storeu_epi16((bf16 *)out + at, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+}
+
+static inline __attribute__((always_inline)) void tile(const int rows, const bf16 *x,
+                                                       const bf16 *panel, const float *bias,
+                                                       void *out, int64_t inputs, int64_t outputs,
+                                                       int64_t first, int post) {
+    __m512 sums[TILE][2];
+    const int64_t left = outputs - first;
+    const __mmask16 masks[2] = {left >= 16 ? 0xffff : (1u << left) - 1,
+                                left >= 32 ? 0xffff : left > 16 ? (1u << (left - 16)) - 1 : 0};
+    const __m512 low = _mm512_maskz_loadu_ps(masks[0], bias + first);
+    const __m512 high = _mm512_maskz_loadu_ps(masks[1], bias + first + 16);
+    for (int r = 0; r < rows; r++) sums[r][0] = low, sums[r][1] = high;
+    for (int64_t k = 0; k < inputs / 2; k++) {
+        const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * 2 * PANEL);
+        const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * 2 * PANEL + PANEL);
+        for (int r = 0; r < rows; r++) {
+            int32_t pair;
+            memcpy(&pair, x + r * inputs + 2 * k, 4);
+            const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, w0);
+            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, w1);
+        }
+    }
+    for (int r = 0; r < rows; r++) {
+        finish(sums[r][0], post, out, r * outputs + first, masks[0]);
+        finish(sums[r][1], post, out, r * outputs + first + 16, masks[1]);
+    }
+}
+
+/* out = x W^T + bias, all rows: x [B, inputs] (even), bias [outputs] floats. */
+void product_bf16(const bf16 *x, const bf16 *packed, const float *bias, void *out, int64_t batch,
+                  int64_t inputs, int64_t outputs, int64_t post) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t size = post == ADD ? sizeof(float) : sizeof(bf16);
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++) {
+        const bf16 *panel = packed + p * inputs * PANEL;
+        /* Tiles of nearly equal height: 16 rows are 8 + 8 and not 12 + 4. */
+        const int64_t tiles = (batch + TILE - 1) / TILE;
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
+            const bf16 *from = x + b * inputs;
+            void *to = (char *)out + b * outputs * size;
+            switch (rows) {
+#define CASE(N)                                                                                    \
+    case N: tile(N, from, panel, bias, to, inputs, outputs, p * PANEL, (int)post); break;
+                CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+                CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+            }
+        }
+    }
+}
+#else
+int has_product(void) { return 0; }
+#endif

@@ -1,0 +1,304 @@
+"""The small operations of a decoding step on a CPU: `kernels.c`, or the same in plain PyTorch.
+
+The C file is compiled on first use with the system's C compiler (`CC`, default `cc`), in about a
+second, into a cache folder; where there is no compiler the PyTorch twins serve. The environment
+variable JUKEBOX_CORE_KERNELS=off forces those.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jukebox_core.files import atomic_path
+from jukebox_core.prior.cache import LayerCache
+
+__all__ = ["CompiledKernels", "Kernels", "Product", "TorchKernels", "find_kernels"]
+
+SOURCE = Path(__file__).with_name("kernels.c")
+EPSILON = 1e-5  # of the layer norms
+_PANEL = 32  # outputs side by side, in kernels.c
+_FLAGS = (
+    "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
+    "-fassociative-math -freciprocal-math"
+)
+_NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
+
+log = logging.getLogger(__name__)
+
+
+class Product(Protocol):
+    """A linear layer x W^T + b of rows x [B, in]."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, out], in the weights' type."""
+        ...
+
+    def swish(self, x: Tensor) -> Tensor:
+        """The product y, then y sigmoid(y)."""
+        ...
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """Add the product to `total`, float32 [B, out]."""
+        ...
+
+
+class Kernels(Protocol):
+    """What a decoding step does between its matrix products."""
+
+    def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
+        """Store keys and values of [B, 3 A] at `position`; what the queries attend to, [B, A]."""
+        ...
+
+    def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Layer norm, without weights, of x [B, W] float32."""
+        ...
+
+    def product(self, weight: Tensor, bias: Tensor) -> Product:
+        """A linear layer with weights [out, in], in their type; bias [out] float32."""
+        ...
+
+
+class TorchKernels:
+    """Plain PyTorch."""
+
+    def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
+        """See `Kernels`."""
+        heads = cache.keys.shape[2]
+        query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))
+        context = cache.update(key, value, position)
+        if context is None:
+            return torch.zeros_like(qkv[:, : qkv.shape[1] // 3])
+        # Half-precision attention is slower than its conversion on a CPU.
+        q, k, v = (x.float() for x in (query.unsqueeze(2), *context))
+        return F.scaled_dot_product_attention(q, k, v).flatten(1).to(qkv.dtype)
+
+    def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Kernels`."""
+        return F.layer_norm(x, x.shape[-1:], eps=EPSILON).to(dtype)
+
+    def product(self, weight: Tensor, bias: Tensor) -> Product:
+        """See `Kernels`."""
+        return TorchProduct(weight, bias)
+
+
+class CompiledKernels:
+    """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._attend: dict[torch.dtype, Callable[..., Any]] = {}
+        self._norm: dict[torch.dtype, Callable[..., Any]] = {}
+        for dtype, name in _NAMES.items():
+            self._attend[dtype] = _function(library, f"attend_{name}", 7, 6)
+            self._norm[dtype] = _function(library, f"norm_{name}", 2, 2, ctypes.c_float)
+        self._library = library
+        self._has_product = bool(_function(library, "has_product", 0, 0)())
+        self._scratch = torch.empty(0)
+
+    def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
+        """See `Kernels`."""
+        _, batch, heads, rows, width = cache.keys.shape
+        if qkv.shape != (batch, 3 * heads * width) or qkv.dtype != cache.keys.dtype:
+            raise ValueError(
+                f"qkv is {tuple(qkv.shape)} {qkv.dtype}, the cache "
+                f"{tuple(cache.keys.shape)} {cache.keys.dtype}"
+            )
+        qkv = qkv.contiguous()
+        out = qkv.new_empty(batch, heads * width)
+        if self._scratch.numel() < batch * heads * rows:
+            self._scratch = torch.empty(batch * heads * rows)
+        slot = cache.slot(position)
+        step = batch * heads * rows * width * cache.keys.element_size()  # bytes of a part
+        keys, values = cache.keys.data_ptr(), cache.values.data_ptr()
+        self._attend[qkv.dtype](
+            qkv.data_ptr(),
+            keys + slot.part * step,
+            values + slot.part * step,
+            keys + slot.read_part * step,
+            values + slot.read_part * step,
+            out.data_ptr(),
+            self._scratch.data_ptr(),
+            batch,
+            heads,
+            width,
+            rows,
+            slot.row,
+            slot.rows,
+        )
+        return out
+
+    def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Kernels`."""
+        assert x.is_contiguous() and x.dtype == torch.float32
+        out = torch.empty(x.shape, dtype=dtype)
+        self._norm[dtype](x.data_ptr(), out.data_ptr(), *x.shape, EPSILON)
+        return out
+
+    def product(self, weight: Tensor, bias: Tensor) -> Product:
+        """See `Kernels`."""
+        if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and self._has_product:
+            return PanelProduct(self._library, weight, bias)
+        return TorchProduct(weight, bias)
+
+
+class PanelProduct:
+    """bfloat16 vectors multiplied by the processor, from weights packed in panels (kernels.c)."""
+
+    _STORE, _SWISH, _ADD = range(3)
+
+    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor):
+        self._outputs, self._inputs = weight.shape
+        panels = -(-self._outputs // _PANEL)
+        self._packed = weight.new_empty(panels * _PANEL * self._inputs)
+        self._bias = bias.float().contiguous()
+        pack = _function(library, "pack_bf16", 2, 2)
+        pack(weight.contiguous().data_ptr(), self._packed.data_ptr(), *weight.shape)
+        self._product = _function(library, "product_bf16", 4, 4)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return self._run(x, x.new_empty(x.shape[0], self._outputs), self._STORE)
+
+    def swish(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return self._run(x, x.new_empty(x.shape[0], self._outputs), self._SWISH)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """See `Product`."""
+        assert total.dtype == torch.float32 and total.is_contiguous()
+        assert total.shape == (x.shape[0], self._outputs)
+        self._run(x, total, self._ADD)
+
+    def _run(self, x: Tensor, out: Tensor, post: int) -> Tensor:
+        assert x.dtype == torch.bfloat16 and x.is_contiguous() and x.shape[1] == self._inputs
+        self._product(
+            x.data_ptr(),
+            self._packed.data_ptr(),
+            self._bias.data_ptr(),
+            out.data_ptr(),
+            x.shape[0],
+            self._inputs,
+            self._outputs,
+            post,
+        )
+        return out
+
+
+class TorchProduct:
+    """oneDNN with the weights in its own layout, where this PyTorch has that; otherwise plain."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self._weight = weight.contiguous()
+        self._bias = bias.to(weight.dtype)
+        self._packed: Tensor | None = None
+        self._packed_for = 0  # rows of x
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        return self._run(x, "none") if packing_works(x.dtype) else self._plain(x)
+
+    def swish(self, x: Tensor) -> Tensor:
+        """See `Product`."""
+        if packing_works(x.dtype):
+            return self._run(x, "swish")
+        return F.silu(self._plain(x), inplace=True)
+
+    def add_to(self, total: Tensor, x: Tensor) -> None:
+        """See `Product`."""
+        total += self(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight, self._bias)
+
+    def _run(self, x: Tensor, post: str) -> Tensor:
+        rows = x.shape[0]
+        if self._packed is None or not self._packed_for <= 2 * rows <= 4 * self._packed_for:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
+            self._packed_for = rows
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, post, [], "")
+
+
+@functools.cache
+def packing_works(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch has oneDNN's packed linear layers: they are no public interface."""
+    x, weight = torch.ones(2, 32, dtype=dtype), torch.ones(32, 32, dtype=dtype)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "swish", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return torch.equal(y, torch.full_like(y, 32.0))
+
+
+def _function(
+    library: ctypes.CDLL, name: str, pointers: int, integers: int, *more: Any
+) -> Callable[..., Any]:
+    """A function of the library that takes pointers, then 64-bit integers, then `more`."""
+    function = library[name]
+    function.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * integers, *more]
+    function.restype = ctypes.c_int if name.startswith("has_") else None
+    return function
+
+
+@functools.cache
+def find_kernels() -> Kernels:
+    """The compiled kernels where they can be had, otherwise PyTorch's."""
+    if os.environ.get("JUKEBOX_CORE_KERNELS", "").lower() in ("off", "0", "torch"):
+        return TorchKernels()
+    try:
+        return CompiledKernels(ctypes.CDLL(str(_compiled())))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        log.info("no compiled kernels (%s): decoding in plain PyTorch", error)
+        return TorchKernels()
+
+
+def _compiled() -> Path:
+    """The shared library, compiled for this processor unless it is there."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    key = hashlib.sha256()
+    for part in (SOURCE.read_text(), _FLAGS, *compiler, _processor()):
+        key.update(part.encode() + b"\0")
+    path = _cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            command = [*compiler, *_FLAGS.split(), "-o", str(temporary), str(SOURCE), "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return path
+
+
+def _cache_folder() -> Path:
+    """For compiled files: the user's cache, or a temporary folder where that is read-only."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "jukebox_core"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    return Path(tempfile.mkdtemp(prefix="jukebox_core-"))
+
+
+def _processor() -> str:
+    """What `-march=native` depends on: a home may be shared by machines of several kinds."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    except OSError:
+        pass
+    return f"{platform.machine()} {platform.processor()} {platform.node()}"

@@ -1,0 +1,186 @@
+"""The CPU decoder against the prior's own full forward, with and without compiled kernels."""
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jukebox_core.config import PriorConfig
+from jukebox_core.prior import kernels as kernels_module
+from jukebox_core.prior.cache import LayerCache
+from jukebox_core.prior.decoder import CpuDecoder
+from jukebox_core.prior.kernels import CompiledKernels, TorchKernels, find_kernels
+from jukebox_core.prior.model import AutoregressivePrior
+
+KERNELS = {"torch": TorchKernels(), "found": find_kernels()}
+
+
+def prior(width=16, attn=0.5, heads=1, order=2, embedding="table", blocks=4, n_ctx=24):
+    torch.manual_seed(0)
+    config = PriorConfig(
+        n_ctx=n_ctx,
+        l_bins=11,
+        width=width,
+        depth=6,
+        heads=heads,
+        blocks=blocks,
+        attn_order=order,
+        m_attn=attn,
+        emb_width=5,
+        embedding=embedding,
+    )
+    model = AutoregressivePrior(config).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3 if p.ndim > 1 else 0.5)
+    return model
+
+
+def stepped(decoder, codes):
+    cache = decoder.new_cache(*codes.shape)
+    logits = [decoder.step(codes[:, t - 1] if t else None, cache) for t in range(codes.shape[1])]
+    return torch.stack(logits, 1)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("order", (0, 1, 2))
+@pytest.mark.parametrize(("heads", "embedding"), ((1, "table"), (2, "codebook")))
+def test_float32_steps_equal_the_full_forward(kernels, order, heads, embedding):
+    model = prior(order=order, heads=heads, embedding=embedding)
+    codes = torch.randint(0, 11, (3, 24))
+    found = stepped(CpuDecoder(model, kernels=KERNELS[kernels]), codes)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model.double()(codes).float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("width", "attn"), ((64, 1.0), (256, 0.5), (48, 0.5), (32, 0.25)))
+def test_bfloat16_log_probabilities_of_fixed_sequences(kernels, width, attn):
+    """The stated tolerance: 1% of a nat per code, on average over a sequence."""
+    torch.manual_seed(1)
+    config = PriorConfig(
+        n_ctx=32, l_bins=64, width=width, depth=6, blocks=4, m_attn=attn, embedding="table"
+    )
+    model = AutoregressivePrior(config).eval()
+    codes = torch.randint(0, 64, (17, 32))
+    found = stepped(CpuDecoder(model, torch.bfloat16, KERNELS[kernels]), codes)
+    with torch.no_grad():
+        expected = model(codes)
+    assert not torch.equal(found, expected)
+    log_p = [
+        torch.log_softmax(x, -1).gather(2, codes[..., None])[..., 0] for x in (found, expected)
+    ]
+    difference = (log_p[0] - log_p[1]).mean(1)
+    assert difference.abs().max() < 0.01
+
+
+def test_a_prefilled_past_is_continued():
+    model = prior()
+    codes = torch.randint(0, 11, (4, 24))
+    codes[1::2, :9] = codes[::2, :9]
+    decoder = CpuDecoder(model)
+    cache = decoder.new_cache(4, 24)
+    decoder.prefill(codes[::2, :9], cache)
+    with torch.no_grad():
+        expected = model(codes)
+        for t in range(9, 24):
+            logits = decoder.step(codes[:, t - 1], cache)
+            torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    found = find_kernels()
+    if not isinstance(found, CompiledKernels):
+        pytest.skip("no C compiler here")
+    return found
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kind", ("dense", "block", "column", "previous_block"))
+@pytest.mark.parametrize(("heads", "width"), ((1, 8), (2, 64), (1, 256), (1, 300)))
+def test_compiled_attention_equals_pytorch(compiled, dtype, kind, heads, width):
+    """All positions of three blocks; both caches hold the same afterwards."""
+    config = PriorConfig(
+        n_ctx=24, l_bins=4, width=heads * width, depth=1, heads=heads, blocks=6, m_attn=1.0
+    )
+    like = torch.empty(0, dtype=dtype)
+    caches = [LayerCache(kind, 3, config, 24, like) for _ in range(2)]
+    g = torch.Generator().manual_seed(0)
+    for t in range(12):
+        qkv = torch.randn(3, 3 * heads * width, generator=g).to(dtype)
+        found = compiled.attend(qkv, caches[0], t)
+        expected = TorchKernels().attend(qkv, caches[1], t)
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(caches[0].keys, caches[1].keys)
+    assert torch.equal(caches[0].values, caches[1].values)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_compiled_norm_equals_pytorch(compiled, dtype):
+    x = 3 + 5 * torch.randn(7, 130, generator=torch.Generator().manual_seed(0))
+    expected = F.layer_norm(x, (130,)).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 8e-3
+    torch.testing.assert_close(compiled.norm(x, dtype), expected, rtol=tolerance, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", (1, 5, 12, 13, 16, 30))
+@pytest.mark.parametrize(("inputs", "outputs"), ((64, 32), (30, 17), (128, 75)))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_products_equal_the_linear_layer(kernels, rows, inputs, outputs, dtype):
+    g = torch.Generator().manual_seed(rows)
+    weight = (torch.randn(outputs, inputs, generator=g) / inputs**0.5).to(dtype)
+    bias = torch.randn(outputs, generator=g)
+    x = torch.randn(rows, inputs, generator=g).to(dtype)
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    product = KERNELS[kernels].product(weight, bias)
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(product(x).double(), exact, rtol=rounding, atol=rounding)
+    swish = exact * torch.sigmoid(exact)
+    torch.testing.assert_close(product.swish(x).double(), swish, rtol=rounding, atol=rounding)
+    total = torch.randn(rows, outputs, generator=g)
+    expected = total.double() + exact
+    product.add_to(total, x)
+    torch.testing.assert_close(total.double(), expected, rtol=rounding, atol=rounding)
+
+
+def test_without_a_compiler_pytorch_serves(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    kernels_module.find_kernels.cache_clear()
+    assert isinstance(kernels_module.find_kernels(), TorchKernels)
+    monkeypatch.setenv("JUKEBOX_CORE_KERNELS", "off")
+    kernels_module.find_kernels.cache_clear()
+    assert isinstance(kernels_module.find_kernels(), TorchKernels)
+    kernels_module.find_kernels.cache_clear()
+
+
+def test_a_library_that_does_not_load_is_no_failure(monkeypatch):
+    def broken():
+        raise subprocess.CalledProcessError(1, "cc")
+
+    monkeypatch.setattr(kernels_module, "_compiled", broken)
+    kernels_module.find_kernels.cache_clear()
+    assert isinstance(kernels_module.find_kernels(), TorchKernels)
+    kernels_module.find_kernels.cache_clear()
+
+
+def test_loading_the_kernels_leaves_small_numbers_alone(compiled):
+    """-ffast-math would flush subnormal numbers to zero in the whole process."""
+    assert isinstance(compiled._library, ctypes.CDLL)
+    assert (torch.tensor(1e-40) * 1.0).item() > 0
+
+
+def test_what_cannot_be_decoded_is_refused():
+    with pytest.raises(ValueError, match=r"torch.float16 .* to be decoded in"):
+        CpuDecoder(prior(), torch.float16)
+    decoder = CpuDecoder(prior())
+    cache = decoder.new_cache(1, 1)
+    with pytest.raises(ValueError, match="None at the first position"):
+        decoder.step(torch.zeros(1, dtype=torch.int64), cache)
+    decoder.step(None, cache)
+    with pytest.raises(ValueError, match="is full"):
+        decoder.step(torch.zeros(1, dtype=torch.int64), cache)
