@@ -7,6 +7,7 @@ for the device. Heads H, width per head d, block length L.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -75,6 +76,13 @@ class LayerCache:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
 
+    def narrow(self, start: int, stop: int) -> LayerCache:
+        """The cache of sequences `start` to `stop` - 1, in the same memory."""
+        part = copy.copy(self)
+        part.batch_size = stop - start
+        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        return part
+
     def slot(self, position: int) -> Slot:
         """Where `position` goes and what it attends to."""
         return _SLOTS[self.kind](position, self.block_length)
@@ -137,6 +145,13 @@ class PriorCache:
         """Replace sequence b by sequence parents[b] (int64 [B]) in every layer."""
         for layer in self.layers:
             layer.reorder(parents)
+
+    def narrow(self, start: int, stop: int) -> PriorCache:
+        """The state of sequences `start` to `stop` - 1, in the same memory."""
+        part = copy.copy(self)
+        part.batch_size = stop - start
+        part.layers = [layer.narrow(start, stop) for layer in self.layers]
+        return part
 
     def nbytes(self) -> int:
         """Bytes held by the buffers."""

@@ -19,7 +19,7 @@ from jukebox_core.prior.cache import PriorCache
 from jukebox_core.prior.kernels import Kernels, Product, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
-__all__ = ["CpuDecoder"]
+__all__ = ["CpuDecoder", "folded_weights"]
 
 _SLOPE = 1.702  # of the quick GELU
 
@@ -108,20 +108,21 @@ class _Layer:
 
     @classmethod
     def of(cls, block: Block, dtype: torch.dtype, kernels: Kernels) -> _Layer:
-        """Fold the norms' weights and the GELU's slope."""
-        attn, mlp = block.attn, block.mlp
-        up_weight, up_bias = _after_norm(mlp.up, block.ln_mlp)
-        return cls(
-            *(
-                kernels.product(weight.detach().to(dtype), bias.detach())
-                for weight, bias in (
-                    _after_norm(attn.qkv, block.ln_attn),
-                    (attn.out.weight, attn.out.bias),
-                    (_SLOPE * up_weight, _SLOPE * up_bias),
-                    (mlp.down.weight / _SLOPE, mlp.down.bias),
-                )
-            )
-        )
+        """Prepare a layer's weights."""
+        return cls(*(kernels.product(w.to(dtype), b) for w, b in folded_weights(block)))
+
+
+def folded_weights(block: Block) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of the products qkv, out, up and down: norms bare, the GELU a swish."""
+    attn, mlp = block.attn, block.mlp
+    up_weight, up_bias = _after_norm(mlp.up, block.ln_mlp)
+    products = [
+        _after_norm(attn.qkv, block.ln_attn),
+        (attn.out.weight, attn.out.bias),
+        (_SLOPE * up_weight, _SLOPE * up_bias),
+        (mlp.down.weight / _SLOPE, mlp.down.bias),
+    ]
+    return [(weight.detach(), bias.detach()) for weight, bias in products]
 
 
 def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
