@@ -122,11 +122,17 @@ class BackoffLikelihood:
         # Half an observation of every mixture code: none is impossible.
         overall = torch.full((k,), 0.5, dtype=torch.float64).index_add_(0, mixture, seen)
         overall /= overall.sum()
-        self._given_first = self._conditional(first, mixture, seen, overall).float().to(device)
-        self._given_second = self._conditional(second, mixture, seen, overall).float().to(device)
+        self._given_first, self._given_second = (
+            # By mixture code, half the strength each.
+            (self._conditional(codes, mixture, seen, overall) * (strength / 2))
+            .T.contiguous()
+            .float()
+            .to(device)
+            for codes in (first, second)
+        )
         pairs = first * k + second
         totals = torch.zeros(k * k, dtype=torch.float64).index_add_(0, pairs, seen)
-        self._log_totals = (totals + strength).log().float().to(device)  # [K * K]
+        self._offset = (-weight * (totals + strength).log()).float().to(device)  # [K * K]
         self._pairs = pairs.to(device)  # [P]
         self._seen = seen.float().to(device)  # [P]
 
@@ -140,13 +146,13 @@ class BackoffLikelihood:
 
     def scores(self, mixture_code: int) -> PairScores:
         """The scores of all pairs, [K * K]."""
-        backoff = (
-            self._given_first[:, mixture_code].unsqueeze(1) + self._given_second[:, mixture_code]
-        ).flatten() * (self.strength / 2)
+        first, second = self._given_first[mixture_code], self._given_second[mixture_code]
+        smoothed = (first.unsqueeze(1) + second).flatten()
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
         # Every pair is stored once per mixture code: plain indexed addition is exact.
-        backoff[self._pairs[part]] += self._seen[part]
-        return PairScores(backoff.log_().sub_(self._log_totals).mul_(self.weight))
+        smoothed[self._pairs[part]] += self._seen[part]
+        log_p = smoothed.log_()
+        return PairScores(torch.add(self._offset, log_p, alpha=self.weight, out=log_p))
 
 
 def build_likelihood(

@@ -155,6 +155,8 @@ def _one(candidates: Candidates, b: int) -> Candidates:
             codes={name: x[at] for name, x in drawn.codes.items()},
             log_prior={name: x[at] for name, x in drawn.log_prior.items()},
             log_likelihood=drawn.log_likelihood[at],
+            log_weights=None if drawn.log_weights is None else drawn.log_weights[at],
+            log_evidence=None if drawn.log_evidence is None else drawn.log_evidence[at],
         ),
     )
 

@@ -23,8 +23,8 @@ from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_pr
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.protocols import Likelihood
 from jukebox_core.separation.refinement import RatioMask
-from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.strategies import Strategy, make_sampler
 from jukebox_core.vqvae.model import VQVAE
 from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
@@ -116,7 +116,10 @@ def build_separator(
     *,
     candidates: int | None = None,
     device: str = "cpu",
+    sampler: Strategy = "ancestral",
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
@@ -131,7 +134,10 @@ def build_separator(
         models: the models folder.
         candidates: joint candidates per window; default that of the preset trained with.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        sampler: `ancestral`, `beam`, `particle` or `greedy`.
         temperature: of the priors.
+        top_k: ancestral: pairs of codes that may be drawn at a step; 0: all.
+        top_p: ancestral: mass of the pairs that may be drawn at a step; 1: all.
         sigma: of the Gaussian likelihood (lqvae) or kernel (hybrid).
         weight: lambda of the counted likelihood; default 6 (lass), 1 (hybrid), 3 without either
             back-off or kernel.
@@ -142,8 +148,9 @@ def build_separator(
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: parts are damaged or do not belong together.
+        ValueError: parts are damaged or do not belong together, or options do not.
     """
+    drawn_by = make_sampler(sampler, temperature=temperature, top_k=top_k, top_p=top_p)
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     family = Path(models) / FAMILY[method]
@@ -175,7 +182,7 @@ def build_separator(
         codec,
         priors,
         likelihood,
-        sampler=AncestralSampler(temperature),
+        sampler=drawn_by,
         candidates=candidates or preset.candidates,
         window=window,
         overlap=min(64, window // 4),

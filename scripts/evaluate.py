@@ -25,6 +25,7 @@ from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.strategies import Strategy, make_sampler
 from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._evaluation import check_museval, choose_chunks, silence_rule, with_alpha
@@ -79,8 +80,14 @@ class Args:
     """Choose chunks by the original systems' rule of silence."""
     museval: bool = False
     """Score with museval itself too (metric sdr_museval): seconds per estimate."""
+    sampler: Strategy = "ancestral"
+    """How candidates are found: independent draws, weighted particles, beam or greedy search."""
     temperature: float = 1.0
     """Of the priors."""
+    top_k: int = 0
+    """Ancestral: draw among the k most probable pairs of codes at every step; 0: all."""
+    top_p: float = 1.0
+    """Ancestral: draw among the most probable pairs of codes that have this mass; 1: all."""
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
     weight: float | None = None
@@ -193,6 +200,7 @@ def _check(args: Args) -> None:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 1")
     if args.examples < 0:
         raise ValueError(f"--examples is {args.examples}, expected >= 0")
+    make_sampler(args.sampler, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     if args.museval:
         check_museval()
     if not args.methods or len(set(args.methods)) != len(args.methods):
@@ -207,7 +215,10 @@ def _build(method: Method, args: Args) -> Separator:
         args.models,
         candidates=args.candidates,
         device=args.device,
+        sampler=args.sampler,
         temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
         sigma=args.sigma,
         weight=args.weight,
         backoff=args.backoff,

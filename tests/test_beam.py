@@ -7,7 +7,9 @@ import torch
 
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.beam import BeamSampler, best_entries
+from jukebox_core.separation import beam, truncation
+from jukebox_core.separation.beam import BeamSampler, GreedySampler, best_entries
+from jukebox_core.separation.posterior import make_table
 from jukebox_core.separation.protocols import PairScores, Sampler
 
 K = 3
@@ -197,3 +199,173 @@ def test_best_entries():
     best = best_entries(matrix, 2)  # a tie is cut by position
     assert list(zip(best.rows.tolist(), best.columns.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert best_entries(matrix, 99).values.tolist() == [0.0, 1.0, 2.0, 5.0, 5.0, 5.0]
+
+
+class Whole:
+    """A prior of log-probabilities 0 and -64, exactly: equal scores are equal to the last bit."""
+
+    n_codes, n_ctx = K, 8
+
+    def __init__(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        orders = torch.tensor(list(itertools.permutations([0.0, -64.0, -64.0])))
+        self.rows = orders[torch.randint(6, (8, K), generator=generator)]  # [T, last code, K]
+
+    def new_cache(self, batch_size, length):
+        return make_prior(0).new_cache(batch_size, length)
+
+    def prefill(self, codes, cache):
+        cache.position = codes.shape[1]
+
+    def step(self, codes, cache):
+        position = cache.position
+        cache.position += 1
+        last = torch.zeros(cache.batch_size, dtype=int) if codes is None else codes
+        return self.rows[position, last]
+
+    def total(self, codes):
+        last = (0, *codes[:-1])
+        pairs = enumerate(zip(last, codes, strict=True))
+        return sum(float(self.rows[t, x, y]) for t, (x, y) in pairs)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 20])
+def test_ties_of_pruned_beams_go_to_the_first_beam_and_the_lowest_codes(n, sparse):
+    """Whole-number scores: most are equal to others, and where the beams end it matters."""
+    priors = {"a": Whole(1), "b": Whole(2)}
+    generator = torch.Generator().manual_seed(3)
+    table = 64.0 * torch.randint(0, 2, (2, K, K), generator=generator)
+    if sparse:
+        table[0, 1, 0] = table[1, 2] = -torch.inf
+    codes = [0, 1, 1, 0]
+    beams = [((), ())]
+    for step in range(len(codes)):
+        longer = [((*x, i), (*y, j)) for x, y in beams for i in range(K) for j in range(K)]
+        scores = [
+            priors["a"].total(x)
+            + priors["b"].total(y)
+            + sum(float(table[m, i, j]) for m, i, j in zip(codes[: step + 1], x, y, strict=True))
+            for x, y in longer
+        ]
+        order = sorted(range(len(longer)), key=lambda i: -scores[i])  # stable: the first of equals
+        kept = [i for i in sorted(order[:n], key=lambda i: scores[i]) if scores[i] > -torch.inf]
+        kept = sorted(kept, key=lambda i: (scores[i], i))
+        beams = [longer[i] for i in kept]
+    result = BeamSampler()(priors, Table(table, sparse), torch.tensor([codes]), n)
+    assert [pair for pair, _ in found(result)][n - len(beams) :] == beams
+
+
+def make_step(k, n, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    log_p = torch.log_softmax(spread * torch.randn(2, n, k, generator=generator).double(), -1)
+    return log_p, torch.randn(k, k, generator=generator), -5 * torch.rand(n, generator=generator)
+
+
+@pytest.mark.parametrize("form", ["full", "indexed", "stored"])
+@pytest.mark.parametrize("spread", [0.0, 0.2, 2.0])
+@pytest.mark.parametrize("bounded", [False, True])
+def test_one_step_of_many_codes_is_that_of_the_explicit_joint(form, spread, bounded, monkeypatch):
+    """Few codes of a source are looked at (2.0), or all of them (0.2); with 0.0 all ties count."""
+    k, n = 80, 12
+    log_p, table, score = make_step(k, n, 4, spread)
+    table = table.round()
+    score[3] = -torch.inf
+    if spread == 0:
+        score = score.round()
+    values, lookup = table.flatten().unique(return_inverse=True)
+    every = torch.cartesian_prod(torch.arange(k), torch.arange(k)).T
+    scores = {
+        "full": PairScores(table.flatten()),
+        "indexed": PairScores(values, lookup=lookup.int()),
+        "stored": PairScores(table.flatten(), every),
+    }[form]
+    if bounded:
+        monkeypatch.setattr(truncation, "_ENTRIES", 1)
+        monkeypatch.setattr(beam, "_ENTRIES", 1)
+    joint = (log_p[0].unsqueeze(2) + log_p[1].unsqueeze(1)).flatten(1) + table.flatten().double()
+    wanted = best_entries(joint + score.double().unsqueeze(1), n)
+    state = beam._Beams(n, 1, torch.device("cpu"))
+    state.score = score.double()
+    parents = state.advance(0, log_p[0], log_p[1], make_table(scores, k))
+    assert torch.equal(parents, wanted.rows)
+    assert torch.equal(state.codes[0][:, 0] * k + state.codes[1][:, 0], wanted.columns)
+    torch.testing.assert_close(state.score, wanted.values)
+    torch.testing.assert_close(state.parts.sum(0) + score[parents], wanted.values)
+
+
+def test_beams_condition_on_the_context():
+    generator = torch.Generator().manual_seed(7)
+    table = torch.randn(2, K, K, generator=generator)
+    priors = {"a": make_prior(1), "b": make_prior(2)}
+    past = {"a": torch.tensor([[0, 2], [1, 1]]), "b": torch.tensor([[2, 2], [0, 1]])}
+    codes = torch.tensor([[1, 0], [0, 0]])
+    for sampler, n in ((BeamSampler(), 81), (GreedySampler(), 2)):
+        result = sampler(priors, Table(table), codes, n, torch.Generator(), context=past)
+        for b in range(2):
+            scores = {}
+            for x in itertools.product(range(K), repeat=2):
+                for y in itertools.product(range(K), repeat=2):
+                    whole = ((*past["a"][b].tolist(), *x), (*past["b"][b].tolist(), *y))
+                    scores[x, y] = whole
+            log_p = after(priors, list(scores.values()), 2)
+            for i, (x, y) in enumerate(scores):
+                pairs = zip(codes[b].tolist(), x, y, strict=True)
+                scores[x, y] = log_p[i] + sum(float(table[m, u, v]) for m, u, v in pairs)
+            got = found(result, b)
+            for pair, score in got:
+                assert score == pytest.approx(scores[pair], rel=1e-5)
+            if n == 81:
+                assert len({pair for pair, _ in got}) == 81
+                assert got[-1][0] == max(scores, key=scores.get)
+    with pytest.raises(ValueError, match="4 codes after 5 of context exceed"):
+        longer = {name: torch.zeros(2, 5, dtype=torch.int64) for name in priors}
+        BeamSampler()(priors, Table(table), codes.repeat(1, 2), 1, context=longer)
+
+
+def after(priors, pairs, past):
+    """Summed log p of both sequences after their first `past` codes."""
+    total = torch.zeros(len(pairs), dtype=torch.float64)
+    for source, prior in enumerate(priors.values()):
+        sequences = torch.tensor([pair[source] for pair in pairs])
+        with torch.no_grad():
+            log_p = prior(sequences).double().log_softmax(-1)
+        total += log_p.gather(2, sequences.unsqueeze(2)).squeeze(2)[:, past:].sum(1)
+    return total.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_greedy_takes_the_most_probable_pair_of_every_step(temperature):
+    table = 2 * torch.randn(2, K, K, generator=torch.Generator().manual_seed(8))
+    priors = {"a": make_prior(3), "b": make_prior(4)}
+    codes = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]])
+    result = GreedySampler(temperature)(priors, Table(table), codes, 3)
+    for b in range(2):
+        taken = ([], [])
+        for code in codes[b].tolist():
+            logits = []
+            for prior, own in zip(priors.values(), taken, strict=True):
+                with torch.no_grad():
+                    logits.append(prior(torch.tensor([[*own, 0]]))[0, -1].double() / temperature)
+            joint = logits[0].log_softmax(0).unsqueeze(1) + logits[1].log_softmax(0) + table[code]
+            for own, z in zip(taken, divmod(int(joint.argmax()), K), strict=True):
+                own.append(z)
+        pairs = found(result, b)
+        assert len(pairs) == 3
+        assert all(pair == tuple(map(tuple, taken)) for pair, _ in pairs)
+        assert pairs[0][1] == pairs[2][1]
+    assert result.codes["a"].shape == (2, 3, 4) and result.log_prior["b"].shape == (2, 3)
+
+
+def test_greedy_takes_the_lowest_codes_of_equal_pairs():
+    priors = {"a": Whole(5), "b": Whole(6)}
+    result = GreedySampler()(priors, Table(torch.zeros(1, K, K)), torch.zeros(1, 3, dtype=int), 2)
+    for name, prior in priors.items():
+        last = 0
+        for t, code in enumerate(result.codes[name][0, 1].tolist()):
+            assert code == int(prior.rows[t, last].argmax())
+            last = code
+    with pytest.raises(ValueError, match="candidates is 0"):
+        GreedySampler()(priors, Table(torch.zeros(1, K, K)), torch.zeros(1, 2, dtype=int), 0)
+    with pytest.raises(ValueError, match="temperature is -1"):
+        GreedySampler(-1.0)

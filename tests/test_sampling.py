@@ -8,6 +8,7 @@ from scipy import stats
 
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation import sampling
 from jukebox_core.separation.protocols import PairScores
 from jukebox_core.separation.sampling import AncestralSampler
 
@@ -96,6 +97,67 @@ def test_sequences_have_the_probabilities_of_the_stepwise_posterior(sparse, temp
         assert stats.chisquare(o, [x * scale for x in e]).pvalue > 1e-4
 
 
+@pytest.mark.parametrize("sparse", (False, True))
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (4, 1.0), (0, 0.6), (5, 0.8)])
+def test_truncated_draws_are_those_of_every_steps_truncated_posterior(sparse, top_k, top_p):
+    """top_k and top_p act on the pairs, and the temperature on the priors before that."""
+    torch.manual_seed(3)
+    table = 1.5 * torch.randn(K, K, K)
+    support = (torch.rand(K, K, K) < 0.7) if sparse else None
+    priors = {"bass": small_prior(1), "drums": small_prior(2)}
+    mixture, temperature, n = [0, 2], 0.8, 20_000
+    out = AncestralSampler(temperature, top_k, top_p)(
+        priors,
+        TableLikelihood(table, support),
+        torch.tensor([mixture]),
+        n,
+        torch.Generator().manual_seed(0),
+    )
+
+    def cut(past):
+        p = step_posterior(priors.values(), table, support, mixture, past, temperature).flatten()
+        order = p.argsort(descending=True)
+        reached = int((p[order].cumsum(0) < top_p).sum()) + 1 if top_p < 1 else len(p)
+        kept = order[: min(reached, top_k or len(p))]
+        share = torch.zeros_like(p).index_copy_(0, kept, p[kept])
+        return (share / share.sum()).view(K, K).detach()
+
+    first = cut(((), ()))
+    expected = torch.zeros(K, K, K, K, dtype=torch.float64)
+    for z1, z2 in (first > 0).nonzero().tolist():
+        expected[z1, z2] = first[z1, z2] * cut(((z1,), (z2,)))
+    bass, drums = out.codes["bass"][0], out.codes["drums"][0]
+    place = ((bass[:, 0] * K + drums[:, 0]) * K + bass[:, 1]) * K + drums[:, 1]
+    observed = torch.bincount(place, minlength=K**4).double()
+    e = expected.flatten() * n
+    assert observed[e == 0].sum() == 0
+    common = e >= 5
+    o = torch.cat([observed[common], observed[~common].sum()[None]])
+    e = torch.cat([e[common], e[~common].sum()[None]])
+    o, e = o[e > 1e-9], e[e > 1e-9]
+    if len(o) > 1:
+        assert stats.chisquare(o.numpy(), (e * o.sum() / e.sum()).numpy()).pvalue > 1e-4
+
+
+def test_without_truncation_the_fast_path_is_taken(monkeypatch):
+    torch.manual_seed(6)
+    likelihood = TableLikelihood(torch.randn(K, K, K))
+    priors = {"bass": small_prior(1), "drums": small_prior(2)}
+    mixtures = torch.randint(0, K, (2, 4))
+
+    def forbidden(*_):
+        raise AssertionError("the explicit joint was taken")
+
+    monkeypatch.setattr(sampling, "draw_truncated", forbidden)
+    drawn = [
+        sampler(priors, likelihood, mixtures, 5, torch.Generator().manual_seed(2)).codes["drums"]
+        for sampler in (AncestralSampler(), AncestralSampler(1.0, 0, 1.0))
+    ]
+    assert torch.equal(*drawn)
+    with pytest.raises(AssertionError, match="explicit joint"):
+        AncestralSampler(top_k=2)(priors, likelihood, mixtures, 5, torch.Generator())
+
+
 def test_log_probabilities_are_those_of_the_drawn_codes():
     torch.manual_seed(5)
     table = torch.randn(K, K, K)
@@ -131,16 +193,18 @@ def test_same_seed_same_draws_and_progress_is_reported():
     assert seen == [(i, 4) for i in range(1, 5)] * 2
 
 
-def test_chunks_get_the_same_candidates_in_any_batches():
+@pytest.mark.parametrize("cut", [(0, 1.0), (4, 1.0), (0, 0.7)])
+def test_chunks_get_the_same_candidates_in_any_batches(cut):
     torch.manual_seed(6)
     likelihood = TableLikelihood(torch.randn(K, K, K))
     priors = {"bass": small_prior(1), "drums": small_prior(2)}
     mixtures = torch.randint(0, K, (3, 4))
-    together = AncestralSampler()(
-        priors, likelihood, mixtures, 5, torch.Generator().manual_seed(2)
-    ).codes["bass"]
+    sampler = AncestralSampler(1.0, *cut)
+    together = sampler(priors, likelihood, mixtures, 5, torch.Generator().manual_seed(2)).codes[
+        "bass"
+    ]
     generator = torch.Generator().manual_seed(2)
-    alone = [AncestralSampler()(priors, likelihood, m[None], 5, generator) for m in mixtures]
+    alone = [sampler(priors, likelihood, m[None], 5, generator) for m in mixtures]
     assert torch.equal(together, torch.cat([a.codes["bass"] for a in alone]))
 
 

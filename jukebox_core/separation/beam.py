@@ -1,4 +1,4 @@
-"""Beam search for the most probable pair of code sequences (LASS decodes with 10 beams).
+"""Search for the most probable pair of code sequences: beam search (LASS: 10 beams), greedy.
 
 A beam's score is log p1 + log p2 + log-likelihood of all its steps. The scores that come out of a
 step's top-k belong to the new beams and go on as they are; the originals' program re-ordered them
@@ -8,7 +8,7 @@ by parent a second time, so that later steps ranked with the scores of other bea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,19 +16,14 @@ import torch
 from torch import Tensor
 
 from jukebox_core.separation.joint import as_joint
-from jukebox_core.separation.posterior import log_joint
-from jukebox_core.separation.protocols import (
-    JointPriors,
-    Likelihood,
-    PairScores,
-    Prior,
-    Separations,
-)
-from jukebox_core.separation.sampling import Progress, check_parts, start
+from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
+from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+from jukebox_core.separation.sampling import Progress, Tables, check_parts, start
+from jukebox_core.separation.truncation import leading, top_k_bound
 
-__all__ = ["BeamSampler", "Best", "best_entries"]
+__all__ = ["BeamSampler", "Best", "GreedySampler", "best_entries"]
 
-_ENTRIES = 1 << 23  # of the explicit joint, held at a time
+_ENTRIES = 1 << 23  # of the explicit joint of stored pairs, held at a time
 
 
 class Best(NamedTuple):
@@ -104,7 +99,7 @@ class BeamSampler:
             raise ValueError(f"candidates is {candidates}, it must be at least 1")
         batch, steps = mixture_codes.shape
         device = mixture_codes.device
-        host_codes = mixture_codes.tolist()
+        tables = Tables(likelihood, mixture_codes)
         cache, last = start(joint, batch, candidates, steps, context, device)
         beams = [_Beams(candidates, steps, device) for _ in range(batch)]
         offsets = torch.arange(batch, device=device).unsqueeze(1) * candidates
@@ -112,13 +107,12 @@ class BeamSampler:
             logits = joint.step(last, cache).to(_precision(device)) / self.temperature
             log_p = torch.log_softmax(logits, -1).view(2, batch, candidates, -1)
             parents = []
-            for b, state in enumerate(beams):
-                scores = likelihood.scores(host_codes[b][step]).explicit()
-                parents.append(state.advance(step, log_p[0][b], log_p[1][b], scores))
+            for b, (state, table) in enumerate(zip(beams, tables.at(step), strict=True)):
+                parents.append(state.advance(step, log_p[0][b], log_p[1][b], table))
                 if not state.alive:
                     raise ValueError(
                         f"no pair of codes is possible at step {step}, whose mixture code is "
-                        f"{host_codes[b][step]}: the likelihood has no such pair"
+                        f"{int(mixture_codes[b, step])}: the likelihood has no such pair"
                     )
             rows = (torch.stack(parents) + offsets).flatten()
             cache.reorder(rows)
@@ -162,48 +156,82 @@ class _Beams:
         """Whether any beam is possible."""
         return bool(self.score.max() > -math.inf)
 
-    def advance(self, step: int, log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:
-        """Extend by one pair of codes; return the parents [N] of the new beams."""
-        values = scores.values.to(self.score.dtype)
+    def advance(
+        self, step: int, log_p1: Tensor, log_p2: Tensor, table: FullTable | PairTable
+    ) -> Tensor:
+        """Extend by one pair of codes; return the parents [N] of the new beams.
+
+        Args:
+            step: whose codes these are.
+            log_p1: [N, K] of the first source's next code, in the precision of the scores.
+            log_p2: [N, K] of the second source's.
+            table: of the mixture code.
+        """
         n = len(self.score)
-        best = self._best(log_p1, log_p2, PairScores(values, scores.pairs))
+        best = self._best(log_p1, log_p2, table)
         if not len(best.values):
             self.score.fill_(-math.inf)
             return best.rows.new_zeros(n)
-        if scores.pairs is None:
-            width = log_p2.shape[1]
-            pairs = [torch.div(best.columns, width, rounding_mode="floor"), best.columns % width]
+        if isinstance(table, PairTable):
+            first, second = table.pairs[:, best.columns].long()
+            score = table.values[best.columns]
         else:
-            pairs = [scores.pairs[0][best.columns], scores.pairs[1][best.columns]]
+            n_codes = log_p2.shape[1]
+            first = torch.div(best.columns, n_codes, rounding_mode="floor")
+            second = best.columns % n_codes
+            score = table.rows(first).gather(1, second.unsqueeze(1)).squeeze(1)
         missing = n - len(best.values)  # fewer continuations than places: those stay unused
-        parents, first, second, columns = (
-            torch.cat([x.new_zeros(missing), x]) for x in (best.rows, *pairs, best.columns)
+        parents, first, second = (
+            torch.cat([x.new_zeros(missing), x]) for x in (best.rows, first, second)
         )
         self.score = torch.cat([best.values.new_full((missing,), -math.inf), best.values])
         self.codes = [codes[parents] for codes in self.codes]
         self.codes[0][:, step], self.codes[1][:, step] = first, second
-        gains = torch.stack([log_p1[parents, first], log_p2[parents, second], values[columns]])
+        score = torch.cat([score.new_zeros(missing), score]).to(self.score.dtype)
+        gains = torch.stack([log_p1[parents, first], log_p2[parents, second], score])
         self.parts = self.parts[:, parents] + gains
         return parents
 
-    def _best(self, log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Best:
-        """The best continuations; the explicit joint of a few beams at a time is held."""
-        n = len(self.score)
+    def _best(self, log_p1: Tensor, log_p2: Tensor, table: FullTable | PairTable) -> Best:
+        """The best continuations: (beam, pair) as (rows, columns); pairs as the table has them."""
         live = (self.score > -math.inf).nonzero().squeeze(1)
         nothing = live.new_zeros(0)
-        kept = Best(self.score.new_zeros(0), nothing, nothing)
-        for part in live.split(max(1, _ENTRIES // max(1, len(scores.values)))):
-            joint = log_joint(log_p1[part], log_p2[part], scores) + self.score[part].unsqueeze(1)
-            if joint.numel() == 0:
-                continue
-            found = best_entries(joint, n)
-            # Beams come in order, and what was kept is from lower ones: ties keep their order.
-            rows = torch.cat([kept.rows, part[found.rows]])
-            columns = torch.cat([kept.columns, found.columns])
-            best = best_entries(torch.cat([kept.values, found.values]).unsqueeze(0), n)
-            kept = Best(best.values, rows[best.columns], columns[best.columns])
-        possible = kept.values > -math.inf
-        return Best(*(x[possible] for x in kept))
+        best = Best(self.score.new_zeros(0), nothing, nothing)
+        rest = live, log_p1[live], log_p2[live]
+        if isinstance(table, FullTable):
+            parts = self._of_all(table, *rest)
+        else:
+            parts = self._of_stored(table, *rest)
+        for found in parts:
+            best = _merge(best, found, len(self.score))
+        possible = best.values > -math.inf
+        return Best(*(x[possible] for x in best))
+
+    def _of_all(
+        self, table: FullTable, live: Tensor, log_p1: Tensor, log_p2: Tensor
+    ) -> Iterator[Best]:
+        """The best of some beams at a time, among their leading pairs."""
+        n = len(self.score)
+        for some in leading(table, log_p1, log_p2, top_k_bound(min(n, log_p1.shape[1] ** 2))):
+            beams = live[some.candidates]
+            found = best_entries(some.kept() + self.score[beams].unsqueeze(1), n)
+            first, second = some.codes(found.rows, found.columns)
+            yield Best(found.values, beams[found.rows], first * log_p2.shape[1] + second)
+
+    def _of_stored(
+        self, table: PairTable, live: Tensor, log_p1: Tensor, log_p2: Tensor
+    ) -> Iterator[Best]:
+        """The best of some beams at a time, from the explicit joint of the stored pairs."""
+        if not len(table.values):
+            return
+        scores = table.explicit()
+        scores = scores._replace(values=scores.values.to(self.score.dtype))
+        size = max(1, _ENTRIES // len(table.values))
+        parts = zip(*(x.split(size) for x in (live, log_p1, log_p2)), strict=True)
+        for beams, p1, p2 in parts:
+            joint = log_joint(p1, p2, scores) + self.score[beams].unsqueeze(1)
+            found = best_entries(joint, len(self.score))
+            yield found._replace(rows=beams[found.rows])
 
     def fill(self) -> None:
         """Put the best beam, which is the last, into the places that were never used."""
@@ -212,3 +240,55 @@ class _Beams:
         self.score = torch.where(unused, self.score[best], self.score)
         self.codes = [torch.where(unused.unsqueeze(1), c[best], c) for c in self.codes]
         self.parts = torch.where(unused, self.parts[:, best:], self.parts)
+
+
+def _merge(one: Best, other: Best, k: int) -> Best:
+    """The k best of both, ties by the lowest row and column as in `best_entries`."""
+    values, rows, columns = (torch.cat(pair) for pair in zip(one, other, strict=True))
+    order = columns.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    best = best_entries(values[order].unsqueeze(0), k)
+    return Best(best.values, rows[order][best.columns], columns[order][best.columns])
+
+
+@dataclass(frozen=True)
+class GreedySampler:
+    """At every step the most probable pair of codes; equal ones: the lowest z1, then the lowest z2.
+
+    All candidates are this one pair of sequences. Equal stored pairs: the first that is stored.
+
+    temperature: divides the priors' logits.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature without meaning."""
+        BeamSampler(self.temperature)
+
+    def __call__(
+        self,
+        priors: Mapping[str, Prior] | JointPriors,
+        likelihood: Likelihood,
+        mixture_codes: Tensor,
+        candidates: int,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        context: Mapping[str, Tensor] | None = None,
+    ) -> Separations:
+        """`candidates` times the same sequences of every mixture: a search with one beam.
+
+        Arguments as in `BeamSampler`.
+
+        Raises:
+            ValueError: the parts do not fit together, or no pair of codes is possible at a step.
+        """
+        if candidates < 1:
+            raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        search = BeamSampler(self.temperature)
+        found = search(priors, likelihood, mixture_codes, 1, generator, progress, context)
+        return Separations(
+            {name: x.expand(-1, candidates, -1) for name, x in found.codes.items()},
+            {name: x.expand(-1, candidates) for name, x in found.log_prior.items()},
+            found.log_likelihood.expand(-1, candidates),
+        )

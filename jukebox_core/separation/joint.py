@@ -65,3 +65,7 @@ class EachCache:
         """Replace pair b by pair parents[b] in both."""
         for part in self.parts:
             part.reorder(parents)
+
+    def nbytes(self) -> int:
+        """Bytes held by both."""
+        return sum(part.nbytes() for part in self.parts)

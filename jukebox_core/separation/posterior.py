@@ -31,7 +31,8 @@ __all__ = [
     "uniform_numbers",
 ]
 
-_LOST = -63.0  # log-mass under which the terms that float32 flushes to zero may matter
+_SMALLEST = -87.0  # logarithm of what is not taken for zero
+_LOST = -63.0  # log-mass from which on what is taken for zero has no place in float32
 _ENTRIES = 1 << 24  # of a padded or explicit joint, held at a time
 _BLOCK = 256  # pairs summed at once in the sparse draw
 
@@ -64,7 +65,7 @@ class FullTable:
         # All pairs impossible: a finite maximum keeps the weights at 0 instead of NaN.
         least = torch.finfo(self._values.dtype).min
         self.maximum = self._values.amax().clamp_min(least)
-        weights = torch.exp(self._values - self.maximum)
+        weights = _exp(self._values - self.maximum)
         if scores.lookup is not None:
             weights = weights.index_select(0, scores.lookup.view(-1))
         self.weights = weights.view(n_codes, n_codes)
@@ -165,14 +166,14 @@ def _draw_full(
     tables: Sequence[FullTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
 ) -> Draw:
     """The two-stage draw."""
-    p2 = log_p2.exp()
+    p2 = _exp(log_p2)
     sums = torch.stack([p @ table.weights.T for p, table in zip(p2, tables, strict=True)])
     first, log_mass = categorical(log_p1 + sums.log(), uniform[..., 0])
     rows = torch.stack([table.rows(z1) for z1, table in zip(first, tables, strict=True)])
     second, _ = categorical(rows + log_p2, uniform[..., 1])
     score = rows.gather(2, second.unsqueeze(2)).squeeze(2)
     maximum = torch.stack([table.maximum for table in tables]).unsqueeze(1)
-    # What float32 flushed to zero in W, p2 or their products is under K * 2^-126 in all.
+    # What is taken for zero in W, p2 or their products is some K * e^-87 in all.
     lost = ~(log_mass > _LOST)
     drawn = Draw(first, second, score, log_mass + maximum, lost)
     if log_p1.device.type != "cpu":  # asking would wait for the device
@@ -225,7 +226,7 @@ def _draw_stored(
     joint += _by_code(log_p2).index_select(0, (pairs[:, 1] + offset).view(-1))
     joint = joint.view(batch, length, candidates).add_(values.unsqueeze(2))
     largest = joint.amax(1).clamp_min(torch.finfo(joint.dtype).min)  # [B, N]
-    weights = joint.sub_(largest.unsqueeze(1)).exp_().view(batch, blocks, _BLOCK, candidates)
+    weights = _exp(joint.sub_(largest.unsqueeze(1))).view(batch, blocks, _BLOCK, candidates)
     # By inversion in two stages, the block and then the pair in it.
     precise = _precise(joint.device)
     in_block = weights.sum(2, dtype=precise).transpose(1, 2)  # [B, N, blocks]
@@ -302,7 +303,7 @@ def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     (where the device has it), so that no entry gains or loses by its place.
     """
     largest = log_weights.amax(-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
-    index, total, _ = _invert(torch.exp(log_weights - largest), uniform)
+    index, total, _ = _invert(_exp(log_weights - largest), uniform)
     return index, largest.squeeze(-1) + total.log().to(largest.dtype)
 
 
@@ -320,6 +321,11 @@ def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weight = weights.gather(-1, index).to(cumulated.dtype)
     rest = (target - cumulated.gather(-1, index)) / weight + 1
     return index.squeeze(-1), total.squeeze(-1), rest.squeeze(-1).clamp(0, 1)
+
+
+def _exp(x: Tensor) -> Tensor:
+    """exp, with zeros in place of what would be subnormal: those numbers are slow to compute."""
+    return F.threshold(x.clamp_min(_SMALLEST).exp_(), 2e-38, 0.0, inplace=True)
 
 
 def _precise(device: torch.device) -> torch.dtype:

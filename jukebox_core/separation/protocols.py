@@ -66,6 +66,10 @@ class JointCache(Protocol):
         """Replace pair b by pair parents[b] (int64 [B])."""
         ...
 
+    def nbytes(self) -> int:
+        """Bytes held."""
+        ...
+
 
 class JointPriors(Protocol):
     """Both sources' priors, advanced together; the order of `names` is (z1, z2)."""

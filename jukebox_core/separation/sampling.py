@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jukebox_core.separation.joint import as_joint
 from jukebox_core.separation.posterior import (
+    Draw,
     FullTable,
     PairTable,
     draw_chunks,
@@ -20,6 +21,7 @@ from jukebox_core.separation.posterior import (
     uniform_numbers,
 )
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+from jukebox_core.separation.truncation import Truncation, draw_truncated
 
 __all__ = ["AncestralSampler", "Progress", "Tables", "check_parts", "start"]
 
@@ -35,14 +37,20 @@ class AncestralSampler:
     chunks give the same candidates in whatever batches they come.
 
     temperature: divides the priors' logits; 1 samples the posterior itself.
+    top_k: draw among the k most probable pairs of a step's joint posterior; 0: among all.
+    top_p: draw among the fewest most probable pairs whose mass reaches p; 1: among all. With both,
+        among the fewer. Truncated draws wait for the device at every step.
     """
 
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a temperature without meaning."""
+        """Refuse settings without meaning."""
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, it must be positive")
+        Truncation(self.top_k, self.top_p)
 
     @torch.no_grad()
     def __call__(
@@ -104,10 +112,8 @@ class AncestralSampler:
             logits = joint.step(last, cache).float()  # [2, B * N, K]
             log_p = torch.log_softmax(logits / self.temperature, -1)
             log_p = log_p.view(2, batch, candidates, -1)
-            drawn = draw_chunks(tables.at(step), log_p[0], log_p[1], uniform[step])
-            if exact:
-                drawn = redraw(drawn, tables.at(step), log_p[0], log_p[1], uniform[step])
-            elif drawn.lost is not None:
+            drawn = self._pairs(tables.at(step), log_p, uniform[step], exact)
+            if drawn.lost is not None:
                 lost |= drawn.lost.any()
             codes[0, step], codes[1, step] = drawn.first, drawn.second
             log_prior += log_p.gather(3, codes[:, step].unsqueeze(3)).squeeze(3)
@@ -123,6 +129,20 @@ class AncestralSampler:
             dict(zip(joint.names, log_prior, strict=True)),
             log_likelihood,
         )
+
+    def _pairs(
+        self,
+        tables: Sequence[FullTable | PairTable],
+        log_p: Tensor,
+        uniform: Tensor,
+        exact: bool,
+    ) -> Draw:
+        """A pair per candidate, [B, N], from log-probabilities [2, B, N, K]."""
+        truncation = Truncation(self.top_k, self.top_p)
+        if truncation.active:
+            return draw_truncated(tables, log_p[0], log_p[1], uniform, truncation)
+        drawn = draw_chunks(tables, log_p[0], log_p[1], uniform)
+        return redraw(drawn, tables, log_p[0], log_p[1], uniform) if exact else drawn
 
 
 class Tables:

@@ -38,7 +38,8 @@ class Selection(Protocol):
 class SpectralFit:
     """Picks the pair whose sum is nearest to the true mixture in magnitude spectrum.
 
-    Both sources of a candidate were drawn together and are kept together.
+    Both sources of a candidate were drawn together and are kept together. The weights that
+    particles carry are not looked at, not even those of zero: the fit alone decides.
     """
 
     n_fft: int = 1024
@@ -62,11 +63,26 @@ class SpectralFit:
 
 @dataclass(frozen=True)
 class PosteriorMean:
-    """All candidates alike: they are draws from the posterior, and their mean is its mean."""
+    """The candidates by their weights, all alike where they carry none.
+
+    Draws from the posterior count alike, particles by their importance: both mean the posterior's
+    mean.
+    """
 
     def __call__(
         self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
     ) -> Tensor:
-        """Uniform weights [B, N]."""
-        batch, n_candidates, _ = next(iter(candidates.audio.values())).shape
-        return mixture.new_full((batch, n_candidates), 1 / n_candidates)
+        """Weights [B, N].
+
+        Raises:
+            ValueError: the particles' weights are not those of these candidates.
+        """
+        shape = next(iter(candidates.audio.values())).shape[:2]
+        log_weights = candidates.separations.log_weights
+        if log_weights is None:
+            return mixture.new_full(shape, 1 / shape[1])
+        if log_weights.shape != shape:
+            raise ValueError(
+                f"log_weights are {tuple(log_weights.shape)}, the candidates {tuple(shape)}"
+            )
+        return log_weights.exp().to(mixture)

@@ -1,0 +1,251 @@
+"""Sequential Monte Carlo: weighted draws from the posterior over both sources' whole sequences.
+
+Ancestral sampling draws every step from its exact one-step posterior, but never takes back a past
+that explains what follows badly. The posterior over whole sequences,
+
+    p(z1, z2 | m) = p1(z1) p2(z2) exp(sum_t scores(m_t)[z1_t, z2_t]) / Z,
+
+differs from its draws by the product of the steps' normalisers. Particles carry that product as
+their weight, and those of little weight are replaced (Doucet, Godsill and Andrieu 2000, the
+locally optimal proposal; Pitt and Shephard 1999, full adaptation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jukebox_core.separation.joint import as_joint
+from jukebox_core.separation.posterior import (
+    Draw,
+    FullTable,
+    PairTable,
+    draw_chunks,
+    redraw,
+    uniform_numbers,
+)
+from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+from jukebox_core.separation.sampling import Progress, Tables, check_parts, start
+
+__all__ = ["ParticleSampler", "systematic_parents"]
+
+
+@dataclass(frozen=True)
+class ParticleSampler:
+    """Weighted particles, drawn from the exact one-step posterior and resampled on the way.
+
+    A step's normaliser sum p1 p2 exp(scores) is known before its codes are drawn: it is the weight
+    the step adds, and resampling comes before the draw, so that copies of a particle draw apart.
+    The last step is not resampled: weighted particles say more than copies.
+
+    A chunk in which every particle has become impossible goes on with equal weights, and its
+    log_evidence is -inf.
+
+    temperature: divides the priors' logits. Other than 1, the target is the posterior under the
+        priors whose every step is tempered and normalised, and so is the evidence.
+    threshold: a chunk is resampled when its effective sample size falls under this share of N; 0:
+        never.
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse settings without meaning."""
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, it must be positive")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}, expected a share of N from 0 to 1")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        priors: Mapping[str, Prior] | JointPriors,
+        likelihood: Likelihood,
+        mixture_codes: Tensor,
+        candidates: int,
+        generator: torch.Generator,
+        progress: Progress | None = None,
+        context: Mapping[str, Tensor] | None = None,
+    ) -> Separations:
+        """N weighted particles of every mixture, and an estimate of the mixtures' evidence.
+
+        As in ancestral sampling, the same chunks give the same particles in whatever batches they
+        come; with threshold 0 the particles are that sampler's candidates.
+
+        Args:
+            priors: the two sources' priors; the first is z1 of the likelihood, the second z2.
+            likelihood: scores of code pairs given a mixture code.
+            mixture_codes: int64 [B, T], T within the priors' context.
+            candidates: N, particles per mixture.
+            generator: on any device.
+            progress: called after every step.
+            context: {source: [B, P]}, codes before these; P + T within the priors' context.
+
+        Raises:
+            ValueError: not two priors, or priors, likelihood and codes do not fit together.
+        """
+        joint = as_joint(priors)
+        check_parts(joint, likelihood, mixture_codes, context)
+        if candidates < 1:
+            raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        batch, steps = mixture_codes.shape
+        numbers = candidates + (self.threshold > 0)  # the last one of a step is for resampling
+        uniform = uniform_numbers(generator, (batch, steps, numbers), mixture_codes.device)
+        uniform = uniform.transpose(0, 1).contiguous()  # [T, B, N (+ 1), 2]
+        tables = Tables(likelihood, mixture_codes)
+        drawn = self._draw(joint, tables, candidates, uniform, progress, context)
+        if drawn is None:  # float32 lost mass on a device that could not be asked in between
+            drawn = self._draw(joint, tables, candidates, uniform, progress, context, exact=True)
+        assert drawn is not None
+        return drawn
+
+    def _draw(
+        self,
+        joint: JointPriors,
+        tables: Tables,
+        candidates: int,
+        uniform: Tensor,
+        progress: Progress | None,
+        context: Mapping[str, Tensor] | None,
+        exact: bool = False,
+    ) -> Separations | None:
+        """All steps; None where a draw may have been wrong, which `exact` avoids by waiting."""
+        steps, batch = uniform.shape[:2]
+        device = uniform.device
+        cache, last = start(joint, batch, candidates, steps, context, device)
+        particles = _Particles(steps, batch, candidates, device, uniform.dtype)
+        lost = torch.zeros((), dtype=torch.bool, device=device)
+        for step in range(steps):
+            logits = joint.step(last, cache).float()  # [2, B * N, K]
+            log_p = torch.log_softmax(logits / self.temperature, -1)
+            log_p = log_p.view(2, batch, candidates, -1)
+            here, numbers = tables.at(step), uniform[step, :, :candidates]
+            drawn = _draw_pairs(here, log_p, numbers, exact)
+            lost |= _any_lost(drawn)
+            particles.weigh(drawn.log_total)
+            if self.threshold > 0 and step + 1 < steps:
+                parents = particles.resample(step, self.threshold, uniform[step, :, -1, 0])
+                if parents is not None:
+                    cache.reorder((parents + particles.offsets).flatten())
+                    log_p = log_p.gather(2, parents.unsqueeze(2).expand_as(log_p))
+                    drawn = _draw_pairs(here, log_p, numbers, exact)
+                    lost |= _any_lost(drawn)
+            last = particles.extend(step, log_p, drawn)
+            if progress is not None:
+                progress(step + 1, steps)
+        return None if bool(lost) else particles.separations(joint.names)
+
+
+def _draw_pairs(
+    tables: Sequence[FullTable | PairTable], log_p: Tensor, uniform: Tensor, exact: bool
+) -> Draw:
+    """A pair per particle from its one-step posterior, [B, N]; log_p: [2, B, N, K]."""
+    drawn = draw_chunks(tables, log_p[0], log_p[1], uniform)
+    return redraw(drawn, tables, log_p[0], log_p[1], uniform) if exact else drawn
+
+
+def _any_lost(drawn: Draw) -> Tensor:
+    """Whether any draw may be wrong, [], on the device."""
+    return drawn.first.new_zeros((), dtype=torch.bool) if drawn.lost is None else drawn.lost.any()
+
+
+class _Particles:
+    """N particles of B chunks: what is known of their past.
+
+    Codes and parents are kept as they were drawn; a particle's codes are put together at the end,
+    backwards along its line of parents.
+    """
+
+    def __init__(
+        self, steps: int, batch: int, count: int, device: torch.device, dtype: torch.dtype
+    ):
+        self.own = torch.arange(count, device=device).expand(batch, count)  # [B, N]
+        self.offsets = torch.arange(batch, device=device).unsqueeze(1) * count
+        self.log_weights = torch.full(
+            (batch, count), -math.log(count), dtype=dtype, device=device
+        )  # normalised
+        self.log_evidence = torch.zeros(batch, dtype=dtype, device=device)
+        self.log_prior = torch.zeros(2, batch, count, device=device)
+        self.log_likelihood = torch.zeros(batch, count, device=device)
+        self.codes = torch.empty(2, steps, batch, count, dtype=torch.int64, device=device)
+        self.parents: dict[int, Tensor] = {}  # {step: [B, N]}, where anything was resampled
+
+    def weigh(self, log_total: Tensor) -> None:
+        """Multiply the weights by a step's normalisers [B, N], whose mean is its evidence."""
+        weights = self.log_weights + log_total
+        mass = weights.logsumexp(1, keepdim=True)
+        equal = torch.full_like(weights, -math.log(weights.shape[1]))
+        self.log_weights = torch.where(mass > -math.inf, weights - mass, equal)
+        self.log_evidence = self.log_evidence + mass.squeeze(1)
+
+    def resample(self, step: int, threshold: float, uniform: Tensor) -> Tensor | None:
+        """The parents [B, N] after resampling the chunks that need it; None: nothing moved.
+
+        Asking waits for the device; moving caches that need not move would take longer.
+        """
+        count = self.log_weights.shape[1]
+        size = 1 / (2 * self.log_weights).exp().sum(1, keepdim=True)  # [B, 1], effective
+        needed = size < threshold * count
+        parents = torch.where(needed, systematic_parents(self.log_weights, uniform), self.own)
+        equal = torch.full_like(self.log_weights, -math.log(count))
+        self.log_weights = torch.where(needed, equal, self.log_weights)
+        if torch.equal(parents, self.own):
+            return None
+        self.log_prior = self.log_prior.gather(2, parents.expand_as(self.log_prior))
+        self.log_likelihood = self.log_likelihood.gather(1, parents)
+        self.parents[step] = parents
+        return parents
+
+    def extend(self, step: int, log_p: Tensor, drawn: Draw) -> Tensor:
+        """Add the codes drawn under log_p [2, B, N, K]; return them, [2, B * N]."""
+        codes = self.codes[:, step]
+        codes[0], codes[1] = drawn.first, drawn.second
+        self.log_prior = self.log_prior + log_p.gather(3, codes.unsqueeze(3)).squeeze(3)
+        self.log_likelihood = self.log_likelihood + drawn.score
+        return codes.flatten(1)
+
+    def separations(self, names: tuple[str, ...]) -> Separations:
+        """The particles with their whole past."""
+        line, codes = self.own, torch.empty_like(self.codes)
+        for step in reversed(range(self.codes.shape[1])):
+            drawn = self.codes[:, step]
+            codes[:, step] = drawn.gather(2, line.expand_as(drawn))
+            if step in self.parents:
+                line = self.parents[step].gather(1, line)
+        codes = codes.permute(0, 2, 3, 1).contiguous()  # [2, B, N, T]
+        return Separations(
+            dict(zip(names, codes, strict=True)),
+            dict(zip(names, self.log_prior, strict=True)),
+            self.log_likelihood,
+            self.log_weights,
+            self.log_evidence,
+        )
+
+
+def systematic_parents(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """Parents [B, N] of systematically resampled particles; who goes on stays in its own place.
+
+    A particle goes on as often as points (i + u) / N, i < N, fall into its share of the cumulated
+    weights. Copies beyond the first fill the places of those that do not go on, in order.
+
+    Args:
+        log_weights: [B, N], normalised.
+        uniform: [B], in [0, 1).
+    """
+    count = log_weights.shape[1]
+    cumulated = log_weights.exp().cumsum(1)
+    # Over the last one itself: trailing weights of zero get nothing, whatever the rounding.
+    places = cumulated / cumulated[:, -1:] * count
+    points = (places - uniform.unsqueeze(1)).ceil().long()  # up to and in each share
+    points = points.masked_fill(places >= count, count)  # where rounding would lose the last point
+    copies = points.diff(dim=1, prepend=torch.zeros_like(points[:, :1]))
+    vacant = copies == 0
+    rank = (vacant.cumsum(1) - 1).clamp_min(0)
+    surplus = (copies - 1).clamp_min(0).cumsum(1)
+    filled = torch.searchsorted(surplus, rank, right=True).clamp(max=count - 1)
+    return torch.where(vacant, filled, torch.arange(count, device=log_weights.device))
