@@ -51,7 +51,8 @@ def program(body: Callable[[Any], int | None]) -> Main:
     @functools.wraps(body)
     def main(argv: Sequence[str] | None = None) -> int:
         args_type = get_type_hints(body)["args"]
-        prog = f"python -m scripts.{Path(body.__code__.co_filename).stem}"
+        path = Path(body.__code__.co_filename)
+        prog = f"python -m {path.parent.name}.{path.stem}"
         doc = body.__globals__.get("__doc__")
         try:
             args = _parse(args_type, argv, prog, doc)

@@ -7,17 +7,26 @@ estimate scores +inf.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 __all__ = ["SEED_WINDOW", "framewise_sdr", "sdr", "si_sdr", "si_sdri"]
+
+Score = Callable[[Tensor, Tensor], Tensor]
+_PART = 1 << 17  # samples scored at a time on a CPU
 
 SEED_WINDOW = 44_100  # samples, whatever the rate: that of museval's defaults, which the seeds used
 
 
 def sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     """Signal-to-distortion ratio over the whole signal, 10 log10(|s|^2 / |s - e|^2)."""
-    reference, estimate = _pair(reference, estimate)
+    return _by_parts(_sdr, *_pair(reference, estimate))
+
+
+def _sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     return _ratio(_energy(reference), _energy(reference - estimate))
 
 
@@ -40,10 +49,16 @@ def framewise_sdr(reference: Tensor, estimate: Tensor, window: int = SEED_WINDOW
         raise ValueError(f"window is {window} samples, expected at least 1")
     reference, estimate = _pair(reference, estimate)
     window = min(window, reference.shape[-1])
+    scores = _by_parts(partial(_frame_scores, window=window), reference, estimate)
+    return scores.nanquantile(0.5, dim=-1)
+
+
+def _frame_scores(reference: Tensor, estimate: Tensor, window: int) -> Tensor:
+    """[..., W], NaN for a window that does not count."""
     frames = [x.unfold(-1, window, window) for x in (reference, estimate)]  # [..., W, window]
     scores = _ratio(_energy(frames[0]), _energy(frames[0] - frames[1]))
     counts = scores.isfinite() & (frames[1] != 0).any(-1)
-    return scores.masked_fill(~counts, torch.nan).nanquantile(0.5, dim=-1)
+    return scores.masked_fill(~counts, torch.nan)
 
 
 def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
@@ -52,7 +67,10 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     10 log10(|a s|^2 / |a s - e|^2) with a = <e, s> / |s|^2; an estimate that is zero throughout has
     no score (NaN).
     """
-    reference, estimate = _pair(reference, estimate)
+    return _by_parts(_si_sdr, *_pair(reference, estimate))
+
+
+def _si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     scale = (estimate * reference).sum(-1, keepdim=True) / _energy(reference).unsqueeze(-1)
     target = scale * reference
     score = 10 * (_energy(target) / _energy(target - estimate)).log10()
@@ -65,7 +83,7 @@ def si_sdri(reference: Tensor, estimate: Tensor, mixture: Tensor) -> Tensor:
 
 
 def _pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 and of one shape."""
+    """Both of one shape, which costs no copy."""
     if reference.ndim == 0 or estimate.ndim == 0 or reference.shape[-1] != estimate.shape[-1]:
         raise ValueError(
             f"reference is {tuple(reference.shape)} and estimate {tuple(estimate.shape)}, "
@@ -73,8 +91,17 @@ def _pair(reference: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
         )
     if reference.shape[-1] == 0:
         raise ValueError("reference and estimate have no samples")
-    first, second = torch.broadcast_tensors(reference.double(), estimate.double())
+    first, second = torch.broadcast_tensors(reference, estimate)
     return first, second
+
+
+def _by_parts(score: Score, reference: Tensor, estimate: Tensor) -> Tensor:
+    """A score in float64, on a CPU of so few signals at a time that they stay in the cache."""
+    large = reference.ndim > 1 and reference.numel() > _PART and reference.device.type == "cpu"
+    if large:
+        pairs = zip(reference, estimate, strict=True)
+        return torch.stack([_by_parts(score, one, other) for one, other in pairs])
+    return score(reference.double(), estimate.double())
 
 
 def _energy(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jukebox_core.config import VQVAEConfig
+from jukebox_core.vqvae import channels_last
 
 
 class ResidualBlock(nn.Module):
@@ -81,6 +82,8 @@ class Encoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, 1, T] to [B, D, T / hop]."""
+        if channels_last.applies(audio):
+            return channels_last.run(self.stages, audio, audio.shape[-1])
         return self.stage_outputs(audio)[-1]
 
     def stage_outputs(self, audio: Tensor) -> list[Tensor]:
@@ -96,6 +99,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQVAEConfig, level: int):
         super().__init__()
+        self.hop = config.hops[level]
         self.stages = nn.ModuleList(
             decoder_stage(config, level, stage) for stage in range(level + 1)
         )
@@ -103,6 +107,9 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """[B, D, T / hop] to [B, 1, T]."""
+        if channels_last.applies(latents):
+            modules = [*reversed(self.stages), self.out]
+            return channels_last.run(modules, latents, latents.shape[-1] * self.hop)
         for stage in reversed(self.stages):
             latents = stage(latents)
         return self.out(latents)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_PART = 1 << 20  # distances computed at a time on a CPU
+
 
 class Quantised(NamedTuple):
     """codes: [B, T]. latents: [B, D, T], straight-through. commit: scalar. metrics: scalars."""
@@ -61,8 +63,7 @@ class Bottleneck(nn.Module):
         flat = latents.transpose(1, 2).reshape(-1, width)  # [B * T, D]
         if self.training:
             self._initialise(flat.detach(), generator)
-        with torch.no_grad():
-            codes, fit = self._nearest(flat)
+        codes, fit = self._nearest(flat)
         metrics = {"fit": fit, "pn": _prenorm(flat.detach())}
         # The lookup precedes the update: the loss sees the codebook that chose the codes.
         quantised = F.embedding(codes, self.codebook)
@@ -95,14 +96,18 @@ class Bottleneck(nn.Module):
         self.initialised.fill_(True)
         self._ready = True
 
+    @torch.no_grad()
     def _nearest(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [M] of vectors [M, D], and their mean squared distance."""
-        squared = (
-            flat.square().sum(1, keepdim=True)
-            - 2 * flat @ self.codebook.T
-            + self.codebook.square().sum(1)
-        )  # [M, K]
-        distance, codes = squared.min(dim=1)
+        norms = self.codebook.square().sum(1)  # [K]
+        # On a CPU some rows at a time: their distances stay in the cache.
+        rows = max(1, _PART // len(norms)) if flat.device.type == "cpu" else max(1, len(flat))
+        nearest = []
+        for part in flat.split(rows):
+            squared = (2 * part) @ self.codebook.T  # [M, K]
+            torch.sub(part.square().sum(1, keepdim=True), squared, out=squared)
+            nearest.append(squared.add_(norms).min(dim=1))
+        distance, codes = (torch.cat(parts) for parts in zip(*nearest, strict=True))
         return codes, distance.mean()
 
     def _initialise(self, flat: Tensor, generator: torch.Generator | None) -> None:

@@ -1,0 +1,1 @@
+"""Speed and memory against plain paths in the same run: `python -m benchmarks.NAME --help`."""

@@ -1,0 +1,196 @@
+"""Time of a sampling step: two priors of the paper's size with random weights, 1024 positions.
+
+    python -m benchmarks.bench_sampling --candidates 16 64 --threads 4
+
+Ours runs all positions, one after the other, as the sampler does. The plain path (_plain.py) is
+measured in between, at `--plain` positions spread over the same range, with caches filled up to
+there, since all of them would take half an hour; its mean is over those. Counts and code sums are
+random: every step has another mixture code, which real music has not.
+
+The columns `first 16` and `last 16` are medians over those positions of the chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
+from benchmarks._plain import PlainDecoder, plain_draw
+from hybrid import POOLED_WEIGHT, PooledLikelihood
+from jukebox_core.config import PRESETS, Preset
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.acceleration import Precision, accelerate
+from jukebox_core.separation.protocols import JointPriors, Likelihood
+from jukebox_core.separation.sampling import AncestralSampler
+from lass.counts import Counts
+from lass.likelihood import BackoffLikelihood, CountLikelihood
+from lqvae.likelihood import LatentGaussianLikelihood
+from scripts._cli import program
+
+METHODS = ("lqvae", "lass", "hybrid")
+
+
+@dataclass(frozen=True)
+class Args(Flags):
+    """Flags."""
+
+    candidates: tuple[int, ...] = (1, 16, 64)
+    """Joint candidates, sampled together."""
+    precision: Precision = "auto"
+    """Of ours; the plain path is float32."""
+    published: bool = False
+    """Counted likelihoods as published, over stored pairs alone; otherwise the defaults."""
+    pairs: int = 20_000
+    """Stored pairs per mixture code."""
+    plain: int = 16
+    """Positions at which the plain path is measured; 0 leaves it out."""
+    device: str = "cpu"
+    """Of ours."""
+
+
+@program
+def main(args: Args) -> None:
+    """Measure, print the table, and the JSON line."""
+    prepare(args)
+    preset = PRESETS[args.preset]
+    if args.positions > preset.prior.n_ctx:
+        raise ValueError(f"{args.positions} positions, the prior has {preset.prior.n_ctx}")
+    priors = {name: AutoregressivePrior(preset.prior).eval() for name in ("bass", "drums")}
+    fast = accelerate({k: p.to(args.device) for k, p in priors.items()}, args.precision)
+    print(f"{args.preset}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(HEADER)
+    rows = []
+    for method in chosen(args, METHODS):
+        scores = make_likelihood(method, preset, args)
+        for candidates in args.candidates:
+            rows.append(measure(method, candidates, priors, fast, scores, args))
+            print(_line(rows[-1]), flush=True)
+    if args.json:
+        print(json.dumps(rows))
+
+
+HEADER = "method   N   ms/position  plain   ratio   first 16  last 16   cache MB   peak MB"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    plain = "-" if row["ratio"] is None else f"{row['plain_ms_per_position']:.0f}"
+    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.1f}x"
+    return (
+        f"{row['method']:7} {row['candidates']:3} {row['ms_per_position']:11.1f} {plain:>8} "
+        f"{ratio:>7} {row['first_ms']:9.1f} {row['last_ms']:8.1f} {row['cache_mb']:10.0f} "
+        f"{row['peak_mb']:9.0f}"
+    )
+
+
+def measure(
+    method: str,
+    candidates: int,
+    priors: Mapping[str, AutoregressivePrior],
+    fast: JointPriors,
+    scores: Likelihood,
+    args: Args,
+) -> dict[str, Any]:
+    """One row: ours at every position, the plain path between some of them."""
+    mixture = torch.randint(scores.n_codes, (1, args.positions), device=args.device)
+    where = set(np.linspace(0, args.positions - 1, args.plain).astype(int).tolist())
+    ours: list[float] = []
+    plain: list[float] = []
+    held: list[float] = []
+    began = [0.0]
+
+    def after(done: int, _: int) -> None:
+        if args.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        ours.append(1e3 * (time.perf_counter() - began[0]))
+        held.append(peak_mb())
+        if done - 1 in where:
+            plain.append(1e3 * plain_step(priors, scores, mixture, candidates, done - 1))
+            reset_peak()
+        began[0] = time.perf_counter()
+
+    reset_peak()
+    sampler, generator = AncestralSampler(), torch.Generator().manual_seed(0)
+    sampler(fast, scores, mixture[:, :4], candidates, generator)  # packs weights, records graphs
+    began[0] = time.perf_counter()
+    sampler(fast, scores, mixture, candidates, generator, after)
+    mean, plain_mean = statistics.fmean(ours), statistics.fmean(plain) if plain else None
+    return {
+        "method": method,
+        "candidates": candidates,
+        "positions": args.positions,
+        "ms_per_position": mean,
+        "plain_ms_per_position": plain_mean,
+        "ratio": None if plain_mean is None else plain_mean / mean,
+        "peak_mb": max(held),
+        "cache_mb": fast.new_cache(candidates, args.positions).nbytes() / 1e6,
+        "first_ms": statistics.median(ours[1:17]),
+        "last_ms": statistics.median(ours[-16:]),
+    }
+
+
+def plain_step(
+    priors: Mapping[str, AutoregressivePrior],
+    scores: Likelihood,
+    mixture: Tensor,
+    candidates: int,
+    position: int,
+) -> float:
+    """Seconds of one step of the plain path at `position`; one prior's caches at a time."""
+    seconds, log_p = 0.0, []
+    codes = mixture.new_zeros(candidates) if position else None
+    for prior in priors.values():
+        decoder = PlainDecoder(prior)
+        if position:
+            decoder.pretend(candidates, position)
+        began = time.perf_counter()
+        log_p.append(torch.log_softmax(decoder.step(codes, position, candidates), -1))
+        seconds += time.perf_counter() - began
+        del decoder
+    began = time.perf_counter()
+    plain_draw(log_p[0], log_p[1], scores.scores(int(mixture[0, position])))
+    return seconds + time.perf_counter() - began
+
+
+def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
+    """A likelihood of the right size with random tables, on the device of ours."""
+    n_codes, width = preset.vqvae.l_bins, preset.vqvae.emb_width
+    generator = torch.Generator().manual_seed(1)
+    codebook = torch.randn(n_codes, width, generator=generator).to(args.device)
+    sums = torch.randint(n_codes, (n_codes, n_codes), generator=generator).to(args.device)
+    # A trained codebook's neighbours are near: distances of a few sigma, not of tens.
+    kernel = LatentGaussianLikelihood(codebook / width**0.5, sums)
+    if method == "lqvae":
+        return kernel
+    counts = random_counts(n_codes, min(args.pairs, n_codes**2 // 2))
+    if args.published:
+        return CountLikelihood(counts, device=args.device)
+    if method == "lass":
+        return BackoffLikelihood(counts, device=args.device)
+    counted = BackoffLikelihood(counts, POOLED_WEIGHT, device=args.device)
+    return PooledLikelihood(counted, kernel)
+
+
+@functools.cache
+def random_counts(n_codes: int, pairs: int) -> Counts:
+    """About `pairs` random pairs per mixture code, counted up to three times."""
+    generator = np.random.default_rng(0)
+    keys = np.unique(generator.integers(0, n_codes**3, pairs * n_codes))
+    mixture, first, second = keys // n_codes**2, keys // n_codes % n_codes, keys % n_codes
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(mixture, minlength=n_codes))])
+    narrow = [x.astype(np.int32) for x in (first, second, mixture)]
+    return Counts(n_codes, *narrow, generator.integers(1, 4, len(keys)), offsets)  # type: ignore[call-arg]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""The benchmarks run, print what they promise, and their two paths agree. No time is asserted."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from benchmarks import _common, bench_codec, bench_sampling, bench_scoring
+from benchmarks._plain import PlainDecoder, plain_draw
+from jukebox_core.config import PriorConfig
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.protocols import PairScores
+
+TINY = ["--preset", "tiny", "--positions", "40", "--repeats", "1", "--threads", "1", "--json"]
+needs_museval = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    reason="museval imports only where ffmpeg and ffprobe are installed",
+)
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """The benchmarks set the number of threads of the process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(main, capsys, *flags):
+    assert main([*TINY, *flags]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    rows = json.loads(lines[-1])
+    for row in rows:
+        assert set(_common.KEYS) <= set(row)
+        assert row["ratio"] == pytest.approx(row["plain_ms_per_position"] / row["ms_per_position"])
+        assert row["ms_per_position"] == pytest.approx(row["ms"] / row["positions"])
+        assert row["peak_mb"] > 10
+        assert any(line.startswith(row["method"]) for line in lines[:-1])
+    return {(row["method"], row["candidates"]): row for row in rows}
+
+
+def test_codec(capsys):
+    rows = run(bench_codec.main, capsys, "--candidates", "1", "5")
+    assert list(rows) == [("encode", 1), ("decode", 1), ("decode", 5), ("code_sums", 1)]
+    assert rows["encode", 1]["max_difference"] < 1e-5
+    assert rows["decode", 1]["max_difference"] < 1e-5
+    assert rows["decode", 5]["max_difference"] < 1e-5
+    assert rows["code_sums", 1]["max_difference"] == 0
+    assert rows["code_sums", 1]["positions"] == 32
+
+
+@needs_museval
+def test_scoring(capsys):
+    rows = run(bench_scoring.main, capsys, "--candidates", "3", "--positions", "3000")
+    assert list(rows) == [("framewise_sdr", 3), ("sdr", 3), ("si_sdr", 3)]
+    assert all(row["max_difference"] < 1e-6 for row in rows.values())
+
+
+@pytest.mark.parametrize("flags", [(), ("--published",)])
+def test_sampling(capsys, flags):
+    command = ["--preset", "tiny", "--positions", "16", "--candidates", "1", "3", "--plain", "2"]
+    assert bench_sampling.main([*command, "--pairs", "20", "--json", *flags]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [(r["method"], r["candidates"]) for r in rows] == [
+        (method, n) for method in ("lqvae", "lass", "hybrid") for n in (1, 3)
+    ]
+    for row in rows:
+        assert set(_common.KEYS) <= set(row)
+        assert row["ratio"] == pytest.approx(row["plain_ms_per_position"] / row["ms_per_position"])
+
+
+@pytest.mark.parametrize("order", (0, 2))
+def test_the_plain_decoder_is_the_prior(order):
+    torch.manual_seed(0)
+    config = PriorConfig(n_ctx=24, l_bins=7, width=16, depth=6, blocks=4, attn_order=order)
+    prior = AutoregressivePrior(config, torch.randn(7, config.emb_width)).eval()
+    for p in prior.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    codes = torch.randint(0, 7, (3, 24))
+    plain = PlainDecoder(prior)
+    found = [plain.step(codes[:, t - 1] if t else None, t, 3) for t in range(24)]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.stack(found, 1), prior(codes), rtol=1e-4, atol=1e-4)
+
+
+def test_the_plain_draw_takes_possible_pairs_alone():
+    log_p = torch.log_softmax(torch.randn(2, 5, 4), -1)
+    table = torch.full((4, 4), -torch.inf)
+    table[1, 2] = table[3, 0] = 0.0
+    for scores in (
+        PairScores(table.flatten()),
+        PairScores(torch.zeros(2), torch.tensor([[1, 3], [2, 0]])),
+    ):
+        first, second = plain_draw(log_p[0], log_p[1], scores)
+        assert set(zip(first.tolist(), second.tolist(), strict=True)) <= {(1, 2), (3, 0)}
+
+
+def test_one_method_alone(capsys):
+    assert list(run(bench_scoring.main, capsys, "--methods", "si_sdr")) == [("si_sdr", 64)]
+
+
+def test_without_ffmpeg_scoring_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert bench_scoring.main(TINY) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "ffmpeg and ffprobe" in said
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--methods", "encode", "sing"], "--methods sing: expected any of encode"),
+        (["--candidates", "0"], "--candidates is 0"),
+        (["--threads", "0"], "--threads is 0"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, flags, message):
+    assert bench_codec.main([*TINY, *flags]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and message in said
+
+
+def test_the_plain_path_is_scaled_and_results_are_kept():
+    calls = []
+    timed = _common.compare(
+        lambda: calls.append("ours") or 1,
+        lambda: calls.append("plain") or 2,
+        repeats=3,
+        plain_repeats=2,
+        plain_part=0.5,
+    )
+    assert calls == ["plain", "ours"] * 3 + ["ours"]
+    assert (timed.result, timed.plain_result) == (1, 2)
+    with pytest.raises(ValueError, match="plain_repeats is 4"):
+        _common.compare(int, int, repeats=3, plain_repeats=4)
