@@ -29,8 +29,9 @@ from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
 from hybrid import POOLED_WEIGHT, PooledLikelihood
 from jukebox_core.config import PRESETS, Preset
+from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.acceleration import Precision, accelerate
+from jukebox_core.separation.acceleration import Precision, accelerate, choose_dtype
 from jukebox_core.separation.protocols import JointPriors, Likelihood
 from jukebox_core.separation.sampling import AncestralSampler
 from lass.counts import Counts
@@ -136,7 +137,28 @@ def measure(
         "cache_mb": fast.new_cache(candidates, args.positions).nbytes() / 1e6,
         "first_ms": statistics.median(ours[1:17]),
         "last_ms": statistics.median(ours[-16:]),
+        **floor(priors, candidates, args),
     }
+
+
+def floor(
+    priors: Mapping[str, AutoregressivePrior], candidates: int, args: Args
+) -> dict[str, float]:
+    """What a step cannot do without: gigabytes read once, and billions of operations, on average.
+
+    Weights of all matrices, and the keys and values that the layers attend to; two operations per
+    weight and candidate, four per component of an attended position.
+    """
+    dtype = choose_dtype(torch.device(args.device), args.precision)
+    weights = rows = 0.0
+    for prior in priors.values():
+        weights += sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
+        for kind in prior.config.attention_kinds:
+            slots = [slot_of(kind, t, prior.config.block_length) for t in range(args.positions)]
+            rows += statistics.fmean(slot.rows for slot in slots) * prior.config.attn_width
+    read = (weights + 2 * candidates * rows) * dtype.itemsize
+    operations = 2 * candidates * weights + 4 * candidates * rows
+    return {"gbyte_per_position": read / 1e9, "gflop_per_position": operations / 1e9}
 
 
 def plain_step(

@@ -34,10 +34,10 @@ __all__ = [
     "to_mono",
 ]
 
-_SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24", ".aiff": "PCM_24", ".aif": "PCM_24"}
-_LOSSY = {".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
-_BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
-_SEEKABLE = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}  # sample-exact
+SUBTYPES = {".wav": "FLOAT", ".flac": "PCM_24", ".aiff": "PCM_24", ".aif": "PCM_24"}
+LOSSY = {".ogg": "VORBIS", ".mp3": "MPEG_LAYER_III"}
+BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
+SEEKABLE = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}  # sample-exact
 
 
 class AudioInfo(NamedTuple):
@@ -53,9 +53,9 @@ def info(path: str | Path) -> AudioInfo:
 
     Formats that only ffmpeg reads are decoded.
     """
-    path = _existing(path)
+    path = existing(path)
     try:
-        with _open(path) as file:
+        with open_sound(path) as file:
             return AudioInfo(file.frames, file.samplerate, file.channels)
     except (soundfile.LibsndfileError, TypeError):
         audio, rate = load(path)
@@ -75,7 +75,7 @@ def load(path: str | Path) -> tuple[Tensor, int]:
         FileNotFoundError: There is no such file.
         ValueError: It is not audio, or damaged, or has no samples, or NaN or infinite ones.
     """
-    path = _existing(path)
+    path = existing(path)
     try:
         samples, rate = _decode(path)
     except (soundfile.LibsndfileError, TypeError) as error:
@@ -89,20 +89,20 @@ def load_segment(path: str | Path, start: int, length: int) -> Tensor:
     Reads only what is asked for from formats that seek exactly (wav, flac, aiff); the others, mp3
     among them, are decoded whole.
     """
-    path = _existing(path)
+    path = existing(path)
     if start < 0 or length < 1:
         raise ValueError(f"start is {start} and length {length}, expected start >= 0, length >= 1")
     try:
-        with _open(path) as file:
-            if file.format in _SEEKABLE:
+        with open_sound(path) as file:
+            if file.format in SEEKABLE:
                 _check_inside(path, start, length, file.frames)
                 file.seek(start)
                 samples = file.read(length, dtype="float32", always_2d=True)
-                _check_complete(path, len(samples), length)
+                check_complete(path, len(samples), length)
                 return _checked(samples, path)
     except soundfile.LibsndfileError as error:
-        if path.suffix.lower() in _SUBTYPES:
-            raise ValueError(f"{path} cannot be decoded: {_one_line(error)}") from error
+        if path.suffix.lower() in SUBTYPES:
+            raise ValueError(f"{path} cannot be decoded: {one_line(error)}") from error
     except TypeError:
         pass  # a suffix that libsndfile takes for headerless data: left to ffmpeg
     audio, _ = load(path)
@@ -127,8 +127,8 @@ def save(path: str | Path, audio: Tensor, rate: int, *, subtype: str | None = No
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in _SUBTYPES | _LOSSY:
-        known = ", ".join(sorted(_SUBTYPES | _LOSSY))
+    if suffix not in SUBTYPES | LOSSY:
+        known = ", ".join(sorted(SUBTYPES | LOSSY))
         raise ValueError(f"cannot write {path.name}: the suffix is {suffix!r}, expected {known}")
     if audio.ndim not in (1, 2) or audio.numel() == 0:
         raise ValueError(
@@ -138,16 +138,16 @@ def save(path: str | Path, audio: Tensor, rate: int, *, subtype: str | None = No
         raise ValueError(f"audio for {path.name} is {audio.dtype}, expected floating point")
     if not torch.isfinite(audio).all():
         raise ValueError(f"audio for {path.name} has NaN or infinite samples: nothing was written")
-    subtype = subtype or (_SUBTYPES | _LOSSY)[suffix]
+    subtype = subtype or (SUBTYPES | LOSSY)[suffix]
     samples = audio.detach().cpu().numpy()
     samples = samples[:, None] if samples.ndim == 1 else samples.T  # [T, C]
-    if subtype in _BITS:
-        samples = _quantised(samples, _BITS[subtype])
+    if subtype in BITS:
+        samples = quantised(samples, BITS[subtype])
     with atomic_path(path) as temporary:
         try:
             _encode(temporary, samples, rate, subtype)
         except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-            raise ValueError(f"cannot write {path}: {_one_line(error)}") from error
+            raise ValueError(f"cannot write {path}: {one_line(error)}") from error
 
 
 def resample(audio: Tensor, from_rate: int, to_rate: int, *, length: int | None = None) -> Tensor:
@@ -200,7 +200,7 @@ def seed_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
     return audio.numel() == 0 or audio.norm().item() / audio.shape[-1] < threshold
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no audio file {path}")
@@ -210,7 +210,7 @@ def _existing(path: str | Path) -> Path:
         return path
 
 
-def _open(path: Path) -> soundfile.SoundFile:
+def open_sound(path: Path) -> soundfile.SoundFile:
     """Open for reading; refuses at once an mp3 without an MPEG frame, as mpg123 would chatter."""
     if path.suffix.lower() == ".mp3":
         with open(path, "rb") as file:
@@ -222,30 +222,39 @@ def _open(path: Path) -> soundfile.SoundFile:
 
 def _decode(path: Path) -> tuple[np.ndarray, int]:
     """Samples `[T, C]` float32 and the rate."""
-    with _open(path) as file:
+    with open_sound(path) as file:
         samples = file.read(dtype="float32", always_2d=True)
-        if file.format in _SEEKABLE:  # lossy formats state an estimate
-            _check_complete(path, len(samples), file.frames)
+        if file.format in SEEKABLE:  # lossy formats state an estimate
+            check_complete(path, len(samples), file.frames)
         return samples, file.samplerate
 
 
 def _decode_with_ffmpeg(path: Path, error: Exception) -> tuple[np.ndarray, int]:
-    """What libsndfile cannot read (m4a, aac, wma, the sound of a video), through ffmpeg."""
+    """What libsndfile cannot read, through a temporary file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _decode(ffmpeg_to_wav(path, Path(folder), error))
+
+
+def ffmpeg_to_wav(path: Path, folder: Path, error: Exception) -> Path:
+    """Decode what libsndfile refused with `error` (m4a, aac, wma, a video's sound) to a float wav.
+
+    Raises:
+        ValueError: ffmpeg is not installed, or cannot read it either.
+    """
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise ValueError(
-            f"{path} cannot be read as audio ({_one_line(error)}): expected wav, flac, ogg, mp3 or "
+            f"{path} cannot be read as audio ({one_line(error)}): expected wav, flac, ogg, mp3 or "
             "aiff; install ffmpeg to read other formats (m4a, aac, wma)"
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        decoded = Path(folder) / "decoded.wav"
-        command = [ffmpeg, "-v", "error", "-nostdin", "-i", str(path.resolve())]
-        command += ["-map", "0:a:0", "-c:a", "pcm_f32le", str(decoded)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode != 0 or not decoded.exists():
-            reason = (result.stderr.strip().splitlines() or [_one_line(error)])[-1]
-            raise ValueError(f"{path} cannot be read as audio: {reason}") from error
-        return _decode(decoded)
+    decoded = folder / "decoded.wav"
+    command = [ffmpeg, "-v", "error", "-nostdin", "-i", str(path.resolve())]
+    command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0 or not decoded.exists():
+        reason = (result.stderr.strip().splitlines() or [one_line(error)])[-1]
+        raise ValueError(f"{path} cannot be read as audio: {reason}") from error
+    return decoded
 
 
 def _encode(path: Path, samples: np.ndarray, rate: int, subtype: str) -> None:
@@ -257,7 +266,7 @@ def _encode(path: Path, samples: np.ndarray, rate: int, subtype: str) -> None:
         soundfile.write(path, samples, rate, subtype=subtype)
 
 
-def _quantised(samples: np.ndarray, bits: int) -> np.ndarray:
+def quantised(samples: np.ndarray, bits: int) -> np.ndarray:
     """Nearest integers, in the upper bits of int32.
 
     libsndfile would scale floats by 2^(bits - 1) - 1 on the way out and by 2^(bits - 1) on the way
@@ -282,11 +291,11 @@ def _check_inside(path: Path, start: int, length: int, frames: int) -> None:
         raise ValueError(f"{path} has {frames} samples, {start} to {start + length} were asked for")
 
 
-def _check_complete(path: Path, got: int, expected: int) -> None:
+def check_complete(path: Path, got: int, expected: int) -> None:
     if got != expected:
         raise ValueError(f"{path} is damaged: {got} of {expected} samples could be decoded")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = getattr(error, "error_string", None) or str(error)
     return " ".join(text.split()).rstrip(".")

@@ -7,17 +7,27 @@ import os
 import random
 import signal
 import threading
-from typing import Any, Literal
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "Precision",
+    "Ranks",
     "Signals",
     "generator_states",
     "make_fabric",
@@ -26,6 +36,7 @@ __all__ = [
 ]
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
+T = TypeVar("T")
 
 
 class _KeepInputs(MixedPrecision):
@@ -73,6 +84,121 @@ def _ddp() -> DDPStrategy:
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
     return DDPStrategy(**options)
+
+
+class Ranks:
+    """The processes that share one command's work: torchrun's, mpiexec's, SLURM's, or this alone.
+
+    They exchange Python objects on the CPU; each works on a device of its own.
+    """
+
+    def __init__(self) -> None:
+        """Find the other processes and connect to them.
+
+        Raises:
+            ValueError: mpiexec without mpi4py, or machines with different numbers of processes.
+        """
+        environment, world, local = _launched()
+        self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
+        if environment is None or world == 1:
+            return
+        if world % local:
+            raise ValueError(f"{world} processes, {local} of them here: start as many on each host")
+        # Ranks wait for the slowest at the end: hours, not the half hour of the default.
+        strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
+        fabric = Fabric(
+            accelerator="cpu",
+            devices=local,
+            num_nodes=world // local,
+            strategy=strategy,
+            plugins=[environment],
+        )
+        fabric.launch()
+        self.rank, self.size = fabric.global_rank, fabric.world_size
+        self.local_rank, self.local_size = fabric.local_rank, local
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """The first rank's value."""
+        values = [value]
+        if self.size > 1:
+            torch.distributed.broadcast_object_list(values)
+        return values[0]
+
+    def on_first(self, make: Callable[[], T]) -> T:
+        """What `make`, called on the first rank alone, returns; as `together` where it fails."""
+        return self.broadcast(self.together(make if self.rank == 0 else lambda: None))  # type: ignore[return-value]
+
+    def together(self, make: Callable[[], T]) -> T:
+        """`make()` on every rank; where it fails on any, all stop, and one raises the error."""
+        value, error = None, None
+        try:
+            value = make()
+        except Exception as caught:
+            error = caught
+        failed = self.gather(error is not None)
+        if any(failed):
+            if error is not None and self.rank == failed.index(True):
+                raise error
+            raise SystemExit(1)
+        return value  # type: ignore[return-value]
+
+    def device(self, name: str) -> str:
+        """The device for this rank of a kind (auto, cpu, cuda, mps): ranks on one host share GPUs.
+
+        Raises:
+            ValueError: one GPU by number, for many processes.
+        """
+        if self.local_size == 1:
+            return name
+        if ":" in name:
+            raise ValueError(f"device {name} for {self.local_size} processes; leave out the number")
+        if name == "cpu" or name == "mps" or not torch.cuda.is_available():
+            return name
+        index = self.local_rank % torch.cuda.device_count()
+        torch.cuda.set_device(index)
+        return f"cuda:{index}"
+
+    def threads(self) -> int | None:
+        """CPU threads for this rank: its share of the cores; None: alone, as PyTorch has it."""
+        if self.local_size == 1:
+            return None
+        own = getattr(os, "sched_getaffinity", None)
+        cores = len(own(0)) if own else os.cpu_count() or 1
+        return max(1, cores // self.local_size)
+
+
+def _launched() -> tuple[ClusterEnvironment | None, int, int]:
+    """What started this process besides others, how many it started, and how many of them here."""
+    if TorchElasticEnvironment.detect():
+        return (
+            TorchElasticEnvironment(),
+            int(os.environ["WORLD_SIZE"]),
+            int(os.environ["LOCAL_WORLD_SIZE"]),
+        )
+    if SLURMEnvironment.detect():
+        slurm = SLURMEnvironment()
+        world, nodes = slurm.world_size(), int(os.environ.get("SLURM_NNODES", "1"))
+        return slurm, world, -(-world // nodes)
+    told = [int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    if max(told) == 1:
+        return None, 1, 1
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: without an MPI library
+        raise ValueError(
+            f"mpiexec started {max(told)} processes, which need mpi4py to find each other: "
+            "pip install mpi4py mpich"
+        ) from error
+    here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    return MPIEnvironment(), MPI.COMM_WORLD.Get_size(), here.Get_size()
 
 
 def seed_everything(seed: int) -> None:

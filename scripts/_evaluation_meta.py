@@ -66,6 +66,7 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "n_codes": separator.codec.config.l_bins,
         "window": separator.window,
         "candidates": separator.n_candidates,
+        "precision": args.precision,
         "sampler": args.sampler,
         "temperature": args.temperature,
         "top_k": args.top_k,

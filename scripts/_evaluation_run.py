@@ -66,12 +66,11 @@ class Run:
         settings = {
             "models": fingerprints(self.args.models, method),
             "described": describe_model(method, self.args, separator),
-            "batch": self.args.batch,
             "device": separator.device.type,
         }
 
         def score() -> dict[str, Any]:
-            batch = self.args.batch or len(self.chunks)
+            batch = self.args.batch or separator.fitting_batch()
             items, seconds = [], 0.0
             with tqdm(desc=method, unit="step", disable=None, leave=False) as bar:
                 found = system_estimates(separator, self.chunks, self.args.seed, batch, _bar(bar))

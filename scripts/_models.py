@@ -21,6 +21,7 @@ import lass
 import lqvae
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
 from jukebox_core.config import PRESETS
+from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.protocols import Likelihood
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
@@ -116,6 +117,7 @@ def build_separator(
     *,
     candidates: int | None = None,
     device: str = "cpu",
+    precision: Precision = "auto",
     sampler: Strategy = "ancestral",
     temperature: float = 1.0,
     top_k: int = 0,
@@ -134,6 +136,7 @@ def build_separator(
         models: the models folder.
         candidates: joint candidates per window; default that of the preset trained with.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: of the priors, see `accelerate`.
         sampler: `ancestral`, `beam`, `particle` or `greedy`.
         temperature: of the priors.
         top_k: ancestral: pairs of codes that may be drawn at a step; 0: all.
@@ -180,7 +183,7 @@ def build_separator(
     window = window or min(preset.window, context)
     return Separator(
         codec,
-        priors,
+        accelerate(priors, precision),
         likelihood,
         sampler=drawn_by,
         candidates=candidates or preset.candidates,

@@ -24,6 +24,7 @@ import torch
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
+from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.strategies import Strategy, make_sampler
 from lass.likelihood import BACKOFF
@@ -70,10 +71,12 @@ class Args:
     """Of the chunks and of the sampling."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    precision: Precision = "auto"
+    """Of the priors."""
     chunk_codes: int = 1024
     """Codes per chunk, at most the models' window."""
     batch: int | None = None
-    """Chunks sampled together; default: all (fewer need less memory)."""
+    """Chunks sampled together; default: what fits the memory. It has no part in the scores."""
     examples: int = 3
     """Chunks whose audio is written."""
     seed_silence_rule: bool = False
@@ -215,6 +218,7 @@ def _build(method: Method, args: Args) -> Separator:
         args.models,
         candidates=args.candidates,
         device=args.device,
+        precision=args.precision,
         sampler=args.sampler,
         temperature=args.temperature,
         top_k=args.top_k,

@@ -1,29 +1,51 @@
 """Separate any audio files into stems.
 
     python -m scripts.separate --method hybrid --models runs/demo/models --output out song.mp3
+    torchrun --nproc-per-node 4 -m scripts.separate --models ... --output out album/
+    mpiexec -n 4 python -m scripts.separate --models ... --output out album/
 
-Writes OUTPUT/SONG/SOURCE.wav for every file: the rate, length and channel count of the input. The
-stems are masks of the mixture and sum to it; --no-refine writes the raw decode of one candidate.
+Writes OUTPUT/SONG/SOURCE.wav for every file, of any length: the rate, length and channel count of
+the input. The stems are masks of the mixture and sum to it; --no-refine writes the raw decode of
+one candidate. A folder stands for all audio files in it. Several processes share the files; a file
+that fails is reported at the end. Run again, finished files are left as they are.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+import time
+import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
 from tqdm import tqdm
 
-from jukebox_core import audio as audio_io
+from jukebox_core.audio_stream import AudioReader, AudioWriter, open_audio, survey
+from jukebox_core.checkpoints import provenance
 from jukebox_core.files import atomic_folder
+from jukebox_core.runtime import Ranks
 from jukebox_core.separation.separator import Separator
 from lass.likelihood import BACKOFF
 from scripts._cli import program
-from scripts._models import Method, build_separator
+from scripts._models import FAMILY, Method, build_separator
+from scripts._separation import (
+    Job,
+    assign,
+    find_jobs,
+    identify_input,
+    identify_models,
+    is_finished,
+    write_record,
+)
+
+SILENT = -100.0
+"""dB below full scale, over the whole file."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class Args:
     """Flags of scripts.separate."""
 
     mixtures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MIXTURE")]
-    """Audio files: wav, flac, mp3, ogg, aiff (others through ffmpeg)."""
+    """Audio files: wav, flac, mp3, ogg, aiff (others through ffmpeg); or folders of them."""
     models: Path
     """Folder of trained models."""
     output: Path
@@ -56,83 +78,225 @@ class Args:
     """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel."""
     mask_power: float = 2.0
     """Power of the ratio mask."""
-    batch: int = 4
-    """Windows sampled together."""
+    window: int | None = None
+    """Codes per window; default: the models' preset, within the priors' context."""
+    context: int | Literal["max"] = 0
+    """Codes chosen before a window that the priors see, windows then being separated one by one;
+    max: what the priors' context leaves beside a window."""
+    batch: int | Literal["auto"] = "auto"
+    """Windows sampled together; auto: what fits the memory. Fewer where it runs out."""
+    overwrite: bool = False
+    """Separate finished files again."""
     seed: int = 0
     """Of the sampling."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """auto, cpu, cuda, cuda:1 or mps; several processes take a GPU each."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; default: all cores, shared by the processes of a machine."""
+
+
+_NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device", "threads"}
+"""Flags that say nothing about what comes out."""
+
+
+class Failure(NamedTuple):
+    """A file that could not be separated, and why."""
+
+    path: Path
+    message: str
+
+
+class Plan(NamedTuple):
+    """identity: of the run's results. done: files left as they are. shares: every rank's files."""
+
+    identity: dict[str, Any]
+    done: list[Job]
+    shares: list[list[Job]]
 
 
 @program
-def main(args: Args) -> None:
-    """Separate every file; the inputs are all looked at before the models are loaded."""
-    if not args.mixtures:
-        raise ValueError("no MIXTURE given; name at least one audio file")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    names = [path.stem for path in args.mixtures]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"several mixtures are called {', '.join(twice)}; separate them apart")
-    for path in args.mixtures:
-        load_mixture(path)
-    separator = build_separator(
-        args.method,
-        args.models,
-        candidates=args.candidates,
-        device=args.device,
-        temperature=args.temperature,
-        sigma=args.sigma,
-        weight=args.weight,
-        backoff=args.backoff,
-        kernel=args.kernel,
-        mask_power=args.mask_power,
-    )
-    for path in args.mixtures:
-        written = separate_file(separator, path, args)
-        print(f"{path} -> {', '.join(map(str, written))}")
+def main(args: Args) -> int:
+    """Separate every file; missing ones are refused before any work, damaged ones at the end."""
+    ranks = Ranks()
+    plan = ranks.on_first(lambda: make_plan(args, ranks.size))
+    threads = args.threads or ranks.threads()
+    if threads:
+        torch.set_num_threads(threads)
+    if ranks.rank == 0:
+        for job in plan.done:
+            print(f"{job.path}: finished in {job.folder} (--overwrite to separate it again)")
+    if not any(plan.shares):
+        return 0
+    separator = ranks.together(lambda: load_separator(args, ranks.device(args.device)))
+    batch = separator.fitting_batch(ranks.local_size) if args.batch == "auto" else args.batch
+    worker = Worker(separator, plan.identity, args, batch, ranks.local_rank)
+    failures = [worker.attempt(job) for job in plan.shares[ranks.rank]]
+    failed = [failure for each in ranks.gather(failures) for failure in each if failure]
+    if ranks.rank == 0:
+        for failure in sorted(failed):
+            print(f"error: {failure.message}", file=sys.stderr, flush=True)
+    ranks.gather(None)  # a rank that ends with an error has the others ended: all is said before
+    return 1 if failed else 0
 
 
-def load_mixture(path: Path) -> tuple[torch.Tensor, int]:
-    """A mixture [C, T] and its rate.
+def make_plan(args: Args, ranks: int) -> Plan:
+    """Who separates what.
 
     Raises:
-        ValueError: it is not audio, empty, not finite, or silent throughout.
+        FileNotFoundError: a file or folder is missing.
+        ValueError: a flag that cannot be, or stems that would overwrite each other.
     """
-    mixture, rate = audio_io.load(path)
-    if audio_io.is_silent(mixture, -100.0):
-        raise ValueError(f"{path} is silent throughout: there is nothing to separate")
-    return mixture, rate
+    if args.batch != "auto" and args.batch < 1:
+        raise ValueError(f"--batch is {args.batch}, expected at least 1, or auto")
+    jobs = find_jobs(args.mixtures, args.output)
+    settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
+    models = identify_models(args.models / FAMILY[args.method])
+    identity = {"settings": settings, "models": models}
+    done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
+    left = [job for job in jobs if job not in set(done)]
+    return Plan(identity, done, assign(left, ranks))
 
 
-def separate_file(separator: Separator, path: Path, args: Args) -> list[Path]:
-    """Write the stems of one file, all or none of them."""
-    mixture, rate = load_mixture(path)
-    with tqdm(desc=path.name, unit="step", disable=None, leave=False) as bar:
-        stems = separator(
-            mixture,
-            rate,
-            seed=args.seed,
-            refine=args.refine,
-            batch=args.batch,
-            progress=_bar(bar),
-        )
-    folder = args.output / path.stem
-    with atomic_folder(folder) as temporary:
-        for name, stem in stems.items():
-            audio_io.save(temporary / f"{name}.{args.format}", stem, rate)
-    return [folder / f"{name}.{args.format}" for name in stems]
+def load_separator(args: Args, device: str) -> Separator:
+    """The separator that the flags describe."""
+    options = {name: getattr(args, name) for name in _OPTIONS}
+    # Further flags of build_separator (--sampler, --top-k, --precision, ...) become fields of Args
+    # and go into _OPTIONS: as fields, they are settings that a finished file is compared by.
+    separator = build_separator(args.method, args.models, device=device, **options)
+    return separator.with_context(args.context)
 
 
-def _bar(bar: tqdm) -> Callable[[int, int], None]:
-    def update(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
+_OPTIONS = (
+    "candidates",
+    "temperature",
+    "sigma",
+    "weight",
+    "backoff",
+    "kernel",
+    "mask_power",
+    "window",
+)
+"""Flags that `build_separator` takes under the same names."""
 
-    return update
+
+@dataclass(frozen=True)
+class Worker:
+    """Separates files, one after the other.
+
+    batch: windows sampled together. line: of the terminal, for the progress.
+    """
+
+    separator: Separator
+    identity: dict[str, Any]
+    args: Args
+    batch: int
+    line: int
+
+    def attempt(self, job: Job) -> Failure | None:
+        """Separate one file; what went wrong, if anything, for the end."""
+        try:
+            print(self.separate(job), flush=True)
+        except (ValueError, OSError) as error:
+            return Failure(job.path, said_of(job.path, error))
+        except Exception as error:  # a bug: seen at once and in full, and the other files go on
+            traceback.print_exc()
+            return Failure(job.path, f"{job.path}: {type(error).__name__}: {error}")
+        return None
+
+    def separate(self, job: Job) -> str:
+        """Write the stems of one file, all or none of them, and say what was done.
+
+        Raises:
+            ValueError: it is not audio, damaged, empty, not finite, or silent throughout.
+        """
+        with open_audio(job.path) as reader:
+            found = survey(reader)
+            if found.level < SILENT:
+                raise ValueError(f"{job.path} is silent throughout: there is nothing to separate")
+            start = time.perf_counter()
+            names = {name: f"{name}.{self.args.format}" for name in self.separator.sources}
+            with atomic_folder(job.folder) as temporary:
+                paths = {source: temporary / name for source, name in names.items()}
+                self._write(reader, found.frames, paths)
+                took, lasts = time.perf_counter() - start, found.frames / reader.rate
+                write_record(
+                    temporary,
+                    self.identity,
+                    input=identify_input(job.path),
+                    stems=list(names.values()),
+                    audio=found._asdict() | {"rate": reader.rate, "channels": reader.channels},
+                    separator=described(self.separator),
+                    run={"batch": self.batch, "seconds": took, "real_time": lasts / took},
+                    **provenance(),
+                )
+        written = ", ".join(str(job.folder / name) for name in names.values())
+        pace = f"{lasts:.1f} s in {took:.1f} s, {lasts / took:.2f} x real time"
+        return f"{job.path} -> {written} ({pace})"
+
+    def _write(self, reader: AudioReader, frames: int, paths: dict[str, Path]) -> None:
+        """Separate what `reader` reads, `frames` samples, into the files {source: path}."""
+        with ExitStack() as stack:
+            seconds = frames / reader.rate
+            bar = stack.enter_context(progress_bar(reader.path.name, seconds, self.line))
+            writers = {
+                source: stack.enter_context(
+                    AudioWriter(path, reader.rate, reader.channels, frames=frames)
+                )
+                for source, path in paths.items()
+            }
+            stream = self.separator.stream(
+                reader.blocks(),
+                reader.rate,
+                reader.channels,
+                seed=self.args.seed,
+                refine=self.args.refine,
+                batch=self.batch,
+                length=frames,
+                progress=_advance(bar),
+            )
+            for stems in stream:
+                for source, stem in stems.items():
+                    writers[source].write(stem)
+
+
+def said_of(path: Path, error: Exception) -> str:
+    """An error as one line that names the file."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    return message if path.name in message else f"{path}: {message}"
+
+
+def described(separator: Separator) -> dict[str, Any]:
+    """What the flags came to with these models."""
+    sampler = separator.sampler
+    options: dict[str, Any] = {}
+    if dataclasses.is_dataclass(sampler):
+        options = dataclasses.asdict(sampler)
+    return {
+        "sources": list(separator.sources),
+        "sampler": {"name": type(sampler).__name__, **options},
+        "candidates": separator.n_candidates,
+        "window": separator.window,
+        "overlap": separator.overlap,
+        "context": separator.context,
+        "device": str(separator.device),
+    }
+
+
+def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm:
+    """Seconds of audio done, and the time left; nothing where there is no terminal."""
+    layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    return tqdm(
+        desc=name, total=seconds, bar_format=layout, disable=None, leave=False, position=line
+    )
+
+
+def _advance(bar: tqdm) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        bar.update((bar.total or 0) * done / total - bar.n)
+
+    return advance
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ _SLOTS: dict[str, Callable[[int, int], Slot]] = {
     "column": _column,
     "previous_block": _previous_block,
 }
+
+
+def slot_of(kind: str, position: int, length: int) -> Slot:
+    """The slot of a position in a layer of a kind, in blocks of `length`."""
+    return _SLOTS[kind](position, length)
+
+
 _KEPT_BLOCKS = {"block": 1, "previous_block": 2}  # the other kinds keep every position
 
 
@@ -85,7 +92,7 @@ class LayerCache:
 
     def slot(self, position: int) -> Slot:
         """Where `position` goes and what it attends to."""
-        return _SLOTS[self.kind](position, self.block_length)
+        return slot_of(self.kind, position, self.block_length)
 
     def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor] | None:
         """Store [B, H, d] of `position`; return what it attends to, [B, H, n, d], or None."""

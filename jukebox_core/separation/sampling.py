@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,9 @@ class AncestralSampler:
     top_p: draw among the fewest most probable pairs whose mass reaches p; 1: among all. With both,
         among the fewer. Truncated draws wait for the device at every step.
     """
+
+    independent: ClassVar[bool] = True
+    """Candidates may be drawn in groups, one after the other."""
 
     temperature: float = 1.0
     top_k: int = 0

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
-from jukebox_core.separation.protocols import Likelihood, Prior, Sampler
+from jukebox_core.audio_stream import BLOCK
+from jukebox_core.separation.joint import as_joint
+from jukebox_core.separation.memory import TooLarge, is_out_of_memory, release, windows_that_fit
+from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Sampler
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.selection import Candidates, PosteriorMean, Selection, SpectralFit
-from jukebox_core.separation.windows import CrossFade, Window, batches, windows
+from jukebox_core.separation.stream import (
+    History,
+    Piece,
+    Progress,
+    Run,
+    Steps,
+    cut,
+    joined,
+    part_of,
+)
+from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
 
 _DECODE_SAMPLES = 1 << 21  # samples decoded at a time
@@ -30,7 +44,7 @@ class Separator:
     def __init__(
         self,
         codec: VQVAE,
-        priors: Mapping[str, Prior],
+        priors: Mapping[str, Prior] | JointPriors,
         likelihood: Likelihood,
         *,
         alpha: Mapping[str, float] | None = None,
@@ -41,12 +55,13 @@ class Separator:
         pick: Selection | None = None,
         average: Selection | None = None,
         refinement: RatioMask | None = None,
+        context: int | Literal["max"] = 0,
     ):
         """Compose a separator.
 
         Args:
             codec: in evaluation mode.
-            priors: {source: prior}, in the order of the likelihood's pairs.
+            priors: {source: prior}, in the order of the likelihood's pairs, or both as one.
             likelihood: scores of code pairs given the mixture's code.
             alpha: {source: gain in the mixture}; default 1/S each.
             sampler: draws the joint candidates; default ancestral.
@@ -56,27 +71,29 @@ class Separator:
             pick: chooses the candidate of the raw decode; default spectral fit.
             average: weights the candidates for the refinement; default posterior mean.
             refinement: the mask; default power 2, STFT 2048/512.
+            context: codes chosen before a window that the priors see; 0: windows are independent,
+                and sampled together; `max`: what the priors' context leaves beside a window.
 
         Raises:
             ValueError: the parts do not fit together.
         """
+        joint = as_joint(priors)
         self.codec = codec
-        self.priors = dict(priors)
+        self.priors = dict(priors) if isinstance(priors, Mapping) else priors
         self.likelihood = likelihood
-        self.sources = tuple(self.priors)
-        if len(self.sources) != 2:
-            raise ValueError(f"separation needs two priors, got {len(self.sources)}")
-        self.alpha = dict(alpha) if alpha else {name: 1 / len(priors) for name in priors}
+        self.sources = tuple(joint.names)
+        self.n_ctx = joint.n_ctx
+        self.alpha = dict(alpha) if alpha else {name: 1 / len(self.sources) for name in joint.names}
         if set(self.alpha) != set(self.sources):
-            raise ValueError(f"alpha names {sorted(self.alpha)}, the priors {sorted(priors)}")
-        codes = {"codec": codec.config.l_bins, "likelihood": likelihood.n_codes} | {
-            f"prior of {name}": prior.n_codes for name, prior in self.priors.items()
-        }
+            raise ValueError(f"alpha names {sorted(self.alpha)}, the priors {sorted(self.sources)}")
+        codes = {"codec": codec.config.l_bins, "likelihood": likelihood.n_codes}
+        codes["priors"] = joint.n_codes
         if len(set(codes.values())) != 1:
             raise ValueError(f"the parts have different numbers of codes: {codes}")
-        context = min(prior.n_ctx for prior in self.priors.values())
-        if window > context:
-            raise ValueError(f"a window of {window} codes exceeds the priors' context of {context}")
+        if window > self.n_ctx:
+            raise ValueError(
+                f"a window of {window} codes exceeds the priors' context of {self.n_ctx}"
+            )
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}, it must be at least 1")
         self.sampler = sampler or AncestralSampler()
@@ -86,6 +103,17 @@ class Separator:
         self.pick = pick or SpectralFit()
         self.average = average or PosteriorMean()
         self.refinement = refinement or RatioMask()
+        self.context = self._checked_context(context)
+
+    def with_context(self, context: int | Literal["max"]) -> Separator:
+        """The same separator, with so many codes of context.
+
+        Raises:
+            ValueError: context and window do not fit the priors' n_ctx.
+        """
+        other = copy.copy(self)
+        other.context = self._checked_context(context)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -97,24 +125,52 @@ class Separator:
         """Of the models, in Hz."""
         return self.codec.config.sample_rate
 
+    def fitting_batch(self, processes: int = 1) -> int:
+        """Windows to sample together, where `processes` on this machine do alike.
+
+        With a context 1: every window waits for the one before it.
+        """
+        if self.context:
+            return 1
+        samples = self.window * self.codec.config.hop
+        joint = as_joint(self.priors)
+        return windows_that_fit(
+            joint, self.n_candidates, self.window, samples, self.device, processes
+        )
+
     @torch.no_grad()
     def candidates(
         self,
         mixtures: Tensor,
         generator: torch.Generator,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
+        *,
+        context: Mapping[str, Tensor] | None = None,
+        parts: int = 1,
     ) -> Candidates:
         """Draw and decode N joint candidates of mixtures [B, T], T a multiple of the hop.
 
         The result is on the CPU.
+
+        Args:
+            mixtures: at the models' rate.
+            generator: of the sampling.
+            progress: called by the sampler.
+            context: {source: [B, P]}, codes before these mixtures.
+            parts: groups that the candidates are drawn in, one after the other, to save memory;
+                the random numbers are shared out otherwise than among all candidates at once.
         """
         codes = self.codec.encode(mixtures.to(self.device))
-        drawn = self.sampler(
-            self.priors, self.likelihood, codes, self.n_candidates, generator, progress
-        )
+        sizes = [len(part) for part in torch.arange(self.n_candidates).chunk(parts)]
+        groups = []
+        for i, size in enumerate(sizes):
+            report = part_of(progress, i, len(sizes))
+            groups.append(
+                self.sampler(self.priors, self.likelihood, codes, size, generator, report, context)
+            )
+        drawn = joined(groups)
         return Candidates({name: self._decode(c) for name, c in drawn.codes.items()}, drawn)
 
-    @torch.no_grad()
     def __call__(
         self,
         mixture: Tensor,
@@ -122,8 +178,8 @@ class Separator:
         *,
         seed: int = 0,
         refine: bool = True,
-        batch: int = 4,
-        progress: Callable[[int, int], None] | None = None,
+        batch: int | Literal["auto"] = "auto",
+        progress: Progress | None = None,
     ) -> dict[str, Tensor]:
         """Stems {source: like the mixture}, as they stand in it: refined, they sum to it.
 
@@ -133,38 +189,174 @@ class Separator:
             seed: of the sampling.
             refine: mask the true mixture, every channel by itself, with the mean power of all
                 candidates; otherwise the raw decode of one candidate, the same on all channels.
-            batch: windows sampled together.
+            batch: windows sampled together; `auto`: what is of use and fits the memory.
             progress: called with (steps done, steps in all).
 
         Raises:
             ValueError: the mixture is empty, not finite, or of another shape.
         """
-        if mixture.ndim not in (1, 2) or mixture.shape[-1] == 0:
+        if mixture.ndim not in (1, 2) or mixture.numel() == 0:
             raise ValueError(f"mixture is {tuple(mixture.shape)}, expected [T] or [C, T]")
         if not mixture.isfinite().all():
             raise ValueError("the mixture holds NaN or infinite samples")
-        channels = mixture.float().reshape(-1, mixture.shape[-1]).cpu()  # [C, T]
-        mono = audio_io.resample(audio_io.to_mono(channels), rate, self.sample_rate)
-        scale = rate / self.sample_rate
+        channels = mixture.reshape(-1, mixture.shape[-1])  # [C, T]
+        stream = self.stream(
+            channels.split(BLOCK, 1),
+            rate,
+            len(channels),
+            seed=seed,
+            refine=refine,
+            batch=batch,
+            length=channels.shape[1],
+            progress=progress,
+        )
+        stems = {name: torch.empty(channels.shape) for name in self.sources}
+        done = 0
+        for block in stream:
+            for name, part in block.items():
+                stems[name][:, done : done + part.shape[1]] = part
+            done += part.shape[1]
+        return {name: stem.reshape(mixture.shape) for name, stem in stems.items()}
+
+    def stream(
+        self,
+        blocks: Iterable[Tensor],
+        rate: int,
+        channels: int,
+        *,
+        seed: int = 0,
+        refine: bool = True,
+        batch: int | Literal["auto"] = "auto",
+        length: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[dict[str, Tensor]]:
+        """Separate a mixture of any length that comes in blocks, in memory for a few windows.
+
+        Where memory runs out, fewer windows are sampled together, and at last a window's candidates
+        in groups where the sampler's candidates are independent draws. How many windows are
+        sampled together has no part in the random numbers.
+
+        Args:
+            blocks: [C, t] each, any t.
+            rate: their sample rate, in Hz.
+            channels: C.
+            seed: of the sampling.
+            refine: as in `__call__`.
+            batch: windows sampled together; `auto`: what is of use and fits the memory.
+            length: samples to come, as far as known: for the progress alone.
+            progress: called with (steps done, steps in all).
+
+        Returns:
+            An iterator over {source: [C, t']}; joined, they are as long as the blocks joined.
+
+        Raises:
+            ValueError: a number that cannot be; while iterating, blocks that are empty in all, not
+                finite or of another shape.
+            TooLarge: one window does not fit the memory.
+        """
+        if rate < 1 or channels < 1:
+            raise ValueError(f"rate is {rate} and channels {channels}, expected at least 1 of each")
+        if batch != "auto" and batch < 1:
+            raise ValueError(f"batch is {batch}, expected at least 1, or auto")
         hop = self.codec.config.hop
-        layout = windows(len(mono), self.window * hop, self.overlap * hop, hop)
-        mono = F.pad(mono, (0, layout[-1].stop - len(mono)))
-        generator = torch.Generator().manual_seed(seed)
-        joined = {name: CrossFade(tuple(channels.shape)) for name in self.sources}
-        steps = (layout[0].stop - layout[0].start) // hop
-        groups = list(batches(layout, batch))
-        for i, group in enumerate(groups):
-            report = _offset(progress, i * steps, len(groups) * steps)
-            pieces = torch.stack([mono[w.start : w.stop] for w in group])
-            candidates = self.candidates(pieces, generator, report)
-            inputs = [_cut(channels, w, scale) for w in group]
-            make = self._refined if refine else self._raw
-            stems = make(pieces, candidates, inputs, rate)
-            for name, parts in stems.items():
-                for w, part in zip(group, parts, strict=True):
-                    fades = round(w.fade_in * scale), round(w.fade_out * scale)
-                    joined[name].add(part, round(w.start * scale), *fades)
-        return {name: fade.result().reshape(mixture.shape) for name, fade in joined.items()}
+        layout = Layout(self.window * hop, self.overlap * hop, hop)
+        run = Run(
+            rate,
+            refine,
+            torch.Generator().manual_seed(seed),
+            History(self.context),
+            Steps(progress, hop, layout, -(-length * self.sample_rate // rate) if length else None),
+            self.fitting_batch() if batch == "auto" else 1 if self.context else batch,
+        )
+        return self._stream(cut(blocks, rate, self.sample_rate, channels, layout), channels, run)
+
+    def _stream(
+        self, pieces: Iterator[Piece], channels: int, run: Run
+    ) -> Iterator[dict[str, Tensor]]:
+        """The joined stems, as far as they are settled."""
+        scale = run.rate / self.sample_rate
+        fades = {name: CrossFade((channels,)) for name in self.sources}
+        group: list[Piece] = []
+
+        def flush() -> dict[str, Tensor]:
+            for name, parts in self._group(group, run).items():
+                for (window, *_), part in zip(group, parts, strict=True):
+                    ramps = round(window.fade_in * scale), round(window.fade_out * scale)
+                    fades[name].add(part, round(window.start * scale), *ramps)
+            return {name: fade.take(group[-1].settled) for name, fade in fades.items()}
+
+        for piece in pieces:
+            group.append(piece)
+            if len(group) >= run.batch:
+                yield flush()
+                group.clear()
+        if group:
+            yield flush()
+
+    def _group(self, group: list[Piece], run: Run) -> dict[str, list[Tensor]]:
+        """Stems {source: [C, T'] per window}; done again in smaller parts where memory runs out."""
+        state = run.generator.get_state()
+        try:
+            return self._windows(group, run)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # The handler is left, so that its traceback no longer keeps the tensors alive.
+        release(self.device)
+        run.generator.set_state(state)
+        if len(group) > 1:
+            run.batch = (len(group) + 1) // 2
+        elif run.parts < self.n_candidates and getattr(self.sampler, "independent", False):
+            run.parts = min(2 * run.parts, self.n_candidates)
+        else:
+            raise TooLarge(
+                f"{self.n_candidates} candidates of one window of {self.window} codes do not fit "
+                f"the memory of {self.device}: lower --candidates ({reason})"
+            )
+        stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
+        for part in batches(group, run.batch):
+            for name, found in self._group(part, run).items():
+                stems[name] += found
+        return stems
+
+    @torch.no_grad()
+    def _windows(self, group: list[Piece], run: Run) -> dict[str, list[Tensor]]:
+        """Stems of windows that are sampled together."""
+        pieces = torch.stack([piece.mono for piece in group])
+        inputs = [piece.channels for piece in group]
+        start = group[0].window.start // self.codec.config.hop
+        candidates = self.candidates(
+            pieces,
+            run.generator,
+            run.steps.during(len(group)),
+            context=run.history.before(start),
+            parts=run.parts,
+        )
+        make = self._refined if run.refine else self._raw
+        stems = make(pieces, candidates, inputs, run.rate)
+        if self.context:
+            pick = int(self.pick(pieces, candidates, self.alpha).argmax(1))
+            chosen = {name: codes[0, pick] for name, codes in candidates.separations.codes.items()}
+            run.history.add(start, chosen)
+        run.steps.finished(len(group))
+        return stems
+
+    def _checked_context(self, context: int | Literal["max"]) -> int:
+        room = self.n_ctx - self.window
+        if context == "max":
+            if not room:
+                raise ValueError(
+                    f"a window of {self.window} codes fills the priors' n_ctx of {self.n_ctx}: "
+                    "there is no room for a context; use a shorter window"
+                )
+            return room
+        if not 0 <= context <= room:
+            raise ValueError(
+                f"a context of {context} codes and a window of {self.window} do not fit the "
+                f"priors' n_ctx of {self.n_ctx}: expected a context of 0 to {room}"
+            )
+        return context
 
     def _refined(
         self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
@@ -203,18 +395,3 @@ class Separator:
         return torch.cat([self.codec.decode(c).float().cpu() for c in flat.split(size)]).unflatten(
             0, codes.shape[:2]
         )
-
-
-def _cut(channels: Tensor, window: Window, ratio: float) -> Tensor:
-    """The window's part of [C, T] at `ratio` times the model's rate, zeros after the end."""
-    start, stop = round(window.start * ratio), round(window.stop * ratio)
-    part = channels[:, start:stop]
-    return F.pad(part, (0, stop - start - part.shape[-1]))
-
-
-def _offset(
-    progress: Callable[[int, int], None] | None, done: int, total: int
-) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    return lambda step, _: progress(done + step, total)

@@ -1,0 +1,201 @@
+"""The parts of a separation that never holds a whole song: windows cut from a stream, progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jukebox_core import audio as audio_io
+from jukebox_core.audio_stream import Resampler
+from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.windows import Layout, Window
+
+__all__ = ["History", "Piece", "Progress", "Run", "Steps", "Tape", "cut", "joined", "part_of"]
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+class Tape:
+    """The part of a signal [..., t] that is still needed, addressed by its own samples."""
+
+    def __init__(self, channels: tuple[int, ...] = ()):
+        """Of a signal [*channels, t]."""
+        self._start = 0
+        self._held = torch.zeros(*channels, 0)
+
+    @property
+    def length(self) -> int:
+        """Samples appended so far."""
+        return self._start + self._held.shape[-1]
+
+    def append(self, block: Tensor) -> None:
+        """Add [*channels, t] at the end."""
+        self._held = torch.cat([self._held, block], -1)
+
+    def cut(self, start: int, stop: int) -> Tensor:
+        """A copy of samples [start, stop), zeros beyond the end."""
+        assert start >= self._start, "forgotten"
+        part = self._held[..., start - self._start : stop - self._start]
+        return F.pad(part, (0, stop - start - part.shape[-1])).clone()
+
+    def forget(self, stop: int) -> None:
+        """Drop the samples before `stop`."""
+        count = min(max(0, stop - self._start), self._held.shape[-1])
+        self._held = self._held[..., count:].clone()
+        self._start += count
+
+
+class Piece(NamedTuple):
+    """A window of a stream.
+
+    mono: [T] at the models' rate. channels: [C, T'] at the input's. settled: no window after this
+    one starts before that sample of the input's rate.
+    """
+
+    window: Window
+    mono: Tensor
+    channels: Tensor
+    settled: int
+
+
+def cut(
+    blocks: Iterable[Tensor], rate: int, model_rate: int, channels: int, layout: Layout
+) -> Iterator[Piece]:
+    """The windows of a stream, each as soon as it is certain.
+
+    Args:
+        blocks: [C, t] at `rate`, t of any size; what is held at a time is a window and a block.
+        rate: of the blocks, in Hz.
+        model_rate: of the layout, in Hz.
+        channels: C.
+        layout: of the windows, in samples at the models' rate.
+
+    Raises:
+        ValueError: a block of another shape, not finite, or no samples in all.
+    """
+    scale = rate / model_rate
+    resampler = Resampler(rate, model_rate)
+    mono, wide = Tape(), Tape((channels,))
+
+    def pieces(found: list[Window], following: int) -> Iterator[Piece]:
+        """`following`: where the window after these starts."""
+        starts = [window.start for window in found[1:]] + [following][: len(found)]
+        for window, after in zip(found, starts, strict=True):
+            start, stop, settled = (round(at * scale) for at in (window.start, window.stop, after))
+            own = mono.cut(window.start, window.stop), wide.cut(start, stop)
+            mono.forget(after)
+            wide.forget(settled)
+            yield Piece(window, *own, min(settled, wide.length))
+
+    for block in blocks:
+        if block.ndim != 2 or block.shape[0] != channels:
+            raise ValueError(f"a block is {tuple(block.shape)}, expected [{channels}, t]")
+        if not block.isfinite().all():
+            raise ValueError("the mixture holds NaN or infinite samples")
+        block = block.float().cpu()
+        wide.append(block)
+        mono.append(resampler.push(audio_io.to_mono(block)))
+        yield from pieces(layout.grow(mono.length), layout.next_start)
+    if wide.length == 0:
+        raise ValueError("the mixture has no samples")
+    mono.append(resampler.finish())
+    # The resampler rounds: the last sample of the input must be covered all the same.
+    rest = layout.finish(max(mono.length, -(-wide.length * model_rate // rate)))
+    yield from pieces(rest, rest[-1].stop)
+
+
+class History:
+    """The codes chosen so far that a later window may see, {source: [P]}."""
+
+    def __init__(self, length: int):
+        """Keep what the `length` codes before a window need; 0: nothing."""
+        self._length = length
+        self._start = 0  # of what is kept
+        self._codes: dict[str, Tensor] = {}
+
+    def before(self, at: int) -> dict[str, Tensor] | None:
+        """The codes before code `at`, {source: [1, P]}, P at most the length, or None."""
+        stop = at - self._start
+        if not self._length or not self._codes or stop < 1:
+            return None
+        past = slice(max(0, stop - self._length), stop)
+        return {name: codes[None, past] for name, codes in self._codes.items()}
+
+    def add(self, at: int, codes: dict[str, Tensor]) -> None:
+        """The codes {source: [T]} chosen from code `at` on; they replace those after it."""
+        if not self._length:
+            return
+        # The next window may start at any code of this one.
+        past = self.before(at) or {name: new[None, :0] for name, new in codes.items()}
+        self._codes = {name: torch.cat([past[name][0].cpu(), codes[name].cpu()]) for name in codes}
+        self._start = at - past[next(iter(codes))].shape[1]
+
+
+class Steps:
+    """Progress over a whole stream: one step of a batch of B windows counts B."""
+
+    def __init__(
+        self, report: Progress | None, hop: int, layout: Layout, samples: int | None = None
+    ):
+        """Of a layout not begun, with a step every `hop` of `samples` samples, where known."""
+        self._report, self._done = report, 0
+        self._windows = len(layout.finish(samples)) if samples else 0
+        first = layout.finish(samples or layout.window)[0]
+        self._per_window = (first.stop - first.start) // hop
+
+    def during(self, count: int) -> Progress | None:
+        """For a sampler that draws `count` windows: called with its own (steps done, in all)."""
+        if self._report is None:
+            return None
+        report, windows = self._report, max(self._windows, self._done + count)
+
+        def step(done: int, of: int) -> None:
+            share = count * self._per_window * done // of
+            report(self._done * self._per_window + share, windows * self._per_window)
+
+        return step
+
+    def finished(self, count: int) -> None:
+        """`count` windows are complete."""
+        self._done += count
+
+
+@dataclass
+class Run:
+    """What one stream carries from window to window.
+
+    batch: windows sampled together; parts: groups that a window's candidates are drawn in. Both
+    change when memory runs out.
+    """
+
+    rate: int
+    refine: bool
+    generator: torch.Generator
+    history: History
+    steps: Steps
+    batch: int
+    parts: int = 1
+
+
+def part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
+    """Progress of one of several equal parts, in steps of all of them."""
+    if progress is None or parts == 1:
+        return progress
+    return lambda done, of: progress(part * of + done, parts * of)
+
+
+def joined(groups: list[Separations]) -> Separations:
+    """Independent candidates of the same chunks, drawn in several groups, as one."""
+    if len(groups) == 1:
+        return groups[0]
+    codes, log_prior = (
+        {name: torch.cat([getattr(g, field)[name] for g in groups], 1) for name in groups[0].codes}
+        for field in ("codes", "log_prior")
+    )
+    return Separations(codes, log_prior, torch.cat([g.log_likelihood for g in groups], 1))

@@ -1,0 +1,146 @@
+"""Audio block by block: the same samples and bytes as in one piece."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from jukebox_core import audio
+from jukebox_core.audio_stream import AudioWriter, Resampler, open_audio, survey
+
+RATE = 22_050
+
+
+def noise(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-(2**22), 2**22, shape, generator=generator).float() / 2**23
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff", ".ogg", ".mp3"])
+@pytest.mark.parametrize("size", [777, 1 << 16])
+def test_blocks_are_the_file(tmp_path, suffix, size):
+    path = tmp_path / f"x{suffix}"
+    audio.save(path, noise(2, 30_000), RATE)
+    whole, _ = audio.load(path)
+    with open_audio(path) as reader:
+        assert (reader.rate, reader.channels) == (RATE, 2)
+        for _ in range(2):  # as often as one likes
+            blocks = list(reader.blocks(size))
+            # libsndfile's mp3 differs in the last bit where reads begin.
+            close = 3e-7 if suffix == ".mp3" else 0
+            torch.testing.assert_close(torch.cat(blocks, 1), whole, atol=close, rtol=0)
+            assert max(block.shape[1] for block in blocks) <= size
+        found = survey(reader)
+    assert found.frames == whole.shape[1]
+    assert found.level == pytest.approx(audio.rms_dbfs(whole.flatten()).item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [(".wav", None), (".wav", "PCM_16"), (".flac", None), (".aiff", None), (".mp3", None)],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_file_written_in_blocks_has_the_bytes_of_one_saved(tmp_path, suffix, subtype, channels):
+    x = 3 * noise(channels, 10_000)  # beyond full scale in places
+    audio.save(tmp_path / f"a{suffix}", x, RATE, subtype=subtype)
+    with AudioWriter(tmp_path / f"b{suffix}", RATE, channels, subtype=subtype) as writer:
+        for block in x.split(3_000, 1):
+            writer.write(block)
+    assert writer.frames == 10_000
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_a_wav_that_is_to_grow_beyond_4_gib_is_rf64(tmp_path):
+    x = noise(2, 5_000)
+    with AudioWriter(tmp_path / "x.wav", RATE, 2, frames=1 << 29) as writer:
+        writer.write(x)
+    assert soundfile.info(tmp_path / "x.wav").format == "RF64"
+    y, rate = audio.load(tmp_path / "x.wav")
+    assert rate == RATE and torch.equal(x, y)
+
+
+def test_a_wav_that_grows_beyond_its_format_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("jukebox_core.audio_stream._WAV_LIMIT", 3_000_000)
+    with AudioWriter(tmp_path / "x.wav", RATE, 1) as writer:
+        writer.write(noise(1, 700_000))
+        with pytest.raises(ValueError, match=r"x\.wav grows beyond the 4 GiB .* write flac"):
+            writer.write(noise(1, 100_000))
+
+
+def test_what_cannot_be_written(tmp_path):
+    with pytest.raises(ValueError, match=r"suffix is '.txt', expected .aif"):
+        AudioWriter(tmp_path / "x.txt", RATE, 1)
+    with pytest.raises(ValueError, match="cannot write"):
+        AudioWriter(tmp_path / "x.flac", RATE, 9)
+    with AudioWriter(tmp_path / "x.flac", RATE, 2) as writer:
+        with pytest.raises(ValueError, match=r"\(1, 5\), expected \[2, t\]"):
+            writer.write(torch.zeros(1, 5))
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            writer.write(torch.full((2, 5), math.nan))
+
+
+def test_damage_is_told_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no ffmpeg
+    (tmp_path / "text.wav").write_text("hello")
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), RATE)
+    samples = np.zeros(100_000, np.float32)
+    samples[90_000] = np.inf
+    soundfile.write(tmp_path / "inf.wav", samples, RATE, subtype="FLOAT")
+    audio.save(tmp_path / "whole.flac", noise(200_000), RATE)
+    content = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    words = {
+        "text.wav": "cannot be read as audio",
+        "empty.wav": "no samples",
+        "inf.wav": "NaN or infinite",
+        "cut.flac": r"is damaged after [1-5]\.\d s",
+    }
+    for name, said in words.items():
+        with (
+            pytest.raises(ValueError, match=said) as caught,
+            open_audio(tmp_path / name) as reader,
+        ):
+            survey(reader)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError), open_audio(tmp_path / "missing.wav"):
+        pass
+
+
+def test_silence_has_no_level(tmp_path):
+    audio.save(tmp_path / "x.wav", torch.zeros(1, 100), RATE)
+    with open_audio(tmp_path / "x.wav") as reader:
+        assert survey(reader) == (100, -math.inf)
+
+
+def test_other_formats_are_decoded_to_a_temporary_file(tmp_path, monkeypatch):
+    audio.save(tmp_path / "decoded.wav", noise(2, 500), 44_100)
+    (tmp_path / "x.m4a").write_bytes(b"....ftypM4A ")
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f'#!/bin/sh\nfor last; do :; done; cp "{tmp_path}/decoded.wav" "$last"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with open_audio(tmp_path / "x.m4a") as reader:
+        assert reader.rate == 44_100
+        assert torch.equal(torch.cat(list(reader.blocks(99)), 1), noise(2, 500))
+        temporary = reader._decoded
+    assert not temporary.exists()
+
+
+@pytest.mark.parametrize("rates", [(44_100, RATE), (48_000, RATE), (8_000, RATE), (RATE, RATE)])
+@pytest.mark.parametrize("length", [1, 50, 9_001, 100_000])
+@pytest.mark.parametrize("size", [137, 1 << 16])
+def test_resampling_in_pieces(rates, length, size):
+    x = noise(length)
+    resampler = Resampler(*rates)
+    parts = [resampler.push(piece) for piece in x.split(size)]
+    streamed = torch.cat([*parts, resampler.finish()])
+    expected = audio.resample(x, *rates)
+    assert streamed.shape == expected.shape
+    torch.testing.assert_close(streamed, expected, atol=1e-6, rtol=0)
+
+
+def test_rates_that_cannot_be():
+    with pytest.raises(ValueError, match="from 0 to 22050 Hz"):
+        Resampler(0, RATE)

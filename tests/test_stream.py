@@ -1,0 +1,284 @@
+"""Separation of a stream: in memory for a few windows, with context, and when memory runs out."""
+
+import pytest
+import torch
+
+from jukebox_core.config import PRESETS
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation import memory
+from jukebox_core.separation.joint import as_joint
+from jukebox_core.separation.memory import TooLarge, is_out_of_memory, windows_that_fit
+from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.sampling import AncestralSampler
+from jukebox_core.separation.selection import Candidates
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.stream import History, Steps, Tape, cut
+from jukebox_core.separation.windows import Layout
+from jukebox_core.vqvae.model import VQVAE
+from lqvae import LatentGaussianLikelihood, code_sums
+
+HOP = PRESETS["tiny"].vqvae.hop
+RATE = 22_050
+
+
+class Spy:
+    """Random codes; remembers what it was called with, and can run out of memory."""
+
+    def __init__(self, most=1 << 30, independent=False, error=torch.cuda.OutOfMemoryError):
+        self.most, self.independent, self.error = most, independent, error
+        self.batches, self.contexts, self.drawn = [], [], []
+
+    def __call__(self, priors, likelihood, codes, n, generator, progress=None, context=None):
+        batch, steps = codes.shape
+        shape = (batch, steps, 2, n)
+        numbers = torch.randint(likelihood.n_codes, shape, generator=generator)  # window by window
+        if batch * n > self.most:  # after it took random numbers
+            raise self.error("DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        for step in range(steps):
+            if progress:
+                progress(step + 1, steps)
+        first, second = numbers.permute(2, 0, 3, 1)
+        zeros = torch.zeros(batch, n)
+        drawn = {"bass": first, "drums": second}
+        self.batches.append(batch)
+        self.contexts.append(context)
+        self.drawn.append(drawn)
+        return Separations(drawn, dict.fromkeys(drawn, zeros), zeros)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    codec = VQVAE(preset.vqvae).eval()
+    codec.bottleneck(codec.levels[-1]).codebook.normal_(std=0.3)
+    priors = {
+        name: AutoregressivePrior(preset.prior, codec.codebook).eval() for name in ("bass", "drums")
+    }
+    return codec, priors, LatentGaussianLikelihood(codec.codebook, code_sums(codec.codebook))
+
+
+def make(parts, sampler=None, **options):
+    options = {"candidates": 4, "window": 64, "overlap": 8} | options
+    return Separator(*parts, sampler=sampler or Spy(), **options)
+
+
+def mixture(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def same(first, second):
+    assert set(first) == set(second)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, RATE), (2, 44_100), (2, 48_000)])
+@pytest.mark.parametrize("size", [999, 20_000, 1 << 20])
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_stream_gives_the_stems_of_the_whole(parts, channels, rate, size, refine):
+    separator = make(parts)
+    x = mixture(channels, 45_001)
+    whole = separator(x, rate, seed=4, refine=refine, batch=2)
+    stream = separator.stream(x.split(size, 1), rate, channels, seed=4, refine=refine, batch=2)
+    blocks = list(stream)
+    assert same({n: torch.cat([b[n] for b in blocks], 1) for n in whole}, whole)
+    assert len(blocks) > 1
+
+
+def test_a_stream_reads_no_further_than_it_must(parts):
+    """Of a song without an end, a few windows are held; stems come with a bounded delay."""
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1_000
+            yield mixture(1, 1_000)
+
+    given = 0
+    stream = make(parts).stream(endless(), RATE, 1, batch=2)
+    for _ in range(20):
+        given += next(stream)["bass"].shape[1]
+        assert 0 < read - given <= 4 * 64 * HOP
+    assert given == 40 * (64 - 8) * HOP
+
+
+def test_a_stream_refuses_what_it_cannot_take(parts):
+    separator = make(parts)
+    with pytest.raises(ValueError, match="no samples"):
+        next(separator.stream([], RATE, 1))
+    with pytest.raises(ValueError, match=r"\(5,\), expected \[1, t\]"):
+        next(separator.stream([torch.zeros(5)], RATE, 1))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        next(separator.stream([torch.full((1, 5), torch.inf)], RATE, 1))
+    with pytest.raises(ValueError, match="rate is 0 and channels 1"):
+        separator.stream([], 0, 1)
+    with pytest.raises(ValueError, match="batch is 0"):
+        separator.stream([], RATE, 1, batch=0)
+
+
+def test_every_sample_is_covered_where_the_resampler_rounds_down(parts):
+    x = mixture(1, 64 * HOP * 3 + 1)  # a sample more than a whole number of codes, at three times
+    stems = make(parts)(x, 3 * RATE)
+    torch.testing.assert_close(sum(stems.values()), x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("context", [1, 30, 100, "max"])
+def test_the_priors_see_the_codes_picked_before_the_window(parts, context):
+    spy = Spy()
+    separator = make(parts, spy, context=context)
+    assert separator.context == (192 if context == "max" else context)
+    x = mixture(4 * 64 * HOP - 777)
+    separator(x, RATE, batch=3)
+    starts = [w.start // HOP for w in Layout(64 * HOP, 8 * HOP, HOP).finish(len(x))]
+    assert spy.batches == [1] * len(starts) and starts[-1] - starts[-2] < 56
+    padded = torch.nn.functional.pad(x, (0, HOP))
+    history = {"bass": torch.zeros(0), "drums": torch.zeros(0)}
+    for start, seen, drawn in zip(starts, spy.contexts, spy.drawn, strict=True):
+        for name, past in history.items():
+            if start == 0:
+                assert seen is None
+            else:
+                assert torch.equal(seen[name][0], past[:start][-separator.context :])
+        piece = padded[None, start * HOP : (start + 64) * HOP]
+        codes = Separations(drawn, {}, torch.zeros(1, 4))
+        audio = {name: separator._decode(c) for name, c in drawn.items()}
+        found = Candidates(audio, codes)
+        pick = separator.pick(piece, found, separator.alpha).argmax(1).item()
+        history = {n: torch.cat([past[:start], drawn[n][0, pick]]) for n, past in history.items()}
+
+
+def test_the_first_window_does_not_know_of_context(parts):
+    x = mixture(3 * 64 * HOP)
+    plain = make(parts, AncestralSampler())
+    first, second = plain(x, RATE, batch=1), plain.with_context(64)(x, RATE)
+    until = 56 * HOP  # where the second window begins
+    for name, stem in first.items():
+        assert torch.equal(stem[:until], second[name][:until])
+        assert not torch.equal(stem[until:], second[name][until:])
+    assert plain.context == 0
+
+
+def test_contexts_that_do_not_fit(parts):
+    for context in (193, -1):
+        with pytest.raises(ValueError, match=r"window of 64 .* n_ctx of 256: .* of 0 to 192"):
+            make(parts, context=context)
+    with pytest.raises(ValueError, match="no room for a context; use a shorter window"):
+        make(parts, window=256, overlap=8, context="max")
+    with pytest.raises(ValueError, match="of 0 to 192"):
+        make(parts).with_context(193)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize("most", [4, 9, 12])
+def test_out_of_memory_halves_the_batch_and_changes_nothing(parts, error, most):
+    x = mixture(2, 8 * 64 * HOP)
+    expected = make(parts)(x, RATE, seed=3, batch=1)
+    spy = Spy(most, error=error)
+    seen = []
+    stems = make(parts, spy)(x, RATE, seed=3, batch=8, progress=lambda *step: seen.append(step))
+    assert same(stems, expected)
+    assert max(spy.batches) <= most // 4 and seen[-1][0] == seen[-1][1]
+    if most == 12:
+        assert spy.batches == [2, 2, 2, 2, 1]  # not 8, not 4; what does not fit is not retried
+
+
+def test_one_window_that_does_not_fit_is_drawn_in_groups(parts):
+    x = mixture(3 * 64 * HOP)
+    spy = Spy(1, independent=True)
+    stems = make(parts, spy)(x, RATE, batch=2)
+    assert spy.batches == [1] * 4 * 4 and all(s.isfinite().all() for s in stems.values())
+    torch.testing.assert_close(sum(stems.values()), x, atol=1e-4, rtol=0)
+    for sampler, said in ((Spy(1), "4 candidates"), (Spy(0, independent=True), "4 candidates")):
+        with pytest.raises(TooLarge, match=f"{said} of one window of 64 .* lower --candidates"):
+            make(parts, sampler)(x, RATE, batch=2)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(parts):
+    class Broken(Spy):
+        def __call__(self, *args):
+            raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        make(parts, Broken())(mixture(1000), RATE)
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (...)"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when ..."))
+
+
+def test_candidates_in_groups_are_all_there(parts):
+    separator = make(parts, AncestralSampler(), candidates=5)
+    found = separator.candidates(mixture(1, 64 * HOP), torch.Generator().manual_seed(0), parts=2)
+    assert found.separations.codes["bass"].shape == (1, 5, 64)
+    assert found.separations.log_prior["drums"].shape == (1, 5)
+    assert found.separations.log_likelihood.shape == (1, 5)
+    assert found.audio["bass"].shape == (1, 5, 64 * HOP)
+
+
+def test_the_automatic_batch_fits_the_memory(parts, monkeypatch):
+    joint, cpu = as_joint(parts[1]), torch.device("cpu")
+    per_window = 4 * joint.new_cache(1, 64).nbytes()
+
+    def fit(free, candidates=4, **options):
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        return windows_that_fit(joint, candidates, 64, 64 * HOP, cpu, **options)
+
+    most = memory.CPU_SEQUENCES
+    assert fit(1 << 40) == -(-most // 4) and fit(1 << 40, candidates=5) == -(-most // 5)
+    assert fit(1 << 40, candidates=most) == 1 and fit(0) == 1
+    some = fit(20 * per_window)
+    assert 1 < some < 10 and fit(20 * per_window, processes=some) == 1
+    assert make(parts).fitting_batch() >= 1 and make(parts, context=5).fitting_batch() == 1
+
+
+def test_free_memory_without_psutil(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    with_psutil = memory.free_bytes(cpu)
+    monkeypatch.setitem(__import__("sys").modules, "psutil", None)
+    assert memory.free_bytes(cpu) == pytest.approx(with_psutil, rel=0.5)
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert memory._container_bytes(tmp_path) == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._container_bytes(tmp_path) > 1 << 60
+
+
+def test_tape_history_and_steps():
+    tape = Tape((2,))
+    tape.append(torch.arange(10.0).repeat(2, 1))
+    tape.forget(4)
+    assert tape.length == 10
+    assert tape.cut(4, 12).tolist() == [[4, 5, 6, 7, 8, 9, 0, 0]] * 2
+    tape.forget(99)
+    assert tape.length == 10
+    history = History(3)
+    assert history.before(0) is None
+    history.add(0, {"a": torch.arange(5)})
+    assert history.before(4)["a"].tolist() == [[1, 2, 3]] and history.before(0) is None
+    history.add(2, {"a": torch.tensor([12, 13, 14, 15, 16])})
+    assert history.before(2)["a"].tolist() == [[0, 1]]
+    assert history.before(3)["a"].tolist() == [[0, 1, 12]]
+    history.add(6, {"a": torch.tensor([26])})
+    assert history.before(7)["a"].tolist() == [[14, 15, 26]]
+    seen = []
+    layout = Layout(160, 0, 16)
+    steps = Steps(lambda *x: seen.append(x), 16, layout)  # of unknown length
+    steps.during(2)(5, 10)
+    steps.finished(2)
+    steps.during(1)(10, 10)
+    assert seen == [(10, 20), (30, 30)]
+    Steps(lambda *x: seen.append(x), 16, layout, 400).during(1)(1, 10)
+    Steps(lambda *x: seen.append(x), 16, layout, 33).during(1)(1, 3)
+    assert seen[2:] == [(1, 30), (1, 3)]
+    assert Steps(None, 16, layout).during(1) is None
+
+
+def test_pieces_are_cut_at_both_rates():
+    x = torch.arange(1000.0).repeat(2, 1)
+    found = list(cut(x.split(130, 1), 200, 100, 2, Layout(128, 16, 16)))
+    assert [p.window.start for p in found] == [0, 112, 224, 336, 384]
+    for piece in found:
+        start, stop = 2 * piece.window.start, 2 * piece.window.stop
+        known = torch.nn.functional.pad(x, (0, 200))[:, start:stop]
+        assert torch.equal(piece.channels, known) and piece.mono.shape == (128,)
+    assert [p.settled for p in found] == [224, 448, 672, 768, 1000]
