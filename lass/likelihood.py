@@ -15,6 +15,7 @@ from lass.counts import Counts, load_counts, symmetrise
 WEIGHT = 3.0
 BACKOFF_WEIGHT = 6.0
 BACKOFF = 3.0
+_PART = 1 << 18
 
 
 class CountLikelihood:
@@ -151,8 +152,10 @@ class BackoffLikelihood:
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
         # Every pair is stored once per mixture code: plain indexed addition is exact.
         smoothed[self._pairs[part]] += self._seen[part]
-        log_p = smoothed.log_()
-        return PairScores(torch.add(self._offset, log_p, alpha=self.weight, out=log_p))
+        # In parts that stay in the cache.
+        for p, offset in zip(smoothed.split(_PART), self._offset.split(_PART), strict=True):
+            torch.add(offset, p.log_(), alpha=self.weight, out=p)
+        return PairScores(smoothed)
 
 
 def build_likelihood(

@@ -30,7 +30,9 @@ from jukebox_core.audio_stream import AudioReader, AudioWriter, open_audio, surv
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import atomic_folder
 from jukebox_core.runtime import Ranks
+from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._models import FAMILY, Method, build_separator
@@ -66,8 +68,16 @@ class Args:
     """Mask the mixture with the candidates' mean power; otherwise the raw decode of one."""
     format: Literal["wav", "flac"] = "wav"
     """wav is 32-bit float; flac is 24-bit and clips beyond full scale."""
+    sampler: Strategy = "ancestral"
+    """How candidates are found: independent draws, weighted particles, beam or greedy search."""
     temperature: float = 1.0
     """Of the priors."""
+    top_k: int = 0
+    """Ancestral: draw among the k most probable pairs of codes at every step; 0: all."""
+    top_p: float = 1.0
+    """Ancestral: draw among the most probable pairs that hold this mass at every step; 1: all."""
+    precision: Precision = "auto"
+    """Of the priors; auto: bfloat16 or float16 where the device gains by it."""
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
     weight: float | None = None
@@ -160,15 +170,17 @@ def make_plan(args: Args, ranks: int) -> Plan:
 def load_separator(args: Args, device: str) -> Separator:
     """The separator that the flags describe."""
     options = {name: getattr(args, name) for name in _OPTIONS}
-    # Further flags of build_separator (--sampler, --top-k, --precision, ...) become fields of Args
-    # and go into _OPTIONS: as fields, they are settings that a finished file is compared by.
     separator = build_separator(args.method, args.models, device=device, **options)
     return separator.with_context(args.context)
 
 
 _OPTIONS = (
     "candidates",
+    "precision",
+    "sampler",
     "temperature",
+    "top_k",
+    "top_p",
     "sigma",
     "weight",
     "backoff",

@@ -44,6 +44,36 @@ def test_a_short_mono_wav(tiny_models, tmp_path, method):
     torch.testing.assert_close(total, mixture, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    (
+        ("--sampler", "particle"),
+        ("--sampler", "beam"),
+        ("--sampler", "greedy"),
+        ("--top-k", "3"),
+        ("--precision", "bfloat16"),
+    ),
+)
+def test_every_strategy_and_precision_gives_stems_that_sum_to_the_mixture(
+    tiny_models, tmp_path, flags
+):
+    mixture = music(1, 22_050, 1)
+    audio.save(tmp_path / "mix.wav", mixture, 22_050)
+    assert separate(tiny_models, tmp_path / "out", tmp_path / "mix.wav", flags=flags) == 0
+    stems = [audio.load(p)[0] for p in sorted((tmp_path / "out" / "mix").glob("*.wav"))]
+    assert len(stems) == 2 and not torch.equal(*stems)
+    torch.testing.assert_close(stems[0] + stems[1], mixture, atol=1e-4, rtol=0)
+
+
+def test_options_of_another_strategy_are_refused(tiny_models, tmp_path, capsys):
+    audio.save(tmp_path / "mix.wav", music(1, 22_050, 1), 22_050)
+    flags = ("--sampler", "beam", "--top-k", "3")
+    assert separate(tiny_models, tmp_path / "out", tmp_path / "mix.wav", flags=flags) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "top_k" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_stereo_mp3_of_another_rate(tiny_models, tmp_path):
     audio.save(tmp_path / "song.mp3", music(20, 44_100, 2), 44_100)
     decoded, _ = audio.load(tmp_path / "song.mp3")

@@ -7,6 +7,7 @@ codes do not depend on what else is drawn beside it.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,8 +34,8 @@ __all__ = [
 
 _SMALLEST = -87.0  # logarithm of what is not taken for zero
 _LOST = -63.0  # log-mass from which on what is taken for zero has no place in float32
-_ENTRIES = 1 << 24  # of a padded or explicit joint, held at a time
-_BLOCK = 256  # pairs summed at once in the sparse draw
+_ENTRIES = 1 << 24  # of an explicit joint, held at a time
+_PART = 1 << 18  # scores whose weights are computed at a time: they stay in the cache
 
 
 class Draw(NamedTuple):
@@ -65,7 +66,9 @@ class FullTable:
         # All pairs impossible: a finite maximum keeps the weights at 0 instead of NaN.
         least = torch.finfo(self._values.dtype).min
         self.maximum = self._values.amax().clamp_min(least)
-        weights = _exp(self._values - self.maximum)
+        weights = torch.empty_like(self._values)
+        for part, out in zip(self._values.split(_PART), weights.split(_PART), strict=True):
+            _exp(torch.sub(part, self.maximum, out=out))
         if scores.lookup is not None:
             weights = weights.index_select(0, scores.lookup.view(-1))
         self.weights = weights.view(n_codes, n_codes)
@@ -74,6 +77,16 @@ class FullTable:
     def nbytes(self) -> int:
         """Memory of the table; an index is shared with other tables."""
         return self._values.nbytes + self.weights.nbytes
+
+    def sums(self, p2: Tensor) -> Tensor:
+        """W p2 of p2 [N, K], [N, K]."""
+        return p2 @ self.weights.T
+
+    def second(self, first: Tensor, log_p2: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """The code drawn from W[first] * p2 and the score of the pair, [N] each."""
+        rows = self.rows(first)
+        code, _ = categorical(rows + log_p2, uniform)
+        return code, rows.gather(1, code.unsqueeze(1)).squeeze(1)
 
     def rows(self, first: Tensor) -> Tensor:
         """Scores of the pairs (first, any), [N, K]."""
@@ -88,12 +101,51 @@ class FullTable:
 
 
 class PairTable:
-    """Scores of the stored pairs alone."""
+    """Scores of the stored pairs alone: W is sparse, a row for every z1.
 
-    def __init__(self, scores: PairScores):
+    The two-stage draw is that of `FullTable`, over the pairs of a row in place of all K.
+    """
+
+    def __init__(self, scores: PairScores, n_codes: int):
         assert scores.pairs is not None
         self.values, self.pairs = scores.values, scores.pairs
-        self.nbytes = 0  # views of the likelihood's own memory
+        if not len(self.values):  # nothing is possible: one impossible pair says so
+            self.values = self.values.new_full((1,), -math.inf)
+            self.pairs = self.pairs.new_zeros(2, 1)
+        values, (first, second) = self.values, self.pairs
+        if first.device.type != "cpu" or bool((first.diff() < 0).any()):
+            order = first.argsort(stable=True)
+            values, first, second = values[order], first[order], second[order]
+        self.maximum = values.amax().clamp_min(torch.finfo(values.dtype).min)
+        self._values, self._first, self._second = values, first, second
+        codes = torch.arange(n_codes + 1, device=first.device)
+        self._starts = torch.searchsorted(first.contiguous(), codes)
+        lengths = self._starts.diff()
+        # Elsewhere than on a CPU, asking for the longest row would wait for the device.
+        self._longest = int(lengths.max()) if first.device.type == "cpu" else n_codes
+        weights = _exp(values - self.maximum)
+        with warnings.catch_warnings():  # that sparse tensors are a beta feature
+            warnings.simplefilter("ignore")
+            self._weights = torch.sparse_csr_tensor(
+                self._starts, second, weights, (n_codes, n_codes), check_invariants=False
+            )
+        self.nbytes = 3 * values.nbytes
+
+    def sums(self, p2: Tensor) -> Tensor:
+        """W p2 of p2 [N, K], [N, K]."""
+        return (self._weights @ p2.T).T
+
+    def second(self, first: Tensor, log_p2: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """The code drawn from W[first] * p2 and the score of the pair, [N] each."""
+        start, stop = self._starts[first], self._starts[first + 1]
+        place = start.unsqueeze(1) + torch.arange(self._longest, device=first.device)
+        inside = place < stop.unsqueeze(1)
+        place = place.clamp(max=len(self._values) - 1)  # [N, longest]
+        scores = self._values[place].masked_fill(~inside, -math.inf)
+        codes = self._second[place]
+        chosen, _ = categorical(scores + log_p2.gather(1, codes), uniform)
+        score, code = (x.gather(1, chosen.unsqueeze(1)).squeeze(1) for x in (scores, codes))
+        return code, score
 
     def explicit(self) -> PairScores:
         """One value per pair."""
@@ -102,7 +154,7 @@ class PairTable:
 
 def make_table(scores: PairScores, n_codes: int) -> FullTable | PairTable:
     """The scores of one mixture code, ready to be drawn from."""
-    return FullTable(scores, n_codes) if scores.pairs is None else PairTable(scores)
+    return FullTable(scores, n_codes) if scores.pairs is None else PairTable(scores, n_codes)
 
 
 def uniform_numbers(
@@ -139,39 +191,10 @@ def draw_chunks(
         log_p2: [B, N, K] of the second source's.
         uniform: [B, N, 2].
     """
-    full = [table for table in tables if isinstance(table, FullTable)]
-    stored = [table for table in tables if isinstance(table, PairTable)]
-    if not stored:
-        return _draw_full(full, log_p1, log_p2, uniform)
-    if not full:
-        return _draw_stored(stored, log_p1, log_p2, uniform)
-    singly = [
-        draw_chunks([table], log_p1[b : b + 1], log_p2[b : b + 1], uniform[b : b + 1])
-        for b, table in enumerate(tables)
-    ]
-    return _joined(singly)
-
-
-def _joined(parts: Sequence[Draw]) -> Draw:
-    """The draws of successive chunks as one."""
-    first, second, score, log_total = (
-        torch.cat(field) for field in zip(*(part[:4] for part in parts), strict=True)
-    )
-    lost = [part.first < 0 if part.lost is None else part.lost for part in parts]
-    asked = all(part.lost is None for part in parts)
-    return Draw(first, second, score, log_total, None if asked else torch.cat(lost))
-
-
-def _draw_full(
-    tables: Sequence[FullTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
-) -> Draw:
-    """The two-stage draw."""
-    p2 = _exp(log_p2)
-    sums = torch.stack([p @ table.weights.T for p, table in zip(p2, tables, strict=True)])
+    p2 = _exp(log_p2.clone())
+    sums = torch.stack([table.sums(p) for p, table in zip(p2, tables, strict=True)])
     first, log_mass = categorical(log_p1 + sums.log(), uniform[..., 0])
-    rows = torch.stack([table.rows(z1) for z1, table in zip(first, tables, strict=True)])
-    second, _ = categorical(rows + log_p2, uniform[..., 1])
-    score = rows.gather(2, second.unsqueeze(2)).squeeze(2)
+    second, score = _second_codes(tables, first, log_p2, uniform[..., 1])
     maximum = torch.stack([table.maximum for table in tables]).unsqueeze(1)
     # What is taken for zero in W, p2 or their products is some K * e^-87 in all.
     lost = ~(log_mass > _LOST)
@@ -179,6 +202,18 @@ def _draw_full(
     if log_p1.device.type != "cpu":  # asking would wait for the device
         return drawn
     return redraw(drawn, tables, log_p1, log_p2, uniform)
+
+
+def _second_codes(
+    tables: Sequence[FullTable | PairTable], first: Tensor, log_p2: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The second code of every pair and the pair's score, [B, N] each."""
+    if all(isinstance(table, FullTable) for table in tables):
+        rows = torch.stack([t.rows(z1) for t, z1 in zip(tables, first, strict=True)])  # type: ignore[union-attr]
+        second, _ = categorical(rows + log_p2, uniform)
+        return second, rows.gather(2, second.unsqueeze(2)).squeeze(2)
+    found = [t.second(*x) for t, *x in zip(tables, first, log_p2, uniform, strict=True)]
+    return torch.stack([code for code, _ in found]), torch.stack([score for _, score in found])
 
 
 def redraw(
@@ -198,51 +233,6 @@ def redraw(
         for field, value in zip(drawn[:4], again[:4], strict=True):
             field[b, n] = value[0]
     return drawn._replace(lost=None)
-
-
-def _draw_stored(
-    tables: Sequence[PairTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
-) -> Draw:
-    """The draw among stored pairs; all chunks at once, padded to the longest list of pairs."""
-    batch, candidates, n_codes = log_p1.shape
-    blocks = -(-max(1, *(len(t.values) for t in tables)) // _BLOCK)
-    size = max(1, _ENTRIES // (blocks * _BLOCK * candidates))
-    if size < batch:  # some chunks at a time
-        parts = [
-            _draw_stored(
-                tables[i : i + size], *(x[i : i + size] for x in (log_p1, log_p2, uniform))
-            )
-            for i in range(0, batch, size)
-        ]
-        return Draw(*(torch.cat(part) for part in zip(*(p[:4] for p in parts), strict=True)))
-    length = blocks * _BLOCK
-    values = torch.stack(
-        [F.pad(t.values, (0, length - len(t.values)), value=-math.inf) for t in tables]
-    )  # [B, P]
-    pairs = torch.stack([F.pad(t.pairs, (0, length - t.pairs.shape[1])) for t in tables])
-    # Candidates last: a pair's probabilities are then read as one contiguous row of N numbers.
-    offset = torch.arange(batch, device=pairs.device).unsqueeze(1) * n_codes
-    joint = _by_code(log_p1).index_select(0, (pairs[:, 0] + offset).view(-1))
-    joint += _by_code(log_p2).index_select(0, (pairs[:, 1] + offset).view(-1))
-    joint = joint.view(batch, length, candidates).add_(values.unsqueeze(2))
-    largest = joint.amax(1).clamp_min(torch.finfo(joint.dtype).min)  # [B, N]
-    weights = _exp(joint.sub_(largest.unsqueeze(1))).view(batch, blocks, _BLOCK, candidates)
-    # By inversion in two stages, the block and then the pair in it.
-    precise = _precise(joint.device)
-    in_block = weights.sum(2, dtype=precise).transpose(1, 2)  # [B, N, blocks]
-    block, total, rest = _invert(in_block, uniform[..., 0])
-    rows = (torch.arange(batch, device=block.device).unsqueeze(1), block, slice(None))
-    inside = weights[(*rows, torch.arange(candidates, device=block.device))]  # [B, N, _BLOCK]
-    within = _invert(inside, rest)[0]
-    chosen = block * _BLOCK + within  # [B, N]
-    first, second = (pairs[:, i].gather(1, chosen) for i in range(2))
-    log_total = largest + total.log().to(largest.dtype)
-    return Draw(first, second, values.gather(1, chosen), log_total)
-
-
-def _by_code(log_p: Tensor) -> Tensor:
-    """[B, N, K] to [B * K, N]."""
-    return log_p.transpose(1, 2).reshape(-1, log_p.shape[1])
 
 
 def draw_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
@@ -303,29 +293,24 @@ def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     (where the device has it), so that no entry gains or loses by its place.
     """
     largest = log_weights.amax(-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
-    index, total, _ = _invert(_exp(log_weights - largest), uniform)
+    index, total = _invert(_exp(log_weights - largest), uniform)
     return index, largest.squeeze(-1) + total.log().to(largest.dtype)
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Index [...] of weights [..., P] at `uniform` of their sum, the sum, what is left of uniform.
-
-    What is left is again uniform in [0, 1): the place within the chosen entry.
-    """
+def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Index [...] of weights [..., P] at `uniform` of their sum, and the sum."""
     cumulated = weights.cumsum(-1, dtype=_precise(weights.device))
     total = cumulated[..., -1:].contiguous()
     target = uniform.unsqueeze(-1).to(cumulated.dtype) * total
     # `right` skips entries of weight zero; rounding must not lead beyond the last positive one.
     index = torch.searchsorted(cumulated, target, right=True)
     index = torch.minimum(index, torch.searchsorted(cumulated, total))
-    weight = weights.gather(-1, index).to(cumulated.dtype)
-    rest = (target - cumulated.gather(-1, index)) / weight + 1
-    return index.squeeze(-1), total.squeeze(-1), rest.squeeze(-1).clamp(0, 1)
+    return index.squeeze(-1), total.squeeze(-1)
 
 
 def _exp(x: Tensor) -> Tensor:
-    """exp, with zeros in place of what would be subnormal: those numbers are slow to compute."""
-    return F.threshold(x.clamp_min(_SMALLEST).exp_(), 2e-38, 0.0, inplace=True)
+    """Exponentiate in place, zeros for what would be subnormal: slow numbers to compute."""
+    return F.threshold(x.clamp_min_(_SMALLEST).exp_(), 2e-38, 0.0, inplace=True)
 
 
 def _precise(device: torch.device) -> torch.dtype:
