@@ -91,8 +91,12 @@ class VQVAE(nn.Module):
             )
         return self.encoder(level)(audio.unsqueeze(1))
 
+    @torch.no_grad()
     def encode(self, audio: Tensor, level: int | None = None) -> Tensor:
-        """Codes [B, T / hop] of waveforms [B, T] at `level` (default: top); only it is computed."""
+        """Codes [B, T / hop] of waveforms [B, T] at `level` (default: top); only it is computed.
+
+        Codes have no gradient: with or without gradients enabled they are computed alike.
+        """
         level = self.top if level is None else level
         return self.bottleneck(level).encode(self.latents(audio, level))
 
