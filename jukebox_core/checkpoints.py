@@ -235,11 +235,19 @@ def _git_commit() -> str | None:
 
 @contextmanager
 def _durable(path: Path) -> Iterator[Path]:
-    """`atomic_path`, and the bytes are on the disk before the name points to them."""
+    """`atomic_path`, and the bytes are on the disk before the name points to them.
+
+    Raises:
+        OSError: it cannot be written, whatever the library that tried calls that.
+    """
     with atomic_path(path) as temporary:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
 
 
 def _part(folder: str | Path, name: str) -> Path:

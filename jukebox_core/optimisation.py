@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jukebox_core.config import OptimConfig
@@ -15,20 +18,28 @@ from jukebox_core.config import OptimConfig
 __all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW (decoupled weight decay) over the trainable parameters; vectors are not decayed."""
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, *, fused: bool, sharded: bool = False
+) -> Optimizer:
+    """AdamW (decoupled weight decay) over the trainable parameters; vectors are not decayed.
+
+    Args:
+        module: whose parameters.
+        config: rates and decays.
+        fused: PyTorch's one-kernel update.
+        sharded: every process of torch.distributed holds the moments of its share of the
+            parameters, and sends the others what it updated (ZeRO, arXiv 1910.02054, stage 1).
+    """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=fused,
-    )
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "fused": fused}
+    if sharded:
+        return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=config.lr, **options)
+    return torch.optim.AdamW(groups, lr=config.lr, **options)
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 0.0) -> float:

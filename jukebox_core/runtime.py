@@ -33,6 +33,7 @@ __all__ = [
     "make_fabric",
     "seed_everything",
     "set_generator_states",
+    "share_of_cores",
 ]
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -50,10 +51,14 @@ class _KeepInputs(MixedPrecision):
 def make_fabric(
     device: str = "auto", precision: Precision = "32", devices: int = 1, num_nodes: int = 1
 ) -> Fabric:
-    """Fabric on a device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; under torchrun, its processes.
+    """Fabric on a device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+
+    Under torchrun, mpiexec or SLURM the processes are those that it started; `devices` and
+    `num_nodes` count where nothing else did.
 
     Raises:
-        ValueError: the device is not there, or the precision is of no use on it.
+        ValueError: the device is not there, the precision is of no use on it, or the processes
+            cannot find each other.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     name, _, index = device.partition(":")
@@ -65,16 +70,20 @@ def make_fabric(
         raise ValueError(f"device {device!r} cannot be used here; there is {have}")
     if precision == "16-mixed" and name != "cuda":
         raise ValueError(f"precision 16-mixed needs CUDA, the device is {name}; use bf16-mixed")
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    environment, world, here = _launched()
+    plugins: list[Any] = []
+    if environment is not None and world > 1:
+        devices, num_nodes = here, _nodes(world, here)
+        plugins.append(environment)
     many = devices * num_nodes > 1
+    if precision != "32":
+        plugins.append(_KeepInputs(precision, name))
     return Fabric(
         accelerator=name,
         devices=[int(index)] if index and name == "cuda" else devices,
         num_nodes=num_nodes,
         strategy=_ddp() if many else "auto",
-        plugins=None if precision == "32" else [_KeepInputs(precision, name)],
+        plugins=plugins or None,
     )
 
 
@@ -102,14 +111,13 @@ class Ranks:
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
         if environment is None or world == 1:
             return
-        if world % local:
-            raise ValueError(f"{world} processes, {local} of them here: start as many on each host")
+        nodes = _nodes(world, local)
         # Ranks wait for the slowest at the end: hours, not the half hour of the default.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
         fabric = Fabric(
             accelerator="cpu",
             devices=local,
-            num_nodes=world // local,
+            num_nodes=nodes,
             strategy=strategy,
             plugins=[environment],
         )
@@ -168,11 +176,23 @@ class Ranks:
 
     def threads(self) -> int | None:
         """CPU threads for this rank: its share of the cores; None: alone, as PyTorch has it."""
-        if self.local_size == 1:
-            return None
-        own = getattr(os, "sched_getaffinity", None)
-        cores = len(own(0)) if own else os.cpu_count() or 1
-        return max(1, cores // self.local_size)
+        return share_of_cores(self.local_size)
+
+
+def share_of_cores(processes: int) -> int | None:
+    """CPU threads for one of so many processes of this machine; None: alone, as PyTorch has it."""
+    if processes == 1:
+        return None
+    own = getattr(os, "sched_getaffinity", None)
+    cores = len(own(0)) if own else os.cpu_count() or 1
+    return max(1, cores // processes)
+
+
+def _nodes(world: int, here: int) -> int:
+    """Machines, each with as many processes as this one."""
+    if world % here:
+        raise ValueError(f"{world} processes, {here} of them here: start as many on each host")
+    return world // here
 
 
 def _launched() -> tuple[ClusterEnvironment | None, int, int]:

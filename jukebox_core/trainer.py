@@ -11,25 +11,29 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from jukebox_core.checkpoints import STATE, load_state, save_model, save_state
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets import Batches
 from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
 from jukebox_core.runtime import Signals, generator_states, seed_everything, set_generator_states
+from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import Tracker, Trackers
 
-__all__ = ["CollapseWatch", "Result", "Trainer"]
+__all__ = ["TIMINGS", "CollapseWatch", "Result", "Trainer"]
 
 NONFINITE_LIMIT = 10
 """So many steps in a row without a finite gradient end the training."""
+TIMINGS = ("steps_per_second", "crops_per_second", "gpu_memory_gb")
+"""Metrics of the machine, not of the training."""
 
 
 class Result(NamedTuple):
@@ -73,6 +77,8 @@ class Trainer:
         tracker: Tracker | None = None,
         max_seconds: float | None = None,
         collapse: CollapseWatch | None = None,
+        snapshots: Snapshots | None = None,
+        sharded: bool = False,
     ):
         """Prepare.
 
@@ -85,6 +91,8 @@ class Trainer:
             tracker: receives the metrics; used on the first process alone.
             max_seconds: stop after so much training time, all starts of the run together.
             collapse: looks at the training metrics of every log.
+            snapshots: keeps weights of earlier steps.
+            sharded: every process keeps the optimiser's state of its share of the parameters alone.
         """
         self._fabric = fabric
         self._optim = optim
@@ -94,7 +102,9 @@ class Trainer:
         self._tracker = tracker if tracker is not None and fabric.is_global_zero else Trackers()
         self._max_seconds = max_seconds
         self._collapse = collapse
-        self._step = 0
+        self._snapshots = snapshots or Snapshots(folder)
+        self._sharded = sharded and fabric.world_size > 1
+        self._step = self._saved = 0
         self._elapsed = 0.0
         self._nonfinite = 0
         self._sums: dict[str, Tensor] = {}
@@ -127,6 +137,7 @@ class Trainer:
         """
         self._setup(objective, model)
         self._batches, self._validation = batches, validation
+        self._items_per_step = batches.items_per_step
         self._epochs_per_step = batches.items_per_step * self._train.crop / samples_per_epoch
         if (self._folder / STATE).is_file():
             self._resume()
@@ -154,8 +165,8 @@ class Trainer:
         objective.to(fabric.device)
         # The fused kernel unscales by itself, which rules out clipping under a loss scale.
         fused = self._scaler is None and fabric.device.type != "mps"
-        optimizer = build_optimizer(objective, optim, fused=fused)
-        self._objective, self._optimizer = fabric.setup(objective, optimizer)
+        self._state_of = build_optimizer(objective, optim, fused=fused, sharded=self._sharded)
+        self._objective, self._optimizer = fabric.setup(objective, self._state_of)
         self._bare = objective
         self._average = WeightAverage(objective, optim.ema_decay)
         self._generator = torch.Generator().manual_seed(self._train.seed)
@@ -228,21 +239,31 @@ class Trainer:
         if self._validation is not None and (self._step % train.validate_every == 0 or done):
             self._validate(self._validation)
         if self._step % train.checkpoint_every == 0 or done or stopping:
-            self._checkpoint(finished=done)
+            self._checkpoint(finished=done, last=done or stopping)
 
     def _log_training(self) -> None:
         if not self._count:
             return
         metrics = self._mean(self._sums, self._count)
         metrics["lr"] = self._optimizer.param_groups[0]["lr"]
-        if self._busy:
-            metrics["steps_per_second"] = self._timed_steps / self._busy
+        metrics |= self._speed()
         warning = self._collapse(metrics) if self._collapse else None
         self._log("train", metrics)
         if warning:
             self._tracker.warn(warning)
         self._sums, self._count = {}, 0
         self._busy, self._timed_steps = 0.0, 0
+
+    def _speed(self) -> dict[str, float]:
+        """What differs between runs that are otherwise the same, named in `TIMINGS`."""
+        found = {}
+        if self._busy:
+            rate = self._timed_steps / self._busy
+            found = {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
+        if self._fabric.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._fabric.device)
+            found["gpu_memory_gb"] = peak / 1e9
+        return found
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> None:
@@ -256,9 +277,10 @@ class Trainer:
                 for name, value in {"loss": output.loss, **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + value.float()
                 count += 1
+            if count:
+                self._log("validation", self._mean(sums, count))
+                self._keep_best()
         self._objective.train()
-        if count:
-            self._log("validation", self._mean(sums, count))
 
     def _mean(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
         """Means over steps and processes; one transfer from the device."""
@@ -293,24 +315,58 @@ class Trainer:
             )
         return SystemExit(128 + received)
 
-    def _checkpoint(self, finished: bool) -> None:
-        """Write weights and meta data, then the state: a resumed run trusts the state alone."""
+    def _keep_best(self) -> None:
+        """Within the averaged weights: keep them if they are the best so far."""
+        loss = self._metrics["validation"]["loss"]
+        if self._snapshots.improves(loss) and self._fabric.is_global_zero:
+            meta = self._about(finished=False)
+            error = _failure(lambda: self._snapshots.save_best(self._model, meta))
+            if error:
+                self._tracker.warn(f"step {self._step}: the best weights are not kept: {error}")
+
+    def _checkpoint(self, finished: bool, last: bool) -> None:
+        """Write a checkpoint. Where it fails, training goes on to the next, unless it is the last.
+
+        Raises:
+            OSError: the last one cannot be written.
+        """
         generators = _gather(self._fabric, self._generators())
+        if self._sharded:
+            cast(ZeroRedundancyOptimizer, self._state_of).consolidate_state_dict(0)
+        error = None
         if self._fabric.is_global_zero:
-            meta = self._meta | {
-                "step": self._step,
-                "epoch": self._step * self._epochs_per_step,
-                "elapsed": self._elapsed,
-                "finished": finished,
-                "metrics": {
-                    split: {n: v if math.isfinite(v) else None for n, v in values.items()}
-                    for split, values in self._metrics.items()
-                },
-            }
-            with self._average.applied():
-                save_model(self._folder, self._model, meta)
-            save_state(self._folder, self._state() | {"generators": generators})
+            error = _failure(lambda: self._write(self._about(finished), generators))
         self._fabric.barrier()
+        if error is None:
+            self._saved = self._step
+        elif last:
+            raise error
+        else:
+            self._tracker.warn(
+                f"no checkpoint at step {self._step}, the last is of step {self._saved}: {error}"
+            )
+
+    def _write(self, meta: dict[str, Any], generators: list[dict[str, Any]]) -> None:
+        """Weights and meta data, then the state: a resumed run trusts the state alone."""
+        with self._average.applied():
+            save_model(self._folder, self._model, meta)
+            self._snapshots.save_step(
+                self._step, lambda folder: save_model(folder, self._model, meta)
+            )
+        save_state(self._folder, self._state() | {"generators": generators})
+
+    def _about(self, finished: bool) -> dict[str, Any]:
+        """meta.json."""
+        return self._meta | {
+            "step": self._step,
+            "epoch": self._step * self._epochs_per_step,
+            "elapsed": self._elapsed,
+            "finished": finished,
+            "metrics": {
+                split: {n: v if math.isfinite(v) else None for n, v in values.items()}
+                for split, values in self._metrics.items()
+            },
+        }
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -322,7 +378,8 @@ class Trainer:
             "metrics": self._metrics,
             "collapse": self._collapse.low if self._collapse else 0,
             "objective": self._bare.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._state_of.state_dict(),
+            "least": self._snapshots.least,
             "average": self._average.values,
             "scaler": self._scaler.state_dict() if self._scaler else {},
         }
@@ -331,7 +388,8 @@ class Trainer:
         state = load_state(self._folder)
         try:
             self._bare.load_state_dict(state["objective"])
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._state_of.load_state_dict(state["optimizer"])
+            self._snapshots.least = state["least"]
             self._average.load(state["average"])
             if self._scaler:
                 self._scaler.load_state_dict(state["scaler"])
@@ -340,6 +398,7 @@ class Trainer:
             self._sums = {name: value.to(device) for name, value in state["sums"].items()}
             for name in ("step", "elapsed", "nonfinite", "count", "metrics"):
                 setattr(self, f"_{name}", state[name])
+            self._saved = self._step
             if self._collapse:
                 self._collapse.low = state["collapse"]
         except (KeyError, RuntimeError, ValueError) as error:
@@ -360,6 +419,15 @@ class Trainer:
         else:
             seed_everything(hash((self._train.seed, rank, step)) % 2**32)
         self._generator.set_state(stored[min(rank, len(stored) - 1)]["own"])
+
+
+def _failure(write: Callable[[], None]) -> OSError | None:
+    """The error of writing to a disk that is full, or gone."""
+    try:
+        write()
+    except OSError as error:
+        return error
+    return None
 
 
 def _gather(fabric: Fabric, mine: Any) -> list[Any]:

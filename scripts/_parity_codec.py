@@ -238,8 +238,10 @@ class _Replayed(Bottleneck):
         self.recorded: list[Tensor] = []
         self.drawn: list[Tensor] = []
 
-    def _random_latents(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-        self.drawn.append(super()._random_latents(flat, generator))
+    def _random_latents(
+        self, flat: Tensor, steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        self.drawn.append(super()._random_latents(flat, steps, generator))
         return self.recorded[len(self.drawn) - 1]
 
 

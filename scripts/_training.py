@@ -14,11 +14,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from jukebox_core.checkpoints import open_run, provenance
+from jukebox_core.checkpoints import META, load_meta, open_run, provenance
 from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
 from jukebox_core.datasets import Batches, Items, split_for_validation
 from jukebox_core.manifest import Manifest, Track, load_manifest
-from jukebox_core.runtime import Precision, make_fabric, seed_everything
+from jukebox_core.runtime import Precision, make_fabric, seed_everything, share_of_cores
+from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import (
     ConsoleTracker,
     CsvTracker,
@@ -50,19 +51,28 @@ class TrainingArgs:
     precision: Precision = "32"
     """bf16-mixed is for recent GPUs and CPUs, 16-mixed for older GPUs."""
     devices: int = 1
-    """Processes on this machine, one per GPU (under torchrun: what it says)."""
+    """Processes on this machine, one per GPU (under torchrun, mpiexec, SLURM: what they say)."""
     num_nodes: int = 1
-    """Machines (under torchrun: what it says)."""
-    accumulate: int = 1
-    """Parts that every batch is computed in, to save memory."""
+    """Machines (under torchrun, mpiexec, SLURM: what they say)."""
+    batch: int | Literal["auto"] | None = None
+    """Crops of the batch computed at a time on each process, to save memory; gradients add up.
+    auto: as many as the memory holds; default: all."""
+    shard_optimizer: bool = False
+    """Every process keeps the optimiser's state of its share of the parameters alone."""
+    compile: bool = False
+    """torch.compile the layers (CUDA, or a C++ compiler)."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; default: PyTorch's choice, and of several processes each its share."""
     seed: int | None = None
     """Of everything random; sets --train.seed."""
     max_seconds: float | None = None
     """Stop after so much training time; the learning rate decays in time for it."""
     validate_on: str | None = None
     """Split that validates; default: validation, or 5% of the training songs where it is empty."""
+    keep: int = 0
+    """Checkpoints whose weights stay in OUTPUT/steps."""
+    best: bool = True
+    """Keep the weights of the least validation loss in OUTPUT/best."""
     skip_silent: bool = True
     """Draw again where a source is silent throughout the crop."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -145,6 +155,24 @@ class Data:
         }
 
 
+def compile_layers(model: nn.Module) -> None:
+    """torch.compile the stacks of a codec or the layers of a prior; weights keep their names."""
+    for name in ("encoders", "decoders", "blocks"):
+        for part in getattr(model, name, nn.ModuleList()).children():
+            part.compile()
+
+
+def parts_of_batch(items: int, rows: int, crops: int) -> int:
+    """The least number of equal parts of `items` items with at most `crops` crops in each.
+
+    Raises:
+        ValueError: one item has more.
+    """
+    if crops < rows:
+        raise ValueError(f"--batch is {crops}; an item is {rows} crops, expected at least {rows}")
+    return next(n for n in range(1, items + 1) if not items % n and rows * items // n <= crops)
+
+
 class TrainingItems(Items, Protocol):
     """Items that know how long their songs are."""
 
@@ -169,10 +197,12 @@ class Run:
                 raise ValueError(f"{flag} is {getattr(self.train, name)}, expected at least 1")
         if args.max_seconds is not None and args.max_seconds <= 0:
             raise ValueError(f"--max-seconds is {args.max_seconds}, expected more than 0")
-        if args.threads:
-            torch.set_num_threads(args.threads)
         self.fabric = make_fabric(args.device, args.precision, args.devices, args.num_nodes)
         self.fabric.launch()
+        local = getattr(self.fabric.strategy, "num_processes", 1)
+        threads = args.threads or share_of_cores(local)
+        if threads:
+            torch.set_num_threads(threads)
         seed_everything(seed + self.fabric.global_rank)
 
     def open_data(self, sample_rate: int) -> Data:
@@ -231,18 +261,23 @@ class Run:
     ) -> None:
         """Train `objective`, and say in one line what came out; see `Trainer`."""
         args = self.args
-        batches, held_out = self._batches(items), self._validation(validation)
+        parts = self._parts(objective, items)
+        batches, held_out = self._batches(items, parts), self._validation(validation, parts)
         tracker = self._tracker(meta)
         trainer = Trainer(
             self.fabric,
             args.optim,
             self.train,
             args.output,
-            meta=meta,
+            meta={**meta, "parts": parts},
             tracker=tracker,
             max_seconds=args.max_seconds,
             collapse=collapse,
+            snapshots=Snapshots(args.output, args.keep, best=args.best),
+            sharded=args.shard_optimizer,
         )
+        if args.compile:
+            compile_layers(model)
         try:
             samples = items.samples
             result = trainer.fit(objective, model, batches, held_out, samples_per_epoch=samples)
@@ -252,21 +287,33 @@ class Run:
             losses = [f"{split} loss {m['loss']:.4f}" for split, m in result.metrics.items()]
             print(f"{args.output}: {', '.join([f'step {result.step}', *losses])}")
 
-    def _batches(self, items: Items) -> Batches:
+    def _parts(self, objective: nn.Module, items: Items) -> int:
+        """How many parts each process computes its share of a batch in."""
+        batch, own = self.args.batch, self.train.batch_size // self.fabric.world_size
+        if batch is None:
+            return 1
+        if batch == "auto":
+            # A run that goes on keeps its parts: the codebook is updated after each.
+            if (self.args.output / META).is_file():
+                return load_meta(self.args.output)["parts"]
+            batch = 0  # TODO
+        return parts_of_batch(max(1, own // items.rows), items.rows, batch)
+
+    def _batches(self, items: Items, parts: int) -> Batches:
         return Batches(
             items,
             self.train.batch_size,
             processes=self.fabric.world_size,
             rank=self.fabric.global_rank,
-            accumulate=self.args.accumulate,
+            accumulate=parts,
             workers=self.train.workers,
             pin_memory=self.fabric.device.type == "cuda",
         )
 
-    def _validation(self, build: Callable[[], Items]) -> Batches | None:
+    def _validation(self, build: Callable[[], Items], parts: int) -> Batches | None:
         """None, with a word on stderr, where no validation song is usable."""
         try:
-            return self._batches(build())
+            return self._batches(build(), parts)
         except ValueError as error:
             print(f"warning: nothing to validate on ({error})", file=sys.stderr)
             return None

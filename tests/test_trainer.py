@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 
 import numpy as np
@@ -17,8 +18,9 @@ from jukebox_core.config import PRESETS, Bandwidths, LossConfig, OptimConfig, Tr
 from jukebox_core.datasets import Batches
 from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
 from jukebox_core.runtime import make_fabric, seed_everything
+from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import CsvTracker, Trackers, read_metrics
-from jukebox_core.trainer import CollapseWatch, Trainer
+from jukebox_core.trainer import TIMINGS, CollapseWatch, Trainer
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
 
@@ -109,7 +111,8 @@ def assert_same_run(one, two):
     for state in (a, b):
         del state["elapsed"]
         for metrics in state["metrics"].values():
-            metrics.pop("steps_per_second", None)
+            for name in TIMINGS:
+                metrics.pop(name, None)
     a, b = flat(a), flat(b)
     assert a.keys() == b.keys()
     for name, value in a.items():
@@ -165,11 +168,7 @@ def test_killed_between_checkpoints_is_bit_identical_with_the_same_log(tmp_path)
     toy_run(tmp_path / "parts", train, tracker=Trackers([CsvTracker(tmp_path / "parts")]))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     rows = [
-        [
-            row
-            for row in read_metrics(tmp_path / run / "metrics.csv")
-            if row[3] != "steps_per_second"
-        ]
+        [row for row in read_metrics(tmp_path / run / "metrics.csv") if row[3] not in TIMINGS]
         for run in ("whole", "parts")
     ]
     assert rows[0] == rows[1]
@@ -441,3 +440,99 @@ def test_mixed_precision_keeps_the_targets_exact(tmp_path):
     trainer.fit(toy, toy, Batches(Noise(), 4), samples_per_epoch=640)
     assert set(seen) == {(torch.float32, torch.bfloat16)}
     assert toy.linear.weight.dtype == torch.float32
+
+
+class FullDisk(Recorder):
+    """From the log of one step to that of another no file can grow beyond some bytes."""
+
+    def __init__(self, since, until=None):
+        super().__init__()
+        self._since, self._until = since, until
+        self._usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def log(self, step, epoch, split, metrics):
+        super().log(step, epoch, split, metrics)
+        if step == self._since:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (512, self._usual[1]))
+        if step == self._until:
+            self.close()
+
+    def close(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._usual)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_training_goes_on(tmp_path):
+    train = dataclasses.replace(TRAIN, log_every=1, checkpoint_every=2)
+    toy_run(tmp_path / "whole", train)
+    disk = FullDisk(since=3, until=7)
+    toy_run(tmp_path / "full", train, tracker=disk)
+    assert [message.split(":")[0] for message in disk.warnings] == [
+        "no checkpoint at step 4, the last is of step 2",
+        "no checkpoint at step 6, the last is of step 2",
+    ]
+    assert "could not be written" in disk.warnings[0] and "disk full" in disk.warnings[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_what_there_is(tmp_path):
+    train = dataclasses.replace(TRAIN, log_every=1, checkpoint_every=2)
+    toy_run(tmp_path / "whole", train)
+    disk = FullDisk(since=5)
+    try:
+        with pytest.raises(OSError, match=r"weights.safetensors could not be written.*disk full"):
+            toy_run(tmp_path / "full", train, tracker=disk)
+    finally:
+        disk.close()
+    assert load_meta(tmp_path / "full")["step"] == load_state(tmp_path / "full")["step"] == 4
+    assert not list((tmp_path / "full").glob(".*"))  # no half-written files
+    toy_run(tmp_path / "full", train)
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
+    train = dataclasses.replace(TRAIN, checkpoint_every=2, validate_every=1)
+    recorder = Recorder()
+    toy_run(tmp_path, train, tracker=recorder, snapshots=Snapshots(tmp_path, 2, best=True))
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["00000006", "00000008"]
+    losses = {row[0]: row[3]["loss"] for row in recorder.rows if row[2] == "validation"}
+    best = load_meta(tmp_path / "best")
+    assert best["step"] == min(losses, key=losses.get) and not best["finished"]
+    assert best["metrics"]["validation"]["loss"] == min(losses.values())
+    # The weights are those that the same training has at that step, averaged.
+    toy_run(
+        tmp_path / "again",
+        dataclasses.replace(train, steps=best["step"]),
+        dataclasses.replace(OPTIM, decay_steps=0),
+    )
+    toy_run(
+        tmp_path / "steady",
+        train,
+        dataclasses.replace(OPTIM, decay_steps=0),
+        snapshots=Snapshots(tmp_path / "steady", 8),
+    )
+    again = load_file(tmp_path / "again/weights.safetensors")
+    steady = load_file(tmp_path / f"steady/steps/{best['step']:08}/weights.safetensors")
+    assert all(torch.equal(again[name], steady[name]) for name in again)
+    with pytest.raises(ValueError, match="-1 checkpoints to keep"):
+        Snapshots(tmp_path, -1)
+
+
+def test_the_best_is_known_after_a_resumption(tmp_path):
+    snapshots = Snapshots(tmp_path, best=True)
+    assert snapshots.improves(2.0) and not snapshots.improves(2.0) and snapshots.improves(1.0)
+    assert not snapshots.improves(math.nan)
+    assert not Snapshots(tmp_path).improves(0.0)
+    train = dataclasses.replace(TRAIN, log_every=1, validate_every=1, checkpoint_every=100)
+    for folder, stops in (("whole", False), ("parts", True)):
+        if stops:
+            with pytest.raises(SystemExit):
+                toy_run(
+                    tmp_path / folder,
+                    train,
+                    tracker=Recorder(kill_at=4),
+                    snapshots=Snapshots(tmp_path / folder, best=True),
+                )
+        toy_run(tmp_path / folder, train, snapshots=Snapshots(tmp_path / folder, best=True))
+    metas = [load_meta(tmp_path / folder / "best") for folder in ("whole", "parts")]
+    assert metas[0]["step"] == metas[1]["step"]
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")

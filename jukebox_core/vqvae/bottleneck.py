@@ -28,8 +28,9 @@ class Bottleneck(nn.Module):
     sums / counts, and a code whose averaged count falls under `revival_threshold` restarts at a
     random latent of the batch (Jukebox, arXiv 2005.00341, section 3.1).
 
-    Under torch.distributed the sums are added over the ranks and rank 0's random picks are shared,
-    so that the codebook is the same on all of them.
+    Under torch.distributed the ranks' batches count as one: sums are added, restarts are drawn from
+    all of them. The codebook is the same everywhere, and that of one process with the whole batch,
+    whose item n is item n // P of rank n % P (the order of `jukebox_core.datasets.Batches`).
     """
 
     codebook: Tensor
@@ -62,13 +63,13 @@ class Bottleneck(nn.Module):
         batch, width, steps = latents.shape
         flat = latents.transpose(1, 2).reshape(-1, width)  # [B * T, D]
         if self.training:
-            self._initialise(flat.detach(), generator)
+            self._initialise(flat.detach(), steps, generator)
         codes, fit = self._nearest(flat)
         metrics = {"fit": fit, "pn": _prenorm(flat.detach())}
         # The lookup precedes the update: the loss sees the codebook that chose the codes.
         quantised = F.embedding(codes, self.codebook)
         if self.training:
-            metrics |= self._update(flat.detach(), codes, generator)
+            metrics |= self._update(flat.detach(), steps, codes, generator)
         commit = (quantised - flat).square().mean()
         through = flat + (quantised - flat).detach()
         if not self.training:
@@ -110,33 +111,42 @@ class Bottleneck(nn.Module):
         distance, codes = (torch.cat(parts) for parts in zip(*nearest, strict=True))
         return codes, distance.mean()
 
-    def _initialise(self, flat: Tensor, generator: torch.Generator | None) -> None:
+    def _initialise(self, flat: Tensor, steps: int, generator: torch.Generator | None) -> None:
         if self._ready:
             return
         if not bool(self.initialised):
-            self.codebook.copy_(self._random_latents(flat, generator))
+            self.codebook.copy_(self._random_latents(flat, steps, generator))
             self.restore_averages()
         self._ready = True
 
-    def _random_latents(self, flat: Tensor, generator: torch.Generator | None) -> Tensor:
-        """[K, D] latents drawn without replacement, tiled with noise where there are too few."""
-        missing = self.n_codes - flat.shape[0]
-        if missing > 0:
-            repeats = -(-self.n_codes // flat.shape[0])
-            flat = flat.repeat(repeats, 1)
-            noise = torch.randn(flat.shape, generator=generator, dtype=flat.dtype)
-            flat = flat + noise.to(flat.device) * (0.01 / math.sqrt(flat.shape[1]))
-        picks = torch.randperm(flat.shape[0], generator=generator)[: self.n_codes]
-        chosen = flat[picks.to(flat.device)]
-        if _distributed():
-            torch.distributed.broadcast(chosen, 0)
+    def _random_latents(
+        self, flat: Tensor, steps: int, generator: torch.Generator | None
+    ) -> Tensor:
+        """[K, D] latents drawn without replacement, tiled with noise where there are too few.
+
+        Args:
+            flat: [B * T, D], this rank's latents.
+            steps: T.
+            generator: of the draws; rank 0's are used.
+        """
+        width, device = flat.shape[1], flat.device
+        total = len(flat) * _ranks()
+        repeats = max(1, -(-self.n_codes // total))
+        noise = None
+        if repeats > 1:
+            noise = torch.randn(repeats * total, width, generator=generator, dtype=flat.dtype)
+        drawn = torch.randperm(repeats * total, generator=generator)[: self.n_codes]
+        picks = _from_first(drawn.to(device))
+        chosen = _gather_rows(flat, steps, picks % total)
+        if noise is not None:
+            chosen = chosen + _from_first(noise[drawn].to(device)) * (0.01 / math.sqrt(width))
         return chosen
 
     @torch.no_grad()
     def _update(
-        self, flat: Tensor, codes: Tensor, generator: torch.Generator | None
+        self, flat: Tensor, steps: int, codes: Tensor, generator: torch.Generator | None
     ) -> dict[str, Tensor]:
-        replacements = self._random_latents(flat, generator)
+        replacements = self._random_latents(flat, steps, generator)
         sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, flat)
         counts = torch.zeros_like(self.ema_count).index_add_(
             0, codes, torch.ones_like(codes, dtype=self.ema_count.dtype)
@@ -164,6 +174,30 @@ class Bottleneck(nn.Module):
 def _prenorm(flat: Tensor) -> Tensor:
     """Root mean square of the latents about their mean (Jukebox logs it as `pn`)."""
     return (flat - flat.mean()).norm() / math.sqrt(flat.numel())
+
+
+def _gather_rows(flat: Tensor, steps: int, index: Tensor) -> Tensor:
+    """Rows [P, D] of the latents [B * T, D] of all ranks, whose items take turns in their order."""
+    if not _distributed():
+        return flat[index]
+    size, rank = _ranks(), torch.distributed.get_rank()
+    item, step = index // steps, index % steps
+    own = (item % size == rank).unsqueeze(1)
+    rows = torch.where(own, flat[item // size * steps + step], torch.zeros_like(flat[:1]))
+    torch.distributed.all_reduce(rows)
+    return rows
+
+
+def _from_first(x: Tensor) -> Tensor:
+    """Rank 0's tensor."""
+    if _distributed():
+        x = x.contiguous()
+        torch.distributed.broadcast(x, 0)
+    return x
+
+
+def _ranks() -> int:
+    return torch.distributed.get_world_size() if _distributed() else 1
 
 
 def _distributed() -> bool:
