@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,11 +14,14 @@ from torch import Tensor
 
 from jukebox_core.datasets import AudioCache, long_enough
 from jukebox_core.manifest import Track
-from jukebox_core.prior.codes import encode_long, encoder_reach
+from jukebox_core.prior.codes import WINDOW_SECONDS, encoder_reach
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["PairCounting", "Pairing", "Triples"]
+__all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]
 
+KEPT = 1 << 31
+"""Bytes of codes kept: those of 1,500 songs of 4 minutes, at the paper's rate and 4 shifts. Python
+adds an eighth."""
 Pairing = Literal["song", "random", "both"]
 _SAME_SONG = {"song": 1.0, "random": 0.0, "both": 0.5}
 
@@ -37,12 +40,23 @@ class _Crop(NamedTuple):
     start: int  # in codes of the shifted song
 
 
+class _Tile(NamedTuple):
+    """Codes number * size to (number + 1) * size of a source of a shifted song."""
+
+    source: str
+    song: int
+    shift: int
+    number: int
+
+
 @dataclass(frozen=True)
 class PairCounting:
     """What is counted. Iteration i depends on the seed and on i alone.
 
     All crops are encoded with as much audio around them as the encoder sees, so that their codes
-    are those of whole songs, free of edge effects, and a source's codes need encoding but once.
+    are those of whole songs, free of edge effects, and a source's codes need encoding but once:
+    they are cut out of tiles of fixed places, which are kept as far as the memory meant for them
+    goes.
     """
 
     pairs: int = 8
@@ -71,8 +85,10 @@ class PairCounting:
         alpha: Mapping[str, float],
         start: int = 0,
         stop: int | None = None,
+        step: int = 1,
+        kept: int = KEPT,
     ) -> Iterator[Triples]:
-        """The triples of every iteration.
+        """The triples of every iteration, or of every `step`-th.
 
         Args:
             codec: in eval mode.
@@ -80,6 +96,8 @@ class PairCounting:
             alpha: {source: weight in the mixture}; two sources, in the order of the triples.
             start: first iteration.
             stop: iteration to stop before; None never stops.
+            step: from one iteration to the next: processes take turns.
+            kept: bytes of codes to keep; what is beyond is encoded as often as it is drawn.
 
         Raises:
             ValueError: not two sources, no song is long enough, or a code has fewer samples than
@@ -89,27 +107,15 @@ class PairCounting:
             raise ValueError(f"triples count two sources, got {len(alpha)}: {', '.join(alpha)}")
         if self.shifts > codec.config.hop:
             raise ValueError(f"{self.shifts} shifts; a code has but {codec.config.hop} samples")
-        songs = _Songs(codec, tracks, tuple(alpha), self)
-        whole = self._whole_songs_pay(songs, start, stop)
+        songs = _Songs(codec, tracks, tuple(alpha), self, kept)
         weights = torch.tensor(list(alpha.values())).view(2, 1, 1)
-        iteration = start
-        while stop is None or iteration < stop:
+        for iteration in itertools.count(start, step):
+            if stop is not None and iteration >= stop:
+                return
             pairs = self._draw(iteration, songs)
-            windows = songs.windows(pairs)  # [2, pairs, L]
-            mixture = songs.encode((weights * windows).sum(0))
-            if whole:
-                first, second = songs.codes(pairs)
-            else:
-                first, second = songs.encode(windows.flatten(0, 1)).reshape(2, *mixture.shape)
+            mixture = songs.encode((weights * songs.windows(pairs)).sum(0))
+            first, second = songs.codes(pairs)
             yield Triples(first, second, mixture)
-            iteration += 1
-
-    def _whole_songs_pay(self, songs: _Songs, start: int, stop: int | None) -> bool:
-        """Whether encoding all songs once takes less than encoding the crops of every iteration."""
-        if stop is None:
-            return True
-        per_pair = self.crop + 2 * songs.margin
-        return self.shifts * int(songs.lengths.sum()) <= (stop - start) * self.pairs * per_pair
 
     def _draw(self, iteration: int, songs: _Songs) -> tuple[list[_Crop], list[_Crop]]:
         """The crops of the first and of the second source."""
@@ -129,6 +135,7 @@ class _Songs:
         tracks: Sequence[Track],
         sources: tuple[str, ...],
         plan: PairCounting,
+        kept: int,
     ):
         self.margin = -(-encoder_reach(codec.config) // codec.config.hop)
         self._hop = codec.config.hop
@@ -140,7 +147,10 @@ class _Songs:
         self._sources = sources
         self._plan = plan
         self._audio = AudioCache()
-        self._codes: dict[tuple[str, int, int], np.ndarray] = {}  # source, song, shift
+        self._tiles: dict[_Tile, np.ndarray] = {}
+        self._room = kept
+        seconds = WINDOW_SECONDS["cpu"]  # on a GPU too: a longer tile is much for one crop
+        self._size = max(4 * self.margin, seconds * codec.config.sample_rate // self._hop)
         self._dtype = np.int16 if codec.config.l_bins <= 1 << 15 else np.int32
         # On a CPU a thread encodes a crop alone. Threads that share a convolution wait for each
         # other by spinning, which is up to a hundred times slower where something else runs too;
@@ -176,38 +186,60 @@ class _Songs:
     def encode(self, windows: Tensor) -> np.ndarray:
         """Codes [B, crop] of crops with their surroundings [B, L]."""
         parts = windows.split(1 if self._pool else len(windows))
-        codes = torch.cat(list(self._map(self._encode, parts)))
-        return codes[:, self.margin : self.margin + self._plan.crop].numpy()
+        codes = np.concatenate(list(self._map(self._encode, parts)))
+        return codes[:, self.margin : self.margin + self._plan.crop]
 
     def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> list[np.ndarray]:
         """Codes [pairs, crop] of the crops of either source, out of those of whole songs."""
-        keys = [
-            [(name, c.song, c.shift) for c in crops]
+        rows = [
+            [self._around(name, c) for c in crops]
             for name, crops in zip(self._sources, pairs, strict=True)
         ]
-        self._encode_songs([key for row in keys for key in row])
-        size = self._plan.crop
+        tiles = self._encode_tiles({tile for row in rows for part in row for tile in part})
+
+        def cut(crop: _Crop, part: list[_Tile]) -> np.ndarray:
+            start = crop.start - part[0].number * self._size
+            return np.concatenate([tiles[t] for t in part])[start : start + self._plan.crop]
+
         return [
-            np.stack([self._codes[k][c.start : c.start + size] for k, c in zip(*row, strict=True)])
-            for row in zip(keys, pairs, strict=True)
+            np.stack([cut(c, part) for c, part in zip(*row, strict=True)])
+            for row in zip(pairs, rows, strict=True)
         ]
 
-    def _encode_songs(self, keys: list[tuple[str, int, int]]) -> None:
-        """Encode what is asked for the first time: (source, song, shift)."""
-        missing = sorted(set(keys) - self._codes.keys())
-        waveforms = [
-            self._read(name, _Crop(song, shift, 0), 0, int(self.lengths[song]) * self._hop)
-            for name, song, shift in missing
-        ]
-        encoded = self._map(partial(encode_long, self._codec), waveforms)
-        for key, codes in zip(missing, encoded, strict=True):
-            self._codes[key] = codes.cpu().numpy().astype(self._dtype)
+    def _around(self, name: str, crop: _Crop) -> list[_Tile]:
+        """The tiles that a crop lies in."""
+        last = crop.start + self._plan.crop - 1
+        numbers = range(crop.start // self._size, last // self._size + 1)
+        return [_Tile(name, crop.song, crop.shift, number) for number in numbers]
+
+    def _encode_tiles(self, wanted: set[_Tile]) -> dict[_Tile, np.ndarray]:
+        """The codes of tiles; those encoded now are kept while there is room."""
+        found = {tile: self._tiles[tile] for tile in wanted if tile in self._tiles}
+        missing = sorted(wanted - found.keys())
+        audio = [self._read_tile(tile) for tile in missing]
+        for tile, codes in zip(missing, self._map(self._encode, audio), strict=True):
+            before = min(tile.number * self._size, self.margin)
+            found[tile] = codes[0, before : before + self._size].copy()
+            if found[tile].nbytes <= self._room:
+                self._tiles[tile] = found[tile]
+                self._room -= found[tile].nbytes
+        return found
+
+    def _read_tile(self, tile: _Tile) -> Tensor:
+        """Audio [1, L] of a tile and its surroundings, as far as the song goes."""
+        first = tile.number * self._size
+        start = max(0, first - self.margin)
+        stop = min(int(self.lengths[tile.song]), first + self._size + self.margin)
+        crop = _Crop(tile.song, tile.shift, start)
+        length = (stop - start) * self._hop
+        return self._read(tile.source, crop, start * self._hop, length).unsqueeze(0)
 
     @torch.no_grad()
-    def _encode(self, windows: Tensor) -> Tensor:
-        return self._codec.encode(windows.to(self._codec.codebook.device)).cpu()
+    def _encode(self, windows: Tensor) -> np.ndarray:
+        codes = self._codec.encode(windows.to(self._codec.codebook.device))
+        return codes.cpu().numpy().astype(self._dtype)
 
-    def _map(self, function: Callable[[Tensor], Tensor], items: Sequence[Tensor]) -> Iterable:
+    def _map(self, function: Callable[[Tensor], np.ndarray], items: Sequence[Tensor]) -> Iterable:
         return self._pool.map(function, items) if self._pool else map(function, items)
 
     def _read(self, name: str, crop: _Crop, start: int, length: int) -> Tensor:

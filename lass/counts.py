@@ -3,7 +3,7 @@
 A triple is one int64 key, (mixture * K + first) * K + second, so sorted keys are grouped by the
 mixture code. Counting collects keys in a buffer of fixed size; a full buffer becomes a sorted run
 on disk, and runs are merged by streaming blocks, as are files. Memory is bounded whatever the
-number of triples; only `load_counts` holds a whole table.
+number of triples; only `load_counts` and `TripleCounter.result` hold a whole table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jukebox_core.files import atomic_path, write_json
-from lass.runs import HELD, Block, SpoolRun, add_up, merged, write_run
+from lass.runs import HELD, Block, Run, SpoolRun, add_up, merged, merged_blocks, write_run
 
 __all__ = [
     "BUFFER",
@@ -37,8 +37,10 @@ __all__ = [
 ]
 
 BUFFER = 1 << 23
-"""Triples held in memory before a run is written (64 MiB of keys)."""
+"""Triples held in memory before a run is written (64 MiB of keys), and while runs are merged."""
 _FAN = 8  # runs of one level before they become one of the next
+_LEAST = 1 << 12  # keys held while runs are merged, however small the buffer is
+_PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
 
 
 class Counts(NamedTuple):
@@ -143,7 +145,7 @@ class TripleCounter:
         Args:
             n_codes: K.
             spool: folder for the runs.
-            buffer: triples held in memory.
+            buffer: triples held in memory, while they are added and while runs are merged.
             settings: what the counts depend on; a spool of other settings is refused.
 
         Raises:
@@ -188,7 +190,7 @@ class TripleCounter:
                 if not (self._spool / name).is_file():
                     raise ValueError(f"{self._spool} lacks {name}: delete it to start afresh")
         known = {name for _, name in self._runs}
-        for stray in self._spool.glob("run-*"):  # written after the last flush
+        for stray in self._spool.glob("*run-*"):  # written, or begun, after the last flush
             if stray.name not in known:
                 stray.unlink()
 
@@ -230,18 +232,33 @@ class TripleCounter:
 
     def result(self) -> Block:
         """All sorted unique keys and their counts, memory-mapped from one last run."""
-        self.flush()
-        if not self._runs:
+        runs = self._one_run()
+        if not runs:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        top = max(level for level, _ in self._runs)
-        if len(self._runs) > 1:
-            self._merge(top, top + 1)
-        run = SpoolRun(self._spool / self._runs[0][1])
-        return run.read(0, len(run))
+        return runs[0].read(0, len(runs[0]))
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> np.ndarray:
+        """Write everything added to a file of counts, as `save_counts` does, a part at a time.
+
+        Returns:
+            How many distinct triples every mixture code has, [K].
+        """
+        runs = self._one_run()
+        blocks = self._merged(runs, 2) if runs else iter(())  # their codes take as much again
+        return _save_blocks(path, self.n_codes, sum(map(len, runs)), blocks, metadata)
 
     def close(self) -> None:
-        """Remove the spool folder."""
+        """Remove the spool folder; a removal that is interrupted leaves a spool of nothing."""
+        (self._spool / "state.json").unlink(missing_ok=True)
         shutil.rmtree(self._spool, ignore_errors=True)
+
+    def _one_run(self) -> list[Run]:
+        """Everything added as one run, or none where there is nothing."""
+        self.flush()
+        if len(self._runs) > 1:
+            top = max(level for level, _ in self._runs)
+            self._merge(top, top + 1)
+        return [_Mapped(self._spool / name) for _, name in self._runs]
 
     def _spill(self) -> None:
         """The buffer to a run of level 0."""
@@ -252,12 +269,17 @@ class TripleCounter:
     def _merge(self, highest: int, level: int) -> None:
         """Replace the runs up to level `highest` by one of `level`."""
         old = [name for run, name in self._runs if run <= highest]
-        runs = [SpoolRun(self._spool / name) for name in old]
+        runs = [_Mapped(self._spool / name) for name in old]
         self._runs = [run for run in self._runs if run[1] not in old]
-        write_run(self._new_run(level), merged(runs))
+        write_run(self._new_run(level), self._merged(runs))
         self._write_state()
         for name in old:
             (self._spool / name).unlink(missing_ok=True)
+
+    def _merged(self, runs: Sequence[Run], share: int = 1) -> Iterator[Block]:
+        """The blocks of runs, no more keys at once than this share of what the buffer holds."""
+        held = min(HELD, max(_LEAST, len(self._buffer)))
+        return merged_blocks(runs, max(1, held // (share * len(runs))))
 
     def _new_run(self, level: int) -> Path:
         self._next += 1
@@ -275,6 +297,28 @@ class TripleCounter:
                 "next": self._next,
             },
         )
+
+
+class _Mapped:
+    """A run of the spool that is read from its start to its end, mapped anew every now and then.
+
+    The pages of a mapping stay in memory while it lasts: of one, in the end the whole file would.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._run = SpoolRun(path)
+        self._until = _PAGES
+
+    def __len__(self) -> int:
+        return len(self._run)
+
+    def read(self, start: int, stop: int) -> Block:
+        """Keys and counts `start` to `stop`."""
+        if stop > self._until:
+            self._run = SpoolRun(self._path)
+            self._until = stop + _PAGES
+        return self._run.read(start, stop)
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -304,8 +348,11 @@ def _save_blocks(
     size: int,
     blocks: Iterable[Block],
     metadata: Mapping[str, str],
-) -> None:
-    """A safetensors file written in parts: its own writer wants everything in memory, twice."""
+) -> np.ndarray:
+    """A safetensors file written in parts: its own writer wants everything in memory, twice.
+
+    Returns how many keys every mixture code has.
+    """
     shapes = {"counts": ("I64", size), "offsets": ("I64", n_codes + 1)}
     shapes |= {"first": ("I32", size), "second": ("I32", size)}
     header: dict[str, Any] = {
@@ -339,6 +386,7 @@ def _save_blocks(
         write("offsets", 0, np.concatenate([[0], np.cumsum(per_code)]))
         if at != size:
             raise RuntimeError(f"{at} keys were written, {size} were announced")
+    return per_code
 
 
 def load_counts(
@@ -415,8 +463,9 @@ class CountsFile:
         stop = min(stop, len(self))
         if start >= stop:  # which safetensors refuses to slice
             return np.empty(0, np.int64), np.empty(0, np.int64)
+        file = safe_open(str(self.path), "numpy")  # of one left open, what was read stays in memory
         first, second, counts = (
-            self._file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
+            file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
         )
         mixture = np.searchsorted(self._offsets, np.arange(start, stop), side="right") - 1
         return to_keys(self.n_codes, first, second, mixture), counts

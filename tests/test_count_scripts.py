@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import bench_counting
 from jukebox_core.checkpoints import fingerprint, load_codec, save_model
 from jukebox_core.config import PRESETS
 from jukebox_core.manifest import load_manifest
@@ -73,7 +75,6 @@ def test_counts_are_those_of_the_iterations(codec, tiny_data, tmp_path, capsys):
 def test_an_interrupted_counting_goes_on(codec, tiny_data, tmp_path, monkeypatch, capsys):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert count_sums.main(flags(codec, tiny_data, straight, "--iterations", "9")) == 0
-    monkeypatch.setattr(count_sums, "_FLUSH_SECONDS", 0.0)
     add = TripleCounter.add
 
     def interrupted(self, *codes):
@@ -82,7 +83,8 @@ def test_an_interrupted_counting_goes_on(codec, tiny_data, tmp_path, monkeypatch
         add(self, *codes)
 
     monkeypatch.setattr(TripleCounter, "add", interrupted)
-    command = flags(codec, tiny_data, broken, "--iterations", "9", "--buffer", "100")
+    often = ("--buffer", "100", "--flush-seconds", "0")
+    command = flags(codec, tiny_data, broken, "--iterations", "9", *often)
     assert count_sums.main(command) == 130
     assert not broken.exists() and (tmp_path / "broken.spool" / "state.json").is_file()
     added = []
@@ -93,7 +95,7 @@ def test_an_interrupted_counting_goes_on(codec, tiny_data, tmp_path, monkeypatch
     assert "holds a counting that was begun with counting" in capsys.readouterr().err
     assert count_sums.main(command) == 0
     assert len(added) == 5
-    assert as_dict(broken) == as_dict(straight)
+    assert broken.read_bytes() == straight.read_bytes()
     assert not (tmp_path / "broken.spool").exists()
 
 
@@ -105,10 +107,36 @@ def test_more_iterations_and_more_time_go_on_from_the_file(codec, tiny_data, tmp
     assert load_counts(grown)[1]["iterations"] == "1"
     assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "4")) == 0
     assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "7")) == 0
-    assert as_dict(grown) == as_dict(straight)
+    assert grown.read_bytes() == straight.read_bytes()
     capsys.readouterr()
     assert count_sums.main(flags(codec, tiny_data, grown, "--iterations", "3")) == 1
     assert "7 iterations are already counted" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time_counts(codec, tiny_data, tmp_path, capsys):
+    output = tmp_path / "counts"
+    command = flags(codec, tiny_data, output, "--iterations", "2")
+    with count_sums._locked(count_sums.spool_of(output)):
+        assert count_sums.main(command) == 1
+        assert capsys.readouterr().err == (
+            f"error: another process counts in {output}.spool: wait for its end\n"
+        )
+    assert count_sums.main(command) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["counts"]
+
+
+def test_what_a_killed_process_left_beside_its_finished_file_is_removed(
+    codec, tiny_data, tmp_path, monkeypatch, capsys
+):
+    output = tmp_path / "counts"
+    command = flags(codec, tiny_data, output, "--iterations", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(TripleCounter, "close", lambda self: None)
+        assert count_sums.main(command) == 0
+    assert count_sums.spool_of(output).exists()
+    assert count_sums.main(command) == 0
+    assert "already counted" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["counts"]
 
 
 def test_parts_are_merged(codec, tiny_data, tmp_path, capsys):
@@ -162,12 +190,39 @@ def test_only_training_songs_of_the_right_kind_are_counted(codec, tiny_data, tmp
     assert "has no songs in its train split" in error(tests)
     assert "choose a shorter crop" in error(tiny_data, "--crop", "5000")
     assert "--iterations is 0" in error(tiny_data, "--iterations", "0")
+    assert "--kept is -1" in error(tiny_data, "--kept", "-1")
     assert "expected 1 or more" in error(tiny_data, "--buffer", "0")
     assert "there is no run folder" in error(tiny_data, "--vqvae", str(tmp_path / "none"))
     assert count_sums.main(["--output", str(output)]) == 1
     assert "--vqvae and --data are needed" in capsys.readouterr().err
     assert count_sums.main(["--merge", str(output), "--output", str(output)]) == 1
     assert "make it with scripts.count_sums" in capsys.readouterr().err
+
+
+def test_the_benchmark_counts_what_it_simulates(capsys):
+    sizes = ["--iterations", "50", "--triples", "300", "--codes", "20", "--buffer", "1000"]
+    assert bench_counting.main([*sizes, "--rows", "4", "--json"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    said = json.loads(lines[-1])
+    args = bench_counting.Args(iterations=50, triples=300, codes=20)
+    drawn = np.array(list(bench_counting.simulated(args)))
+    assert drawn.shape == (50, 3, 300)
+    distinct = len(np.unique(drawn.swapaxes(1, 2).reshape(-1, 3), axis=0))
+    assert [row["distinct"] for row in said["rows"]] == [None] * 4 + [distinct]
+    assert [row["iterations"] for row in said["rows"]] == [12, 25, 37, 50, 50]
+    assert said["rows"][-1]["spool_mb"] == 16 * distinct / (1 << 20)
+    assert len(lines) == 1 + 5 + 3  # heads, rows, a gap, the summary, JSON
+    assert bench_counting.main(["--triples", "0"]) == 1
+    assert "--triples is 0, expected at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_does_not_grow_with_the_triples(capsys):
+    sizes = ["--iterations", "40", "--triples", "100000", "--buffer", "65536"]
+    assert bench_counting.main([*sizes, "--noise", "1", "--skew", "0", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert said["rows"][-1]["spool_mb"] > 55  # mapped or read whole it would show
+    assert said["largest_peak_mb"] - said["smallest_mb"] < 30
 
 
 def test_precomputed_sums_are_those_of_the_codebook(codec, tmp_path, capsys):

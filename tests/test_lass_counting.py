@@ -9,7 +9,7 @@ from jukebox_core.config import PRESETS
 from jukebox_core.manifest import load_manifest
 from jukebox_core.prior.codes import encode_long
 from jukebox_core.vqvae.model import VQVAE
-from lass.counting import PairCounting
+from lass.counting import PairCounting, _Songs
 
 PLAN = PairCounting(pairs=3, crop=64, shifts=4, seed=5)
 
@@ -45,28 +45,74 @@ def whole_song_codes(codec, track, alpha, shifts):
     return np.array([[encode_long(codec, x).numpy() for x in row] for row in moved])
 
 
-@pytest.mark.parametrize("stop", (2, 400))  # crops encoded one by one, or whole songs
-def test_triples_of_one_song_are_those_of_the_whole_song(codec, manifest, stop):
+@pytest.mark.parametrize("size", (None, 90))  # codes of a tile: the whole song, or less
+def test_triples_of_one_song_are_those_of_the_whole_song(codec, manifest, monkeypatch, size):
     plan = PairCounting(pairs=3, crop=64, pairing="song", shifts=2, seed=5)
     tracks = manifest.split("train")[:1]
     whole = whole_song_codes(codec, tracks[0], manifest.alpha, 2)
-    windows = np.lib.stride_tricks.sliding_window_view(whole, 64, axis=2)  # [3, 2, T - 63, 64]
-    triples = plan.iterate(codec, tracks, manifest.alpha, 0, stop)
-    for _ in range(2):
-        for row in np.stack(next(triples), axis=1):  # [3, 64]
-            found = (windows == row[:, None, None]).mean((0, 3))
-            assert found.max() > 0.995  # float rounding may move a code
+    with_tiles_of(monkeypatch, size)
+    drawn = []
+    draw = PairCounting._draw
+    monkeypatch.setattr(PairCounting, "_draw", lambda *a: (drawn.append(draw(*a)), drawn[-1])[1])
+    for triples in run(plan, codec, manifest, 0, 4, tracks):
+        crops, same = drawn.pop(0)
+        assert crops == same
+        for row, c in zip(np.stack(triples, axis=1), crops, strict=True):  # [3, 64]
+            found = row == whole[:, c.shift, c.start : c.start + 64]
+            assert found.mean() > 0.995  # float rounding may move a code
+            assert size or found[:2].all()
 
 
-def test_both_ways_of_encoding_agree(codec, manifest, monkeypatch):
-    results = []
-    for whole in (True, False):
-        monkeypatch.setattr(PairCounting, "_whole_songs_pay", lambda *a, whole=whole: whole)
-        results.append(run(PLAN, codec, manifest))
-    for ours, theirs in zip(*results, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.shape == b.shape == (3, 64)
-            assert (a == b).mean() > 0.995
+def with_tiles_of(monkeypatch, size):
+    """Let songs be encoded in tiles of so many codes."""
+    made = _Songs.__init__
+
+    def init(self, *arguments):
+        made(self, *arguments)
+        self._size = size or self._size
+
+    monkeypatch.setattr(_Songs, "__init__", init)
+
+
+@pytest.mark.parametrize("size", (None, 90))
+def test_what_is_kept_changes_the_work_and_nothing_else(codec, manifest, monkeypatch, size):
+    with_tiles_of(monkeypatch, size)
+    encoded = []
+    read = _Songs._read_tile
+    monkeypatch.setattr(_Songs, "_read_tile", lambda s, t: (encoded.append(t), read(s, t))[1])
+
+    def result(kept):
+        encoded.clear()
+        triples = list(PLAN.iterate(codec, manifest.split("train"), manifest.alpha, 0, 20, 1, kept))
+        return np.array(triples), list(encoded)
+
+    everything, once = result(1 << 30)
+    assert len(set(once)) == len(once)
+    nothing, often = result(0)
+    assert len(often) > len(once) and set(often) == set(once)
+    some, between = result(len(once) * (size or 3 * 22_050 // 16))  # of two bytes each: a half
+    assert len(often) > len(between) > len(once)
+    np.testing.assert_array_equal(everything, nothing)
+    np.testing.assert_array_equal(everything, some)
+
+
+def test_what_is_kept_is_no_more_than_was_asked_for(codec, manifest):
+    songs = _Songs(codec, manifest.split("train"), ("bass", "drums"), PLAN, 20_000)
+    for iteration in range(20):
+        songs.codes(PLAN._draw(iteration, songs))
+        held = sum(codes.nbytes for codes in songs._tiles.values())
+        assert all(codes.base is None for codes in songs._tiles.values())
+        assert held + songs._room == 20_000 and songs._room >= 0
+    assert songs._tiles
+
+
+def test_processes_take_turns(codec, manifest):
+    everything = run(PLAN, codec, manifest, stop=7)
+    for processes in (2, 3):
+        for rank in range(processes):
+            tracks = manifest.split("train")
+            mine = PLAN.iterate(codec, tracks, manifest.alpha, rank, 7, step=processes)
+            np.testing.assert_array_equal(list(mine), everything[rank::processes])
 
 
 def test_an_iteration_depends_on_seed_and_number_alone(codec, manifest):

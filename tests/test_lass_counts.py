@@ -59,6 +59,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(runs_module, "HELD", HELD)
     monkeypatch.setattr(module, "HELD", HELD)
     monkeypatch.setattr(module, "_FAN", 3)
+    monkeypatch.setattr(module, "_PAGES", 200)
 
 
 @pytest.mark.parametrize("buffer", (3, 10, 64, 399, 400, 401, 1000, 100_000))
@@ -126,28 +127,101 @@ def test_a_killed_counting_goes_on_from_its_last_flush(tmp_path, buffer, killed_
     assert again.iterations == 13 and again.triples == 5200
 
 
-def test_a_process_that_dies_in_the_middle_of_a_merge_loses_nothing(tmp_path, monkeypatch):
-    batches = [triples(seed) for seed in range(8)]
-    counter = TripleCounter(K, tmp_path / "spool", buffer=400)
-    merge, died = module.merged, []
+class Killed(BaseException):
+    """What a process does not survive."""
 
-    def dying(runs):
-        for block in merge(runs):
-            died.append(True)
-            yield block
-            raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "merged", dying)
-    with pytest.raises(KeyboardInterrupt):
-        for batch in batches:
-            counter.add(*batch)
-    assert died
-    monkeypatch.setattr(module, "merged", merge)
-    again = TripleCounter(K, tmp_path / "spool", buffer=400)
-    assert again.iterations > 0
-    for batch in batches[again.iterations :]:
-        again.add(*batch)
-    assert counted(again) == by_hand(*batches)
+def dying(monkeypatch, at):
+    """Let the process die at the `at`-th of the steps that change the disk: before or after it."""
+    steps = 0
+
+    def wrapped(step):
+        def died(*arguments, **options):
+            nonlocal steps
+            for half in (True, False):
+                steps += 1
+                if steps == at:
+                    raise Killed
+                if half:
+                    result = step(*arguments, **options)
+            return result
+
+        return died
+
+    for owner, name in (
+        (module, "write_run"),
+        (module, "write_json"),
+        (module, "_save_blocks"),
+        (module.shutil, "rmtree"),
+        (Path, "unlink"),
+    ):
+        monkeypatch.setattr(owner, name, wrapped(getattr(owner, name)))
+
+
+def count_and_save(folder, batches, adopted=None):
+    """What scripts.count_sums does with a counter."""
+    counter = TripleCounter(K, folder / "spool", buffer=150)
+    if adopted and not counter.iterations:
+        counter.adopt(CountsFile(adopted))
+    for i, batch in enumerate(batches[counter.iterations :]):
+        counter.add(*batch)
+        if i % 2:
+            counter.flush()
+    counter.flush()
+    counter.save(folder / "counts", {"iterations": str(counter.iterations)})
+    counter.close()
+
+
+@pytest.mark.parametrize("adopting", (False, True))
+def test_a_process_may_die_at_any_step(tmp_path, monkeypatch, adopting):
+    batches = [triples(seed, 90) for seed in range(9)]
+    adopted = tmp_path / "adopted" if adopting else None
+    some = count_triples(K, *(np.concatenate(codes) for codes in zip(*batches[:4], strict=True)))
+    save_counts(tmp_path / "adopted", some, {"iterations": "4"})
+    (tmp_path / "whole").mkdir()
+    count_and_save(tmp_path / "whole", batches)
+    whole = (tmp_path / "whole" / "counts").read_bytes()
+    assert as_dict(load_counts(tmp_path / "whole" / "counts")[0]) == by_hand(*batches)
+    deaths = 0
+    for at in range(1, 1000):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        with monkeypatch.context() as patch:
+            dying(patch, at)
+            try:
+                count_and_save(folder, batches, adopted)
+            except Killed:
+                deaths += 1
+            else:
+                break
+        count_and_save(folder, batches, adopted)
+        assert (folder / "counts").read_bytes() == whole
+        assert sorted(path.name for path in folder.iterdir()) == ["counts"]
+    assert 40 < deaths == at - 1 < 999
+
+
+def test_files_that_were_begun_are_removed(tmp_path):
+    counter = TripleCounter(K, tmp_path)
+    counter.add(*triples(0))
+    counter.flush()
+    kept = sorted(tmp_path.iterdir())
+    for name in ("run-000002", ".run-000002.12-ab.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    again = TripleCounter(K, tmp_path)
+    assert sorted(tmp_path.iterdir()) == kept
+    assert counted(again) == by_hand(triples(0))
+
+
+@pytest.mark.parametrize("batches", (0, 1, 5))
+def test_saving_a_counter_is_saving_its_result(tmp_path, batches):
+    counter = TripleCounter(K, tmp_path / "spool", buffer=100)
+    for seed in range(batches):
+        counter.add(*triples(seed))
+    per_code = counter.save(tmp_path / "saved", {"a": "b"})
+    keys, counts = counter.result()
+    save_keys(tmp_path / "result", K, keys, counts, {"a": "b"})
+    assert (tmp_path / "saved").read_bytes() == (tmp_path / "result").read_bytes()
+    np.testing.assert_array_equal(per_code, np.bincount(keys // K**2, minlength=K))
 
 
 def test_memory_stays_bounded(tmp_path, monkeypatch):
