@@ -78,7 +78,12 @@ def load(path: str | Path) -> tuple[Tensor, int]:
     path = existing(path)
     try:
         samples, rate = _decode(path)
-    except (soundfile.LibsndfileError, TypeError) as error:
+    except soundfile.LibsndfileError as error:
+        # What ffmpeg makes of a damaged file may be half of it, without a word.
+        if path.suffix.lower() in SUBTYPES:
+            raise ValueError(f"{path} cannot be read as audio: {one_line(error)}") from error
+        samples, rate = _decode_with_ffmpeg(path, error)
+    except TypeError as error:
         samples, rate = _decode_with_ffmpeg(path, error)
     return _checked(samples, path), rate
 

@@ -1,24 +1,25 @@
 """Random crops of a prepared data set: item i depends on the seed and on i alone.
 
-Nothing else is random: not the number of workers, not the order of reading. Training step s reads
-fixed items, so that a resumed run just starts at the right one.
+Nothing else is random: not the number of workers, not the order of reading (see `batches`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from jukebox_core import audio
+from jukebox_core.audio_cache import AudioCache
+from jukebox_core.batches import Batches, Items, collate
 from jukebox_core.manifest import Manifest, Track
+from jukebox_core.unreadable import Unreadable
 
 __all__ = [
     "Augmentation",
@@ -33,18 +34,10 @@ __all__ = [
 ]
 
 MIXTURE = "mixture"
+DRAWS = 20
+"""So many places are tried for one item."""
 HELD_OUT = 0.05
 """Share of the training songs that validate where the data set has no validation split."""
-
-
-class Items(Protocol):
-    """A map-style data set of endless items [R, length]; what `Batches` reads."""
-
-    rows: int
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Item `index`, the same on every call."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,32 +61,6 @@ class Augmentation:
         return crop
 
 
-class AudioCache:
-    """Reads parts of mono files; keeps whole decoded files until a budget of bytes is spent."""
-
-    def __init__(self, budget: int = 1 << 30):
-        self._budget = budget
-        self._used = 0
-        self._kept: dict[Path, Tensor] = {}
-
-    def read(self, path: Path, start: int, length: int, samples: int) -> Tensor:
-        """[length] samples from `start` of a file that has `samples` of them."""
-        kept = self._kept.get(path)
-        if kept is None:
-            worker = get_worker_info()
-            budget = self._budget // (worker.num_workers if worker else 1)
-            if self._used + 4 * samples > budget:
-                return audio.load_segment(path, start, length)[0]
-            kept = audio.load(path)[0][0].clone()
-            if len(kept) != samples:
-                raise ValueError(
-                    f"{path} has {len(kept)} samples, its manifest says {samples}: prepare again"
-                )
-            self._kept[path] = kept
-            self._used += kept.nbytes
-        return kept[start : start + length]
-
-
 @dataclass
 class CropDataset(Dataset):
     """Aligned crops [R, crop] of random songs, every song as likely as it is long.
@@ -101,6 +68,9 @@ class CropDataset(Dataset):
     The rows are, by `contents`: `mixtures` the mixture; `sources` the sources in the order of
     `alpha`; `both` the sources, then their mixture; or the name of one source. The mixture is the
     alpha-weighted sum of the sources, which is what the data set's mixture files hold.
+
+    A place that cannot be read is drawn again from the item's own generator, and `unreadable`
+    remembers the file: an item depends on the files besides the seed and itself, on nothing else.
 
     Raises:
         ValueError: `contents` names no source, or no song is as long as the crop.
@@ -113,7 +83,7 @@ class CropDataset(Dataset):
     """Weight of every source in the mixture; its order is that of the rows."""
     seed: int = 0
     skip_silent: bool = True
-    """Draw again, up to 20 times, where a source is silent throughout the crop (-60 dBFS)."""
+    """Draw again where a source is silent throughout the crop (-60 dBFS)."""
     pairing: Literal["song", "random"] = "song"
     """`random` draws every source from a song of its own."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -129,8 +99,13 @@ class CropDataset(Dataset):
             )
         chosen = self.alpha if self.contents in everything else (self.contents,)
         self._sources = tuple(chosen)
-        self.rows = {"mixtures": 1, "both": len(chosen) + 1}.get(self.contents, len(chosen))
+        rows = {"mixtures": (MIXTURE,), "both": (*chosen, MIXTURE)}
+        self.names = rows.get(self.contents, self._sources)
+        """What every row holds."""
+        self.rows = len(self.names)
         self._songs = long_enough(self.tracks, self.crop)
+        self.unreadable = Unreadable(len(self._songs))
+        """Files that could not be read; more than a tenth of the songs is an error."""
         lengths = np.array([track.samples for track in self._songs], dtype=np.float64)
         self._edges = np.cumsum(lengths) / lengths.sum()
         self.samples = int(lengths.sum())
@@ -152,19 +127,36 @@ class CropDataset(Dataset):
         return mixture if self.contents == "mixtures" else torch.cat([sources, mixture])
 
     def _draw(self, names: tuple[str, ...], generator: np.random.Generator) -> Tensor:
-        """One place of one song, [S, crop]; after 20 silent places the last of them."""
-        for _ in range(20 if self.skip_silent else 1):
+        """One place of one song, [S, crop]; after 20 draws the last that could be read."""
+        found = None
+        for _ in range(DRAWS):
             song = self._songs[int(np.searchsorted(self._edges, generator.random(), "right"))]
             start = int(generator.integers(song.samples - self.crop + 1))
-            crop = torch.stack(
-                [
-                    self.cache.read(song.sources[name], start, self.crop, song.samples)
-                    for name in names
-                ]
-            )
-            if not (audio.rms_dbfs(crop) < -60).any():
+            crop = self._read(song, names, start)
+            if crop is None:
+                continue
+            found = crop
+            if not self.skip_silent or not (audio.rms_dbfs(crop) < -60).any():
                 break
-        return crop
+        if found is None:
+            raise ValueError(
+                f"{DRAWS} draws in a row cannot be read: {self.unreadable.names()}; restore the "
+                "files or prepare the data again"
+            )
+        return found
+
+    def _read(self, song: Track, names: tuple[str, ...], start: int) -> Tensor | None:
+        """One place, [S, crop]; None, which is noted, where a source cannot be read."""
+        rows = []
+        for name in names:
+            path = song.sources[name]
+            try:
+                rows.append(self.cache.read(path, start, self.crop, song.samples))
+            except (OSError, ValueError) as error:
+                self.unreadable.add(song.name, path, error)
+                self.unreadable.check()
+                return None
+        return torch.stack(rows)
 
 
 def long_enough(tracks: Sequence[Track], samples: int) -> list[Track]:
@@ -218,76 +210,3 @@ def hold_out(tracks: Sequence[Track], share: float = HELD_OUT) -> tuple[list[Tra
         [track for track in tracks if track.name not in held],
         [track for track in tracks if track.name in held],
     )
-
-
-def collate(items: Sequence[Tensor]) -> Tensor:
-    """Items [R, ...] to a batch [R * B, ...] ordered by row: all first rows, then all second."""
-    return torch.stack(list(items), dim=1).flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class Batches:
-    """The batches of a run, in an order that depends on the step alone.
-
-    One optimiser step is `accumulate` batches on each of `processes`; all of them together hold
-    `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
-
-    Raises:
-        ValueError: `batch_size` does not divide that way.
-    """
-
-    items: Items
-    batch_size: int
-    processes: int = 1
-    rank: int = 0
-    accumulate: int = 1
-    workers: int = 0
-    pin_memory: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide."""
-        unit = self.items.rows * self.processes * self.accumulate
-        if self.batch_size < 1 or self.batch_size % unit:
-            raise ValueError(
-                f"batch size {self.batch_size} does not divide into {self.items.rows} rows per "
-                f"item x {self.processes} processes x {self.accumulate} accumulated batches; "
-                f"expected a multiple of {unit}"
-            )
-
-    @property
-    def items_per_step(self) -> int:
-        """Items of one optimiser step, over all processes."""
-        return self.batch_size // self.items.rows
-
-    def indices(self, start: int, stop: int) -> Iterator[list[int]]:
-        """The items of every batch of this process from step `start` to before step `stop`."""
-        count = self.items_per_step
-        parts = self.processes * self.accumulate
-        for step in range(start, stop):
-            whole = range(step * count, (step + 1) * count)
-            for part in range(self.rank, parts, self.processes):
-                yield list(whole[part::parts])
-
-    def steps(self, start: int, stop: int) -> Iterator[Tensor]:
-        """The batches [R * B, ...] of this process, `accumulate` of them per step."""
-        loader: DataLoader = DataLoader(
-            _Endless(self.items),
-            batch_sampler=list(self.indices(start, stop)),
-            collate_fn=collate,
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-            # A generator of its own: the loader would draw from the global one, which would make
-            # a resumed run differ from one that never stopped.
-            generator=torch.Generator(),
-        )
-        return iter(loader)
-
-
-class _Endless(Dataset):
-    """A data set without a length, which indices of any size may ask for items."""
-
-    def __init__(self, items: Items):
-        self._items = items
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self._items[index]

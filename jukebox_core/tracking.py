@@ -1,21 +1,23 @@
-"""Where a run's numbers go: a CSV file always, the terminal, Weights & Biases if wanted."""
+"""Where a run's numbers go: a CSV file always, the terminal, Weights & Biases if wanted.
+
+What it can be heard and seen by goes to `media.MediaTracker` and Weights & Biases.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
-import netrc
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TextIO
-from urllib.parse import urlparse
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from tqdm import tqdm
 
-from jukebox_core.files import atomic_path, write_json
+from jukebox_core.files import atomic_path
+from jukebox_core.wandb_tracker import WandbConfig, WandbTracker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "METRICS",
@@ -30,7 +32,6 @@ __all__ = [
 ]
 
 METRICS = "metrics.csv"
-WANDB_RUN = "wandb.json"
 
 
 class Tracker(Protocol):
@@ -46,6 +47,10 @@ class Tracker(Protocol):
 
     def warn(self, message: str) -> None:
         """Something a person should look at."""
+        ...
+
+    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Waveforms {label: [T]} that belong together, such as what went in and what came out."""
         ...
 
     def close(self) -> None:
@@ -112,6 +117,9 @@ class CsvTracker:
     def warn(self, message: str) -> None:
         """Warnings are no numbers."""
 
+    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Audio is no number."""
+
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
@@ -143,112 +151,13 @@ class ConsoleTracker:
         """One line on stderr, beside the bar."""
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
+    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """A terminal shows none."""
+
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    """Weights & Biases."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: WANDB_MODE if set, else online where there is a key or a log-in, else offline."""
-    project: str = "latent-separation"
-    entity: str | None = None
-    """User or team; default: that of the log-in."""
-    name: str | None = None
-    """Name of the run; default: its folder's."""
-    tags: tuple[str, ...] = ()
-
-    def resolved(self) -> str:
-        """The mode, `auto` decided."""
-        if self.mode != "auto":
-            return self.mode
-        chosen = os.environ.get("WANDB_MODE", "")
-        if chosen in ("online", "offline", "disabled"):
-            return chosen
-        return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
-
-
-class WandbTracker:
-    """Logs to Weights & Biases. It may fail at any time: training goes on without it."""
-
-    def __init__(self, folder: str | Path, config: WandbConfig, meta: Mapping[str, Any]):
-        """Start or continue the run whose id the run folder holds."""
-        self._mode = config.resolved()
-        self._folder = Path(folder)
-        self._run: Any = None
-        if self._mode == "disabled":
-            return
-        try:
-            self._run = self._start(config, dict(meta))
-        except Exception as error:  # noqa: BLE001 - whatever it is, training matters more
-            self._give_up(error)
-
-    def start(self, step: int, steps: int) -> None:
-        """Nothing to prepare."""
-
-    def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
-        """Log under `split/metric`."""
-        if self._run is None:
-            return
-        try:
-            values = {f"{split}/{name}": value for name, value in metrics.items()}
-            self._run.log(values | {"epoch": epoch, "step": step})
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-
-    def warn(self, message: str) -> None:
-        """Raise an alert, where there is somebody to read it."""
-        if self._run is None or self._mode != "online":
-            return
-        try:
-            self._run.alert(title="training", text=message)
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-
-    def close(self) -> None:
-        """Finish; say how to upload an offline run."""
-        if self._run is None:
-            return
-        run, self._run = self._run, None
-        try:
-            run.finish()
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-            return
-        if self._mode == "offline":
-            print(f"W&B is offline; upload with: wandb sync {Path(run.dir).parent}", flush=True)
-
-    def _start(self, config: WandbConfig, meta: dict[str, Any]) -> Any:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        path = self._folder / WANDB_RUN
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            name=config.name or self._folder.name,
-            tags=config.tags or None,
-            id=known.get("id"),
-            resume="allow" if known and self._mode == "online" else None,
-            mode="online" if self._mode == "online" else "offline",
-            dir=self._folder,
-            config=meta,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=60),
-        )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        write_json(path, {"id": run.id})
-        return run
-
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: W&B failed, going on without it ({reason})", file=sys.stderr, flush=True)
 
 
 class Trackers:
@@ -272,17 +181,12 @@ class Trackers:
         for part in self._parts:
             part.warn(message)
 
+    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Pass on to all."""
+        for part in self._parts:
+            part.media(step, name, audio, rate)
+
     def close(self) -> None:
         """Close all."""
         for part in self._parts:
             part.close()
-
-
-def _logged_in() -> bool:
-    """Whether `wandb login` has left a key for the server in use."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
-    try:
-        return host is not None and netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

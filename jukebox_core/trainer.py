@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,10 +23,12 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from jukebox_core.checkpoints import STATE, load_state, save_model, save_state
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets import Batches
+from jukebox_core.media import Clips
 from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
 from jukebox_core.runtime import Signals, generator_states, seed_everything, set_generator_states
 from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import Tracker, Trackers
+from jukebox_core.unreadable import warn_on_stderr
 
 __all__ = ["TIMINGS", "CollapseWatch", "Result", "Trainer"]
 
@@ -77,6 +79,7 @@ class Trainer:
         tracker: Tracker | None = None,
         max_seconds: float | None = None,
         collapse: CollapseWatch | None = None,
+        media: Callable[[Tensor], Iterable[Clips]] | None = None,
         snapshots: Snapshots | None = None,
         sharded: bool = False,
     ):
@@ -91,6 +94,7 @@ class Trainer:
             tracker: receives the metrics; used on the first process alone.
             max_seconds: stop after so much training time, all starts of the run together.
             collapse: looks at the training metrics of every log.
+            media: makes of the first validation batch what there is to hear and see.
             snapshots: keeps weights of earlier steps.
             sharded: every process keeps the optimiser's state of its share of the parameters alone.
         """
@@ -100,6 +104,9 @@ class Trainer:
         self._folder = folder
         self._meta = dict(meta)
         self._tracker = tracker if tracker is not None and fabric.is_global_zero else Trackers()
+        # Every process reads songs of its own, so that each tells what it could not read.
+        self._warn = self._tracker.warn if fabric.is_global_zero else warn_on_stderr
+        self._media = media if fabric.is_global_zero else None
         self._max_seconds = max_seconds
         self._collapse = collapse
         self._snapshots = snapshots or Snapshots(folder)
@@ -142,7 +149,7 @@ class Trainer:
         if (self._folder / STATE).is_file():
             self._resume()
         self._tracker.start(self._step, self._train.steps)
-        data = batches.steps(self._step, self._train.steps)
+        data = batches.steps(self._step, self._train.steps, self._warn)
         before, began = self._elapsed, time.monotonic()
         with Signals() as signals:
             while self._step < self._train.steps and not self._out_of_time():
@@ -272,10 +279,13 @@ class Trainer:
         count = 0
         self._objective.eval()
         with self._average.applied():
-            for batch in validation.steps(0, self._train.validate_batches):
-                output = self._objective(self._fabric.to_device(batch), self._generator)
+            for batch in validation.steps(0, self._train.validate_batches, self._warn):
+                batch = self._fabric.to_device(batch)
+                output = self._objective(batch, self._generator)
                 for name, value in {"loss": output.loss, **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + value.float()
+                for clips in self._media(batch) if self._media and not count else ():
+                    self._tracker.media(self._step, *clips)
                 count += 1
             if count:
                 self._log("validation", self._mean(sums, count))

@@ -6,18 +6,19 @@ import dataclasses
 import hashlib
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jukebox_core.checkpoints import META, load_meta, open_run, provenance
 from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
 from jukebox_core.datasets import Batches, Items, split_for_validation
 from jukebox_core.manifest import Manifest, Track, load_manifest
+from jukebox_core.media import Clips, MediaTracker
 from jukebox_core.runtime import Precision, make_fabric, seed_everything, share_of_cores
 from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import (
@@ -29,6 +30,7 @@ from jukebox_core.tracking import (
     WandbTracker,
 )
 from jukebox_core.trainer import CollapseWatch, Trainer
+from jukebox_core.training_memory import crops_that_fit
 from scripts._cli import program
 
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
@@ -71,6 +73,8 @@ class TrainingArgs:
     """Split that validates; default: validation, or 5% of the training songs where it is empty."""
     keep: int = 0
     """Checkpoints whose weights stay in OUTPUT/steps."""
+    keep_media: int = 3
+    """Validations whose audio and spectrograms stay in OUTPUT/media (codecs)."""
     best: bool = True
     """Keep the weights of the least validation loss in OUTPUT/best."""
     skip_silent: bool = True
@@ -258,6 +262,7 @@ class Run:
         validation: Callable[[], Items],
         meta: Mapping[str, Any],
         collapse: CollapseWatch | None = None,
+        media: Callable[[Tensor], Iterable[Clips]] | None = None,
     ) -> None:
         """Train `objective`, and say in one line what came out; see `Trainer`."""
         args = self.args
@@ -273,6 +278,7 @@ class Run:
             tracker=tracker,
             max_seconds=args.max_seconds,
             collapse=collapse,
+            media=media,
             snapshots=Snapshots(args.output, args.keep, best=args.best),
             sharded=args.shard_optimizer,
         )
@@ -296,7 +302,12 @@ class Run:
             # A run that goes on keeps its parts: the codebook is updated after each.
             if (self.args.output / META).is_file():
                 return load_meta(self.args.output)["parts"]
-            batch = 0  # TODO
+            objective.to(self.fabric.device)
+            local = getattr(self.fabric.strategy, "num_processes", 1)
+            # On a GPU of one's own, or in the host's memory that all share.
+            sharing = local if self.fabric.device.type == "cpu" else 1
+            with self.fabric.autocast():
+                batch = crops_that_fit(objective, items[0], self.fabric.device, sharing)
         return parts_of_batch(max(1, own // items.rows), items.rows, batch)
 
     def _batches(self, items: Items, parts: int) -> Batches:
@@ -328,5 +339,12 @@ class Run:
         wandb = WandbConfig(
             args.wandb, args.wandb_project, args.wandb_entity, name, args.wandb_tags
         )
-        console = ConsoleTracker(args.output.name)
-        return Trackers([CsvTracker(args.output), console, WandbTracker(args.output, wandb, meta)])
+        folder = args.output
+        return Trackers(
+            [
+                CsvTracker(folder),
+                MediaTracker(folder, args.keep_media),
+                ConsoleTracker(folder.name),
+                WandbTracker(folder, wandb, meta),
+            ]
+        )

@@ -18,7 +18,6 @@ them up.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -262,6 +261,11 @@ def _locked(spool: Path) -> Iterator[None]:
     The lock ends with the process, however that ends. Some file systems have none.
     """
     spool.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
     folder = os.open(spool, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -25,6 +25,7 @@ from jukebox_core.checkpoints import load_meta
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig, from_dict, to_dict
 from jukebox_core.datasets import Augmentation, CropDataset, collate
 from jukebox_core.losses import BandwidthMeter
+from jukebox_core.media import reconstructions
 from jukebox_core.trainer import CollapseWatch
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
@@ -110,6 +111,7 @@ def train_codec(args: Args, command: str) -> None:
         lambda: replace(plain, tracks=data.validation),
         meta=identity | run.meta(command) | {"bandwidths": to_dict(bandwidths)},
         collapse=CollapseWatch(args.vqvae.l_bins),
+        media=lambda batch: reconstructions(codec, batch, items.names),
     )
 
 

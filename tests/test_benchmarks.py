@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks import _common, bench_codec, bench_sampling, bench_scoring
+from benchmarks import _common, bench_codec, bench_precision, bench_sampling, bench_scoring
 from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
@@ -134,3 +134,11 @@ def test_the_plain_path_is_scaled_and_results_are_kept():
     assert (timed.result, timed.plain_result) == (1, 2)
     with pytest.raises(ValueError, match="plain_repeats is 4"):
         _common.compare(int, int, repeats=3, plain_repeats=4)
+
+
+def test_precision(capsys):
+    assert bench_precision.main(TINY) == 0
+    exact, rounded = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (exact["precision"], rounded["precision"]) == ("float32", "bfloat16")
+    assert exact["largest"] < 1e-5 and exact["rms"] < rounded["rms"] < 0.01
+    assert all(row["mean"] <= row["rms"] <= row["largest"] for row in (exact, rounded))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import RATE, tone_and_noise, write_data_set
 
@@ -59,6 +60,13 @@ def test_contents_choose_rows_of_the_same_crops(manifest):
     assert torch.equal(crops(manifest, "sources")[4], both[:2])
     assert torch.equal(crops(manifest, "mixtures")[4], both[2:])
     assert torch.equal(crops(manifest, "drums")[4], both[1:2])
+    for contents, names in (
+        ("both", ("bass", "drums", "mixture")),
+        ("sources", ("bass", "drums")),
+        ("mixtures", ("mixture",)),
+        ("drums", ("drums",)),
+    ):
+        assert crops(manifest, contents).names == names
     with pytest.raises(ValueError, match="contents is 'piano', expected mixtures, .*bass, drums"):
         crops(manifest, "piano")
 
@@ -83,6 +91,28 @@ def test_the_cache_changes_nothing_and_keeps_its_budget(manifest):
         results.append(torch.stack([items[index] for index in range(12)]))
         assert sum(kept.nbytes for kept in cache._kept.values()) <= budget
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("suffix", (".wav", ".flac"))
+def test_without_room_only_the_crop_is_decoded(tmp_path, suffix, monkeypatch):
+    samples, path = 50_000, tmp_path / f"x{suffix}"
+    audio.save(path, 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(0)), RATE)
+    whole, decoded = audio.load(path)[0][0], []
+
+    class Counting(soundfile.SoundFile):
+        def read(self, *args, **kwargs):
+            read = super().read(*args, **kwargs)
+            decoded.append(len(read))
+            return read
+
+    monkeypatch.setattr(soundfile, "SoundFile", Counting)
+    cache, generator = AudioCache(0), np.random.default_rng(0)
+    places = [(int(start), CROP) for start in generator.integers(samples - CROP + 1, size=30)]
+    places += [(0, 1), (samples - 1, 1), (samples - CROP, CROP), (0, samples)]
+    for start, length in places:
+        crop = cache.read(path, start, length, samples)
+        assert torch.equal(crop, whole[start : start + length])
+    assert decoded == [length for _, length in places]
 
 
 def test_songs_are_as_likely_as_they_are_long(tmp_path):

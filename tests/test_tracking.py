@@ -4,8 +4,12 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
+from jukebox_core.media import MediaTracker
 from jukebox_core.tracking import (
     ConsoleTracker,
     CsvTracker,
@@ -27,11 +31,11 @@ def no_account(monkeypatch, tmp_path):
 class FakeRun:
     """What wandb.init returns."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, number, **kwargs):
         self.kwargs = kwargs
         self.id = kwargs.get("id") or "abc123"
         self.logged, self.alerts = [], []
-        self.dir = str(kwargs["dir"] / "wandb" / "offline-run-1" / "files")
+        self.dir = str(kwargs["dir"] / "wandb" / f"offline-run-{number}-{self.id}" / "files")
         self.finished = False
 
     def define_metric(self, *args, **kwargs):
@@ -54,11 +58,13 @@ def wandb(monkeypatch):
     module.runs = []
 
     def init(**kwargs):
-        module.runs.append(FakeRun(**kwargs))
+        module.runs.append(FakeRun(len(module.runs), **kwargs))
         return module.runs[-1]
 
     module.init = init
     module.Settings = lambda **kwargs: kwargs
+    module.Audio = lambda samples, rate: ("audio", samples, rate)
+    module.Image = lambda pixels: ("image", pixels)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
@@ -120,13 +126,16 @@ def test_the_console_is_quiet_off_a_terminal(capsys):
 
 def test_trackers_pass_everything_on(tmp_path):
     one, two = CsvTracker(tmp_path / "a"), CsvTracker(tmp_path / "b")
-    both = Trackers([one, two])
+    both = Trackers([one, MediaTracker(tmp_path / "a"), two, ConsoleTracker("run")])
     both.start(0, 1)
     both.log(1, 1.0, "train", {"loss": 2.0})
     both.warn("nothing")
+    both.media(1, "bass", {"original": torch.ones(2000)}, 8000)
     both.close()
     assert read_metrics(tmp_path / "a/metrics.csv") == read_metrics(tmp_path / "b/metrics.csv")
     assert len(read_metrics(tmp_path / "a/metrics.csv")) == 1
+    assert [path.name for path in (tmp_path / "a/media").iterdir()] == ["step_00000001"]
+    assert not (tmp_path / "b/media").exists()
 
 
 def test_mode_auto(monkeypatch, tmp_path):
@@ -155,7 +164,8 @@ def test_wandb_gets_metrics_config_and_name(tmp_path, wandb, capsys):
     assert run.kwargs["mode"] == "offline" and run.kwargs["config"] == {"step": 1}
     assert run.finished and run.alerts == []
     said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "wandb sync" in said and said.strip().endswith("offline-run-1")
+    assert said.count("\n") == 1 and "wandb sync" in said
+    assert said.endswith("offline-run-0-abc123\n")
 
 
 def test_a_resumed_run_keeps_its_wandb_id(tmp_path, wandb):
@@ -167,16 +177,45 @@ def test_a_resumed_run_keeps_its_wandb_id(tmp_path, wandb):
     assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": "abc123"}
 
 
+def test_an_offline_run_that_goes_on_is_uploaded_with_what_came_before(tmp_path, wandb, capsys):
+    for _ in range(3):
+        tracker = WandbTracker(tmp_path, WandbConfig(mode="offline"), {})
+        (tmp_path / "wandb" / f"offline-run-{len(wandb.runs) - 1}-abc123").mkdir(parents=True)
+        (tmp_path / "wandb" / f"offline-run-{len(wandb.runs) - 1}-other").mkdir()
+        tracker.close()
+    assert [run.kwargs["resume"] for run in wandb.runs] == [None, "allow", "allow"]
+    assert [run.kwargs["id"] for run in wandb.runs] == [None, "abc123", "abc123"]
+    for number, line in enumerate(capsys.readouterr().out.splitlines()):
+        folders = [tmp_path / f"wandb/offline-run-{n}-abc123" for n in range(number + 1)]
+        expected = f"upload with: wandb sync {' '.join(map(str, folders))}"
+        assert line == f"W&B is offline; {expected}"
+
+
+def test_wandb_gets_audio_and_one_picture(tmp_path, wandb):
+    tracker = WandbTracker(tmp_path, WandbConfig(), {})
+    audio = {"original": torch.linspace(-1, 1, 3000), "reconstruction": torch.ones(3000).half()}
+    tracker.media(7, "bass", audio, 8000)
+    (logged,) = wandb.runs[0].logged
+    kind, pixels = logged.pop("bass/spectrogram")
+    assert kind == "image" and pixels.dtype == np.uint8 and pixels.ndim == 3
+    assert logged.pop("step") == 7
+    assert logged.keys() == {"bass/original", "bass/reconstruction"}
+    for label, waveform in audio.items():
+        kind, samples, rate = logged[f"bass/{label}"]
+        assert (kind, rate) == ("audio", 8000) and np.array_equal(samples, waveform.float().numpy())
+
+
 def test_disabled_does_not_even_import_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would raise
     tracker = WandbTracker(tmp_path, WandbConfig(mode="disabled"), {})
     tracker.log(1, 0.0, "train", {"loss": 1.0})
+    tracker.media(1, "bass", {"original": torch.ones(2000)}, 8000)
     tracker.warn("x")
     tracker.close()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ("import", "init", "log", "warn", "close"))
+@pytest.mark.parametrize("where", ("import", "init", "log", "warn", "media", "close"))
 def test_a_wandb_failure_warns_once_and_training_goes_on(
     tmp_path, wandb, where, capsys, monkeypatch
 ):
@@ -187,6 +226,8 @@ def test_a_wandb_failure_warns_once_and_training_goes_on(
         monkeypatch.setitem(sys.modules, "wandb", None)
     if where == "init":
         wandb.init = fail
+    if where == "media":
+        wandb.Audio = fail
     name = {"log": "log", "warn": "alert", "close": "finish"}.get(where)
     if name:
         monkeypatch.setattr(FakeRun, name, fail)
@@ -194,18 +235,27 @@ def test_a_wandb_failure_warns_once_and_training_goes_on(
     for step in range(3):
         tracker.log(step, 0.0, "train", {"loss": 1.0})
         tracker.warn("x")
+        tracker.media(step, "bass", {"original": torch.ones(2000)}, 8000)
     tracker.close()
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("warning: W&B failed, going on without it (")
 
 
 def test_the_real_wandb_offline(tmp_path, capfd):
-    """No key, no network, nothing on the screen but how to upload it."""
-    tracker = WandbTracker(tmp_path, WandbConfig(mode="offline"), {"lr": 0.1})
-    tracker.log(1, 0.5, "train", {"loss": 2.0})
-    tracker.close()
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert json.loads((tmp_path / "wandb.json").read_text())["id"]
-    out = capfd.readouterr()
-    assert out.err == "" and out.out.startswith("W&B is offline; upload with: wandb sync")
-    assert out.out.count("\n") == 1
+    """No key, no network, nothing on the screen but how to upload it; a second start joins it."""
+    for start in (1, 2):
+        tracker = WandbTracker(tmp_path, WandbConfig(mode="offline"), {"lr": 0.1})
+        tracker.log(start, 0.5, "train", {"loss": 2.0})
+        tracker.media(start, "bass", {"original": torch.linspace(-1, 1, 9000)}, 8000)
+        tracker.close()
+        run = json.loads((tmp_path / "wandb.json").read_text())["id"]
+        folders = sorted(tmp_path.glob(f"wandb/offline-run-*-{run}*"))
+        assert len(folders) == start and all(list(f.glob("*.wandb")) for f in folders)
+        out = capfd.readouterr()
+        assert out.err == "" and out.out.count("\n") == 1
+        expected = f"upload with: wandb sync {' '.join(map(str, folders))}"
+        assert out.out == f"W&B is offline; {expected}\n"
+    for folder in folders:
+        (sound,) = folder.glob("files/media/audio/bass/*.wav")
+        assert soundfile.info(sound).frames == 9000 and soundfile.info(sound).samplerate == 8000
+        assert len(list(folder.glob("files/media/images/bass/*.png"))) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jukebox_core import audio
+from jukebox_core.audio_cache import AudioCache
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets import long_enough
 from jukebox_core.manifest import Track
+from jukebox_core.unreadable import Unreadable, warn_on_stderr
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]
@@ -70,7 +71,12 @@ class CodeDataset(Dataset):
 
 
 def encode_songs(
-    codec: VQVAE, tracks: Sequence[Track], source: str, crop: int, shifts: int = 1
+    codec: VQVAE,
+    tracks: Sequence[Track],
+    source: str,
+    crop: int,
+    shifts: int = 1,
+    warn: Callable[[str], None] = warn_on_stderr,
 ) -> list[EncodedSong]:
     """Encode one source of every song that is longer than `crop` samples by a code.
 
@@ -81,19 +87,31 @@ def encode_songs(
         crop: samples of a training crop.
         shifts: copies of every song, copy k moved by k / shifts of a code, so that a prior does
             not learn one alignment of a song by heart.
+        warn: is told of every song that cannot be read.
 
     Returns:
-        The encoded songs, without those too short.
+        The encoded songs, without those too short and those that cannot be read.
 
     Raises:
-        ValueError: no song is long enough, or there are more shifts than samples in a code.
+        ValueError: no song is long enough, more than a tenth cannot be read, or there are more
+            shifts than samples in a code.
     """
     hop = codec.config.hop
     if not 1 <= shifts <= hop:
         raise ValueError(f"{shifts} shifted copies; a code is {hop} samples: expected 1 to {hop}")
     songs = []
-    for track in long_enough(tracks, crop + hop):
-        waveform = audio.load(track.sources[source])[0][0]
+    usable = long_enough(tracks, crop + hop)
+    unreadable, files = Unreadable(len(usable)), AudioCache(0)
+    for track in usable:
+        path = track.sources[source]
+        try:
+            waveform = files.read(path, 0, track.samples, track.samples)
+        except (OSError, ValueError) as error:
+            unreadable.add(track.name, path, error)
+            for message in unreadable.news():
+                warn(message)
+            unreadable.check()
+            continue
         steps = len(waveform) // hop - 1  # the same number for every shift
         moved = [waveform[k * hop // shifts :][: steps * hop] for k in range(shifts)]
         codes = torch.stack([encode_long(codec, copy) for copy in moved]).int().cpu()

@@ -1,0 +1,79 @@
+"""What a precision changes: log-probabilities of fixed sequences, against the prior's own float32.
+
+    python -m benchmarks.bench_precision --threads 4 --positions 256 --candidates 8
+
+Prints, of every precision the device has: the largest and the root mean square difference of a
+code's log-probability, and the largest of a sequence's mean, in nats per code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from benchmarks._common import Flags, prepare
+from jukebox_core.config import PRESETS
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.acceleration import Precision, accelerate
+from scripts._cli import program
+
+
+@dataclass(frozen=True)
+class Args(Flags):
+    """Flags."""
+
+    candidates: tuple[int, ...] = (8,)
+    """Number of sequences."""
+    positions: int = 256
+    """Codes of each."""
+    device: str = "cpu"
+    """Where the fast path runs."""
+
+
+@program
+def main(args: Args) -> None:
+    """Measure and print."""
+    prepare(args)
+    prior = AutoregressivePrior(PRESETS[args.preset].prior).eval()
+    shape = (args.candidates[0], args.positions)
+    codes = torch.randint(prior.n_codes, shape)
+    expected = _log_probabilities(prior(codes), codes)
+    rows = []
+    print("precision   largest    rms        largest mean of a sequence")
+    cuda = args.device.startswith("cuda")
+    for precision in ("float32", "bfloat16", *(("float16",) if cuda else ())):
+        both = {"bass": prior.to(args.device), "drums": prior}
+        fast = accelerate(both, cast(Precision, precision))
+        cache = fast.new_cache(*shape)
+        logits = []
+        for t in range(args.positions):
+            last = codes[:, t - 1].expand(2, -1).to(args.device) if t else None
+            logits.append(fast.step(last, cache)[0].float().cpu())
+        difference = _log_probabilities(torch.stack(logits, 1), codes) - expected
+        rows.append(_row(precision, difference))
+        print("{precision:10}  {largest:.1e}    {rms:.1e}    {mean:.1e}".format(**rows[-1]))
+    if args.json:
+        print(json.dumps(rows))
+
+
+def _log_probabilities(logits: Tensor, codes: Tensor) -> Tensor:
+    """Of the codes [N, T], in nats."""
+    return torch.log_softmax(logits, -1).gather(2, codes.unsqueeze(2)).squeeze(2)
+
+
+def _row(precision: str, difference: Tensor) -> dict[str, Any]:
+    return {
+        "precision": precision,
+        "largest": difference.abs().max().item(),
+        "rms": difference.square().mean().sqrt().item(),
+        "mean": difference.mean(1).abs().max().item(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(torch.inference_mode()(main)())

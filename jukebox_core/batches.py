@@ -1,0 +1,152 @@
+"""Batches of a run: training step s reads fixed items, however it is computed.
+
+A resumed run just starts at the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jukebox_core.unreadable import warn_on_stderr
+
+__all__ = ["Batches", "Items", "collate"]
+
+
+class Items(Protocol):
+    """A map-style data set of endless items [R, length]; what `Batches` reads."""
+
+    rows: int
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Item `index`, the same on every call."""
+        ...
+
+
+def collate(items: Sequence[Tensor]) -> Tensor:
+    """Items [R, ...] to a batch [R * B, ...] ordered by row: all first rows, then all second."""
+    return torch.stack(list(items), dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run, in an order that depends on the step alone.
+
+    One optimiser step is `accumulate` batches on each of `processes`; all of them together hold
+    `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
+
+    Raises:
+        ValueError: `batch_size` does not divide that way.
+    """
+
+    items: Items
+    batch_size: int
+    processes: int = 1
+    rank: int = 0
+    accumulate: int = 1
+    workers: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a batch size that does not divide."""
+        unit = self.items.rows * self.processes * self.accumulate
+        if self.batch_size < 1 or self.batch_size % unit:
+            raise ValueError(
+                f"batch size {self.batch_size} does not divide into {self.items.rows} rows per "
+                f"item x {self.processes} processes x {self.accumulate} accumulated batches; "
+                f"expected a multiple of {unit}"
+            )
+
+    @property
+    def items_per_step(self) -> int:
+        """Items of one optimiser step, over all processes."""
+        return self.batch_size // self.items.rows
+
+    def indices(self, start: int, stop: int) -> Iterator[list[int]]:
+        """The items of every batch of this process from step `start` to before step `stop`."""
+        count = self.items_per_step
+        parts = self.processes * self.accumulate
+        for step in range(start, stop):
+            whole = range(step * count, (step + 1) * count)
+            for part in range(self.rank, parts, self.processes):
+                yield list(whole[part::parts])
+
+    def steps(
+        self, start: int, stop: int, warn: Callable[[str], None] = warn_on_stderr
+    ) -> Iterator[Tensor]:
+        """The batches [R * B, ...] of this process, `accumulate` of them per step.
+
+        Args:
+            start: first step.
+            stop: the step after the last.
+            warn: is told, in this process, of every file that the items could not read, once.
+
+        Raises:
+            ValueError: on reading; an item cannot be made, or more than a tenth of the songs not
+                be read.
+        """
+        loader: DataLoader = DataLoader(
+            _Batch(self.items),
+            sampler=list(self.indices(start, stop)),
+            batch_size=None,  # the sampler's elements are batches
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+            # A generator of its own: the loader would draw from the global one, which would make
+            # a resumed run differ from one that never stopped.
+            generator=torch.Generator(),
+        )
+        # The workers start here and not with the first batch: what the caller does to the
+        # process in between, such as to its signals, is not theirs.
+        return self._unpacked(iter(loader), warn)
+
+    def _unpacked(self, loaded: Iterator[_Loaded], warn: Callable[[str], None]) -> Iterator[Tensor]:
+        unreadable = getattr(self.items, "unreadable", None)
+        try:
+            for batch, files in loaded:
+                if unreadable is not None:
+                    unreadable.learn(files)
+                    for message in unreadable.news():
+                        warn(message)
+                    unreadable.check()
+                if isinstance(batch, ValueError):
+                    raise batch
+                yield batch
+        finally:
+            del loaded  # ends the workers now; kept by an error's traceback they take long to end
+
+
+class _Loaded(NamedTuple):
+    """A batch or why there is none, and the unreadable files that its process knows of."""
+
+    batch: Tensor | ValueError
+    files: dict[str, tuple[str, str]]
+
+
+class _Batch(Dataset):
+    """Maps the numbers of items to their batch.
+
+    Errors are returned: raised in a worker, they would arrive as the text of a traceback.
+    """
+
+    def __init__(self, items: Items):
+        self._items = items
+
+    def __getitem__(self, indices: list[int]) -> _Loaded:
+        batch: Tensor | ValueError
+        try:
+            batch = collate([self._items[index] for index in indices])
+        except ValueError as error:
+            batch = error
+        unreadable = getattr(self._items, "unreadable", None)
+        # A copy: a queue turns it into bytes later, in a thread of its own.
+        return _Loaded(batch, dict(unreadable.files) if unreadable else {})
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

@@ -1,0 +1,144 @@
+"""Sound and pictures of a run: what the files hold, which of them stay; none stops training."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from jukebox_core import audio
+from jukebox_core.batches import collate
+from jukebox_core.config import PRESETS
+from jukebox_core.media import (
+    FLOOR,
+    MediaTracker,
+    decibels,
+    pixels,
+    reconstructions,
+    spectrograms,
+)
+from jukebox_core.vqvae.model import VQVAE
+
+RATE = 8000
+TONE = 0.5 * torch.sin(2 * torch.pi * 1000 / RATE * torch.arange(6000))
+
+
+def both(level=0.5):
+    return {"original": TONE, "reconstruction": level * TONE}
+
+
+def names(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_files_hold_the_waveforms_and_their_picture(tmp_path):
+    MediaTracker(tmp_path).media(500, "bass", both(), RATE)
+    folder = tmp_path / "media/step_00000500"
+    assert names(tmp_path) == [
+        f"media/step_00000500/bass.{end}" for end in ("original.wav", "png", "reconstruction.wav")
+    ]
+    for label, waveform in both().items():
+        stored, rate = audio.load(folder / f"bass.{label}.wav")
+        assert rate == RATE
+        assert torch.equal(stored[0], (waveform.double() * 2**15).round().float() / 2**15)
+    picture = matplotlib.image.imread(folder / "bass.png")
+    assert np.array_equal((picture * 255).round(), pixels(spectrograms(both(), RATE)))
+
+
+def test_decibels_are_those_of_a_windowed_transform():
+    noise = torch.randn(6000, generator=torch.Generator().manual_seed(0))
+    level = decibels(noise)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    for frame in (2, 7, 20):
+        begin = 256 * frame - 512
+        spectrum = np.abs(np.fft.rfft(window * noise[begin : begin + 1024].double().numpy()))
+        loud = spectrum > 1
+        assert loud.mean() > 0.9
+        assert np.allclose(level[loud, frame], 20 * np.log10(spectrum[loud]), atol=1e-3)
+    assert decibels(TONE).argmax(0)[2:-2].eq(1000 * 1024 // RATE).all()
+    assert (decibels(torch.zeros(10)) == -200).all() and decibels(torch.ones(1)).isfinite().all()
+    assert torch.equal(decibels(torch.full((2000,), torch.nan)), decibels(torch.zeros(2000)))
+
+
+def test_the_panels_share_one_scale_below_the_loudest():
+    figure = spectrograms(both(level=0.01), RATE)
+    first, second = (panel.images[0] for panel in figure.axes[:2])
+    assert [panel.get_title() for panel in figure.axes[:2]] == ["original", "reconstruction"]
+    assert first.get_clim() == second.get_clim() == (FLOOR, 0)
+    assert first.get_array().max() == 0
+    assert second.get_array().max() == pytest.approx(-40, abs=1e-3)
+    assert first.get_extent() == [0, len(TONE) / RATE, 0, RATE / 2000]
+
+
+def test_only_the_last_steps_stay(tmp_path):
+    tracker = MediaTracker(tmp_path, keep=2)
+    for step in (5, 50, 500):
+        for name in ("bass", "drums"):
+            tracker.media(step, name, both(), RATE)
+        assert len(names(tmp_path)) == min(2, 1 + (step > 5)) * 6
+    found = sorted(path.name for path in (tmp_path / "media").iterdir())
+    assert found == ["step_00000050", "step_00000500"]
+    none = tmp_path / "none"
+    MediaTracker(none, keep=0).media(5, "bass", both(), RATE)
+    assert not none.exists()
+    with pytest.raises(ValueError, match="media of -1 steps to keep"):
+        MediaTracker(tmp_path, keep=-1)
+
+
+def test_a_run_that_goes_on_makes_later_steps_again(tmp_path):
+    def run(folder, steps, resumed=0):
+        tracker = MediaTracker(folder, keep=2)
+        tracker.start(resumed, 9)
+        for step in steps:
+            tracker.media(step, "bass", both(step / 10), RATE)
+        tracker.close()
+
+    run(tmp_path / "whole", (2, 4, 6))
+    run(tmp_path / "parts", (2, 4, 6, 8))  # killed after step 8, its last checkpoint being of 4
+    run(tmp_path / "parts", (6,), resumed=4)
+    kept = names(tmp_path / "whole")
+    assert kept[-1].startswith("media/step_00000006") and len(kept) == 6
+    # What was kept of step 4 had already gone when 6 and 8 were written.
+    again = [name for name in kept if "00000006" in name]
+    assert names(tmp_path / "parts") == again
+    for name in again:
+        content = [(tmp_path / part / name).read_bytes() for part in ("whole", "parts")]
+        assert content[0] == content[1]
+
+
+@pytest.mark.parametrize("why", ("not finite", "no folder"))
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys, why):
+    if why == "no folder":
+        (tmp_path / "media").write_text("in the way")
+    audio_of = {"original": TONE * (torch.nan if why == "not finite" else 1)}
+    MediaTracker(tmp_path).media(5, "bass", audio_of, RATE)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: no media of step 5 (") and said.count("\n") == 1
+    assert not [name for name in names(tmp_path) if name.endswith((".wav", ".png"))]
+
+
+def test_reconstructions_are_of_the_first_item_of_every_row():
+    torch.manual_seed(0)
+    codec = VQVAE(PRESETS["tiny"].vqvae).eval()
+    items = 0.1 * torch.randn(4, 3, 64 * codec.config.hop)  # [B, R, T]
+    before = torch.get_rng_state()
+    clips = reconstructions(codec, collate(list(items)), ("bass", "drums", "mixture"))
+    assert [clip.name for clip in clips] == ["bass", "drums", "mixture"]
+    assert {clip.rate for clip in clips} == {codec.config.sample_rate}
+    for clip, waveform in zip(clips, items[0], strict=True):
+        expected = codec(waveform.unsqueeze(0))[codec.top].audio[0]
+        assert torch.equal(clip.audio["original"], waveform)
+        assert torch.allclose(clip.audio["reconstruction"], expected, atol=1e-5)
+        assert not clip.audio["reconstruction"].requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_picture_library_is_loaded_with_the_first_picture():
+    code = "import sys, jukebox_core.media, jukebox_core.tracking; print(sorted(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "'jukebox_core.media'" in result.stdout and "'matplotlib'" not in result.stdout
