@@ -1,14 +1,14 @@
 """Time and memory of one optimiser step of the codec and of the prior, against plain paths.
 
     python -m benchmarks.bench_training --threads 4 --json
-    python -m benchmarks.bench_training --methods prior --depth 48 --plain-depth 0 --threads 4
+    python -m benchmarks.bench_training --methods prior_checkpointed --depth 48 --no-plain
 
 codec_top     the codec's top level alone (`top_only`), which is all that separation needs, on two
               crops. Plain: all levels.
 codec_full    all levels. Plain: the same.
 linear_top    as codec_top, with the LQ-VAE's linearisation. Plain: all levels with it.
-prior         one sequence of the whole context, with activation checkpointing. Plain: explicit
-              T x T scores, everything kept for the backward pass.
+prior         one sequence of the whole context. Plain: explicit T x T scores.
+prior_checkpointed  the same with activation checkpointing, which the full depth needs in 16 GB.
 
 A step is forward, backward, clipping, AdamW and the weight average; `plain` is float32 with AdamW
 as it is. Both run in turns, the fastest of `--repeats` counts. The plain prior of full depth needs
@@ -39,7 +39,7 @@ from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
 from scripts._cli import program
 
-METHODS = ("codec_top", "codec_full", "linear_top", "prior")
+METHODS = ("codec_top", "codec_full", "linear_top", "prior", "prior_checkpointed")
 Step = Callable[[], float]
 
 
@@ -67,7 +67,7 @@ def main(args: Args) -> None:
     prepare(replace(args, positions=args.positions or 1))
     rows = []
     for name in chosen(args, METHODS):
-        for crops in (1,) if name == "prior" else args.candidates:
+        for crops in (1,) if name.startswith("prior") else args.candidates:
             rows.append(measure(name, crops, args))
     if args.plain:
         finish(args, rows)
@@ -78,8 +78,8 @@ def main(args: Args) -> None:
 
 def measure(name: str, crops: int, args: Args) -> dict[str, Any]:
     """One row."""
-    if name == "prior":
-        batch, ours, plain = prior_objectives(args)
+    if name.startswith("prior"):
+        batch, ours, plain = prior_objectives(args, checkpointed=name != "prior")
         about = f"{args.depth} layers, {args.precision}"
     else:
         batch, ours, plain = codec_objectives(name, crops, args)
@@ -140,12 +140,12 @@ def codec_objectives(name: str, crops: int, args: Args) -> tuple[Tensor, nn.Modu
     return batch, ours, PlainCodecObjective(everything, linear)
 
 
-def prior_objectives(args: Args) -> tuple[Tensor, nn.Module, nn.Module]:
+def prior_objectives(args: Args, checkpointed: bool) -> tuple[Tensor, nn.Module, nn.Module]:
     """Codes [1, T], ours and the plain path over priors of the same weights."""
     config = replace(PRESETS[args.preset].prior, depth=args.depth)
     prior, other = AutoregressivePrior(config), AutoregressivePrior(config)
     other.load_state_dict(prior.state_dict())
-    prior.activation_checkpointing = True
+    prior.activation_checkpointing = checkpointed
     codes = torch.randint(config.l_bins, (1, args.positions or config.n_ctx))
     return codes, PriorObjective(None, prior), PlainPriorObjective(other)
 
