@@ -206,6 +206,8 @@ class Preset:
     window: int = 1024
     """Codes per separated window."""
     candidates: int = 64
+    activation_checkpointing: bool = False
+    """Train the prior with less memory in more time."""
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -238,6 +240,7 @@ _PAPER = Preset(
     vqvae_train=TrainConfig(),
     prior=PriorConfig(),
     prior_train=TrainConfig(batch_size=8, crop=524_288),
+    activation_checkpointing=True,
 )
 
 _DEMO = Preset(
@@ -320,6 +323,7 @@ PRESETS: Mapping[str, Preset] = {
             n_ctx=4096, l_bins=1024, width=512, depth=12, heads=4, blocks=32, m_attn=0.5, m_mlp=2.0
         ),
         prior_train=TrainConfig(steps=10_000, batch_size=8, crop=262_144),
+        activation_checkpointing=False,
     ),
     "t4": dataclasses.replace(
         _PAPER,

@@ -6,10 +6,11 @@ What it can be heard and seen by goes to `media.MediaTracker` and Weights & Bias
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -91,28 +92,39 @@ def read_metrics(path: str | Path) -> list[Row]:
 
 
 class CsvTracker:
-    """Appends to `metrics.csv`: step, epoch, split, metric, value, one metric per line."""
+    """Appends to `metrics.csv`: step, epoch, split, metric, value, one metric per line.
+
+    Lines that a full disk refuses are kept, and written with the next ones.
+    """
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / METRICS
-        self._file: TextIO | None = None
+        self._size: int | None = None  # of what is written; None before the start
+        self._pending = ""
 
     def start(self, step: int, steps: int) -> None:
         """Drop rows of later steps, which will be made again."""
         known = read_metrics(self._path) if self._path.is_file() else []
+        kept = [row for row in known if row.step <= step]
         with atomic_path(self._path) as temporary:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                kept = [row for row in known if row.step <= step]
-                csv.writer(file, lineterminator="\n").writerows([Row._fields, *kept])
-        self._file = open(self._path, "a", encoding="utf-8", newline="")
+            temporary.write_bytes(_lines([Row._fields, *kept]).encode())
+        self._size = self._path.stat().st_size
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
         """Write one line per metric."""
-        assert self._file is not None, "start comes first"
-        csv.writer(self._file, lineterminator="\n").writerows(
-            Row(step, round(epoch, 6), split, name, value) for name, value in metrics.items()
+        assert self._size is not None, "start comes first"
+        self._pending += _lines(
+            [Row(step, round(epoch, 6), split, name, value) for name, value in metrics.items()]
         )
-        self._file.flush()
+        data = self._pending.encode()
+        try:
+            with open(self._path, "r+b") as file:
+                file.seek(self._size)  # over what a failed attempt left
+                file.write(data)
+        except OSError:
+            return
+        self._size += len(data)
+        self._pending = ""
 
     def warn(self, message: str) -> None:
         """Warnings are no numbers."""
@@ -121,9 +133,19 @@ class CsvTracker:
         """Audio is no number."""
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Every log is written when it comes.
+
+        Raises:
+            OSError: the last ones could not be.
+        """
+        if self._pending:
+            raise OSError(f"{self._path} could not be written to the end: is the disk full?")
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 class ConsoleTracker:

@@ -48,7 +48,7 @@ class Args(training.TrainingArgs):
     code_shifts: int = 2
     """Copies of every song in the cache, each shifted by another part of a code."""
     activation_checkpointing: bool = False
-    """Trade time for memory."""
+    """Trade time for memory; the paper's size does."""
     prior: PriorConfig = PriorConfig()
 
 
@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "prior": fit_to_codec(preset.prior, training.peek(flags, "--vqvae")),
         "optim": preset.prior_optim,
         "train": preset.prior_train,
+        "activation_checkpointing": preset.activation_checkpointing,
     }
 
     def body(args: Args) -> None:

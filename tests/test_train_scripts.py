@@ -426,3 +426,25 @@ def test_loss_figures_show_the_logged_losses(tiny_models):
 def test_no_runs_no_figures(tmp_path, capsys):
     said = error_of(capsys, plot_losses.main(["--models", str(tmp_path)]))
     assert "has no metrics.csv" in said
+
+
+def test_a_batch_is_computed_in_parts_that_fit(tmp_path, tiny_data, monkeypatch):
+    """Gradients add up; a run that goes on keeps its parts, whatever fits by then."""
+
+    def run(name, *more):
+        flags = codec_flags(tiny_data, tmp_path / name, *more)
+        assert train_vqvae.main(flags) == 0
+        return load_meta(tmp_path / name)["parts"]
+
+    assert run("roomy", "--batch", "auto", "--train.steps", "1") == 1
+    assert run("two", "--batch", "2") == 2
+    monkeypatch.setattr(_training, "crops_that_fit", lambda *_: 3)
+    assert run("auto", "--batch", "auto", "--train.steps", "4") == 2
+    monkeypatch.setattr(_training, "crops_that_fit", lambda *_: 100)
+    assert run("auto", "--batch", "auto") == 2
+    assert same_weights(tmp_path / "two", tmp_path / "auto")
+
+
+def test_a_batch_too_small_is_refused(tmp_path, tiny_data, capsys):
+    flags = codec_flags(tiny_data, tmp_path / "run", "--batch", "1")
+    assert "--batch is 1; an item is 2 crops" in error_of(capsys, train_vqvae.main(flags))

@@ -445,8 +445,8 @@ def test_mixed_precision_keeps_the_targets_exact(tmp_path):
 class FullDisk(Recorder):
     """From the log of one step to that of another no file can grow beyond some bytes."""
 
-    def __init__(self, since, until=None):
-        super().__init__()
+    def __init__(self, since, until=None, parts=()):
+        super().__init__(parts)
         self._since, self._until = since, until
         self._usual = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -463,9 +463,15 @@ class FullDisk(Recorder):
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_training_goes_on(tmp_path):
     train = dataclasses.replace(TRAIN, log_every=1, checkpoint_every=2)
-    toy_run(tmp_path / "whole", train)
-    disk = FullDisk(since=3, until=7)
+    whole = CsvTracker(tmp_path / "whole")
+    toy_run(tmp_path / "whole", train, tracker=whole)
+    disk = FullDisk(since=3, until=7, parts=[CsvTracker(tmp_path / "full")])
     toy_run(tmp_path / "full", train, tracker=disk)
+    logs = [
+        [row for row in read_metrics(tmp_path / run / "metrics.csv") if row.metric not in TIMINGS]
+        for run in ("whole", "full")
+    ]
+    assert logs[0] == logs[1]
     assert [message.split(":")[0] for message in disk.warnings] == [
         "no checkpoint at step 4, the last is of step 2",
         "no checkpoint at step 6, the last is of step 2",
