@@ -59,22 +59,30 @@ def _dense(query: Tensor, key: Tensor, value: Tensor, _: int) -> Tensor:
 
 def _block(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
     steps = query.shape[2]
-    q, k, v = (_fold(x, length) for x in (query, key, value))
-    return _unfold(F.scaled_dot_product_attention(q, k, v, is_causal=True), steps)
+    attended = _within_groups(*(_fold(x, length) for x in (query, key, value)), is_causal=True)
+    return _unfold(attended, steps)
 
 
 def _column(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
     steps = query.shape[2]
-    q, k, v = (_fold(x, length).transpose(2, 3) for x in (query, key, value))
-    attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return _unfold(attended.transpose(2, 3), steps)
+    columns = (_fold(x, length).transpose(2, 3) for x in (query, key, value))
+    return _unfold(_within_groups(*columns, is_causal=True).transpose(2, 3), steps)
 
 
 def _previous_block(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
     steps = query.shape[2]
     q, k, v = (_fold(x, length) for x in (query, key, value))
-    later = F.scaled_dot_product_attention(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1])
+    if q.shape[2] == 1:
+        return torch.zeros_like(query)
+    later = _within_groups(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], is_causal=False)
     return _unfold(torch.cat([torch.zeros_like(q[:, :, :1]), later], dim=2), steps)
+
+
+def _within_groups(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+    """Attention within every group of [B, H, n, L, d]; fused kernels take four axes, not five."""
+    groups = query.shape[1:3]
+    q, k, v = (x.flatten(1, 2) for x in (query, key, value))  # [B, H * n, L, d]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).unflatten(1, groups)
 
 
 def _fold(x: Tensor, length: int) -> Tensor:
