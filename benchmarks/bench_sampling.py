@@ -34,8 +34,9 @@ from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.acceleration import Precision, accelerate, choose_dtype
 from jukebox_core.separation.protocols import JointPriors, Likelihood
 from jukebox_core.separation.sampling import AncestralSampler
+from lass.backoff import Marginals
 from lass.counts import Counts
-from lass.likelihood import BackoffLikelihood, CountLikelihood
+from lass.likelihood import BACKOFF_WEIGHT, CountLikelihood, SmoothedLikelihood
 from lqvae.likelihood import LatentGaussianLikelihood
 from scripts._cli import program
 
@@ -197,10 +198,10 @@ def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
     counts = random_counts(n_codes, min(args.pairs, n_codes**2 // 2))
     if args.published:
         return CountLikelihood(counts, device=args.device)
-    if method == "lass":
-        return BackoffLikelihood(counts, device=args.device)
-    counted = BackoffLikelihood(counts, POOLED_WEIGHT, device=args.device)
-    return PooledLikelihood(counted, kernel)
+    weight = BACKOFF_WEIGHT if method == "lass" else POOLED_WEIGHT
+    backoff = Marginals(counts, args.device)
+    counted = SmoothedLikelihood(counts, backoff, weight, device=args.device)
+    return counted if method == "lass" else PooledLikelihood(counted, kernel)
 
 
 @functools.cache

@@ -26,9 +26,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
+from jukebox_core.config import MaskEstimatorConfig, PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.mask_estimator import MaskEstimator
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "WEIGHTS",
     "fingerprint",
     "load_codec",
+    "load_mask_estimator",
     "load_meta",
     "load_prior",
     "load_state",
@@ -142,6 +144,20 @@ def load_prior(
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
         )
     return _load(AutoregressivePrior(config), folder, device)
+
+
+def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") -> MaskEstimator:
+    """The mask estimator of a run, in eval mode and without gradients.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is damaged, of another kind, or does not fit its configuration.
+    """
+    config, meta = _config(folder, "mask_estimator", MaskEstimatorConfig)
+    alpha = meta.get("alpha")
+    if not isinstance(alpha, dict) or not alpha:
+        raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
+    return _load(MaskEstimator(config, alpha), folder, device)
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -160,6 +160,33 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class MaskEstimatorConfig:
+    """Architecture of the supervised baseline (Open-Unmix, Stoeter et al. 2019, of one channel)."""
+
+    sample_rate: int = 22_050
+    n_fft: int = 2048
+    hop: int = 512
+    hidden: int = 512
+    """Width of the layers; either direction of the LSTM has half of it."""
+    layers: int = 3
+    """Of the LSTM."""
+    dropout: float = 0.4
+    """Between the LSTM's layers."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        for name in ("sample_rate", "hop", "hidden", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.n_fft < 1 or self.n_fft % (2 * self.hop):
+            raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
+        if self.hidden % 2:
+            raise ValueError(f"hidden is {self.hidden}; two directions need an even number")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 up to 1")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """Optimiser, schedule and weight averaging."""
 
@@ -203,6 +230,13 @@ class Preset:
     loss: LossConfig = field(default_factory=LossConfig)
     vqvae_optim: OptimConfig = field(default_factory=OptimConfig)
     prior_optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.01))
+    mask: MaskEstimatorConfig = field(default_factory=MaskEstimatorConfig)
+    mask_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(steps=40_000, batch_size=32, crop=131_072)
+    )
+    mask_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-5, decay_steps=20_000)
+    )
     window: int = 1024
     """Codes per separated window."""
     candidates: int = 64
@@ -273,6 +307,19 @@ _DEMO = Preset(
     prior_optim=OptimConfig(
         lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=200, ema_decay=0.98
     ),
+    mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
+    mask_train=TrainConfig(
+        steps=1200,
+        batch_size=32,
+        crop=32_768,
+        log_every=10,
+        validate_every=100,
+        validate_batches=4,
+        checkpoint_every=100,
+    ),
+    mask_optim=OptimConfig(
+        lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
+    ),
     candidates=16,
 )
 
@@ -309,6 +356,17 @@ PRESETS: Mapping[str, Preset] = {
             validate_batches=1,
             checkpoint_every=3,
         ),
+        mask=MaskEstimatorConfig(n_fft=256, hop=64, hidden=16, layers=2, dropout=0.1),
+        mask_optim=OptimConfig(),
+        mask_train=TrainConfig(
+            steps=6,
+            batch_size=4,
+            crop=4096,
+            log_every=1,
+            validate_every=3,
+            validate_batches=1,
+            checkpoint_every=3,
+        ),
         window=256,
         candidates=4,
     ),
@@ -323,6 +381,9 @@ PRESETS: Mapping[str, Preset] = {
             n_ctx=4096, l_bins=1024, width=512, depth=12, heads=4, blocks=32, m_attn=0.5, m_mlp=2.0
         ),
         prior_train=TrainConfig(steps=10_000, batch_size=8, crop=262_144),
+        mask=MaskEstimatorConfig(hidden=256, layers=2, dropout=0.2),
+        mask_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
+        mask_optim=OptimConfig(lr=2e-3, weight_decay=0.01, decay_steps=5_000),
         activation_checkpointing=False,
     ),
     "t4": dataclasses.replace(
@@ -334,6 +395,7 @@ PRESETS: Mapping[str, Preset] = {
     "jukebox_5b": dataclasses.replace(
         _PAPER,
         vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2), strides_t=(2, 2, 2)),
+        mask=MaskEstimatorConfig(sample_rate=44_100, n_fft=4096, hop=1024),
         loss=LossConfig(commit=0.02),
         prior=PriorConfig(embedding="table"),
     ),

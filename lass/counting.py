@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class _Crop(NamedTuple):
     song: int
     shift: int
     start: int  # in codes of the shifted song
+    gain: float = 0.0  # dB
 
 
 class _Tile(NamedTuple):
@@ -46,6 +48,7 @@ class _Tile(NamedTuple):
     source: str
     song: int
     shift: int
+    gain: float
     number: int
 
 
@@ -67,6 +70,8 @@ class PairCounting:
     """Crops of one song at one time, of any two songs, or half of each."""
     shifts: int = 4
     """Positions of a crop within a code: more of them see more, fewer are encoded sooner."""
+    gains_db: tuple[float, ...] = (0.0,)
+    """Gains that every source is heard at, one of them drawn for every crop."""
     seed: int = 0
     """Of the draws; parts of a counting need a seed each."""
 
@@ -75,6 +80,10 @@ class PairCounting:
         for name in ("pairs", "crop", "shifts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not self.gains_db or len(set(self.gains_db)) != len(self.gains_db):
+            raise ValueError(f"gains_db is {self.gains_db}, expected one gain or more, each once")
+        if not all(math.isfinite(gain) for gain in self.gains_db):
+            raise ValueError(f"gains_db is {self.gains_db}, expected finite numbers")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected 0 or more")
 
@@ -123,7 +132,14 @@ class PairCounting:
         first = [songs.draw(generator) for _ in range(self.pairs)]
         same = generator.random(self.pairs) < _SAME_SONG[self.pairing]
         second = [c if s else songs.draw(generator) for c, s in zip(first, same, strict=True)]
-        return first, second
+        return self._heard(first, generator), self._heard(second, generator)
+
+    def _heard(self, crops: list[_Crop], generator: np.random.Generator) -> list[_Crop]:
+        """The crops, each at one of the gains."""
+        if len(self.gains_db) == 1:
+            return [c._replace(gain=self.gains_db[0]) for c in crops]
+        drawn = generator.integers(len(self.gains_db), size=len(crops))
+        return [c._replace(gain=self.gains_db[g]) for c, g in zip(crops, drawn, strict=True)]
 
 
 class _Songs:
@@ -210,7 +226,7 @@ class _Songs:
         """The tiles that a crop lies in."""
         last = crop.start + self._plan.crop - 1
         numbers = range(crop.start // self._size, last // self._size + 1)
-        return [_Tile(name, crop.song, crop.shift, number) for number in numbers]
+        return [_Tile(name, crop.song, crop.shift, crop.gain, number) for number in numbers]
 
     def _encode_tiles(self, wanted: set[_Tile]) -> dict[_Tile, np.ndarray]:
         """The codes of tiles; those encoded now are kept while there is room."""
@@ -230,7 +246,7 @@ class _Songs:
         first = tile.number * self._size
         start = max(0, first - self.margin)
         stop = min(int(self.lengths[tile.song]), first + self._size + self.margin)
-        crop = _Crop(tile.song, tile.shift, start)
+        crop = _Crop(tile.song, tile.shift, start, tile.gain)
         length = (stop - start) * self._hop
         return self._read(tile.source, crop, start * self._hop, length).unsqueeze(0)
 
@@ -246,4 +262,5 @@ class _Songs:
         """Samples [length] of a source, from `start` of the shifted song."""
         track = self._tracks[crop.song]
         offset = crop.shift * self._hop // self._plan.shifts
-        return self._audio.read(track.sources[name], offset + start, length, track.samples)
+        audio = self._audio.read(track.sources[name], offset + start, length, track.samples)
+        return audio * 10 ** (crop.gain / 20) if crop.gain else audio

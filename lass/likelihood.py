@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.separation.protocols import PairScores
+from lass.backoff import Backoff, Marginals
 from lass.counts import Counts, load_counts, symmetrise
 
 WEIGHT = 3.0
@@ -77,78 +78,65 @@ class CountLikelihood:
         return PairScores(self._values[start:stop], self._pairs[:, start:stop])
 
 
-class BackoffLikelihood:
-    """Counts that fall back on the marginals where a pair was seen seldom.
+class SmoothedLikelihood:
+    """Counts that fall back on a distribution of every pair where the pair was seen seldom.
 
-    weight * log((c[z1, z2, m] + strength * q(m | z1, z2)) / (c[z1, z2] + strength)) over all pairs,
-    q(m | z1, z2) = (p(m | z1) + p(m | z2)) / 2: Dirichlet smoothing towards the mean of what each
-    code says alone. A pair seen once no longer has probability one, one never seen no longer zero;
-    neither has a mixture code that was never counted.
+    weight * log((c[z1, z2, m] + strength * q(m | z1, z2)) / (c[z1, z2] + strength)) over all pairs.
+    A pair seen once no longer has probability one, one never seen no longer zero; neither has a
+    mixture code that was never counted.
     """
 
     def __init__(
         self,
         counts: Counts,
-        weight: float = BACKOFF_WEIGHT,
+        backoff: Backoff,
+        weight: float,
         *,
         strength: float = BACKOFF,
         symmetric: bool = False,
         device: torch.device | str = "cpu",
     ):
-        """Count the marginals.
+        """Add up the pairs.
 
         Args:
             counts: class-ordered, the first source of the priors first.
+            backoff: q(m | z1, z2).
             weight: lambda, the exponent of the likelihood.
             strength: how many observations of a pair the back-off is worth.
             symmetric: count every triple for both orders of the sources.
             device: where the scores are wanted.
 
         Raises:
-            ValueError: weight or strength is not positive.
+            ValueError: weight or strength is not positive, or counts and back-off have different
+                numbers of codes.
         """
         if not (weight > 0 and strength > 0):
             raise ValueError(f"weight {weight} and strength {strength} must be positive")
+        if backoff.n_codes != counts.n_codes:
+            raise ValueError(
+                f"counts over {counts.n_codes} codes, a back-off over {backoff.n_codes}"
+            )
         if symmetric:
             counts = symmetrise(counts)
         k = self.n_codes = counts.n_codes
+        self.backoff = backoff
         self.weight = weight
         self.strength = strength
         self._offsets = counts.offsets.tolist()
         seen = torch.from_numpy(counts.counts).double()
-        first, second, mixture = (
-            torch.from_numpy(codes.astype(np.int64))
-            for codes in (counts.first, counts.second, counts.mixture)
-        )
-        # Half an observation of every mixture code: none is impossible.
-        overall = torch.full((k,), 0.5, dtype=torch.float64).index_add_(0, mixture, seen)
-        overall /= overall.sum()
-        self._given_first, self._given_second = (
-            # By mixture code, half the strength each.
-            (self._conditional(codes, mixture, seen, overall) * (strength / 2))
-            .T.contiguous()
-            .float()
-            .to(device)
-            for codes in (first, second)
+        first, second = (
+            torch.from_numpy(codes.astype(np.int64)) for codes in (counts.first, counts.second)
         )
         pairs = first * k + second
         totals = torch.zeros(k * k, dtype=torch.float64).index_add_(0, pairs, seen)
-        self._offset = (-weight * (totals + strength).log()).float().to(device)  # [K * K]
+        # The strength is taken out of the logarithm: counts are stored as shares of it.
+        self._offset = (-weight * (totals / strength + 1).log()).float().to(device)  # [K * K]
         self._pairs = pairs.to(device)  # [P]
-        self._seen = seen.float().to(device)  # [P]
-
-    @staticmethod
-    def _conditional(codes: Tensor, mixture: Tensor, seen: Tensor, overall: Tensor) -> Tensor:
-        """p(m | code), [K, K], with ten observations' worth of the overall p(m)."""
-        k = len(overall)
-        table = torch.zeros(k * k, dtype=torch.float64).index_add_(0, codes * k + mixture, seen)
-        smoothed = table.view(k, k) + 10.0 * overall
-        return smoothed / smoothed.sum(1, keepdim=True)
+        self._seen = (seen / strength).float().to(device)  # [P]
 
     def scores(self, mixture_code: int) -> PairScores:
         """The scores of all pairs, [K * K]."""
-        first, second = self._given_first[mixture_code], self._given_second[mixture_code]
-        smoothed = (first.unsqueeze(1) + second).flatten()
+        smoothed = self.backoff.given(mixture_code)
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
         # Every pair is stored once per mixture code: plain indexed addition is exact.
         smoothed[self._pairs[part]] += self._seen[part]
@@ -163,17 +151,19 @@ def build_likelihood(
     *,
     weight: float | None = None,
     backoff: float = 0.0,
+    symmetric: bool = False,
     device: torch.device | str = "cpu",
     codec_fingerprint: str | None = None,
     sources: Sequence[str] | None = None,
-) -> CountLikelihood | BackoffLikelihood:
+) -> CountLikelihood | SmoothedLikelihood:
     """The likelihood of a file of counts.
 
     Args:
         counts: the file.
         weight: lambda; default 3 without back-off (as LASS), 6 with it.
-        backoff: 0 takes the stored pairs alone, symmetric, as LASS does; otherwise the strength of
-            the back-off to the marginals, over class-ordered counts.
+        backoff: 0 takes the stored pairs alone, symmetric, as LASS does; otherwise how many
+            observations of a pair the back-off to the marginals is worth.
+        symmetric: with a back-off, count every triple for both orders of the sources.
         device: where the scores are wanted.
         codec_fingerprint: of the codec it is to be used with.
         sources: names of the sources in the order of the priors.
@@ -183,7 +173,13 @@ def build_likelihood(
         ValueError: it is damaged, or belongs to another codec or other sources.
     """
     loaded, _ = load_counts(counts, codec_fingerprint, sources)
-    if backoff:
-        weight = BACKOFF_WEIGHT if weight is None else weight
-        return BackoffLikelihood(loaded, weight, strength=backoff, device=device)
-    return CountLikelihood(loaded, WEIGHT if weight is None else weight, device=device)
+    if not backoff:
+        return CountLikelihood(loaded, WEIGHT if weight is None else weight, device=device)
+    return SmoothedLikelihood(
+        loaded,
+        Marginals(symmetrise(loaded) if symmetric else loaded, device),
+        BACKOFF_WEIGHT if weight is None else weight,
+        strength=backoff,
+        symmetric=symmetric,
+        device=device,
+    )

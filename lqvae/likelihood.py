@@ -38,15 +38,17 @@ class LatentGaussianLikelihood:
         if not sigma > 0:
             raise ValueError(f"sigma is {sigma}, it must be positive")
         self.sigma = sigma
-        self._sum_codes = sum_codes.int().flatten()  # [K * K]
+        self.sum_codes = sum_codes.int().flatten()
+        """The code of every pair's sum, [K * K]."""
         distances = torch.cdist(
             codebook.float(), codebook.float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
-        self._log_density = -distances.square() / (2 * sigma**2)  # [K, K]
+        self.log_density = -distances.square() / (2 * sigma**2)
+        """Of mixture codes under the code of a sum, [K, K], up to a constant."""
 
     def scores(self, mixture_code: int) -> PairScores:
         """log-density of the mixture code's vector under every sum, and the sum of every pair."""
-        return PairScores(self._log_density[mixture_code], lookup=self._sum_codes)
+        return PairScores(self.log_density[mixture_code], lookup=self.sum_codes)
 
 
 def build_likelihood(

@@ -138,7 +138,7 @@ def system_estimates(
         candidates = separator.candidates(mixtures, generator, report)
         share = (time.perf_counter() - began) / len(group)
         for b, chunk in enumerate(group):
-            seconds, found = _estimates(separator, chunk, _one(candidates, b))
+            seconds, found = _estimates(separator, chunk, one_of(candidates, b))
             yield share + seconds, found
 
 
@@ -146,7 +146,7 @@ def _offset(progress: Callable[[int, int], None], i: int, n: int) -> Callable[[i
     return lambda step, total: progress(i * total + step, n * total)
 
 
-def _one(candidates: Candidates, b: int) -> Candidates:
+def one_of(candidates: Candidates, b: int) -> Candidates:
     """The candidates of chunk `b` alone, still with a leading dimension."""
     at, drawn = slice(b, b + 1), candidates.separations
     return Candidates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jukebox_core.manifest import MANIFEST_NAME, Manifest
 from jukebox_core.separation.separator import Separator
 from scripts._evaluation import Chunk
 from scripts._models import FAMILY, Method, pick_device
+from scripts._settings import load_tuned
 
 if TYPE_CHECKING:
     from scripts.evaluate import Args
@@ -26,6 +28,10 @@ DEFINITIONS = {
     "mixture": "y itself as the estimate of every source (estimate selected, not refined)",
     "hpss": "librosa's harmonic-percussive separation: percussive part to drums, harmonic part to "
     "the other source (estimate selected, not refined)",
+    "nmf": "non-negative matrix factorisation of the mixture's magnitudes, whose components are "
+    "shared out by the median filters of hpss (estimate selected, not refined)",
+    "supervised": "masks of a recurrent network trained on the same songs, Open-Unmix's layers "
+    "(estimate selected, not refined)",
     "codec": "the truth through the codec and back (estimate oracle: it uses the truth)",
     "codec_lass": "the same for LASS's codec, where it is another one",
     "irm": "the refinement's mask made from the truth (estimate oracle: it uses the truth)",
@@ -67,14 +73,14 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "window": separator.window,
         "candidates": separator.n_candidates,
         "precision": args.precision,
-        "sampler": args.sampler,
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
+        "sampler": {"name": type(separator.sampler).__name__, **vars(separator.sampler)},
+        "shifts": separator.shifts,
         "sigma": getattr(separator.likelihood, "sigma", None),
         "weight": getattr(counted, "weight", None),
         "backoff": getattr(counted, "strength", None),
-        "mask_power": separator.refinement.power,
+        "kernel": hasattr(separator.likelihood, "counted"),
+        "mask": dataclasses.asdict(separator.refinement),
+        "tuned": load_tuned(args.models, method),
     }
 
 
@@ -121,16 +127,19 @@ def machine(args: Args) -> dict[str, Any]:
     }
 
 
-def command_flags(args: Args) -> list[str]:
+def command_flags(args: Any) -> list[str]:
     """The flags that differ from their defaults, as they would be typed."""
     flags = []
     for name, default in type(args).__dataclass_fields__.items():
         value = getattr(args, name)
         if value == default.default:
             continue
+        if name == "settings":
+            flags += command_flags(value)
+            continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
-            flags.append(flag)
+            flags.append(flag if value else f"--no-{flag[2:]}")
         else:
             flags += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
     return flags

@@ -17,15 +17,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jukebox_core import audio as audio_io
-from jukebox_core.checkpoints import fingerprint
+from jukebox_core.checkpoints import fingerprint, load_mask_estimator
 from jukebox_core.files import sha256, write_json
 from jukebox_core.manifest import MANIFEST_NAME, Manifest
 from jukebox_core.separation import baselines
-from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.nmf import nmf
 from jukebox_core.separation.separator import Separator
 from scripts._evaluation import Chunk, Estimate, codec_round_trip, entry, system_estimates
 from scripts._evaluation_meta import describe_model, fingerprints
-from scripts._models import FAMILY, METHODS, Method
+from scripts._models import FAMILY, METHODS, Method, pick_device
 
 if TYPE_CHECKING:
     from scripts.evaluate import Args
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Run"]
 
 _CODEC_ORDER: tuple[Method, ...] = ("hybrid", "lqvae", "lass")
+_TIMED = ("hpss", "nmf", "supervised")  # baselines that separate
 _PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}  # estimate: suffix of its examples
 
 
@@ -100,21 +101,26 @@ class Run:
         def percussive(chunk: Chunk) -> dict[str, Tensor]:
             return _first(baselines.hpss(chunk.mixture[None], alpha))
 
+        def factorised(chunk: Chunk) -> dict[str, Tensor]:
+            return _first(nmf(chunk.mixture[None], alpha))
+
         def masked(chunk: Chunk) -> dict[str, Tensor]:
             truth = {name: x[None] for name, x in chunk.sources.items()}
-            mask = RatioMask(power=self.args.mask_power)
-            return _first(baselines.ideal_ratio_mask(chunk.mixture[None], truth, alpha, mask))
+            return _first(baselines.ideal_ratio_mask(chunk.mixture[None], truth, alpha))
 
         if "mixture" in wanted:
             self._baseline("mixture", "selected", {}, nothing)
-        if "hpss" in wanted and len(alpha) == 2 and "drums" in alpha:
-            self._baseline("hpss", "selected", {}, percussive)
-        elif "hpss" in wanted:
-            self.notes.append("hpss was left out: it needs drums and one more source")
+        for name, separate in (("hpss", percussive), ("nmf", factorised)):
+            if name in wanted and len(alpha) == 2 and "drums" in alpha:
+                self._baseline(name, "selected", {}, separate)
+            elif name in wanted:
+                self.notes.append(f"{name} was left out: it needs drums and one more source")
+        if "supervised" in wanted:
+            self._supervised()
         if "codec" in wanted:
             self._codecs(separators)
         if "irm" in wanted:
-            self._baseline("irm", "oracle", {"mask_power": self.args.mask_power}, masked)
+            self._baseline("irm", "oracle", {}, masked)
 
     def examples(self) -> list[dict[str, Any]]:
         """What was written for listening; paths are relative to the JSON's folder."""
@@ -136,6 +142,33 @@ class Run:
         for path in self.audio.glob("*.flac"):
             if path not in known:
                 path.unlink()
+
+    def _supervised(self) -> None:
+        """The mask estimator of MODELS/mask_estimator; a note where there is none.
+
+        Raises:
+            ValueError: it was trained for other data than these.
+        """
+        folder = self.args.models / "mask_estimator"
+        if not folder.is_dir():
+            self.notes.append(
+                f"supervised was left out: there is no {folder.name} among the models; train it: "
+                f"python -m scripts.train_mask --data DATA --output MODELS/{folder.name}"
+            )
+            return
+        device = pick_device(self.args.device)
+        estimator = load_mask_estimator(folder, device)
+        trained = {"sample_rate": estimator.config.sample_rate, "alpha": estimator.alpha}
+        here = {"sample_rate": self.manifest.sample_rate, "alpha": self.manifest.alpha}
+        if trained != here:
+            raise ValueError(f"{folder} was trained for {trained}, {self.args.data} has {here}")
+
+        def supervised(chunk: Chunk) -> dict[str, Tensor]:
+            stems = estimator.separate(chunk.mixture[None].to(device))
+            return {name: x[0].cpu() for name, x in stems.items()}
+
+        settings = {"weights": fingerprint(folder), "device": device.type}
+        self._baseline("supervised", "selected", settings, supervised)
 
     def _codecs(self, separators: dict[Method, Separator]) -> None:
         """The ceilings of the raw estimates: one codec, or two where the methods have two."""
@@ -166,7 +199,7 @@ class Run:
                 stems = separate(chunk)
                 seconds += time.perf_counter() - began
                 items.append(self._entry(i, chunk, method, Estimate(estimate, False, stems)))
-            timed = seconds / len(self.chunks) if method == "hpss" else None
+            timed = seconds / len(self.chunks) if method in _TIMED else None
             return {"chunks": items, "seconds_per_chunk": timed}
 
         self._do(method, settings, score)

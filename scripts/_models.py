@@ -4,6 +4,8 @@
     MODELS/{reconstruction,linearisation}/prior_SOURCE/     one prior's run per source
     MODELS/{reconstruction,linearisation}/counts.safetensors
     MODELS/linearisation/sums.safetensors
+    MODELS/tuned/METHOD.json                               settings that scripts.tune chose
+    MODELS/mask_estimator/                                 a supervised baseline's run
 
 LASS uses the family trained for reconstruction; LQ-VAE and the hybrid share the codec and priors of
 the linearisation family and differ by the likelihood alone.
@@ -25,10 +27,11 @@ from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.protocols import Likelihood
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.strategies import Strategy, make_sampler
+from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
 from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
+from scripts._settings import Settings, resolve
 
 Method = Literal["lqvae", "lass", "hybrid"]
 METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
@@ -118,16 +121,8 @@ def build_separator(
     candidates: int | None = None,
     device: str = "cpu",
     precision: Precision = "auto",
-    sampler: Strategy = "ancestral",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    sigma: float | None = None,
-    weight: float | None = None,
-    backoff: float = BACKOFF,
-    kernel: bool = True,
-    mask_power: float = 2.0,
     window: int | None = None,
+    **settings: Any,
 ) -> Separator:
     """Load the parts of a method and compose them.
 
@@ -137,33 +132,34 @@ def build_separator(
         candidates: joint candidates per window; default that of the preset trained with.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: of the priors, see `accelerate`.
-        sampler: `ancestral`, `beam`, `particle` or `greedy`.
-        temperature: of the priors.
-        top_k: ancestral: pairs of codes that may be drawn at a step; 0: all.
-        top_p: ancestral: mass of the pairs that may be drawn at a step; 1: all.
-        sigma: of the Gaussian likelihood (lqvae) or kernel (hybrid).
-        weight: lambda of the counted likelihood; default 6 (lass), 1 (hybrid), 3 without either
-            back-off or kernel.
-        backoff: observations of a pair that its back-off is worth (lass, hybrid); 0: as published.
-        kernel: multiply the hybrid's counts by the LQ-VAE's Gaussian kernel.
-        mask_power: of the refinement.
         window: codes per window; default that of the preset, within the priors' context.
+        settings: fields of `scripts._settings.Settings`; what is left out (or None) is what was
+            tuned for the models (MODELS/tuned/METHOD.json), or else built in.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: parts are damaged or do not belong together, or options do not.
     """
-    drawn_by = make_sampler(sampler, temperature=temperature, top_k=top_k, top_p=top_p)
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
+    chosen = resolve(Settings(**settings), models, method)
+    sampler = make_sampler(
+        chosen["sampler"], **{name: chosen[name] for name in ("temperature", "top_k", "top_p")}
+    )
+    refinement = RatioMask(
+        chosen["mask_power"],
+        chosen["mask_n_fft"],
+        chosen["mask_n_fft"] // 4,
+        chosen["compression"],
+    )
     family = Path(models) / FAMILY[method]
     if not family.is_dir():
         raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
-    chosen = pick_device(device)
-    codec = load_codec(family / "vqvae", chosen)
+    on = pick_device(device)
+    codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")
     priors = {
-        name: load_prior(folder, chosen, codec_fingerprint=identity)
+        name: load_prior(folder, on, codec_fingerprint=identity)
         for name, folder in prior_folders(family).items()
     }
     likelihood = build_likelihood(
@@ -172,10 +168,7 @@ def build_separator(
         codec,
         identity,
         tuple(priors),
-        sigma=sigma,
-        weight=weight,
-        backoff=backoff,
-        kernel=kernel,
+        **{name: chosen[name] for name in ("sigma", "weight", "backoff", "kernel")},
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])
@@ -185,9 +178,10 @@ def build_separator(
         codec,
         accelerate(priors, precision),
         likelihood,
-        sampler=drawn_by,
+        sampler=sampler,
         candidates=candidates or preset.candidates,
         window=window,
         overlap=min(64, window // 4),
-        refinement=RatioMask(power=mask_power),
+        refinement=refinement,
+        shifts=chosen["shifts"],
     )

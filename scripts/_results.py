@@ -15,6 +15,8 @@ MUSEVAL = "sdr_museval"  # a fifth, with --museval
 NAMES = {
     "mixture": "Mixture",
     "hpss": "HPSS",
+    "nmf": "NMF",
+    "supervised": "Supervised mask (LSTM)",
     "codec": "Codec ceiling",
     "codec_lass": "Codec ceiling (LASS)",
     "irm": "Ideal ratio mask",
@@ -196,10 +198,10 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
         f"songs: {data.get('songs', '?')}"
     )
     notes = [f"* original report: {SEED_NOTE}", *meta.get("notes", [])]
-    return "\n".join([title, "", *_aligned([head, *body]), "", *notes])
+    return "\n".join([title, "", *aligned([head, *body]), "", *notes])
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     out = []
     for number, line in enumerate(lines):

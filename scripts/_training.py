@@ -213,14 +213,14 @@ class Run:
         """Read the manifest, split it, and say which songs are too short to train on.
 
         Raises:
-            ValueError: the codec is for another sample rate.
+            ValueError: the model is for another sample rate.
         """
         manifest = load_manifest(self.args.data)
         if manifest.sample_rate != sample_rate:
             raise ValueError(
-                f"{self.args.data} is at {manifest.sample_rate} Hz, the codec at {sample_rate}: "
-                f"prepare the data at {sample_rate} Hz, or train a codec with "
-                f"--vqvae.sample-rate {manifest.sample_rate}"
+                f"{self.args.data} is at {manifest.sample_rate} Hz, the model at {sample_rate}: "
+                f"prepare the data at {sample_rate} Hz, or train a model for "
+                f"{manifest.sample_rate} Hz (its --*.sample-rate)"
             )
         data = Data(manifest, *split_for_validation(manifest, self.args.validate_on))
         crop = self.train.crop

@@ -87,13 +87,13 @@ def stages(args: Args) -> list[Stage]:
             product=data / "manifest.json",
         ),
     ]
+    common = ("--data", str(data), "--preset", args.preset, *seed)
+    # The first stage that fits is started: the codecs, which the rest waits for, then the longest.
     for objective in OBJECTIVES:
         family = models / objective
-        codec = f"codec {objective}"
-        common = ("--data", str(data), "--preset", args.preset, *seed)
         plan.append(
             Stage(
-                codec,
+                f"codec {objective}",
                 ("train_vqvae", "--objective", objective, "--output", str(family / "vqvae"))
                 + common,
                 after=("data",),
@@ -102,6 +102,19 @@ def stages(args: Args) -> list[Stage]:
                 watch=family / "vqvae" / "metrics.csv",
             )
         )
+    mask = models / "mask_estimator"
+    plan.append(
+        Stage(
+            "mask estimator",
+            ("train_mask", "--output", str(mask), *common),
+            after=("data",),
+            share=1 / (len(OBJECTIVES) * len(SOURCES)),
+            product=mask / "weights.safetensors",
+            watch=mask / "metrics.csv",
+        )
+    )
+    for objective in OBJECTIVES:
+        family, codec = models / objective, f"codec {objective}"
         for source in SOURCES:
             run = family / f"prior_{source}"
             plan.append(
@@ -170,7 +183,7 @@ def stages(args: Args) -> list[Stage]:
         Stage(
             "scores",
             score,
-            after=tuple(f"scores {method}" for method in METHODS),
+            after=("mask estimator", *(f"scores {method}" for method in METHODS)),
             product=results,
         )
     )

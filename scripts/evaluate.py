@@ -15,19 +15,18 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import tyro
 
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.strategies import Strategy, make_sampler
-from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._evaluation import check_museval, choose_chunks, silence_rule, with_alpha
 from scripts._evaluation_meta import (
@@ -40,11 +39,12 @@ from scripts._evaluation_meta import (
 from scripts._evaluation_run import Run
 from scripts._models import METHODS, Method, build_separator
 from scripts._results import find_row, format_table, make_rows
+from scripts._settings import Settings
 
 __all__ = ["Args", "evaluate", "format_table", "main"]
 
-Baseline = Literal["mixture", "hpss", "codec", "irm"]
-BASELINES: tuple[Baseline, ...] = ("mixture", "hpss", "codec", "irm")
+Baseline = Literal["mixture", "hpss", "nmf", "supervised", "codec", "irm"]
+BASELINES: tuple[Baseline, ...] = ("mixture", "hpss", "nmf", "supervised", "codec", "irm")
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,7 @@ class Args:
     """Choose chunks by the original systems' rule of silence."""
     museval: bool = False
     """Score with museval itself too (metric sdr_museval): seconds per estimate."""
-    sampler: Strategy = "ancestral"
-    """How candidates are found: independent draws, weighted particles, beam or greedy search."""
-    temperature: float = 1.0
-    """Of the priors."""
-    top_k: int = 0
-    """Ancestral: draw among the k most probable pairs of codes at every step; 0: all."""
-    top_p: float = 1.0
-    """Ancestral: draw among the most probable pairs of codes that have this mass; 1: all."""
-    sigma: float | None = None
-    """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
-    weight: float | None = None
-    """Lambda of the counted likelihood; default 6 (lass), 1 (hybrid)."""
-    backoff: float = BACKOFF
-    """Observations of a pair that the back-off to the marginals is worth; 0: as LASS published."""
-    kernel: bool = True
-    """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel."""
-    mask_power: float = 2.0
-    """Power of the ratio mask."""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     parts_only: bool = False
     """Score the methods into OUTPUT.parts/ and stop: processes of a method each share the work, and
     the same command without this flag joins what they did."""
@@ -203,7 +186,6 @@ def _check(args: Args) -> None:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 1")
     if args.examples < 0:
         raise ValueError(f"--examples is {args.examples}, expected >= 0")
-    make_sampler(args.sampler, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
     if args.museval:
         check_museval()
     if not args.methods or len(set(args.methods)) != len(args.methods):
@@ -219,15 +201,7 @@ def _build(method: Method, args: Args) -> Separator:
         candidates=args.candidates,
         device=args.device,
         precision=args.precision,
-        sampler=args.sampler,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        sigma=args.sigma,
-        weight=args.weight,
-        backoff=args.backoff,
-        kernel=args.kernel,
-        mask_power=args.mask_power,
+        **vars(args.settings),
     )
 
 

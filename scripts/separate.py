@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -32,8 +32,6 @@ from jukebox_core.files import atomic_folder
 from jukebox_core.runtime import Ranks
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.strategies import Strategy
-from lass.likelihood import BACKOFF
 from scripts._cli import program
 from scripts._models import FAMILY, Method, build_separator
 from scripts._separation import (
@@ -45,6 +43,7 @@ from scripts._separation import (
     is_finished,
     write_record,
 )
+from scripts._settings import Settings, resolve
 
 SILENT = -100.0
 """dB below full scale, over the whole file."""
@@ -62,32 +61,15 @@ class Args:
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
     method: Method = "hybrid"
     """Which of the three systems."""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     candidates: int | None = None
     """Joint candidates per window; default: the models' preset."""
     refine: bool = True
     """Mask the mixture with the candidates' mean power; otherwise the raw decode of one."""
     format: Literal["wav", "flac"] = "wav"
     """wav is 32-bit float; flac is 24-bit and clips beyond full scale."""
-    sampler: Strategy = "ancestral"
-    """How candidates are found: independent draws, weighted particles, beam or greedy search."""
-    temperature: float = 1.0
-    """Of the priors."""
-    top_k: int = 0
-    """Ancestral: draw among the k most probable pairs of codes at every step; 0: all."""
-    top_p: float = 1.0
-    """Ancestral: draw among the most probable pairs that hold this mass at every step; 1: all."""
     precision: Precision = "auto"
     """Of the priors; auto: bfloat16 or float16 where the device gains by it."""
-    sigma: float | None = None
-    """Of the LQ-VAE's Gaussian likelihood; default 0.4."""
-    weight: float | None = None
-    """Lambda of the counted likelihood; default 6 (lass), 1 (hybrid)."""
-    backoff: float = BACKOFF
-    """Observations of a pair that the back-off to the marginals is worth; 0: as LASS published."""
-    kernel: bool = True
-    """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel."""
-    mask_power: float = 2.0
-    """Power of the ratio mask."""
     window: int | None = None
     """Codes per window; default: the models' preset, within the priors' context."""
     context: int | Literal["max"] = 0
@@ -160,6 +142,7 @@ def make_plan(args: Args, ranks: int) -> Plan:
         raise ValueError(f"--batch is {args.batch}, expected at least 1, or auto")
     jobs = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
+    settings["settings"] = resolve(args.settings, args.models, args.method)
     models = identify_models(args.models / FAMILY[args.method])
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
@@ -169,26 +152,16 @@ def make_plan(args: Args, ranks: int) -> Plan:
 
 def load_separator(args: Args, device: str) -> Separator:
     """The separator that the flags describe."""
-    options = {name: getattr(args, name) for name in _OPTIONS}
-    separator = build_separator(args.method, args.models, device=device, **options)
+    separator = build_separator(
+        args.method,
+        args.models,
+        candidates=args.candidates,
+        device=device,
+        precision=args.precision,
+        window=args.window,
+        **vars(args.settings),
+    )
     return separator.with_context(args.context)
-
-
-_OPTIONS = (
-    "candidates",
-    "precision",
-    "sampler",
-    "temperature",
-    "top_k",
-    "top_p",
-    "sigma",
-    "weight",
-    "backoff",
-    "kernel",
-    "mask_power",
-    "window",
-)
-"""Flags that `build_separator` takes under the same names."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +262,8 @@ def described(separator: Separator) -> dict[str, Any]:
         "sources": list(separator.sources),
         "sampler": {"name": type(sampler).__name__, **options},
         "candidates": separator.n_candidates,
+        "shifts": separator.shifts,
+        "refinement": dataclasses.asdict(separator.refinement),
         "window": separator.window,
         "overlap": separator.overlap,
         "context": separator.context,

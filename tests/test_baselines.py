@@ -2,11 +2,14 @@
 
 import math
 
+import librosa
+import numpy as np
 import pytest
 import torch
 
 from jukebox_core.separation.baselines import hpss, ideal_ratio_mask, mixture_as_estimate
 from jukebox_core.separation.metrics import sdr
+from jukebox_core.separation.nmf import nmf
 from jukebox_core.separation.refinement import RatioMask
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
@@ -72,3 +75,53 @@ def test_ideal_ratio_mask_is_the_refinement_with_the_truth(sources):
 def test_hpss_of_a_short_mixture_is_finite(length):
     estimates = hpss(torch.randn(1, length), ALPHA)
     assert all(x.shape == (1, length) and x.isfinite().all() for x in estimates.values())
+
+
+@pytest.mark.parametrize("alpha", [ALPHA, {"bass": 0.8, "drums": 0.3}])
+def test_nmf_gives_tones_and_clicks_at_their_own_scale(sources, alpha):
+    mixture = mix(sources, alpha)
+    estimates = nmf(mixture, alpha)
+    assert list(estimates) == list(alpha)
+    for name, x in estimates.items():
+        assert sdr(sources[name], x) > sdr(sources[name], mixture) + 10
+    torch.testing.assert_close(mix(estimates, alpha), mixture, atol=1e-5, rtol=0)
+
+
+def test_nmf_is_the_same_again_and_in_a_batch(sources):
+    mixture = mix(sources)
+    both = nmf(torch.cat([mixture.flip(-1), mixture]), ALPHA)
+    once, again, other = nmf(mixture, ALPHA), nmf(mixture, ALPHA), nmf(mixture, ALPHA, seed=1)
+    for name, x in once.items():
+        assert torch.equal(x, again[name]) and torch.equal(x, both[name][1:])
+        assert not torch.equal(x, other[name])
+
+
+def test_nmf_shares_a_component_as_its_parts_under_the_median_filters(sources, monkeypatch):
+    """With one component the masks are constant: p^4 : (1 - p)^4, p that of |Y|'s fit."""
+    monkeypatch.setattr("jukebox_core.separation.nmf.COMPONENTS", 1)
+    mixture = mix(sources)
+    window = torch.hann_window(2048)
+    spectrum = torch.stft(
+        mixture[0], 2048, 512, window=window, pad_mode="constant", return_complex=True
+    )
+    magnitudes = spectrum.abs().double().numpy()
+    # Kullback-Leibler divergence at rank one: the product of the margins
+    fit = np.outer(magnitudes.sum(1), magnitudes.sum(0)) / magnitudes.sum()
+    _, mask = librosa.decompose.hpss(magnitudes, mask=True)
+    p = (fit * mask).sum() / fit.sum()
+    share = p**2 / (p**2 + (1 - p) ** 2)
+    share = share**2 / (share**2 + (1 - share) ** 2)
+    estimates = nmf(mixture, ALPHA)
+    torch.testing.assert_close(estimates["drums"], mixture * share / 0.5, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 100, 1_024, 2_049])
+def test_nmf_of_a_short_or_silent_mixture_is_finite(length):
+    for mixture in (torch.randn(1, length), torch.zeros(1, length)):
+        estimates = nmf(mixture, ALPHA)
+        assert all(x.shape == (1, length) and x.isfinite().all() for x in estimates.values())
+
+
+def test_nmf_needs_drums_and_one_more(sources):
+    with pytest.raises(ValueError, match="NMF needs drums and one more source, got bass, piano"):
+        nmf(mix(sources), {"bass": 0.5, "piano": 0.5})

@@ -10,10 +10,11 @@ import soundfile
 import torch
 
 from jukebox_core import audio as audio_io
+from jukebox_core.checkpoints import load_mask_estimator
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.metrics import sdr
 from jukebox_core.separation.statistics import bootstrap_mean
-from scripts import _evaluation_run, evaluate
+from scripts import _evaluation_run, evaluate, train_mask
 from scripts._evaluation import choose_chunks, museval_sdr
 from scripts._evaluation_run import Run
 from scripts._results import METRICS, chunk_value, difference
@@ -70,11 +71,11 @@ def test_the_json_holds_every_method_and_estimate(results):
         assert row["n"] == 3 and row["ci_low"] <= row["mean"] <= row["ci_high"]
     systems = dict.fromkeys(("lqvae", "lass", "hybrid"), ESTIMATES)
     plain, truth = {("selected", False)}, {("oracle", False)}
-    baselines = {"mixture": plain, "hpss": plain, "irm": truth, "codec": truth}
+    baselines = {"mixture": plain, "hpss": plain, "nmf": plain, "irm": truth, "codec": truth}
     assert there == systems | baselines | {"codec_lass": truth}
-    assert len(results["rows"]) == (3 * 6 + 5) * 3 * len(METRICS)
-    assert len(results["chunks"]) == (3 * 6 + 5) * 3
-    assert set(results["seconds_per_chunk"]) == {"lqvae", "lass", "hybrid", "hpss"}
+    assert len(results["rows"]) == (3 * 6 + 6) * 3 * len(METRICS)
+    assert len(results["chunks"]) == (3 * 6 + 6) * 3
+    assert set(results["seconds_per_chunk"]) == {"lqvae", "lass", "hybrid", "hpss", "nmf"}
     assert all(seconds > 0 for seconds in results["seconds_per_chunk"].values())
 
 
@@ -209,7 +210,8 @@ def test_same_seed_same_numbers_and_a_stopped_run_goes_on(
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 0
     resumed = json.loads((tmp_path / "stopped.json").read_text())
     assert strip(resumed) == strip(whole)
-    assert {row["method"] for row in whole["rows"]} == {"lqvae", "mixture", "hpss", "codec", "irm"}
+    baselines = {"mixture", "hpss", "nmf", "codec", "irm"}
+    assert {row["method"] for row in whole["rows"]} == {"lqvae", *baselines}
     assert not (tmp_path / "stopped.json.parts").exists()
 
     assert run(models, tiny_data, tmp_path / "other.json", *flags, "--seed", "1") == 0
@@ -299,6 +301,38 @@ def test_fewer_chunks_than_asked_for_and_fewer_baselines_are_said(models, tiny_d
     assert {row["method"] for row in results["rows"]} == {"lass", "mixture", "codec"}
     assert results["meta"]["examples"] == [] and not (tmp_path / "r_audio").exists()
     assert "codec is the codec of lass (reconstruction)" in results["meta"]["notes"]
+
+
+def test_the_supervised_baseline_is_scored_where_it_is(tiny_models, tiny_data, tmp_path, capsys):
+    models, folder = tmp_path / "models", tmp_path / "models/mask_estimator"
+    shutil.copytree(tiny_models / "reconstruction", models / "reconstruction")
+    flags = ["--methods", "lass", "--baselines", "supervised", "--examples", "0"]
+    assert run(models, tiny_data, tmp_path / "without.json", *flags) == 0
+    without = json.loads((tmp_path / "without.json").read_text())
+    assert {row["method"] for row in without["rows"]} == {"lass"}
+    assert any("python -m scripts.train_mask" in note for note in without["meta"]["notes"])
+    common = ["--output", str(folder), "--preset", "tiny", "--device", "cpu"]
+    common += ["--data", str(tiny_data), "--wandb", "disabled"]
+    assert train_mask.main(common) == 0
+    assert run(models, tiny_data, tmp_path / "r.json", *flags) == 0
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert set(results["seconds_per_chunk"]) == {"lass", "supervised"}
+    tracks = {track.name: track for track in load_manifest(tiny_data).tracks}
+    length = results["meta"]["data"]["chunk_samples"]
+    for item in items(results, "supervised", "selected", False):
+        track, start = tracks[item["track"]], item["start"]
+        mixture = audio_io.load_segment(track.mixture, start, length)
+        stems = load_mask_estimator(folder).separate(mixture)
+        for source, path in track.sources.items():
+            truth = audio_io.load_segment(path, start, length)
+            expected = pytest.approx(sdr(truth, stems[source]).item(), rel=1e-5)
+            assert item["values"][source]["sdr"] == expected
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["alpha"] = {"bass": 0.7, "drums": 0.3}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    capsys.readouterr()
+    assert run(models, tiny_data, tmp_path / "other.json", *flags) == 1
+    assert "mask_estimator was trained for" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

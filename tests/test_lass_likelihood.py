@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from jukebox_core.separation.protocols import Likelihood
+from lass.backoff import Marginals, Overall
 from lass.counts import count_triples, save_counts, symmetrise
-from lass.likelihood import BackoffLikelihood, CountLikelihood, build_likelihood
+from lass.likelihood import CountLikelihood, SmoothedLikelihood, build_likelihood
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 7
@@ -130,7 +131,10 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
     p = (table + 2.5 * mean) / (table.sum(2, keepdims=True) + 2.5)
     np.testing.assert_allclose(p.sum(2), 1)  # a distribution over the mixture codes
     counts = count_triples(K, first, second, mixture)
-    likelihood = BackoffLikelihood(counts, 2.0, strength=2.5, symmetric=symmetric)
+    shown = symmetrise(counts) if symmetric else counts
+    likelihood = SmoothedLikelihood(
+        counts, Marginals(shown), 2.0, strength=2.5, symmetric=symmetric
+    )
     for m in range(K):  # 4 was never seen, and has a score all the same
         scores = likelihood.scores(m)
         assert scores.pairs is None
@@ -138,4 +142,21 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
             scores.values.view(K, K), 2.0 * np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
         )
     with pytest.raises(ValueError, match="must be positive"):
-        BackoffLikelihood(counts, strength=0.0)
+        SmoothedLikelihood(counts, Marginals(counts), 1.0, strength=0.0)
+    with pytest.raises(ValueError, match="a back-off over 3"):
+        SmoothedLikelihood(counts, Overall(count_triples(3, *[np.zeros(1, int)] * 3)), 1.0)
+
+
+def test_backed_off_to_what_is_known_without_the_pair():
+    first, second, mixture = triples()
+    table = np.zeros((K, K, K))
+    np.add.at(table, (first, second, mixture), 1)
+    overall = table.sum((0, 1)) + 0.5
+    overall /= overall.sum()
+    p = (table + 4 * overall) / (table.sum(2, keepdims=True) + 4)
+    counts = count_triples(K, first, second, mixture)
+    likelihood = SmoothedLikelihood(counts, Overall(counts), 1.0, strength=4.0)
+    for m in range(K):
+        np.testing.assert_allclose(
+            likelihood.scores(m).values.view(K, K), np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
+        )

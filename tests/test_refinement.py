@@ -108,3 +108,20 @@ def test_spectral_fit_picks_the_pair_that_sums_to_the_mixture():
 def test_posterior_mean_is_uniform():
     weights = PosteriorMean()(torch.zeros(2, 8), bundle(candidates(n=4, t=8)), ALPHA)
     torch.testing.assert_close(weights, torch.full((2, 4), 0.25))
+
+
+def test_powers_are_averaged_under_the_compression():
+    audio, weights = candidates(), torch.softmax(torch.randn(2, 3), -1)
+    found = RatioMask(compression=0.5).mean_powers(audio, weights, ALPHA)
+    for name, x in audio.items():
+        for b in range(2):
+            mean = sum(
+                weights[b, n].item() * np.abs(ALPHA[name] * scipy_stft(x[b, n].numpy()))
+                for n in range(3)
+            )
+            scale = (found[name][b].sqrt().numpy() / mean).mean()  # scipy normalises by the window
+            np.testing.assert_allclose(
+                found[name][b].sqrt().numpy(), scale * mean, rtol=1e-3, atol=1e-4
+            )
+    with pytest.raises(ValueError, match="compression is 0"):
+        RatioMask(compression=0.0)

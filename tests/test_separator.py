@@ -5,6 +5,7 @@ import torch
 
 from jukebox_core.config import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
 from lqvae import LatentGaussianLikelihood, code_sums
@@ -112,3 +113,59 @@ def test_oracle_is_no_part_of_separation(separator):
 
     names = set(inspect.signature(Separator.__call__).parameters)
     assert names == {"self", "mixture", "rate", "seed", "refine", "batch", "progress"}
+
+
+@pytest.fixture
+def shifted(separator):
+    parts = separator.codec, separator.priors, separator.likelihood
+    return Separator(*parts, candidates=4, window=64, overlap=8, shifts=2)
+
+
+def test_shifted_candidates_are_those_of_the_moved_mixture_moved_back(shifted):
+    hop = shifted.codec.config.hop
+    mixtures = torch.randn(2, 64 * hop, generator=torch.Generator().manual_seed(1))
+    found = shifted.candidates(mixtures, torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    for b, mixture in enumerate(mixtures):  # the numbers are drawn in this order, batch or not
+        for s, offset in enumerate((0, hop // 2)):
+            moved = torch.cat([torch.zeros(offset), mixture])[: 64 * hop]
+            codes = shifted.codec.encode(moved[None])
+            drawn = shifted.sampler(shifted.priors, shifted.likelihood, codes, 2, generator)
+            for name in shifted.sources:
+                at = slice(2 * s, 2 * s + 2)
+                assert torch.equal(found.separations.codes[name][b, at], drawn.codes[name][0])
+                decoded = shifted.codec.decode(drawn.codes[name][0])
+                audio = found.audio[name][b, at]
+                kept = 64 * hop - offset
+                torch.testing.assert_close(
+                    audio[:, :kept], decoded[:, offset:], atol=1e-5, rtol=1e-4
+                )
+                assert (audio[:, kept:] == 0).all()
+            log_prior = found.separations.log_prior["bass"][b, 2 * s : 2 * s + 2]
+            torch.testing.assert_close(log_prior, drawn.log_prior["bass"][0])
+
+
+def test_weights_are_shared_out_evenly_over_shifts(separator):
+    parts = separator.codec, separator.priors, separator.likelihood
+    particles = ParticleSampler()
+    shifted = Separator(*parts, sampler=particles, candidates=6, window=64, shifts=3)
+    mixtures = torch.randn(2, 64 * shifted.codec.config.hop)
+    weights = shifted.candidates(mixtures, torch.Generator()).separations.log_weights.exp().float()
+    torch.testing.assert_close(weights.view(2, 3, 2).sum(2), torch.full((2, 3), 1 / 3))
+
+
+def test_the_batch_is_no_part_of_shifted_stems(shifted):
+    mixture = torch.randn(5_000)
+    one, other = (shifted(mixture, 22_050, seed=2, batch=n) for n in (1, 3))
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(sum(one.values()), mixture, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shifts", (0, 3, 64))
+def test_shifts_that_cannot_be_are_refused(separator, shifts):
+    parts = separator.codec, separator.priors, separator.likelihood
+    with pytest.raises(ValueError, match="shifts is"):
+        Separator(*parts, candidates=64, window=64, shifts=shifts)
+    with pytest.raises(ValueError, match="a context needs codes of one position"):
+        Separator(*parts, candidates=4, window=32, shifts=2, context=8)

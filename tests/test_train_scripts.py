@@ -13,7 +13,13 @@ import torch
 from conftest import RATE, tone_and_noise, write_data_set
 from safetensors.torch import load_file
 
-from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
+from jukebox_core.checkpoints import (
+    fingerprint,
+    load_codec,
+    load_mask_estimator,
+    load_meta,
+    load_prior,
+)
 from jukebox_core.config import (
     PRESETS,
     Bandwidths,
@@ -26,7 +32,7 @@ from jukebox_core.losses import BandwidthMeter
 from jukebox_core.manifest import load_manifest
 from jukebox_core.tracking import read_metrics
 from jukebox_core.trainer import TIMINGS
-from scripts import _training, plot_losses, train_prior, train_vqvae
+from scripts import _training, plot_losses, train_mask, train_prior, train_vqvae
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ("--preset", "tiny", "--device", "cpu", "--wandb", "disabled")
@@ -40,6 +46,10 @@ def codec_flags(data, output, *more, objective="reconstruction"):
 def prior_flags(codec, data, output, *more, source="bass"):
     flags = ["--vqvae", str(codec), "--source", source, "--data", str(data)]
     return [*flags, "--output", str(output), *COMMON, *more]
+
+
+def mask_flags(data, output, *more):
+    return ["--data", str(data), "--output", str(output), *COMMON, *more]
 
 
 def error_of(capsys, status):
@@ -247,6 +257,42 @@ def test_a_prior_resumes_and_a_retrained_codec_is_noticed(tmp_path, tiny_data, t
     assert same_weights(run, family / "prior_drums")
 
 
+def test_a_mask_estimator_is_trained_and_resumes(tmp_path, tiny_data, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_mask.main(mask_flags(tiny_data, whole)) == 0
+    meta = load_meta(whole)
+    assert meta["kind"] == "mask_estimator" and meta["step"] == 6 and meta["finished"]
+    assert meta["pairing"] == "random" and meta["augmentation"] == {"gain_db": 6.0}
+    estimator = load_mask_estimator(whole)
+    assert estimator.config == PRESETS["tiny"].mask
+    assert estimator.alpha == load_manifest(tiny_data).alpha
+    rows = read_metrics(whole / "metrics.csv")
+    for split in ("train", "validation"):
+        names = {row.metric for row in rows if row.split == split}
+        assert {"loss", "sdr_bass", "sdr_drums"} <= names
+    assert train_mask.main(mask_flags(tiny_data, parts, "--train.steps", "4")) == 0
+    assert load_meta(parts)["step"] == 4
+    assert train_mask.main(mask_flags(tiny_data, parts)) == 0
+    assert same_weights(whole, parts)
+    capsys.readouterr()
+    assert train_mask.main(mask_flags(tiny_data, parts)) == 0
+    assert "is already finished" in capsys.readouterr().out
+    flags = mask_flags(tiny_data, parts, "--mask.hidden", "8", "--pairing", "song")
+    said = error_of(capsys, train_mask.main(flags))
+    assert "config.hidden is 16 there, 8 asked for" in said
+    assert "pairing is 'random' there, 'song' asked for" in said
+
+
+def test_a_mask_estimator_learns_and_starts_from_the_features(tmp_path, tiny_data):
+    more = ("--train.steps", "60", "--optim.lr", "1e-2", "--optim.warmup-steps", "0")
+    more += ("--optim.ema-decay", "0", "--train.validate-every", "60")
+    assert train_mask.main(mask_flags(tiny_data, tmp_path, *more)) == 0
+    first = [r.value for r in read_metrics(tmp_path / "metrics.csv") if r.metric == "loss"][0]
+    assert load_meta(tmp_path)["metrics"]["validation"]["loss"] < first - 5
+    estimator = load_mask_estimator(tmp_path)
+    assert estimator.mean.std() > 0.1 and not torch.equal(estimator.scale, torch.ones(129))
+
+
 LAUNCHERS = {
     "devices": (("-m",), ("--devices", "2")),
     "torchrun": (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"), ()),
@@ -334,7 +380,7 @@ def test_short_songs_are_reported(tmp_path, capsys):
         (("--train.steps", "0"), "--train.steps is 0, expected at least 1"),
         (("--max-seconds", "0"), "--max-seconds is 0.0, expected more than 0"),
         (("--device", "abacus"), "device 'abacus' cannot be used here"),
-        (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the codec at 44100"),
+        (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the model at 44100"),
         (("--vqvae.levels", "3"), "downs_t has 2 entries, levels is 3"),
         (("--validate-on", "nowhere"), "has no songs in its nowhere split"),
         (("--preset", "huge"), "huge"),
@@ -365,6 +411,21 @@ def test_wrong_flags_of_the_prior_are_one_line(
     assert message in error_of(capsys, train_prior.main(flags))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    (
+        (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
+        (("--mask.sample-rate", "44100"), "is at 22050 Hz, the "),
+        (("--mask.hidden", "15"), "hidden is 15; two directions need an even number"),
+        (("--mask.colour", "3"), "--mask.colour"),
+    ),
+)
+def test_wrong_flags_of_the_mask_estimator_are_one_line(tmp_path, tiny_data, capsys, more, message):
+    flags = mask_flags(tiny_data, tmp_path / "run", *more)
+    assert message in error_of(capsys, train_mask.main(flags))
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
 def test_linearisation_needs_two_sources(tmp_path, capsys):
     sources = tone_and_noise(1, RATE)
     sources["piano"] = sources["bass"].flip(0)
@@ -387,7 +448,7 @@ def test_a_time_budget_stops_and_counts_as_finished(tmp_path, tiny_data, capsys)
     assert "already finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", (train_vqvae, train_prior, plot_losses))
+@pytest.mark.parametrize("script", (train_vqvae, train_prior, train_mask, plot_losses))
 def test_help(script, capsys):
     assert script.main(["--help"]) == 0
     said = capsys.readouterr().out

@@ -38,6 +38,7 @@ def windows_that_fit(
     samples: int,
     device: torch.device,
     processes: int = 1,
+    shifts: int = 1,
 ) -> int:
     """Windows to sample together, at least 1: useful on the device, within half its free memory.
 
@@ -48,10 +49,11 @@ def windows_that_fit(
         samples: of a decoded candidate.
         device: where the priors are.
         processes: that share the free memory.
+        shifts: sequences of mixture codes per window.
     """
     useful = -(-(CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES) // candidates)
     per_pair = joint.new_cache(1, codes).nbytes() + 2 * 4 * _LOGITS * joint.n_codes
-    on_device = candidates * per_pair + 4 * _TABLES * joint.n_codes**2
+    on_device = candidates * per_pair + 4 * _TABLES * shifts * joint.n_codes**2
     on_host = 2 * 2 * 4 * candidates * samples  # both sources, decoded in parts and joined
     host, own = torch.device("cpu"), free_bytes(device)
     if device.type == "cpu":

@@ -16,16 +16,23 @@ class RatioMask:
     P_i is the (weighted mean) power spectrogram of a source's candidates, as it stands in the
     mixture. Power 2 is the Wiener filter of independent sources. The masks sum to one in every
     bin, so the stems sum to the mixture.
+
+    power: sharpness of the masks. n_fft, hop: of the Hann STFT, in samples at the models' rate.
+    compression: candidates' powers P are averaged as (mean P^c)^(1 / c): 1 is the mean power, 0.5
+        the squared mean magnitude, which a few loud candidates move less.
     """
 
     power: float = 2.0
     n_fft: int = 2048
     hop: int = 512
+    compression: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse parameters that do not make a mask."""
         if not self.power > 0:
             raise ValueError(f"the mask's power is {self.power}, it must be positive")
+        if not self.compression > 0:
+            raise ValueError(f"the mask's compression is {self.compression}, it must be positive")
         if self.hop < 1 or self.n_fft % (2 * self.hop):
             raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
 
@@ -55,12 +62,19 @@ class RatioMask:
         return {
             name: torch.stack(
                 [
-                    torch.einsum("n,nft->ft", w, (alpha[name] * self._stft(x)).abs().square())
+                    self._mean(w, (alpha[name] * self._spectra(x)).abs().square())
                     for w, x in zip(weights, audio, strict=True)
                 ]
             )
             for name, audio in candidates.items()
         }
+
+    def _mean(self, weights: Tensor, powers: Tensor) -> Tensor:
+        """[F, frames] of [N, F, frames]."""
+        if self.compression == 1:
+            return torch.einsum("n,nft->ft", weights, powers)
+        raised = torch.einsum("n,nft->ft", weights, powers.pow(self.compression))
+        return raised.pow(1 / self.compression)
 
     def masks(self, powers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks from power spectrograms; equal shares where all are silent."""
@@ -91,7 +105,7 @@ class RatioMask:
             overlap = self.n_fft // self.hop
             n_fft = overlap * max(1, round(self.n_fft * rate_ratio / overlap))
             hop = n_fft // overlap
-        spectrum = _stft(mixture, n_fft, hop)
+        spectrum = stft(mixture, n_fft, hop)
         if rate_ratio != 1.0:
             bins = torch.arange(spectrum.shape[-2]) * (self.n_fft / (n_fft / rate_ratio))
             frames = torch.arange(spectrum.shape[-1]) * (hop / rate_ratio / self.hop)
@@ -101,11 +115,11 @@ class RatioMask:
             for name, mask in masks.items()
         }
 
-    def _stft(self, audio: Tensor) -> Tensor:
-        return _stft(audio, self.n_fft, self.hop)
+    def _spectra(self, audio: Tensor) -> Tensor:
+        return stft(audio, self.n_fft, self.hop)
 
 
-def _stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
+def stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
     """[..., T] to complex [..., F, frames]; zeros outside, so that any length will do."""
     flat = audio.reshape(-1, audio.shape[-1])
     window = torch.hann_window(n_fft, device=audio.device)
@@ -114,7 +128,7 @@ def _stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def _istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
-    """The inverse of `_stft`, [..., length]."""
+    """The inverse of `stft`, [..., length]."""
     window = torch.hann_window(n_fft, device=spectrum.device)
     leading = spectrum.shape[:-2]
     flat = spectrum.reshape(-1, *spectrum.shape[-2:])

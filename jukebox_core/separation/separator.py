@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
@@ -26,6 +27,7 @@ from jukebox_core.separation.stream import (
     cut,
     joined,
     part_of,
+    together,
 )
 from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
@@ -56,6 +58,7 @@ class Separator:
         average: Selection | None = None,
         refinement: RatioMask | None = None,
         context: int | Literal["max"] = 0,
+        shifts: int = 1,
     ):
         """Compose a separator.
 
@@ -73,6 +76,9 @@ class Separator:
             refinement: the mask; default power 2, STFT 2048/512.
             context: codes chosen before a window that the priors see; 0: windows are independent,
                 and sampled together; `max`: what the priors' context leaves beside a window.
+            shifts: S positions within a code that a window is encoded at; N / S candidates are
+                drawn for each and moved back. The codes of the mixture are one noisy look at it,
+                S looks differ in their noise. More than 1 needs context 0.
 
         Raises:
             ValueError: the parts do not fit together.
@@ -96,8 +102,14 @@ class Separator:
             )
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        if not 1 <= shifts <= codec.config.hop or candidates % shifts:
+            raise ValueError(
+                f"shifts is {shifts}, expected 1 to {codec.config.hop} (samples of a code) and a "
+                f"divisor of the {candidates} candidates"
+            )
         self.sampler = sampler or AncestralSampler()
         self.n_candidates = candidates
+        self.shifts = shifts
         self.window = window
         self.overlap = overlap
         self.pick = pick or SpectralFit()
@@ -135,7 +147,7 @@ class Separator:
         samples = self.window * self.codec.config.hop
         joint = as_joint(self.priors)
         return windows_that_fit(
-            joint, self.n_candidates, self.window, samples, self.device, processes
+            joint, self.n_candidates, self.window, samples, self.device, processes, self.shifts
         )
 
     @torch.no_grad()
@@ -160,8 +172,11 @@ class Separator:
             parts: groups that the candidates are drawn in, one after the other, to save memory;
                 the random numbers are shared out otherwise than among all candidates at once.
         """
-        codes = self.codec.encode(mixtures.to(self.device))
-        sizes = [len(part) for part in torch.arange(self.n_candidates).chunk(parts)]
+        offsets = [round(s * self.codec.config.hop / self.shifts) for s in range(self.shifts)]
+        moved = torch.stack([_delayed(mixtures, offset) for offset in offsets], 1)  # [B, S, T]
+        codes = self.codec.encode(moved.flatten(0, 1).to(self.device))
+        each = self.n_candidates // self.shifts
+        sizes = [len(part) for part in torch.arange(each).chunk(parts)]
         groups = []
         for i, size in enumerate(sizes):
             report = part_of(progress, i, len(sizes))
@@ -169,7 +184,10 @@ class Separator:
                 self.sampler(self.priors, self.likelihood, codes, size, generator, report, context)
             )
         drawn = joined(groups)
-        return Candidates({name: self._decode(c) for name, c in drawn.codes.items()}, drawn)
+        audio = {name: self._decode(c) for name, c in drawn.codes.items()}  # [B * S, N / S, T]
+        return Candidates(
+            {name: _advanced(x, offsets) for name, x in audio.items()}, together(drawn, self.shifts)
+        )
 
     def __call__(
         self,
@@ -307,8 +325,10 @@ class Separator:
         run.generator.set_state(state)
         if len(group) > 1:
             run.batch = (len(group) + 1) // 2
-        elif run.parts < self.n_candidates and getattr(self.sampler, "independent", False):
-            run.parts = min(2 * run.parts, self.n_candidates)
+        elif run.parts < self.n_candidates // self.shifts and getattr(
+            self.sampler, "independent", False
+        ):
+            run.parts = min(2 * run.parts, self.n_candidates // self.shifts)
         else:
             raise TooLarge(
                 f"{self.n_candidates} candidates of one window of {self.window} codes do not fit "
@@ -344,6 +364,11 @@ class Separator:
 
     def _checked_context(self, context: int | Literal["max"]) -> int:
         room = self.n_ctx - self.window
+        if context and self.shifts > 1:
+            raise ValueError(
+                f"a context needs codes of one position, but shifts is {self.shifts}: leave out "
+                "one of the two"
+            )
         if context == "max":
             if not room:
                 raise ValueError(
@@ -395,3 +420,16 @@ class Separator:
         return torch.cat([self.codec.decode(c).float().cpu() for c in flat.split(size)]).unflatten(
             0, codes.shape[:2]
         )
+
+
+def _delayed(audio: Tensor, samples: int) -> Tensor:
+    """[B, T] moved later by `samples`: zeros come in, the end drops out."""
+    return F.pad(audio, (samples, 0))[:, : audio.shape[1]]
+
+
+def _advanced(audio: Tensor, offsets: list[int]) -> Tensor:
+    """[B * S, n, T] moved earlier again, [B, S * n, T]; what dropped out is silent."""
+    parts = audio.unflatten(0, (-1, len(offsets))).unbind(1)  # S of [B, n, T]
+    length = audio.shape[2]
+    moved = [F.pad(x[..., k:], (0, k))[..., :length] for x, k in zip(parts, offsets, strict=True)]
+    return torch.cat(moved, 1)

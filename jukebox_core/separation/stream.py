@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +16,18 @@ from jukebox_core.audio_stream import Resampler
 from jukebox_core.separation.protocols import Separations
 from jukebox_core.separation.windows import Layout, Window
 
-__all__ = ["History", "Piece", "Progress", "Run", "Steps", "Tape", "cut", "joined", "part_of"]
+__all__ = [
+    "History",
+    "Piece",
+    "Progress",
+    "Run",
+    "Steps",
+    "Tape",
+    "cut",
+    "joined",
+    "part_of",
+    "together",
+]
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -199,3 +211,24 @@ def joined(groups: list[Separations]) -> Separations:
         for field in ("codes", "log_prior")
     )
     return Separations(codes, log_prior, torch.cat([g.log_likelihood for g in groups], 1))
+
+
+def together(drawn: Separations, parts: int) -> Separations:
+    """Candidates [B * S, n] of S versions of each chunk, as S * n candidates of the chunk.
+
+    Weights are shared out evenly over the versions. Their evidences are of other codes each: there
+    is none of the chunk.
+    """
+    if parts == 1:
+        return drawn
+    weights = drawn.log_weights
+
+    def flat(x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, parts)).flatten(1, 2)
+
+    return Separations(
+        {name: flat(x) for name, x in drawn.codes.items()},
+        {name: flat(x) for name, x in drawn.log_prior.items()},
+        flat(drawn.log_likelihood),
+        None if weights is None else flat(weights) - math.log(parts),
+    )

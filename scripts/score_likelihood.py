@@ -1,0 +1,176 @@
+"""Print what every variant of the likelihood knows of validation songs: bits, before separation.
+
+    python -m scripts.score_likelihood --models runs/demo/models --data runs/demo/data
+
+Pairs of the same song and place are encoded, sources and mixture, and every variant is asked for
+the mixture's code: bits per code (fewer are better; blind guessing costs log2 K), and bits about
+the pair at several lambdas (more are better), see `lass.information`. Nothing is trained or chosen
+here; the songs are those of the validation split.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybrid import PooledLikelihood
+from hybrid.kernel import Kernel
+from jukebox_core.checkpoints import fingerprint, load_codec, provenance
+from jukebox_core.files import write_json
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.protocols import Likelihood
+from lass.backoff import Marginals, Overall
+from lass.counting import PairCounting
+from lass.counts import Counts, load_counts, symmetrise
+from lass.information import Information, pair_logs
+from lass.likelihood import CountLikelihood, SmoothedLikelihood
+from lqvae.likelihood import LatentGaussianLikelihood
+from lqvae.sums import load_sums
+from scripts._cli import program
+from scripts._models import prior_folders
+from scripts._results import aligned
+
+FAMILIES = ("reconstruction", "linearisation")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.score_likelihood."""
+
+    models: Path
+    """Folder of trained models."""
+    data: Path
+    """Prepared data set."""
+    output: Path | None = None
+    """JSON file to write besides the table."""
+    split: str = "validation"
+    """Whose songs."""
+    iterations: int = 8
+    """Iterations of 8 pairs of 1024 codes each."""
+    strengths: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    """Observations that a back-off is worth."""
+    sigmas: tuple[float, ...] = (0.3, 0.4, 0.6)
+    """Of the Gaussian kernel."""
+    weights: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 6.0)
+    """Lambdas."""
+    compared: int = 2048
+    """Pairs that a triple's own pair is told from."""
+    seed: int = 0
+    """Of the places and of the compared pairs."""
+    threads: int | None = None
+    """CPU threads."""
+
+
+@program
+def main(args: Args) -> None:
+    """Print a table per family of models, and write the JSON."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found = {
+        family: list(score(args, args.models / family))
+        for family in FAMILIES
+        if (args.models / family / "counts.safetensors").is_file()
+    }
+    if not found:
+        raise FileNotFoundError(
+            f"{args.models} has no FAMILY/counts.safetensors: count with scripts.count_sums"
+        )
+    for family, rows in found.items():
+        print(f"{family}: {rows[0][1].n} codes of {args.split} songs\n")
+        print(format_rows(rows, args.weights), end="\n\n")
+    if args.output is not None:
+        as_json = {
+            family: {name: row._asdict() for name, row in rows} for family, rows in found.items()
+        }
+        write_json(args.output, {"variants": as_json, **provenance()})
+
+
+def score(args: Args, family: Path) -> Iterator[tuple[str, Information]]:
+    """(name, information) of every variant that the family has the tables for."""
+    codec = load_codec(family / "vqvae")
+    manifest = load_manifest(args.data)
+    identity = fingerprint(family / "vqvae")
+    sources = tuple(prior_folders(family, manifest.sources))
+    counts, _ = load_counts(family / "counts.safetensors", identity, sources)
+    alpha = {name: manifest.alpha[name] for name in sources}
+    plan = PairCounting(pairing="song", seed=args.seed)
+    drawn = plan.iterate(codec, manifest.split(args.split), alpha)
+    first, second, mixture = (
+        torch.from_numpy(np.concatenate([np.ravel(x) for x in codes]).astype(np.int64))
+        for codes in zip(*islice(drawn, args.iterations), strict=True)
+    )
+    generator = torch.Generator().manual_seed(args.seed)
+    others = torch.stack(
+        [x[torch.randint(len(x), (args.compared,), generator=generator)] for x in (first, second)]
+    )
+    sums = family / "sums.safetensors"
+    table = load_sums(sums, identity) if sums.is_file() else None
+    for name, make in variants(args, counts, codec.codebook, table):
+        logs = pair_logs(make(), first, second, mixture, others)
+        yield name, logs.information(args.weights)
+
+
+def variants(
+    args: Args, counts: Counts, codebook: Tensor, sums: Tensor | None
+) -> Iterator[tuple[str, Callable[[], Likelihood]]]:
+    """(name, maker) of the likelihoods, at lambda 1."""
+
+    def smoothed(backoff: Any, strength: float, symmetric: bool = False) -> Likelihood:
+        return SmoothedLikelihood(counts, backoff, 1.0, strength=strength, symmetric=symmetric)
+
+    both = symmetrise(counts)
+    yield "counts, symmetric (LASS)", partial(CountLikelihood, counts, 1.0)
+    yield "counts, class-ordered", partial(CountLikelihood, counts, 1.0, symmetric=False)
+    for s in args.strengths:
+        yield f"to p(m), {s:g}", partial(smoothed, Overall(counts), s)
+    for s in args.strengths:
+        yield f"to marginals, {s:g}", partial(smoothed, Marginals(counts), s)
+    for s in args.strengths:
+        yield f"to marginals, symmetric, {s:g}", partial(smoothed, Marginals(both), s, True)
+    if sums is None:
+        return
+    for sigma in args.sigmas:
+        gaussian = LatentGaussianLikelihood(codebook, sums, sigma)
+        yield f"Gaussian (LQ-VAE), sigma {sigma:g}", partial(_same, gaussian)
+        for s in args.strengths:
+            yield f"to kernel {sigma:g}, {s:g}", partial(smoothed, Kernel(gaussian), s)
+        for s in args.strengths:
+            counted = partial(smoothed, Marginals(counts), s)
+            name = f"to marginals, {s:g}, times kernel {sigma:g}"
+            yield name, partial(_pooled, counted, gaussian)
+
+
+def _same(likelihood: Likelihood) -> Likelihood:
+    return likelihood
+
+
+def _pooled(counted: Callable[[], Likelihood], kernel: LatentGaussianLikelihood) -> Likelihood:
+    return PooledLikelihood(counted(), kernel)
+
+
+def format_rows(rows: list[tuple[str, Information]], weights: tuple[float, ...]) -> str:
+    """The table as aligned text."""
+    head = ["variant", "impossible", "bits / code", *(f"pair, {w:g}" for w in weights)]
+    body = [
+        [
+            name,
+            f"{found.impossible:.1%}",
+            f"{found.bits_per_code:.3f}",
+            *(f"{found.pair_bits[w]:.2f}" for w in weights),
+        ]
+        for name, found in rows
+    ]
+    return "\n".join(aligned([head, *body]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

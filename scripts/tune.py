@@ -1,0 +1,206 @@
+"""Choose a method's inference settings on validation songs, and write them with the models.
+
+    python -m scripts.tune --method hybrid --models runs/demo/models --data runs/demo/data
+
+One setting after the other takes the value with the highest mean SDR of what a user gets (the
+mixture masked by the candidates; no reference, no oracle), the others held at the best so far: the
+sampling first, each value one draw of candidates on all chunks, then the mask, from the same
+candidates. A value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
+scripts.separate, scripts.evaluate and `build_separator` then take their defaults from (a flag goes
+before it; delete the file to go back). The budget bounds the draws; a stopped run goes on.
+
+The test split is refused: its songs are for the last measurement alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from jukebox_core.checkpoints import provenance
+from jukebox_core.files import write_json
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.statistics import paired_difference
+from scripts._cli import program
+from scripts._models import METHODS, Method
+from scripts._settings import tuned_path
+from scripts._study import Draw, Refined, Scores, Study, run_draws
+
+GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
+    "lqvae": {
+        "sigma": (0.4, 0.3, 0.5, 0.7),
+        "temperature": (1.0, 0.9, 0.8),
+        "sampler": ("ancestral", "particle"),
+    },
+    "lass": {
+        "weight": (6.0, 3.0, 9.0),
+        "backoff": (3.0, 1.0, 10.0),
+        "temperature": (1.0, 0.9, 0.8),
+        "sampler": ("ancestral", "particle"),
+    },
+    "hybrid": {
+        "weight": (1.0, 0.5, 2.0),
+        "sigma": (0.4, 0.3, 0.6),
+        "backoff": (3.0, 1.0, 10.0),
+        "temperature": (1.0, 0.9, 0.8),
+        "sampler": ("ancestral", "particle"),
+    },
+}
+"""The sampling's settings in the order of tuning; the first value is the default."""
+MASKS: Mapping[str, Sequence[Any]] = {
+    "mask_power": (2.0, 1.5, 2.5, 3.0, 4.0),
+    "mask_n_fft": (2048, 1024, 4096),
+    "compression": (1.0, 0.5),
+}
+"""The refinement's; all combinations are scored."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.tune."""
+
+    models: Path
+    """Folder of trained models."""
+    data: Path
+    """Prepared data set."""
+    method: Method = "hybrid"
+    """Which of the three systems."""
+    split: str = "validation"
+    """Whose songs."""
+    chunks: int = 24
+    """Chunks, one per song where there are enough."""
+    candidates: int | None = None
+    """Joint candidates per chunk; default: the models' preset."""
+    budget: int = 16
+    """Draws at most; settings that come later keep their defaults when it is spent."""
+    seed: int = 0
+    """Of the chunks and of the sampling."""
+    jobs: int = 4
+    """Processes, of one thread each."""
+
+
+class Tuning:
+    """The best so far, and everything that was tried."""
+
+    def __init__(self, args: Args, study: Study):
+        self.options: dict[str, Any] = {}
+        self.tried: list[dict[str, Any]] = []
+        self._args, self._study = args, study
+        self._left = args.budget
+        self._ways = {_mask_name(mask): Refined(_mask(mask)) for mask in _masks()}
+        self._default = next(iter(self._ways))
+        self.best = self._draw([{}])[0]
+
+    def _draw(self, settings: Sequence[dict[str, Any]]) -> list[Scores]:
+        """Scores of the best options so far with each of these instead."""
+        shared = {} if self._args.candidates is None else {"candidates": self._args.candidates}
+        draws = [
+            Draw.of(self._args.method, self._args.seed, **(shared | self.options | setting))
+            for setting in settings
+        ]
+        folder = tuned_path(self._args.models, self._args.method).with_suffix(".parts")
+        found = run_draws(self._study, draws, self._ways, folder, self._args.jobs)
+        self._left -= len(draws)
+        return [found[draw] for draw in draws]
+
+    def sampling(self, name: str, values: Sequence[Any]) -> None:
+        """Try the values of one setting beside its default, as many as the budget allows."""
+        others = list(values[1:])[: max(0, self._left)]
+        for value, scores in zip(others, self._draw([{name: v} for v in others]), strict=True):
+            self._note({name: value}, scores)
+        tried = [t for t in self.tried if name in t["setting"]]
+        winner = max(tried, key=lambda t: t["gain"], default=None)
+        if winner is not None and winner["gain"] > 0:
+            self.options[name] = winner["setting"][name]
+            self.best = winner["scores"]
+        for t in tried:
+            t.pop("scores")
+
+    def _note(self, setting: dict[str, Any], scores: Scores) -> None:
+        own, before = scores.mean(self._default), self.best.mean(self._default)
+        gain = paired_difference(own, before)
+        self.tried.append(
+            {
+                "setting": setting,
+                "beside": dict(self.options),
+                "sdr": sum(own) / len(own),
+                "gain": gain.mean,
+                "interval": [gain.low, gain.high],
+                "scores": scores,
+            }
+        )
+
+    def masks(self) -> None:
+        """Take the best mask, from the candidates of the best sampling."""
+        means = {name: self.best.mean(name) for name in self._ways}
+        for mask in _masks():
+            own, before = means[_mask_name(mask)], means[self._default]
+            gain = paired_difference(own, before)
+            self.tried.append(
+                {
+                    "setting": mask,
+                    "beside": dict(self.options),
+                    "sdr": sum(own) / len(own),
+                    "gain": gain.mean,
+                    "interval": [gain.low, gain.high],
+                }
+            )
+        winner = max(_masks(), key=lambda mask: sum(means[_mask_name(mask)]))
+        defaults = {name: values[0] for name, values in MASKS.items()}
+        self.options |= {k: v for k, v in winner.items() if v != defaults[k]}
+
+
+@program
+def main(args: Args) -> None:
+    """Tune, write the settings, print what was tried."""
+    if args.split == "test":
+        raise ValueError("--split is test: settings are chosen on validation songs alone")
+    for name in ("chunks", "budget", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
+    if args.method not in METHODS:
+        raise ValueError(f"--method is {args.method}, expected one of {', '.join(METHODS)}")
+    study = Study(args.models, args.data, args.split, args.chunks, args.seed)
+    tuning = Tuning(args, study)
+    for name, values in GRIDS[args.method].items():
+        tuning.sampling(name, values)
+    tuning.masks()
+    for tried in tuning.tried:
+        low, high = tried["interval"]
+        setting = ", ".join(f"{k} {v}" for k, v in tried["setting"].items())
+        print(
+            f"{setting:48} {tried['sdr']:6.2f} dB  {tried['gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        )
+    path = tuned_path(args.models, args.method)
+    write_json(
+        path,
+        {
+            "options": tuning.options,
+            "tried": tuning.tried,
+            "study": study.identity() | {"data_folder": str(args.data)},
+            **provenance(),
+        },
+    )
+    print(f"\n{path}: {tuning.options or 'the defaults'}")
+
+
+def _masks() -> list[dict[str, Any]]:
+    """All combinations, the default first."""
+    return [dict(zip(MASKS, values, strict=True)) for values in product(*MASKS.values())]
+
+
+def _mask_name(mask: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in mask.items())
+
+
+def _mask(mask: Mapping[str, Any]) -> RatioMask:
+    n_fft = mask["mask_n_fft"]
+    return RatioMask(mask["mask_power"], n_fft, n_fft // 4, compression=mask["compression"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
