@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "atomic_path", "sha256", "write_json"]
+__all__ = ["atomic_folder", "atomic_path", "sha256", "write_json", "write_text"]
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -54,9 +54,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinities are refused (ValueError)."""
-    text = json.dumps(value, indent=2, allow_nan=False, default=_jsonable)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, default=_jsonable) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _jsonable(value: Any) -> Any:

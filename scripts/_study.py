@@ -25,6 +25,7 @@ from jukebox_core.files import sha256, write_json
 from jukebox_core.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.separation import metrics
 from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair
 from jukebox_core.separation.selection import Candidates, PosteriorMean, Selection
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._evaluation_meta import fingerprints
@@ -34,6 +35,7 @@ __all__ = [
     "Draw",
     "Oracle",
     "Picked",
+    "PickedApart",
     "Refined",
     "Scores",
     "Single",
@@ -89,10 +91,20 @@ class Picked:
 
     def __call__(self, mixture, candidates, alpha, truth):
         """Estimates {source: [T]}."""
-        weights = self.pick(mixture, candidates, alpha)
-        return {
-            name: x[0, int(_of(weights, name)[0].argmax())] for name, x in candidates.audio.items()
-        }
+        best = int(self.pick(mixture, candidates, alpha).argmax(1))
+        return {name: x[0, best] for name, x in candidates.audio.items()}
+
+
+@dataclass(frozen=True)
+class PickedApart:
+    """Per source the raw candidate that a choice picks for it, {source: [B]}."""
+
+    pick: RejectionPair | RejectionMarginals
+
+    def __call__(self, mixture, candidates, alpha, truth):
+        """Estimates {source: [T]}."""
+        best = self.pick(mixture, candidates, alpha)
+        return {name: x[0, int(best[name][0])] for name, x in candidates.audio.items()}
 
 
 @dataclass(frozen=True)
@@ -108,10 +120,6 @@ class Refined:
         return {
             name: x[0] for name, x in self.mask(mixture, candidates.audio, weights, alpha).items()
         }
-
-
-def _of(weights: Tensor | Mapping[str, Tensor], name: str) -> Tensor:
-    return weights if isinstance(weights, Tensor) else weights[name]
 
 
 class Draw(NamedTuple):

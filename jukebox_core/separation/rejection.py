@@ -6,7 +6,7 @@ published scores do not use it. Here for comparison and parity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +16,13 @@ from torch import Tensor
 
 from jukebox_core.separation.selection import Candidates
 
-__all__ = ["PairPosterior", "RejectionSelection", "pair_posterior"]
+__all__ = [
+    "PairPosterior",
+    "RejectionMarginals",
+    "RejectionPair",
+    "RejectionSelection",
+    "pair_posterior",
+]
 
 
 class PairPosterior(NamedTuple):
@@ -72,30 +78,57 @@ def pair_posterior(
     return PairPosterior(posterior.view_as(prior), variance)
 
 
+def _posteriors(
+    mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+) -> Iterator[PairPosterior]:
+    """Of every chunk. The mixture is the true one, where the originals decode theirs."""
+    names = tuple(candidates.audio)
+    drawn = candidates.separations
+    for b, target in enumerate(mixture):
+        log_prior = [drawn.log_prior[name][b].cpu() for name in names]
+        audio = [candidates.audio[name][b] for name in names]
+        yield pair_posterior(
+            (log_prior[0], log_prior[1]),
+            (audio[0], audio[1]),
+            target.to(audio[0].device),
+            (alpha[names[0]], alpha[names[1]]),
+            drawn.codes[names[0]].shape[-1],
+        )
+
+
 @dataclass(frozen=True)
 class RejectionSelection:
-    """Picks by the pair posterior among the pairs that were drawn together.
-
-    Compares with the mixture it is given, the true one, where the originals decode theirs.
-    """
+    """Picks by the pair posterior among the pairs that were drawn together."""
 
     def __call__(
         self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
     ) -> Tensor:
         """One-hot weights [B, N] for mixtures [B, T]."""
-        names = tuple(candidates.audio)
-        drawn = candidates.separations
-        picks = []
-        for b, target in enumerate(mixture):
-            log_prior = [drawn.log_prior[name][b].cpu() for name in names]
-            audio = [candidates.audio[name][b] for name in names]
-            found = pair_posterior(
-                (log_prior[0], log_prior[1]),
-                (audio[0], audio[1]),
-                target.to(audio[0].device),
-                (alpha[names[0]], alpha[names[1]]),
-                drawn.codes[names[0]].shape[-1],
-            )
-            picks.append(found.posterior.diagonal().argmax())
-        weights = F.one_hot(torch.stack(picks), candidates.audio[names[0]].shape[1])
-        return weights.to(mixture)
+        found = _posteriors(mixture, candidates, alpha)
+        picks = torch.stack([each.posterior.diagonal().argmax() for each in found])
+        return F.one_hot(picks, next(iter(candidates.audio.values())).shape[1]).to(mixture)
+
+
+@dataclass(frozen=True)
+class RejectionPair:
+    """The originals' own choice: the most probable of all N x N pairs, drawn together or not."""
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """A pick per source, {source: [B]}."""
+        best = [each.best for each in _posteriors(mixture, candidates, alpha)]
+        return dict(zip(candidates.audio, torch.tensor(best).T, strict=True))
+
+
+@dataclass(frozen=True)
+class RejectionMarginals:
+    """The originals' other choice: per source the most probable candidate, whoever it is with."""
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """A pick per source, {source: [B]}."""
+        found = [each.marginals() for each in _posteriors(mixture, candidates, alpha)]
+        picks = [torch.stack([m.argmax() for m in each]) for each in zip(*found, strict=True)]
+        return dict(zip(candidates.audio, picks, strict=True))

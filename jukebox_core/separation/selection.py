@@ -86,3 +86,49 @@ class PosteriorMean:
                 f"log_weights are {tuple(log_weights.shape)}, the candidates {tuple(shape)}"
             )
         return log_weights.exp().to(mixture)
+
+
+@dataclass(frozen=True)
+class LogPosterior:
+    """Picks the candidate of the highest log p1 + log p2 + log-likelihood.
+
+    That is the log-posterior of its sequences, up to a constant: the mode among the candidates,
+    which need not be near the mean.
+    """
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> Tensor:
+        """One-hot weights [B, N]."""
+        drawn = candidates.separations
+        total = torch.stack([*drawn.log_prior.values(), drawn.log_likelihood]).sum(0)  # [B, N]
+        return F.one_hot(total.argmax(1), total.shape[1]).to(mixture)
+
+
+@dataclass(frozen=True)
+class MinimumBayesRisk:
+    """Picks the candidate that is expected to be nearest to the others, by their weights.
+
+    The distance is the squared one of the magnitude spectrograms, summed over the sources, so that
+    the expectation is a distance to the mean spectrogram and a constant (Kumar and Byrne 2004).
+    """
+
+    n_fft: int = 1024
+    hop: int = 256
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> Tensor:
+        """One-hot weights [B, N]."""
+        stft = (self.n_fft, self.hop, self.n_fft)
+        weights = PosteriorMean()(mixture, candidates, alpha)
+        picks = []
+        for b, share in enumerate(weights):
+            distance = torch.zeros_like(share)
+            for x in candidates.audio.values():
+                pad = (0, max(0, self.n_fft - x.shape[-1]))
+                spectra = magnitudes(F.pad(x[b], pad), stft)  # [N, F, frames]
+                mean = torch.einsum("n,nft->ft", share, spectra)
+                distance += (spectra - mean).square().sum((1, 2))
+            picks.append(distance.argmin())
+        return F.one_hot(torch.stack(picks), weights.shape[1]).to(mixture)

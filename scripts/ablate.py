@@ -1,0 +1,291 @@
+"""What each part adds: the three systems and the steps between, on test songs, with intervals.
+
+    python -m scripts.ablate --models runs/demo/models --data runs/demo/data --output runs/ablation
+
+Every row is a way from the same chunks to estimates, every sampling is done with several seeds; a
+chunk's score is the mean over the seeds, intervals are over chunks (paired for differences). Writes
+OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and plots. Stopped, the same
+command goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jukebox_core.checkpoints import provenance
+from jukebox_core.files import write_json, write_text
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.rejection import (
+    RejectionMarginals,
+    RejectionPair,
+    RejectionSelection,
+)
+from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, SpectralFit
+from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
+from lass.likelihood import BACKOFF, BACKOFF_WEIGHT
+from scripts._ablation_plots import write_plots
+from scripts._cli import program
+from scripts._models import METHODS, Method
+from scripts._results import NAMES
+from scripts._settings import Settings, resolve
+from scripts._study import (
+    Draw,
+    Oracle,
+    Picked,
+    PickedApart,
+    Refined,
+    Scores,
+    Single,
+    Study,
+    Way,
+    run_draws,
+)
+
+PUBLISHED = {
+    "sampler": "ancestral",
+    "temperature": 1.0,
+    "sigma": 0.4,
+    "weight": 3.0,
+    "backoff": 0.0,
+    "kernel": False,
+    "shifts": 1,
+}
+"""The sampling of the original systems."""
+MASK = RatioMask()
+
+
+class Row(NamedTuple):
+    """One line: candidates of a draw, and the way from them to estimates."""
+
+    name: str
+    draw: Draw
+    way: str
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.ablate."""
+
+    models: Path
+    """Folder of trained models, with what scripts.tune chose for them."""
+    data: Path
+    """Prepared data set."""
+    output: Path
+    """Folder to write to."""
+    split: str = "test"
+    """Whose songs."""
+    chunks: int = 60
+    """Chunks, one per song where there are enough."""
+    candidates: int = 16
+    """Joint candidates per chunk."""
+    seeds: int = 3
+    """Samplings of every row."""
+    parts: bool = True
+    """Ablate the hybrid's parts; otherwise the three systems alone."""
+    seed: int = 0
+    """Of the chunks."""
+    jobs: int = 4
+    """Processes, of one thread each."""
+
+
+@program
+def main(args: Args) -> None:
+    """Run every row, write the tables, print them."""
+    for name in ("chunks", "candidates", "seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
+    study = Study(args.models, args.data, args.split, args.chunks, args.seed)
+    rows = list(plan(args))
+    draws = [row.draw._replace(seed=seed) for row in rows for seed in range(args.seeds)]
+    found = run_draws(study, draws, ways(args), args.output / "parts", args.jobs)
+    table = Table(rows, found, args.seeds, load_manifest(args.data).sources)
+    comparisons = list(compare(table))
+    settings = {method: resolve(Settings(), args.models, method) for method in METHODS}
+    write_json(
+        args.output / "ablation.json",
+        {
+            "rows": [table.line(row.name) for row in rows],
+            "comparisons": comparisons,
+            "settings": settings,
+            "study": study.identity() | {"candidates": args.candidates, "seeds": args.seeds},
+            **provenance(),
+        },
+    )
+    text = markdown(table, comparisons)
+    write_text(args.output / "ablation.md", text)
+    write_plots(args.output, [table.line(row.name) for row in rows], table.sources)
+    print(text)
+
+
+def ways(args: Args) -> dict[str, Way]:
+    """Everything that is made of candidates; the tuned masks of the methods among them."""
+    tuned = {}
+    for method in METHODS:
+        chosen = resolve(Settings(), args.models, method)
+        n_fft = chosen["mask_n_fft"]
+        mask = RatioMask(chosen["mask_power"], n_fft, n_fft // 4, chosen["compression"])
+        tuned[f"mask, tuned ({method})"] = Refined(mask)
+    return {
+        "oracle": Oracle(),
+        "single": Single(),
+        "rejection, best pair": PickedApart(RejectionPair()),
+        "rejection, best of each source": PickedApart(RejectionMarginals()),
+        "rejection, joint pairs": Picked(RejectionSelection()),
+        "spectral fit": Picked(SpectralFit()),
+        "log-posterior": Picked(LogPosterior()),
+        "minimum Bayes risk": Picked(MinimumBayesRisk()),
+        "mask of one": Refined(MASK, SpectralFit()),
+        "mask": Refined(MASK),
+        **tuned,
+    }
+
+
+def plan(args: Args) -> Iterator[Row]:
+    """The rows, in the order of the tables."""
+
+    def draw(method: Method, **options: Any) -> Draw:
+        return Draw.of(method, candidates=args.candidates, **options)
+
+    for method in METHODS:
+        published, default = draw(method, **PUBLISHED), draw(method)
+        yield Row(f"{method}, published: oracle, raw", published, "oracle")
+        yield Row(f"{method}, published: rejection, raw", published, "rejection, joint pairs")
+        yield Row(f"{method}, published: refined", published, "mask")
+        yield Row(f"{method}, default: oracle, raw", default, "oracle")
+        yield Row(f"{method}, default: selected, raw", default, "spectral fit")
+        yield Row(f"{method}, default: refined", default, f"mask, tuned ({method})")
+    if not args.parts:
+        return
+    chosen = resolve(Settings(), args.models, "hybrid")
+    steps: dict[str, Any] = dict(PUBLISHED)
+    yield Row("parts: as published", draw("hybrid", **steps), "mask")
+    changes: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("counts class-ordered, backed off", {"weight": BACKOFF_WEIGHT, "backoff": BACKOFF}),
+        (
+            "times the kernel, weights tuned",
+            {name: chosen[name] for name in ("weight", "backoff", "kernel", "sigma")},
+        ),
+        (
+            "particles for independent draws",
+            {name: chosen[name] for name in ("sampler", "temperature")},
+        ),
+        ("shifted encodings", {"shifts": chosen["shifts"]}),
+    )
+    for name, change in changes:
+        steps |= change
+        yield Row(f"parts: {name}", draw("hybrid", **steps), "mask")
+    yield Row("parts: the mask tuned", draw("hybrid", **steps), "mask, tuned (hybrid)")
+    for way in ways(args):
+        if not way.startswith("mask, tuned") or way.endswith("(hybrid)"):
+            yield Row(f"ways: {way}", draw("hybrid"), way)
+
+
+class Table:
+    """Scores by row, source and chunk, as means over the seeds."""
+
+    def __init__(
+        self, rows: Sequence[Row], found: Mapping[Draw, Scores], seeds: int, sources: Sequence[str]
+    ):
+        self.sources = tuple(sources)
+        self.seconds = {
+            row.name: float(np.mean([found[d].seconds for d in _seeded(row.draw, seeds)]))
+            for row in rows
+        }
+        self._values = {
+            row.name: np.array(
+                [
+                    [found[d].values[row.way][source] for source in self.sources]
+                    for d in _seeded(row.draw, seeds)
+                ]
+            )  # [seeds, sources, chunks]
+            for row in rows
+        }
+
+    def per_chunk(self, row: str, source: str) -> np.ndarray:
+        """SDR of every chunk, `mean` for the mean over the sources."""
+        values = self._values[row].mean(0)
+        return values.mean(0) if source == "mean" else values[self.sources.index(source)]
+
+    def line(self, row: str) -> dict[str, Any]:
+        """A row as JSON: {source: mean and interval}, the spread between seeds, seconds."""
+        intervals = {
+            source: bootstrap_mean(self.per_chunk(row, source))._asdict()
+            for source in (*self.sources, "mean")
+        }
+        means = self._values[row].mean((1, 2))
+        return {
+            "row": row,
+            "sdr": intervals,
+            "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
+            "seconds": self.seconds[row],
+            "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
+        }
+
+    def difference(self, first: str, second: str, source: str) -> Interval:
+        """The paired difference of two rows."""
+        return paired_difference(self.per_chunk(first, source), self.per_chunk(second, source))
+
+
+def _seeded(draw: Draw, seeds: int) -> list[Draw]:
+    return [draw._replace(seed=seed) for seed in range(seeds)]
+
+
+def compare(table: Table) -> Iterator[dict[str, Any]]:
+    """The questions, as paired differences with intervals, per source and in the mean."""
+    questions = []
+    for estimate in ("oracle, raw", "refined"):
+        for other in ("lqvae", "lass"):
+            for kind in ("published", "default"):
+                first, second = (f"{m}, {kind}: {estimate}" for m in ("hybrid", other))
+                questions.append((first, second))
+    for method in METHODS:
+        for kind in ("published", "default"):
+            questions.append((f"{method}, default: refined", f"{method}, {kind}: oracle, raw"))
+    for first, second in questions:
+        gaps = {s: table.difference(first, second, s) for s in (*table.sources, "mean")}
+        yield {
+            "first": first,
+            "second": second,
+            "difference": {source: gap._asdict() for source, gap in gaps.items()},
+        }
+
+
+def markdown(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of docs/results.md."""
+    names = [*table.sources, "mean"]
+    lines = [
+        f"| row | {' | '.join(names)} | seeds ± | s / chunk |",
+        "|---|" + "---|" * (len(names) + 2),
+    ]
+    for row in table.seconds:
+        line = table.line(row)
+        cells = [_cell(line["sdr"][name]) for name in names]
+        spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
+        lines.append(f"| {_shown(row)} | {' | '.join(cells)} | {spread} | {line['seconds']:.1f} |")
+    lines += ["", f"| difference | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for item in comparisons:
+        cells = [_cell(item["difference"][name], "+") for name in names]
+        name = f"{_shown(item['first'])} − {_shown(item['second'])}"
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(row: str) -> str:
+    method, comma, rest = row.partition(",")
+    return NAMES[method] + comma + rest if method in METHODS else row
+
+
+def _cell(interval: Mapping[str, float], sign: str = "") -> str:
+    mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
