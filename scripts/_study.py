@@ -189,7 +189,7 @@ def run_draws(
         draws: settings of the sampling.
         ways: {name: how candidates become estimates}.
         folder: of the scores' files.
-        jobs: processes, of one thread each.
+        jobs: processes, of one thread each; 1: this one does it.
     """
     found: dict[Draw, Scores] = {}
     missing = []
@@ -199,14 +199,32 @@ def run_draws(
             missing.append(draw)
         else:
             found[draw] = stored
-    if not missing:
-        return found
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool:
-        running = {pool.submit(_score, study, draw, dict(ways), folder): draw for draw in missing}
-        for done in tqdm(as_completed(running), total=len(running), unit="draw", disable=None):
-            found[running[done]] = done.result()
+    with tqdm(total=len(missing), unit="draw", disable=None) as bar:
+        for draw, scores in _scored(study, missing, ways, folder, jobs):
+            found[draw] = scores
+            bar.update()
     return found
+
+
+def _scored(
+    study: Study, draws: Sequence[Draw], ways: Mapping[str, Way], folder: Path, jobs: int
+) -> Iterator[tuple[Draw, Scores]]:
+    """The draws as they are done."""
+    if jobs == 1 or len(draws) < 2:
+        for draw in draws:
+            yield draw, _score(study, draw, dict(ways), folder)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(draws)), mp_context=context) as pool:
+        running = {pool.submit(_alone, study, draw, dict(ways), folder): draw for draw in draws}
+        for done in as_completed(running):
+            yield running[done], done.result()
+
+
+def _alone(study: Study, draw: Draw, ways: dict[str, Way], folder: Path) -> Scores:
+    """A draw in a process of its own, which shares the cores with others of one thread each."""
+    torch.set_num_threads(1)
+    return _score(study, draw, ways, folder)
 
 
 def _path(study: Study, draw: Draw, folder: Path) -> Path:
@@ -230,8 +248,7 @@ def _stored(path: Path, ways: Mapping[str, Way]) -> Scores | None:
 
 
 def _score(study: Study, draw: Draw, ways: dict[str, Way], folder: Path) -> Scores:
-    """Sample, estimate, score and store one draw; runs in a process of its own."""
-    torch.set_num_threads(1)
+    """Sample, estimate, score and store one draw."""
     separator = build_separator(draw.method, study.models, **dict(draw.options))
     length = separator.codec.config.hop * min(study.chunk_codes, separator.window)
     chunks = study.load(length)

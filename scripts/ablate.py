@@ -91,6 +91,8 @@ class Args:
     """Ablate the hybrid's parts; otherwise the three systems alone."""
     seed: int = 0
     """Of the chunks."""
+    chunk_codes: int = 1024
+    """Codes per chunk, at most the models' window."""
     jobs: int = 4
     """Processes, of one thread each."""
 
@@ -101,7 +103,7 @@ def main(args: Args) -> None:
     for name in ("chunks", "candidates", "seeds", "jobs"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
-    study = Study(args.models, args.data, args.split, args.chunks, args.seed)
+    study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
     rows = list(plan(args))
     draws = [row.draw._replace(seed=seed) for row in rows for seed in range(args.seeds)]
     found = run_draws(study, draws, ways(args), args.output / "parts", args.jobs)

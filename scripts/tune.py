@@ -79,6 +79,8 @@ class Args:
     """Draws at most; settings that come later keep their defaults when it is spent."""
     seed: int = 0
     """Of the chunks and of the sampling."""
+    chunk_codes: int = 1024
+    """Codes per chunk, at most the models' window."""
     jobs: int = 4
     """Processes, of one thread each."""
 
@@ -164,7 +166,7 @@ def main(args: Args) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     if args.method not in METHODS:
         raise ValueError(f"--method is {args.method}, expected one of {', '.join(METHODS)}")
-    study = Study(args.models, args.data, args.split, args.chunks, args.seed)
+    study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)

@@ -1,0 +1,111 @@
+"""Tuning and ablation on tiny models: their scores are those of the separator's own candidates."""
+
+import json
+
+import pytest
+import torch
+
+from jukebox_core.separation import metrics
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.selection import SpectralFit
+from scripts import ablate, separate, tune
+from scripts._models import build_separator
+from scripts._settings import BUILT_IN, Settings, load_tuned, resolve, tuned_path
+from scripts._study import Draw, Oracle, Picked, Refined, Single, Study, run_draws
+
+WAYS = {
+    "oracle": Oracle(),
+    "single": Single(),
+    "fit": Picked(SpectralFit()),
+    "mask": Refined(RatioMask(3.0, 1024, 256, 0.5)),
+}
+
+
+@pytest.fixture
+def models(tiny_models, tmp_path):
+    """The models, in a folder that tuning may write to."""
+    for family in ("linearisation", "reconstruction"):
+        (tmp_path / family).symlink_to(tiny_models / family)
+    return tmp_path
+
+
+def test_scores_equal_those_of_the_estimates_made_by_hand(models, tiny_data, tmp_path):
+    study = Study(models, tiny_data, "test", 2, chunk_codes=128)
+    draw = Draw.of("hybrid", 3, candidates=4, shifts=2)
+    found = run_draws(study, [draw], WAYS, tmp_path / "parts", 1)[draw]
+    separator = build_separator("hybrid", models, candidates=4, shifts=2)
+    generator = torch.Generator().manual_seed(3)
+    for i, chunk in enumerate(study.load(128 * separator.codec.config.hop)):
+        candidates = separator.candidates(chunk.mixture[None], generator)
+        fit = int(SpectralFit()(chunk.mixture[None], candidates, separator.alpha).argmax())
+        equal = torch.full((1, 4), 0.25)
+        masked = WAYS["mask"].mask(chunk.mixture[None], candidates.audio, equal, separator.alpha)
+        for name, truth in chunk.sources.items():
+            raw = metrics.sdr(truth, candidates.audio[name][0])
+            expected = {
+                "oracle": raw.max(),
+                "single": raw[0],
+                "fit": raw[fit],
+                "mask": metrics.sdr(truth, masked[name][0]),
+            }
+            for way, score in expected.items():
+                assert found.values[way][name][i] == pytest.approx(float(score), abs=1e-4)
+    again = run_draws(study, [draw], WAYS, tmp_path / "parts", 1)[draw]
+    assert again == found  # from the disk, the seconds included
+
+
+def test_tuning_keeps_what_wins_and_the_others_read_it(models, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setitem(tune.GRIDS, "hybrid", {"temperature": (1.0, 0.5), "weight": (1.0, 4.0)})
+    flags = ["--models", str(models), "--data", str(tiny_data), "--chunks", "2", "--jobs", "1"]
+    flags += ["--candidates", "3", "--chunk-codes", "128", "--budget", "2"]
+    assert tune.main(flags) == 0
+    stored = json.loads(tuned_path(models, "hybrid").read_text())
+    masks = [t for t in stored["tried"] if "mask_power" in t["setting"]]
+    draws = [t for t in stored["tried"] if "mask_power" not in t["setting"]]
+    assert len(draws) == 1  # the first draw of the budget is the default's
+    assert ("temperature" in stored["options"]) == (draws[0]["gain"] > 0)
+    best = max(masks, key=lambda t: t["sdr"])
+    assert all(stored["options"].get(k, BUILT_IN[k]) == v for k, v in best["setting"].items())
+    separator = build_separator("hybrid", models)
+    assert separator.refinement.power == best["setting"]["mask_power"]
+    assert build_separator("hybrid", models, mask_power=7.0).refinement.power == 7.0
+    assert resolve(Settings(mask_power=7.0), models, "hybrid")["mask_power"] == 7.0
+    assert load_tuned(models, "lass") == {}
+
+
+def test_tuning_never_sees_test_songs(models, tiny_data, capsys):
+    flags = ["--models", str(models), "--data", str(tiny_data), "--split", "test"]
+    assert tune.main(flags) == 1
+    assert "chosen on validation songs alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ("{", '{"options": {"colour": 1}}', "[]"))
+def test_damaged_settings_are_refused(models, text, tmp_path, capsys):
+    tuned_path(models, "hybrid").parent.mkdir()
+    tuned_path(models, "hybrid").write_text(text)
+    (tmp_path / "x.wav").write_bytes(b"")
+    flags = [str(tmp_path / "x.wav"), "--models", str(models), "--output", str(tmp_path / "out")]
+    assert separate.main(flags) == 1
+    assert "tune" in capsys.readouterr().err
+
+
+def test_ablation_on_tiny_models(models, tiny_data, tmp_path):
+    out = tmp_path / "ablation"
+    flags = ["--models", str(models), "--data", str(tiny_data), "--output", str(out)]
+    flags += ["--chunks", "2", "--candidates", "4", "--seeds", "2", "--chunk-codes", "128"]
+    assert ablate.main([*flags, "--jobs", "1"]) == 0
+    found = json.loads((out / "ablation.json").read_text())
+    rows = {row["row"]: row for row in found["rows"]}
+    for method in ("lqvae", "lass", "hybrid"):
+        oracle, picked = (
+            rows[f"{method}, published: {name}"]["chunks"]
+            for name in ("oracle, raw", "rejection, raw")
+        )
+        for source in ("bass", "drums"):  # a mean over seeds of maxima over the same candidates
+            assert all(a >= b - 1e-9 for a, b in zip(oracle[source], picked[source], strict=True))
+    for item in found["comparisons"]:
+        first, second = (rows[item[key]]["sdr"]["mean"]["mean"] for key in ("first", "second"))
+        assert item["difference"]["mean"]["mean"] == pytest.approx(first - second, abs=1e-9)
+    text = (out / "ablation.md").read_text()
+    assert all(row.partition(",")[2] in text for row in rows)
+    assert (out / "ablation.png").stat().st_size and (out / "sdr_scatter.png").stat().st_size
