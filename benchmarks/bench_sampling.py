@@ -36,7 +36,7 @@ from jukebox_core.separation.protocols import JointPriors, Likelihood
 from jukebox_core.separation.sampling import AncestralSampler
 from lass.backoff import Marginals
 from lass.counts import Counts
-from lass.likelihood import BACKOFF_WEIGHT, CountLikelihood, SmoothedLikelihood
+from lass.likelihood import WEIGHT, CountLikelihood, SmoothedLikelihood
 from lqvae.likelihood import LatentGaussianLikelihood
 from scripts._cli import program
 
@@ -198,7 +198,7 @@ def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
     counts = random_counts(n_codes, min(args.pairs, n_codes**2 // 2))
     if args.published:
         return CountLikelihood(counts, device=args.device)
-    weight = BACKOFF_WEIGHT if method == "lass" else POOLED_WEIGHT
+    weight = WEIGHT if method == "lass" else POOLED_WEIGHT
     backoff = Marginals(counts, args.device)
     counted = SmoothedLikelihood(counts, backoff, weight, device=args.device)
     return counted if method == "lass" else PooledLikelihood(counted, kernel)

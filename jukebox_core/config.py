@@ -296,16 +296,16 @@ _DEMO = Preset(
         n_ctx=1024, l_bins=512, width=128, depth=4, blocks=16, m_attn=0.5, m_mlp=2.0, emb_width=32
     ),
     prior_train=TrainConfig(
-        steps=350,
+        steps=900,
         batch_size=4,
         crop=65_536,
         log_every=10,
-        validate_every=50,
+        validate_every=100,
         validate_batches=4,
-        checkpoint_every=50,
+        checkpoint_every=100,
     ),
     prior_optim=OptimConfig(
-        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=200, ema_decay=0.98
+        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=500, ema_decay=0.98
     ),
     mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
     mask_train=TrainConfig(
@@ -320,7 +320,7 @@ _DEMO = Preset(
     mask_optim=OptimConfig(
         lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
     ),
-    candidates=16,
+    candidates=32,
 )
 
 PRESETS: Mapping[str, Preset] = {

@@ -14,7 +14,6 @@ from lass.backoff import Backoff, Marginals
 from lass.counts import Counts, load_counts, symmetrise
 
 WEIGHT = 3.0
-BACKOFF_WEIGHT = 6.0
 BACKOFF = 3.0
 _PART = 1 << 18
 
@@ -160,7 +159,7 @@ def build_likelihood(
 
     Args:
         counts: the file.
-        weight: lambda; default 3 without back-off (as LASS), 6 with it.
+        weight: lambda; default 3, as LASS has it.
         backoff: 0 takes the stored pairs alone, symmetric, as LASS does; otherwise how many
             observations of a pair the back-off to the marginals is worth.
         symmetric: with a back-off, count every triple for both orders of the sources.
@@ -178,7 +177,7 @@ def build_likelihood(
     return SmoothedLikelihood(
         loaded,
         Marginals(symmetrise(loaded) if symmetric else loaded, device),
-        BACKOFF_WEIGHT if weight is None else weight,
+        WEIGHT if weight is None else weight,
         strength=backoff,
         symmetric=symmetric,
         device=device,

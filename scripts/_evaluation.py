@@ -167,7 +167,7 @@ def _estimates(
     """Seconds of pick and refinement, and the oracle, the selected and the single estimates."""
     mixture, alpha = chunk.mixture[None], separator.alpha
     began = time.perf_counter()
-    pick = int(separator.pick(mixture, candidates, alpha).argmax(1))
+    picked = separator.pick(mixture, candidates, alpha)
     weights = separator.average(mixture, candidates, alpha)
     refined = separator.refinement(mixture, candidates.audio, weights, alpha)
     seconds = time.perf_counter() - began
@@ -176,7 +176,7 @@ def _estimates(
     return seconds, [
         Estimate("oracle", False, _best(chunk.sources, raw)),
         Estimate("oracle", True, _best(chunk.sources, masked)),
-        Estimate("selected", False, {name: x[pick] for name, x in raw.items()}),
+        Estimate("selected", False, {name: x[picked[name][0]] for name, x in raw.items()}),
         Estimate("selected", True, {name: x[0] for name, x in refined.items()}),
         Estimate("single", False, {name: x[0] for name, x in raw.items()}),
         Estimate("single", True, {name: x[0] for name, x in masked.items()}),

@@ -13,6 +13,7 @@ the linearisation family and differ by the likelihood alone.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ from scripts._settings import Settings, resolve
 
 Method = Literal["lqvae", "lass", "hybrid"]
 METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
+SHIFTS = 4
+"""Positions within a code that windows are encoded at by default."""
 FAMILY = {"lqvae": "linearisation", "hybrid": "linearisation", "lass": "reconstruction"}
 
 
@@ -122,6 +125,7 @@ def build_separator(
     device: str = "cpu",
     precision: Precision = "auto",
     window: int | None = None,
+    context: int | Literal["max"] = 0,
     **settings: Any,
 ) -> Separator:
     """Load the parts of a method and compose them.
@@ -133,6 +137,7 @@ def build_separator(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         precision: of the priors, see `accelerate`.
         window: codes per window; default that of the preset, within the priors' context.
+        context: codes chosen before a window that the priors see, see `Separator`.
         settings: fields of `scripts._settings.Settings`; what is left out (or None) is what was
             tuned for the models (MODELS/tuned/METHOD.json), or else built in.
 
@@ -172,16 +177,18 @@ def build_separator(
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])
-    context = min(prior.n_ctx for prior in priors.values())
-    window = window or min(preset.window, context)
+    window = window or min(preset.window, *(prior.n_ctx for prior in priors.values()))
+    candidates = candidates or preset.candidates
+    shifts = chosen["shifts"] or (1 if context else math.gcd(candidates, SHIFTS))
     return Separator(
         codec,
         accelerate(priors, precision),
         likelihood,
         sampler=sampler,
-        candidates=candidates or preset.candidates,
+        candidates=candidates,
         window=window,
         overlap=min(64, window // 4),
         refinement=refinement,
-        shifts=chosen["shifts"],
+        context=context,
+        shifts=shifts,
     )

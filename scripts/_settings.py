@@ -19,8 +19,8 @@ class Settings:
     """Flags of a separation that may be tuned; None: what was tuned for the models, or built in."""
 
     sampler: Strategy | None = None
-    """How candidates are found: independent draws (default), weighted particles, beam or greedy
-    search."""
+    """How candidates are found: weighted particles (default), independent (ancestral) draws, beam
+    or greedy search."""
     temperature: float | None = None
     """Of the priors; default 1."""
     top_k: int | None = None
@@ -30,7 +30,7 @@ class Settings:
     sigma: float | None = None
     """Of the LQ-VAE's Gaussian likelihood and of the hybrid's kernel; default 0.4."""
     weight: float | None = None
-    """Lambda of the counted likelihood; default 6 (lass), 1 (hybrid), 3 as published."""
+    """Lambda of the counted likelihood; default 3, beside the hybrid's kernel 1."""
     backoff: float | None = None
     """Observations of a pair that the back-off to the marginals is worth, default 3; 0: as LASS
     published."""
@@ -38,7 +38,7 @@ class Settings:
     """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel; default yes."""
     shifts: int | None = None
     """Positions within a code that a window is encoded at, the candidates shared out among them;
-    default 1."""
+    default 4 or what divides the candidates, with a context 1."""
     mask_power: float | None = None
     """Power of the ratio mask; default 2."""
     mask_n_fft: int | None = None
@@ -48,7 +48,7 @@ class Settings:
 
 
 BUILT_IN: Mapping[str, Any] = {
-    "sampler": "ancestral",
+    "sampler": "particle",
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -56,7 +56,7 @@ BUILT_IN: Mapping[str, Any] = {
     "weight": None,
     "backoff": BACKOFF,
     "kernel": True,
-    "shifts": 1,
+    "shifts": None,  # see `build_separator`
     "mask_power": 2.0,
     "mask_n_fft": 2048,
     "compression": 1.0,

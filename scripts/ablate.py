@@ -29,7 +29,7 @@ from jukebox_core.separation.rejection import (
 )
 from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, SpectralFit
 from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
-from lass.likelihood import BACKOFF, BACKOFF_WEIGHT
+from lass.likelihood import BACKOFF, WEIGHT
 from scripts._ablation_plots import write_plots
 from scripts._cli import program
 from scripts._models import METHODS, Method
@@ -169,7 +169,7 @@ def plan(args: Args) -> Iterator[Row]:
     steps: dict[str, Any] = dict(PUBLISHED)
     yield Row("parts: as published", draw("hybrid", **steps), "mask")
     changes: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("counts class-ordered, backed off", {"weight": BACKOFF_WEIGHT, "backoff": BACKOFF}),
+        ("counts class-ordered, backed off", {"weight": WEIGHT, "backoff": BACKOFF}),
         (
             "times the kernel, weights tuned",
             {name: chosen[name] for name in ("weight", "backoff", "kernel", "sigma")},

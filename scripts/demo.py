@@ -35,7 +35,7 @@ class Args:
     """Folder of everything that is made."""
     preset: str = "demo"
     """Size of the models."""
-    tracks: int = 120
+    tracks: int = 360
     """Songs to compose."""
     seconds: float = 20.0
     """Length of a song."""

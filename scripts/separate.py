@@ -152,16 +152,16 @@ def make_plan(args: Args, ranks: int) -> Plan:
 
 def load_separator(args: Args, device: str) -> Separator:
     """The separator that the flags describe."""
-    separator = build_separator(
+    return build_separator(
         args.method,
         args.models,
         candidates=args.candidates,
         device=device,
         precision=args.precision,
         window=args.window,
+        context=args.context,
         **vars(args.settings),
     )
-    return separator.with_context(args.context)
 
 
 @dataclass(frozen=True)

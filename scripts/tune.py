@@ -32,22 +32,22 @@ from scripts._study import Draw, Refined, Scores, Study, run_draws
 
 GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
     "lqvae": {
-        "sigma": (0.4, 0.3, 0.5, 0.7),
-        "temperature": (1.0, 0.9, 0.8),
-        "sampler": ("ancestral", "particle"),
+        "sigma": (0.4, 0.3, 0.6),
+        "temperature": (1.0, 0.9, 1.1),
+        "sampler": ("particle", "ancestral"),
     },
     "lass": {
-        "weight": (6.0, 3.0, 9.0),
+        "weight": (3.0, 2.0, 4.0),
         "backoff": (3.0, 1.0, 10.0),
-        "temperature": (1.0, 0.9, 0.8),
-        "sampler": ("ancestral", "particle"),
+        "temperature": (1.0, 0.9, 1.1),
+        "sampler": ("particle", "ancestral"),
     },
     "hybrid": {
-        "weight": (1.0, 0.5, 2.0),
+        "weight": (1.0, 0.7, 1.5),
         "sigma": (0.4, 0.3, 0.6),
         "backoff": (3.0, 1.0, 10.0),
-        "temperature": (1.0, 0.9, 0.8),
-        "sampler": ("ancestral", "particle"),
+        "temperature": (1.0, 0.9, 1.1),
+        "sampler": ("particle", "ancestral"),
     },
 }
 """The sampling's settings in the order of tuning; the first value is the default."""

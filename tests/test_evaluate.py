@@ -94,7 +94,7 @@ def test_meta_says_how_the_numbers_came_about(results, tiny_data):
     described = meta["models"]
     assert (described["lqvae"]["sigma"], described["lqvae"]["weight"]) == (0.4, None)
     assert (described["hybrid"]["sigma"], described["hybrid"]["weight"]) == (0.4, 1.0)
-    assert (described["lass"]["sigma"], described["lass"]["weight"]) == (None, 6.0)
+    assert (described["lass"]["sigma"], described["lass"]["weight"]) == (None, 3.0)
     assert described["hybrid"]["backoff"] == described["lass"]["backoff"] == 3.0
     assert any("several chunks per song" in note for note in meta["notes"])
     for codec, value in meta["codec_sdr"].items():

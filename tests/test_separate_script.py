@@ -50,7 +50,8 @@ def test_a_short_mono_wav(tiny_models, tmp_path, method):
         ("--sampler", "particle"),
         ("--sampler", "beam"),
         ("--sampler", "greedy"),
-        ("--top-k", "3"),
+        ("--sampler", "ancestral", "--top-k", "3"),
+        ("--shifts", "1"),
         ("--precision", "bfloat16"),
     ),
 )

@@ -144,8 +144,11 @@ def test_the_priors_see_the_codes_picked_before_the_window(parts, context):
         codes = Separations(drawn, {}, torch.zeros(1, 4))
         audio = {name: separator._decode(c) for name, c in drawn.items()}
         found = Candidates(audio, codes)
-        pick = separator.pick(piece, found, separator.alpha).argmax(1).item()
-        history = {n: torch.cat([past[:start], drawn[n][0, pick]]) for n, past in history.items()}
+        picked = separator.pick(piece, found, separator.alpha)
+        history = {
+            name: torch.cat([past[:start], drawn[name][0, picked[name][0]]])
+            for name, past in history.items()
+        }
 
 
 def test_the_first_window_does_not_know_of_context(parts):

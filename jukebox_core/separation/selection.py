@@ -1,4 +1,8 @@
-"""Choice among candidates without any reference: weights [B, N] over the joint candidates."""
+"""Choice among candidates without any reference.
+
+A selection gives weights [B, N] over the joint candidates, for averaging; a pick chooses one
+candidate for every source, for the raw decode.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,30 @@ class Selection(Protocol):
     ) -> Tensor:
         """Weights [B, N] for mixtures [B, T]."""
         ...
+
+
+class Pick(Protocol):
+    """Chooses a candidate for every source, not always one and the same for both."""
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """Candidates {source: int64 [B]} of mixtures [B, T]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Jointly:
+    """Picks for all sources the candidate of the largest weight: sources drawn together stay so."""
+
+    selection: Selection
+
+    def __call__(
+        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
+    ) -> dict[str, Tensor]:
+        """The same candidates [B] for every source."""
+        best = self.selection(mixture, candidates, alpha).argmax(1)
+        return dict.fromkeys(candidates.audio, best)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,14 @@ from jukebox_core.separation.memory import TooLarge, is_out_of_memory, release, 
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Sampler
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.sampling import AncestralSampler
-from jukebox_core.separation.selection import Candidates, PosteriorMean, Selection, SpectralFit
+from jukebox_core.separation.selection import (
+    Candidates,
+    Jointly,
+    Pick,
+    PosteriorMean,
+    Selection,
+    SpectralFit,
+)
 from jukebox_core.separation.stream import (
     History,
     Piece,
@@ -54,7 +61,7 @@ class Separator:
         candidates: int = 64,
         window: int = 1024,
         overlap: int = 64,
-        pick: Selection | None = None,
+        pick: Pick | None = None,
         average: Selection | None = None,
         refinement: RatioMask | None = None,
         context: int | Literal["max"] = 0,
@@ -71,7 +78,7 @@ class Separator:
             candidates: N, drawn per window.
             window: codes per window.
             overlap: codes that neighbouring windows share, cross-faded.
-            pick: chooses the candidate of the raw decode; default spectral fit.
+            pick: chooses the candidates of the raw decode; default the pair of best spectral fit.
             average: weights the candidates for the refinement; default posterior mean.
             refinement: the mask; default power 2, STFT 2048/512.
             context: codes chosen before a window that the priors see; 0: windows are independent,
@@ -112,7 +119,7 @@ class Separator:
         self.shifts = shifts
         self.window = window
         self.overlap = overlap
-        self.pick = pick or SpectralFit()
+        self.pick = pick or Jointly(SpectralFit())
         self.average = average or PosteriorMean()
         self.refinement = refinement or RatioMask()
         self.context = self._checked_context(context)
@@ -356,9 +363,9 @@ class Separator:
         make = self._refined if run.refine else self._raw
         stems = make(pieces, candidates, inputs, run.rate)
         if self.context:
-            pick = int(self.pick(pieces, candidates, self.alpha).argmax(1))
-            chosen = {name: codes[0, pick] for name, codes in candidates.separations.codes.items()}
-            run.history.add(start, chosen)
+            picked = self.pick(pieces, candidates, self.alpha)
+            codes = candidates.separations.codes
+            run.history.add(start, {name: codes[name][0, n[0]] for name, n in picked.items()})
         run.steps.finished(len(group))
         return stems
 
@@ -401,12 +408,12 @@ class Separator:
     def _raw(
         self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
     ) -> dict[str, list[Tensor]]:
-        """The picked candidate's decode, at the windows' rate, the same on all channels."""
-        picked = self.pick(pieces, candidates, self.alpha).argmax(1)
+        """The picked candidates' decodes, at the windows' rate, the same on all channels."""
+        picked = self.pick(pieces, candidates, self.alpha)
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
         for name, audio in candidates.audio.items():
             for b, channels in enumerate(inputs):
-                decoded = self.alpha[name] * audio[b, picked[b]]
+                decoded = self.alpha[name] * audio[b, picked[name][b]]
                 at_rate = audio_io.resample(
                     decoded, self.sample_rate, rate, length=channels.shape[-1]
                 )
