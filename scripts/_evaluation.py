@@ -44,6 +44,18 @@ class Estimate(NamedTuple):
     stems: dict[str, Tensor]
 
 
+class Found(NamedTuple):
+    """What a system makes of one chunk.
+
+    seconds: of drawing and decoding the candidates, of the pick and of the refinement: what a user
+    waits for. uncertainty: [F, frames], see `Separator.uncertainty`.
+    """
+
+    seconds: float
+    estimates: list[Estimate]
+    uncertainty: Tensor
+
+
 Silent = Callable[[Tensor], bool]
 
 
@@ -114,11 +126,8 @@ def system_estimates(
     seed: int,
     batch: int,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[float, list[Estimate]]]:
-    """Per chunk the seconds its separation took and all estimates of a system.
-
-    The seconds are those of drawing and decoding the candidates, of the pick and of the refinement:
-    what a user waits for. Neither the oracle nor the scores are in them.
+) -> Iterator[Found]:
+    """Per chunk all estimates of a system; neither the oracle nor the scores are in its seconds.
 
     Args:
         separator: the system.
@@ -138,8 +147,10 @@ def system_estimates(
         candidates = separator.candidates(mixtures, generator, report)
         share = (time.perf_counter() - began) / len(group)
         for b, chunk in enumerate(group):
-            seconds, found = _estimates(separator, chunk, one_of(candidates, b))
-            yield share + seconds, found
+            alone = one_of(candidates, b)
+            seconds, found = _estimates(separator, chunk, alone)
+            unsure = separator.uncertainty(chunk.mixture[None], alone)[0]
+            yield Found(share + seconds, found, unsure)
 
 
 def _offset(progress: Callable[[int, int], None], i: int, n: int) -> Callable[[int, int], None]:
@@ -308,6 +319,7 @@ def with_alpha(chunks: Sequence[Chunk], alpha: Mapping[str, float]) -> None:
 __all__ = [
     "Chunk",
     "Estimate",
+    "Found",
     "check_museval",
     "choose_chunks",
     "codec_round_trip",

@@ -37,8 +37,9 @@ DEFINITIONS = {
     "irm": "the refinement's mask made from the truth (estimate oracle: it uses the truth)",
     "oracle": "best of the candidates per source by whole-chunk SDR against the truth; raw, and "
     "refined: the best of the masks made from each candidate pair alone",
-    "selected": "without the truth; raw: the pair whose sum is nearest to the mixture in magnitude "
-    "spectrum; refined: the mask from the mean power of all candidates",
+    "selected": "without the truth; raw: the pick (by default the pair whose sum is nearest to the "
+    "mixture in magnitude spectrum); refined: the mask from the average of the candidates' powers "
+    "(by default the mean of all)",
     "single": "the first candidate; raw, and refined: the mask made from it alone",
     "sdr_seed": "median SDR of complete windows of 44,100 samples (museval, BSSEval v4)",
     "sdr_museval": "the same by museval itself (with --museval)",
@@ -79,6 +80,8 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "weight": getattr(counted, "weight", None),
         "backoff": getattr(counted, "strength", None),
         "kernel": hasattr(separator.likelihood, "counted"),
+        "pick": repr(separator.pick),
+        "average": repr(separator.average),
         "mask": dataclasses.asdict(separator.refinement),
         "tuned": load_tuned(args.models, method),
     }

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import fingerprint, load_mask_estimator
-from jukebox_core.files import sha256, write_json
+from jukebox_core.files import atomic_path, sha256, write_json
 from jukebox_core.manifest import MANIFEST_NAME, Manifest
 from jukebox_core.separation import baselines
 from jukebox_core.separation.nmf import nmf
+from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
 from scripts._evaluation import Chunk, Estimate, codec_round_trip, entry, system_estimates
 from scripts._evaluation_meta import describe_model, fingerprints
@@ -75,11 +77,10 @@ class Run:
             items, seconds = [], 0.0
             with tqdm(desc=method, unit="step", disable=None, leave=False) as bar:
                 found = system_estimates(separator, self.chunks, self.args.seed, batch, _bar(bar))
-                for i, (chunk, (time_taken, estimates)) in enumerate(
-                    zip(self.chunks, found, strict=True)
-                ):
-                    seconds += time_taken
-                    for estimate in estimates:
+                for i, (chunk, made) in enumerate(zip(self.chunks, found, strict=True)):
+                    seconds += made.seconds
+                    self._write_uncertainty(i, method, made.uncertainty, separator.refinement)
+                    for estimate in made.estimates:
                         items.append(self._entry(i, chunk, method, estimate))
                         suffix = _PLAYED.get((estimate.estimate, estimate.refined))
                         if suffix is not None:
@@ -130,8 +131,15 @@ class Run:
             files: dict[str, Any] = {"mixture": self._example(i, "", "mixture")}
             for group in ("truth", *groups):
                 files[group] = {s: self._example(i, group, s) for s in self.manifest.sources}
+            unsure = {m: self._example(i, m, "uncertainty", "npz") for m in self.args.methods}
             described.append(
-                {"chunk": i, "track": chunk.track, "start": chunk.start, "files": files}
+                {
+                    "chunk": i,
+                    "track": chunk.track,
+                    "start": chunk.start,
+                    "files": files,
+                    "uncertainty": unsure,
+                }
             )
         return described
 
@@ -139,8 +147,8 @@ class Run:
         """Remove the parts, and examples that are not of this run."""
         shutil.rmtree(self.folder, ignore_errors=True)
         known = {self.audio.parent / name for name in _strings(self.examples())}
-        for path in self.audio.glob("*.flac"):
-            if path not in known:
+        for path in self.audio.glob("*.*"):
+            if path not in known and path.suffix in (".flac", ".npz"):
                 path.unlink()
 
     def _supervised(self) -> None:
@@ -231,14 +239,14 @@ class Run:
         self.parts[method] = json.loads(json.dumps(part))
 
     def _has_examples(self, method: str) -> bool:
-        """Whether a system's audio is there; baselines have none."""
+        """Whether a system's audio and uncertainty are there; baselines have none."""
         shown = range(min(self.args.examples, len(self.chunks)) if method in METHODS else 0)
         names = [
             self._example(i, method + suffix, source)
             for i in shown
             for suffix in _PLAYED.values()
             for source in self.manifest.sources
-        ]
+        ] + [self._example(i, method, "uncertainty", "npz") for i in shown]
         return all((self.audio.parent / name).is_file() for name in names)
 
     def _write_example(self, i: int, group: str, stems: dict[str, Tensor]) -> None:
@@ -249,9 +257,23 @@ class Run:
             path = self.audio.parent / self._example(i, group, name)
             audio_io.save(path, self.manifest.alpha.get(name, 1.0) * x, self.manifest.sample_rate)
 
-    def _example(self, i: int, group: str, name: str) -> str:
+    def _write_uncertainty(self, i: int, method: str, values: Tensor, mask: RatioMask) -> None:
+        """Of an example [F, frames], with the hertz between bins and the seconds between frames."""
+        if i >= self.args.examples:
+            return
+        path = self.audio.parent / self._example(i, method, "uncertainty", "npz")
+        rate = self.manifest.sample_rate
+        with atomic_path(path) as temporary:
+            np.savez_compressed(
+                temporary,
+                uncertainty=values.half().numpy(),
+                hertz=rate / mask.n_fft,
+                seconds=mask.hop / rate,
+            )
+
+    def _example(self, i: int, group: str, name: str, suffix: str = "flac") -> str:
         stem = "_".join(part for part in (f"{i:02d}", group, name) if part)
-        return f"{self.audio.name}/{stem}.flac"
+        return f"{self.audio.name}/{stem}.{suffix}"
 
 
 def _read_part(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import lqvae
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
+from jukebox_core.separation.choices import make_average, make_pick
 from jukebox_core.separation.protocols import Likelihood
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
@@ -188,6 +189,8 @@ def build_separator(
         candidates=candidates,
         window=window,
         overlap=min(64, window // 4),
+        pick=make_pick(chosen["pick"]),
+        average=make_average(chosen["average"]),
         refinement=refinement,
         context=context,
         shifts=shifts,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
@@ -31,10 +32,16 @@ def examples(results: Mapping[str, Any], folder: Path) -> str:
     blocks = []
     for example in examples:
         files = example["files"]
-        rows = [_row("Mixture", _player(folder / files["mixture"], "mixture"))]
-        rows.append(_row("Truth", _players(results, example, folder, "truth")))
+        unsure = example.get("uncertainty", {})  # results of before it was there have none
+        blank = '<div class="unsure"></div>' if unsure else ""  # columns stay in line
+        rows = [_row("Mixture", _player(folder / files["mixture"], "mixture") + blank)]
+        rows.append(_row("Truth", _players(results, example, folder, "truth") + blank))
         there = [method for method in SYSTEMS if method in files]
-        rows += [_row(NAMES[m], _players(results, example, folder, m)) for m in there]
+        for m in there:
+            picture = (
+                _uncertainty(folder / unsure[m], folder / files["mixture"]) if m in unsure else ""
+            )
+            rows.append(_row(NAMES[m], _players(results, example, folder, m) + picture))
         best = [
             _row(NAMES[m], _players(results, example, folder, m, "_oracle"))
             for m in there
@@ -51,7 +58,9 @@ def examples(results: Mapping[str, Any], folder: Path) -> str:
     return (
         "<section><h2>Listen</h2><p>Stems as they stand in the mixture; the systems' are selected "
         "and refined. A player that starts goes on where another one of the song is. "
-        "Spectrograms: 40 Hz to half the sample rate, logarithmic.</p>"
+        "Spectrograms: 40 Hz to half the sample rate, logarithmic. <em>Undecided</em>: how far the "
+        "candidates disagree on whose a sound is, from black (they agree, which does not make them "
+        "right, or it is quiet) to yellow (half of them say one source, half the other).</p>"
         f"{''.join(blocks)}<script>{SWITCH}</script></section>"
     )
 
@@ -97,6 +106,23 @@ def _player(path: Path, label: str, score: str = "") -> str:
         f'<div class="player"><span>{label}</span><span class="score">{score}</span>'
         f'<img alt="spectrogram of {label}" src="{plots.spectrogram(mono, rate)}">'
         f'<audio controls preload="none" src="{_mp3(mono, rate)}"></audio></div>'
+    )
+
+
+def _uncertainty(path: Path, mixture: Path) -> str:
+    """A picture of where the candidates disagree."""
+    for needed in (path, mixture):
+        if not needed.is_file():
+            return f'<div class="unsure">{missing(f"{needed.name} is missing.")}</div>'
+    samples, rate = audio_io.load(mixture)
+    with np.load(path) as stored:
+        values, hertz, seconds = (stored[name] for name in ("uncertainty", "hertz", "seconds"))
+    picture = plots.uncertainty(
+        torch.from_numpy(values), audio_io.to_mono(samples), rate, float(hertz), float(seconds)
+    )
+    return (
+        '<div class="unsure"><span>undecided</span>'
+        f'<img alt="where the candidates disagree" src="{picture}"></div>'
     )
 
 

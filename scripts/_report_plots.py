@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from jukebox_core.separation.refinement import stft
 from jukebox_core.tracking import Row
 from scripts._results import NAMES, SYSTEMS, series, sources_of
 
@@ -93,18 +94,41 @@ def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") 
 
 def spectrogram(audio: Tensor, rate: int) -> str:
     """Log-magnitude spectrogram of [T] as a data URI of a PNG: 80 dB, logarithmic frequency."""
-    n_fft, hop, rows = 2048, 512, 96
+    n_fft, hop = 2048, 512
     window = torch.hann_window(n_fft)
     spectrum = torch.stft(
         audio, n_fft, hop, window=window, pad_mode="constant", return_complex=True
     ).abs()
     # Full scale: of a sine at amplitude 1. A fixed range makes all pictures of a page comparable.
     level = 20 * (spectrum / (n_fft / 4)).clamp_min(1e-6).log10()  # [F, frames]
-    wanted = np.geomspace(40, rate / 2, rows) / (rate / n_fft)
-    picture = level[torch.from_numpy(wanted.round().astype(int)).clamp(max=n_fft // 2)]
+    return _picture(level.numpy(), rate / n_fft, "magma", (-90, -10))
+
+
+def uncertainty(values: Tensor, audio: Tensor, rate: int, hertz: float, seconds: float) -> str:
+    """Picture of `Separator.uncertainty` [F, frames], drawn like `spectrogram`.
+
+    Black: 0, or a bin 40 dB under the mixture's loudest; yellow: 0.5.
+
+    Args:
+        values: bins `hertz` apart, frames `seconds` apart.
+        audio: [T], the mixture.
+        rate: its sample rate, in Hz.
+        hertz: between bins.
+        seconds: between frames.
+    """
+    level = stft(audio, round(rate / hertz), round(rate * seconds)).abs()
+    loud = level > 1e-2 * level.max()
+    return _picture((values.float() * loud).numpy(), hertz, "inferno", (0, 0.5))
+
+
+def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float, float]) -> str:
+    """[F, frames] over logarithmic frequency, from 40 Hz to the last bin's."""
+    last = len(values) - 1
+    wanted = np.geomspace(40, last * hertz, 96) / hertz
+    picture = values[wanted.round().astype(int).clip(max=last)]
     buffer = io.BytesIO()
     matplotlib.image.imsave(
-        buffer, picture.flip(0).numpy(), cmap="magma", vmin=-90, vmax=-10, format="png"
+        buffer, picture[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
     )
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 

@@ -43,8 +43,9 @@ article { background: var(--panel); border: 1px solid var(--line); border-radius
 .row { display: flex; flex-wrap: wrap; gap: .8rem; align-items: center; padding: .5rem 0;
   border-top: 1px solid var(--line); }
 .player { flex: 1 1 15rem; min-width: 0; font-size: .85rem; }
-.player img { width: 100%; height: 72px; display: block; border-radius: .3rem; margin: .2rem 0;
-  object-fit: fill; }
+.unsure { flex: 0 1 12rem; min-width: 0; font-size: .85rem; align-self: start; }
+.player img, .unsure img { width: 100%; height: 72px; display: block; border-radius: .3rem;
+  margin: .2rem 0; object-fit: fill; }
 .player audio { width: 100%; height: 36px; }
 .score { float: right; color: var(--soft); }
 .missing { color: var(--warn); }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
@@ -39,10 +40,14 @@ class Settings:
     shifts: int | None = None
     """Positions within a code that a window is encoded at, the candidates shared out among them;
     default 4 or what divides the candidates, with a context 1."""
+    pick: PickName | None = None
+    """Which candidates the raw decode takes; default spectral-fit."""
+    average: AverageName | None = None
+    """How candidates are weighted for the mask; default posterior-mean."""
     mask_power: float | None = None
-    """Power of the ratio mask; default 2."""
+    """Power of the ratio mask; default 2.5."""
     mask_n_fft: int | None = None
-    """STFT size of the ratio mask, its hop a quarter of it; default 2048."""
+    """STFT size of the ratio mask, its hop a quarter of it; default 4096."""
     compression: float | None = None
     """Exponent that candidates' powers are averaged under; default 1: the mean power."""
 
@@ -57,8 +62,10 @@ BUILT_IN: Mapping[str, Any] = {
     "backoff": BACKOFF,
     "kernel": True,
     "shifts": None,  # see `build_separator`
-    "mask_power": 2.0,
-    "mask_n_fft": 2048,
+    "pick": "spectral-fit",
+    "average": "posterior-mean",
+    "mask_power": 2.5,
+    "mask_n_fft": 4096,
     "compression": 1.0,
 }
 

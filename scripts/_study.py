@@ -180,43 +180,42 @@ class Study:
 
 
 def run_draws(
-    study: Study, draws: Sequence[Draw], ways: Mapping[str, Way], folder: Path, jobs: int
+    study: Study, draws: Mapping[Draw, Mapping[str, Way]], folder: Path, jobs: int
 ) -> dict[Draw, Scores]:
     """The scores of every draw; those that `folder` holds already are not made again.
 
     Args:
         study: chunks and models.
-        draws: settings of the sampling.
-        ways: {name: how candidates become estimates}.
+        draws: {setting of the sampling: {name: how its candidates become estimates}}.
         folder: of the scores' files.
         jobs: processes, of one thread each; 1: this one does it.
     """
     found: dict[Draw, Scores] = {}
-    missing = []
-    for draw in dict.fromkeys(draws):
+    missing: dict[Draw, dict[str, Way]] = {}
+    for draw, ways in draws.items():
         stored = _stored(_path(study, draw, folder), ways)
         if stored is None:
-            missing.append(draw)
+            missing[draw] = dict(ways)
         else:
             found[draw] = stored
     with tqdm(total=len(missing), unit="draw", disable=None) as bar:
-        for draw, scores in _scored(study, missing, ways, folder, jobs):
+        for draw, scores in _scored(study, missing, folder, jobs):
             found[draw] = scores
             bar.update()
     return found
 
 
 def _scored(
-    study: Study, draws: Sequence[Draw], ways: Mapping[str, Way], folder: Path, jobs: int
+    study: Study, draws: Mapping[Draw, dict[str, Way]], folder: Path, jobs: int
 ) -> Iterator[tuple[Draw, Scores]]:
     """The draws as they are done."""
     if jobs == 1 or len(draws) < 2:
-        for draw in draws:
-            yield draw, _score(study, draw, dict(ways), folder)
+        for draw, ways in draws.items():
+            yield draw, _score(study, draw, ways, folder)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(draws)), mp_context=context) as pool:
-        running = {pool.submit(_alone, study, draw, dict(ways), folder): draw for draw in draws}
+        running = {pool.submit(_alone, study, *item, folder): item[0] for item in draws.items()}
         for done in as_completed(running):
             yield running[done], done.result()
 

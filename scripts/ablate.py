@@ -11,6 +11,7 @@ command goes on.
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,11 @@ def main(args: Args) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
     rows = list(plan(args))
-    draws = [row.draw._replace(seed=seed) for row in rows for seed in range(args.seeds)]
-    found = run_draws(study, draws, ways(args), args.output / "parts", args.jobs)
+    known, wanted = ways(args), defaultdict[Draw, dict[str, Way]](dict)
+    for row in rows:
+        for draw in _seeded(row.draw, args.seeds):
+            wanted[draw][row.way] = known[row.way]
+    found = run_draws(study, wanted, args.output / "parts", args.jobs)
     table = Table(rows, found, args.seeds, load_manifest(args.data).sources)
     comparisons = list(compare(table))
     settings = {method: resolve(Settings(), args.models, method) for method in METHODS}

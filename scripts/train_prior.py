@@ -47,6 +47,8 @@ class Args(training.TrainingArgs):
     """Encode crops during the training, or all songs before it (auto: up to two hours of audio)."""
     code_shifts: int = 2
     """Copies of every song in the cache, each shifted by another part of a code."""
+    code_noise: float = 0.0
+    """Share of the earlier codes that are false in training, see `PriorObjective`."""
     activation_checkpointing: bool = False
     """Trade time for memory; the paper's size does."""
     prior: PriorConfig = PriorConfig()
@@ -92,6 +94,7 @@ def train_prior(args: Args, command: str) -> None:
         "vqvae_fingerprint": fingerprint(args.vqvae),
         "codes_from": codes_from(args, data),
         "code_shifts": args.code_shifts,
+        "code_noise": args.code_noise or None,
     }
     if run.already_finished(identity):
         return
@@ -109,7 +112,7 @@ def train_prior(args: Args, command: str) -> None:
         prior.set_codebook(codec.codebook.cpu())
     prior.activation_checkpointing = args.activation_checkpointing
     run.fit(
-        PriorObjective(codec, prior),
+        PriorObjective(codec, prior, args.code_noise),
         prior,
         items(data.train, args.code_shifts),
         lambda: items(data.validation, 1),

@@ -32,7 +32,7 @@ from scripts._study import Draw, Refined, Scores, Study, run_draws
 
 GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
     "lqvae": {
-        "sigma": (0.4, 0.3, 0.6),
+        "sigma": (0.4, 0.3, 0.2, 0.6),
         "temperature": (1.0, 0.9, 1.1),
         "sampler": ("particle", "ancestral"),
     },
@@ -52,8 +52,8 @@ GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
 }
 """The sampling's settings in the order of tuning; the first value is the default."""
 MASKS: Mapping[str, Sequence[Any]] = {
-    "mask_power": (2.0, 1.5, 2.5, 3.0, 4.0),
-    "mask_n_fft": (2048, 1024, 4096),
+    "mask_power": (2.5, 1.5, 2.0, 3.0, 4.0),
+    "mask_n_fft": (4096, 1024, 2048),
     "compression": (1.0, 0.5),
 }
 """The refinement's; all combinations are scored."""
@@ -105,7 +105,7 @@ class Tuning:
             for setting in settings
         ]
         folder = tuned_path(self._args.models, self._args.method).with_suffix(".parts")
-        found = run_draws(self._study, draws, self._ways, folder, self._args.jobs)
+        found = run_draws(self._study, dict.fromkeys(draws, self._ways), folder, self._args.jobs)
         self._left -= len(draws)
         return [found[draw] for draw in draws]
 

@@ -17,6 +17,7 @@ from jukebox_core.separation.statistics import bootstrap_mean
 from scripts import _evaluation_run, evaluate, train_mask
 from scripts._evaluation import choose_chunks, museval_sdr
 from scripts._evaluation_run import Run
+from scripts._models import build_separator
 from scripts._results import METRICS, chunk_value, difference
 from tests.conftest import tone_and_noise, write_data_set
 
@@ -168,8 +169,21 @@ def test_examples_are_written_at_the_scores(results, folder):
                     assert item["values"][source]["sdr"] == pytest.approx(
                         sdr(truth, stem).item(), abs=1e-3
                     )
-    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 7 * 2)
+    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 7 * 2 + 3)
     assert soundfile.info(folder / examples[0]["files"]["mixture"]).subtype == "PCM_24"
+
+
+def test_the_uncertainty_of_examples_is_that_of_the_candidates(results, folder, models):
+    separator = build_separator("hybrid", models, candidates=3)
+    generator = torch.Generator().manual_seed(0)
+    for example in results["meta"]["examples"]:
+        mixture = audio_io.load(folder / example["files"]["mixture"])[0]
+        candidates = separator.candidates(mixture, generator)
+        expected = separator.uncertainty(mixture, candidates)[0].numpy()
+        with np.load(folder / example["uncertainty"]["hybrid"]) as stored:
+            np.testing.assert_allclose(stored["uncertainty"], expected, atol=2e-3)
+            assert stored["hertz"] == 22_050 / separator.refinement.n_fft
+            assert stored["seconds"] == separator.refinement.hop / 22_050
 
 
 def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys):

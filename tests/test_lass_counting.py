@@ -151,3 +151,35 @@ def test_what_cannot_be_counted_is_refused(codec, manifest):
     for flags in ({"pairs": 0}, {"crop": 0}, {"shifts": 0}, {"seed": -1}):
         with pytest.raises(ValueError, match="expected"):
             PairCounting(**flags)
+
+
+def test_crops_are_counted_at_their_gains(codec, manifest):
+    plan = PairCounting(pairs=3, crop=64, pairing="random", seed=5, gains_db=(0.0, -6.0))
+    tracks = manifest.split("train")
+    songs = _Songs(codec, tracks, tuple(manifest.alpha), plan, 1 << 30)
+    pairs = plan._draw(0, songs)
+    assert {c.gain for crops in pairs for c in crops} == {0.0, -6.0}
+    (found,) = run(plan, codec, manifest, 0, 1)
+    weights = list(manifest.alpha.values())
+    for row, (first, second) in enumerate(zip(*pairs, strict=True)):
+        heard = []
+        for name, c in zip(manifest.alpha, (first, second), strict=True):
+            whole = audio.load(tracks[c.song].sources[name])[0][0]
+            offset = c.shift * codec.config.hop // plan.shifts
+            heard.append(10 ** (c.gain / 20) * whole[offset:])
+        for codes, x, c in zip((found.first, found.second), heard, (first, second), strict=True):
+            length = len(x) // codec.config.hop * codec.config.hop
+            whole_codes = encode_long(codec, x[:length]).numpy()
+            expected = whole_codes[c.start : c.start + 64]
+            assert (codes[row] == expected).mean() > 0.99  # float rounding may move a code
+        if first[:3] == second[:3]:
+            continue
+        hop, m = codec.config.hop, songs.margin
+        parts = [
+            w * x[(c.start - m) * hop :][: (64 + 2 * m) * hop]
+            for w, x, c in zip(weights, heard, (first, second), strict=True)
+        ]
+        mixture = codec.encode(sum(parts)[None])[0, m : m + 64].numpy()
+        assert (found.mixture[row] == mixture).mean() > 0.99
+    with pytest.raises(ValueError, match="each once"):
+        PairCounting(gains_db=(0.0, 0.0))

@@ -6,12 +6,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import matplotlib.image
+import numpy as np
 import pytest
 import soundfile
 import torch
 
 from jukebox_core import audio as audio_io
 from jukebox_core.files import write_json
+from scripts import _report_plots as plots
 from scripts import report
 from scripts._results import cell, difference, find_row, make_rows
 
@@ -56,11 +59,26 @@ def runs(tmp_path_factory):
         *(p for f in files.values() if isinstance(f, dict) for p in f.values()),
     ]:
         audio_io.save(folder / name, 0.1 * torch.randn(20_000, generator=generator), RATE)
+    unsure = {}
+    for method, shown in (("lqvae", 0.0), ("hybrid", 0.5)):
+        unsure[method] = f"results_audio/00_{method}_uncertainty.npz"
+        stored = np.full((65, 626), shown, dtype=np.float16)
+        path = folder / unsure[method]
+        np.savez(path, uncertainty=stored, hertz=RATE / 128, seconds=32 / RATE)
+    unsure["lass"] = "results_audio/00_lass_uncertainty.npz"
     results = {
         "meta": {
             "data": {"chunks": 6, "songs": 6, "folder": "made-up & <odd>", "sample_rate": RATE},
             "command": "python -m scripts.evaluate --models 'a <b>'",
-            "examples": [{"chunk": 0, "track": "Track00001", "start": 22_050, "files": files}],
+            "examples": [
+                {
+                    "chunk": 0,
+                    "track": "Track00001",
+                    "start": 22_050,
+                    "files": files,
+                    "uncertainty": unsure,
+                }
+            ],
             "definitions": {"sdr": "SDR over the whole chunk"},
             "notes": ["a note"],
         },
@@ -134,7 +152,7 @@ def test_the_audio_is_in_the_page(page, runs):
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
         assert rate == RATE and 20_000 <= len(samples) < 25_000 and samples.std() > 0.05
     pictures = [a["src"] for tag, a in Elements(page).tags if tag == "img"]
-    assert len(pictures) == 11 and all(p.startswith("data:image/png;base64,") for p in pictures)
+    assert len(pictures) == 11 + 2 and all(p.startswith("data:image/png;base64,") for p in pictures)
 
 
 def test_the_table_says_what_the_json_says(page, runs):
@@ -174,6 +192,35 @@ def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
     text = Elements(report.build_page(tmp_path)).text
     assert "the question is open here" in text
     assert "LQ-VAE is better than the mixture taken as both estimates here" in text
+
+
+def pixels(source):
+    picture = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+    return matplotlib.image.imread(io.BytesIO(picture))[..., :3]
+
+
+def test_pictures_of_uncertainty(page):
+    found = [
+        pixels(attributes["src"])
+        for tag, attributes in Elements(page).tags
+        if tag == "img" and attributes["alt"] == "where the candidates disagree"
+    ]
+    assert [p.shape for p in found] == [(96, 626, 3)] * 2
+    black, yellow = matplotlib.colormaps["inferno"]([0.0, 1.0])[:, :3]
+    for picture, colour in zip(found, (black, yellow), strict=True):
+        np.testing.assert_allclose(np.median(picture, (0, 1)), colour, atol=1 / 128)
+    assert "00_lass_uncertainty.npz is missing" in page
+
+
+def test_uncertainty_of_quiet_bins_is_not_shown():
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(RATE) / RATE)
+    values = torch.full((129, 1 + RATE // 64), 0.5)
+    picture = pixels(plots.uncertainty(values, tone, RATE, RATE / 256, 64 / RATE))
+    black, yellow = matplotlib.colormaps["inferno"]([0.0, 1.0])[:, :3]
+    rows = np.geomspace(40, RATE / 2, 96)[::-1]
+    for row, colour in ((1000, yellow), (4000, black), (100, black)):
+        middle = picture[np.abs(rows - row).argmin(), 20:-20]
+        np.testing.assert_allclose(middle, np.broadcast_to(colour, middle.shape), atol=1 / 128)
 
 
 def test_names_and_commands_are_text_not_markup(page):

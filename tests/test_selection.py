@@ -1,11 +1,20 @@
 """Choices among candidates equal their definitions, written as loops."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from jukebox_core.losses import magnitudes
+from jukebox_core.separation.choices import (
+    AVERAGES,
+    PICKS,
+    AverageName,
+    PickName,
+    make_average,
+    make_pick,
+)
 from jukebox_core.separation.protocols import Separations
 from jukebox_core.separation.rejection import (
     RejectionMarginals,
@@ -15,9 +24,11 @@ from jukebox_core.separation.rejection import (
 )
 from jukebox_core.separation.selection import (
     Candidates,
+    Jointly,
     LogPosterior,
     MinimumBayesRisk,
     PosteriorMean,
+    SpectralFit,
 )
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
@@ -87,3 +98,32 @@ def test_rejection_picks_from_the_pair_posterior(drawn):
         diagonal = [float(table[n, n]) for n in range(N)]
         assert int(joint[b].argmax()) == diagonal.index(max(diagonal))
         assert math.isclose(float(table.sum()), 1, rel_tol=1e-9)
+
+
+def test_spectral_fit_is_the_nearest_sum_to_the_true_mixture(drawn):
+    mixture, candidates = drawn
+    found = Jointly(SpectralFit())(mixture, candidates, ALPHA)
+    assert torch.equal(found["bass"], found["drums"])
+    for b in range(B):
+        wanted = magnitudes(mixture[b][None], (1024, 256, 1024))[0]
+        distances = []
+        for n in range(N):
+            total = sum(ALPHA[name] * x[b, n] for name, x in candidates.audio.items())
+            sums = magnitudes(total[None], (1024, 256, 1024))[0]
+            distances.append(float((sums - wanted).double().square().sum()))
+        assert int(found["bass"][b]) == distances.index(min(distances))
+
+
+def test_choices_by_name(drawn):
+    assert set(AVERAGES) == set(get_args(AverageName)) and set(PICKS) == set(get_args(PickName))
+    assert make_average("posterior-mean") == PosteriorMean()
+    assert make_pick("rejection-pair") == RejectionPair()
+    for name in set(AVERAGES) & set(PICKS):
+        assert make_pick(name) == Jointly(make_average(name))
+    for name in PICKS:
+        found = make_pick(name)(*drawn, ALPHA)
+        assert set(found) == set(ALPHA) and all(x.dtype == torch.int64 for x in found.values())
+    with pytest.raises(ValueError, match="pick 'best' is unknown; there are spectral-fit, log-"):
+        make_pick("best")
+    with pytest.raises(ValueError, match="average 'rejection-pair' is unknown; there are post"):
+        make_average("rejection-pair")

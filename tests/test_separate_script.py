@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from jukebox_core import audio
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.rejection import RejectionMarginals
+from jukebox_core.separation.selection import MinimumBayesRisk
 from scripts._models import METHODS, build_separator
 from scripts.separate import main
 
@@ -103,6 +106,23 @@ def test_the_command_writes_what_the_object_returns(tiny_models, tmp_path):
     separator = build_separator("hybrid", tiny_models, candidates=2)
     for source, stem in separator(mixture, 22_050, seed=7, batch=64).items():
         assert torch.equal(audio.load(tmp_path / "m" / f"{source}.wav")[0], stem)
+
+
+def test_flags_of_choice_and_mask_reach_the_separator(tiny_models, tmp_path):
+    mixture = music(1, 22_050, 1)
+    audio.save(tmp_path / "m.wav", mixture, 22_050)
+    options = {"pick": "rejection-marginals", "average": "bayes-risk", "shifts": 2}
+    options |= {"mask_power": 3.0, "mask_n_fft": 1024, "compression": 0.5}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    separator = build_separator("hybrid", tiny_models, candidates=4, **options)
+    assert separator.pick == RejectionMarginals() and separator.average == MinimumBayesRisk()
+    assert separator.shifts == 2 and separator.refinement == RatioMask(3.0, 1024, 256, 0.5)
+    for refine in (True, False):
+        out = tmp_path / f"refine {refine}"
+        more = ("--candidates", "4", *(() if refine else ("--no-refine",)))
+        assert separate(tiny_models, out, tmp_path / "m.wav", flags=(*flags, *more)) == 0
+        for source, stem in separator(mixture, 22_050, refine=refine, batch=64).items():
+            assert torch.equal(audio.load(out / "m" / f"{source}.wav")[0], stem)
 
 
 def bad_mixture(kind, folder):

@@ -1,14 +1,19 @@
 """The separator on random tiny parts: what it writes must add up whatever the models know."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from jukebox_core.config import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.particles import ParticleSampler
+from jukebox_core.separation.protocols import Separations
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
 from lqvae import LatentGaussianLikelihood, code_sums
+
+RATE = 22_050
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,24 @@ def test_raw_decode_of_one_window_is_the_picked_candidate(separator):
         torch.testing.assert_close(stems[name], expected, atol=1e-6, rtol=1e-5)
 
 
+class Apart:
+    """Takes candidate 1 of the first source and 2 of the second."""
+
+    def __call__(self, mixture, candidates, alpha):
+        return {name: torch.full((len(mixture),), 1 + i) for i, name in enumerate(candidates.audio)}
+
+
+@pytest.mark.parametrize("context", (0, 64))
+def test_raw_decode_takes_a_candidate_per_source(separator, context):
+    parts = separator.codec, separator.priors, separator.likelihood
+    apart = Separator(*parts, candidates=3, window=64, overlap=8, pick=Apart(), context=context)
+    mixture = torch.randn(64 * separator.codec.config.hop)
+    found = apart.candidates(mixture[None], torch.Generator().manual_seed(5))
+    stems = apart(mixture, 22_050, seed=5, refine=False)
+    for i, name in enumerate(apart.sources):
+        torch.testing.assert_close(stems[name], 0.5 * found.audio[name][0, 1 + i])
+
+
 def test_raw_decode_keeps_rate_length_and_channels(separator):
     stems = separator(torch.randn(2, 9_001), 44_100, refine=False)
     for stem in stems.values():
@@ -112,7 +135,9 @@ def test_oracle_is_no_part_of_separation(separator):
     import inspect
 
     names = set(inspect.signature(Separator.__call__).parameters)
-    assert names == {"self", "mixture", "rate", "seed", "refine", "batch", "progress"}
+    assert names == {"self", "mixture", "rate", "seed", "refine", "batch", "progress"} | {
+        "uncertainty"  # which it fills
+    }
 
 
 @pytest.fixture
@@ -143,6 +168,50 @@ def test_shifted_candidates_are_those_of_the_moved_mixture_moved_back(shifted):
                 assert (audio[:, kept:] == 0).all()
             log_prior = found.separations.log_prior["bass"][b, 2 * s : 2 * s + 2]
             torch.testing.assert_close(log_prior, drawn.log_prior["bass"][0])
+
+
+class Bits:
+    """A codec of signals of zeros and ones that loses nothing: 4 samples are the bits of a code.
+
+    It is equivariant to any shift.
+    """
+
+    config = SimpleNamespace(hop=4, sample_rate=RATE, l_bins=16)
+    codebook = torch.empty(16, 1)
+    _places = torch.tensor([1, 2, 4, 8])
+
+    def encode(self, audio):
+        return (audio.long().unflatten(-1, (-1, 4)) * self._places).sum(-1)
+
+    def decode(self, codes):
+        bits = codes.unsqueeze(-1).bitwise_and(self._places) > 0
+        return bits.flatten(-2).float()
+
+
+class Copy:
+    """As candidates of both sources the mixture's own codes."""
+
+    def __call__(self, priors, likelihood, codes, n, generator, progress=None, context=None):
+        copies = dict.fromkeys(priors.names, codes.unsqueeze(1).expand(-1, n, -1))
+        zeros = torch.zeros(len(codes), n)
+        return Separations(copies, dict.fromkeys(copies, zeros), zeros)
+
+
+@pytest.mark.parametrize("shifts", (1, 2, 3, 4))
+def test_candidates_of_all_shifts_lie_on_the_mixture(shifts):
+    priors = SimpleNamespace(names=("bass", "drums"), n_codes=16, n_ctx=32)
+    likelihood = SimpleNamespace(n_codes=16)
+    separator = Separator(
+        Bits(), priors, likelihood, sampler=Copy(), candidates=12, window=32, shifts=shifts
+    )
+    mixtures = torch.randint(2, (3, 128)).float()
+    found = separator.candidates(mixtures, torch.Generator())
+    lost = [round(s * 4 / shifts) for s in range(shifts)]  # samples at the end
+    for audio in found.audio.values():
+        for n in range(12):
+            kept = 128 - lost[n // (12 // shifts)]
+            assert torch.equal(audio[:, n, :kept], mixtures[:, :kept])
+            assert (audio[:, n, kept:] == 0).all()
 
 
 def test_weights_are_shared_out_evenly_over_shifts(separator):

@@ -186,6 +186,21 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(parts, error, most):
         assert spy.batches == [2, 2, 2, 2, 1]  # not 8, not 4; what does not fit is not retried
 
 
+def test_shifts_are_in_memory_and_leave_the_batch_out_of_the_result(parts, monkeypatch):
+    x = mixture(2, 8 * 64 * HOP)
+    expected = make(parts, shifts=2)(x, RATE, seed=3, batch=1)
+    spy = Spy(most=8)
+    assert same(make(parts, spy, shifts=2)(x, RATE, seed=3, batch=8), expected)
+    assert max(spy.batches) == 2 * 2  # two windows at two shifts, two candidates each
+    with pytest.raises(TooLarge, match="4 candidates of one window"):
+        make(parts, Spy(most=2, independent=False), shifts=2)(x, RATE)
+    groups = Spy(most=2, independent=True)
+    make(parts, groups, shifts=2)(mixture(64 * HOP), RATE)
+    assert groups.batches == [2, 2]  # a candidate of either shift, twice
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 22)
+    assert make(parts, shifts=4).fitting_batch() < make(parts).fitting_batch()
+
+
 def test_one_window_that_does_not_fit_is_drawn_in_groups(parts):
     x = mixture(3 * 64 * HOP)
     spy = Spy(1, independent=True)

@@ -32,7 +32,7 @@ def models(tiny_models, tmp_path):
 def test_scores_equal_those_of_the_estimates_made_by_hand(models, tiny_data, tmp_path):
     study = Study(models, tiny_data, "test", 2, chunk_codes=128)
     draw = Draw.of("hybrid", 3, candidates=4, shifts=2)
-    found = run_draws(study, [draw], WAYS, tmp_path / "parts", 1)[draw]
+    found = run_draws(study, {draw: WAYS}, tmp_path / "parts", 1)[draw]
     separator = build_separator("hybrid", models, candidates=4, shifts=2)
     generator = torch.Generator().manual_seed(3)
     for i, chunk in enumerate(study.load(128 * separator.codec.config.hop)):
@@ -50,7 +50,7 @@ def test_scores_equal_those_of_the_estimates_made_by_hand(models, tiny_data, tmp
             }
             for way, score in expected.items():
                 assert found.values[way][name][i] == pytest.approx(float(score), abs=1e-4)
-    again = run_draws(study, [draw], WAYS, tmp_path / "parts", 1)[draw]
+    again = run_draws(study, {draw: WAYS}, tmp_path / "parts", 1)[draw]
     assert again == found  # from the disk, the seconds included
 
 

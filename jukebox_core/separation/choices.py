@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 from jukebox_core.separation.rejection import (
     RejectionMarginals,
@@ -71,6 +71,3 @@ def make_pick(name: PickName) -> Pick:
     if name not in PICKS:
         raise ValueError(f"pick {name!r} is unknown; there are {', '.join(PICKS)}")
     return PICKS[name]
-
-
-assert set(AVERAGES) == set(get_args(AverageName)) and set(PICKS) == set(get_args(PickName))

@@ -140,12 +140,12 @@ def _resample_mask(mask: Tensor, bins: Tensor, frames: Tensor) -> Tensor:
     """Bilinear reading of [..., F, frames] at fractional bins and frames (sums are kept)."""
     top = mask.shape[-2] - 1
     beyond = mask[..., -(mask.shape[-2] // 4) :, :].mean(-2, keepdim=True)  # [..., 1, frames]
-    read = _interpolate(mask, bins.clamp(max=top), -2)
+    read = interpolate(mask, bins.clamp(max=top), -2)
     above = (bins > top).to(mask.device).unsqueeze(-1)
-    return _interpolate(torch.where(above, beyond, read), frames, -1)
+    return interpolate(torch.where(above, beyond, read), frames, -1)
 
 
-def _interpolate(x: Tensor, at: Tensor, dim: int) -> Tensor:
+def interpolate(x: Tensor, at: Tensor, dim: int) -> Tensor:
     """Linear interpolation along `dim` at fractional indices, clamped to the ends."""
     last = x.shape[dim] - 1
     at = at.to(x.device).clamp(0, last)

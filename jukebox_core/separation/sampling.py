@@ -154,7 +154,7 @@ class Tables:
     Mixture codes are looked up as host integers, all known beforehand: no step waits for a device.
     """
 
-    def __init__(self, likelihood: Likelihood, mixture_codes: Tensor, budget: int = 1 << 29):
+    def __init__(self, likelihood: Likelihood, mixture_codes: Tensor, budget: int = 1 << 30):
         self._likelihood = likelihood
         self._codes: list[list[int]] = mixture_codes.T.tolist()  # [T][B]
         self._budget = budget

@@ -121,7 +121,8 @@ class LogPosterior:
     """Picks the candidate of the highest log p1 + log p2 + log-likelihood.
 
     That is the log-posterior of its sequences, up to a constant: the mode among the candidates,
-    which need not be near the mean.
+    which need not be near the mean. A particle's weight is another thing: this posterior over the
+    density it was drawn from, so that probable sequences do not count twice.
     """
 
     def __call__(

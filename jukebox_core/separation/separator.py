@@ -36,6 +36,7 @@ from jukebox_core.separation.stream import (
     part_of,
     together,
 )
+from jukebox_core.separation.uncertainty import Uncertainty, disagreement
 from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
 
@@ -196,6 +197,15 @@ class Separator:
             {name: _advanced(x, offsets) for name, x in audio.items()}, together(drawn, self.shifts)
         )
 
+    def uncertainty(self, mixtures: Tensor, candidates: Candidates) -> Tensor:
+        """How far candidates of mixtures [B, T] disagree, [B, F, frames]; see `disagreement`.
+
+        They count by the weights that they were drawn with, whatever `average` makes of them. Bins
+        and frames are those of the refinement's spectrogram: n_fft and hop at the models' rate.
+        """
+        weights = PosteriorMean()(mixtures, candidates, self.alpha)
+        return disagreement(self.refinement, candidates.audio, weights, self.alpha)
+
     def __call__(
         self,
         mixture: Tensor,
@@ -205,6 +215,7 @@ class Separator:
         refine: bool = True,
         batch: int | Literal["auto"] = "auto",
         progress: Progress | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> dict[str, Tensor]:
         """Stems {source: like the mixture}, as they stand in it: refined, they sum to it.
 
@@ -216,6 +227,7 @@ class Separator:
                 candidates; otherwise the raw decode of one candidate, the same on all channels.
             batch: windows sampled together; `auto`: what is of use and fits the memory.
             progress: called with (steps done, steps in all).
+            uncertainty: gathers how far the candidates disagree; the stems are the same.
 
         Raises:
             ValueError: the mixture is empty, not finite, or of another shape.
@@ -234,6 +246,7 @@ class Separator:
             batch=batch,
             length=channels.shape[1],
             progress=progress,
+            uncertainty=uncertainty,
         )
         stems = {name: torch.empty(channels.shape) for name in self.sources}
         done = 0
@@ -254,6 +267,7 @@ class Separator:
         batch: int | Literal["auto"] = "auto",
         length: int | None = None,
         progress: Progress | None = None,
+        uncertainty: Uncertainty | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Separate a mixture of any length that comes in blocks, in memory for a few windows.
 
@@ -270,6 +284,7 @@ class Separator:
             batch: windows sampled together; `auto`: what is of use and fits the memory.
             length: samples to come, as far as known: for the progress alone.
             progress: called with (steps done, steps in all).
+            uncertainty: as in `__call__`.
 
         Returns:
             An iterator over {source: [C, t']}; joined, they are as long as the blocks joined.
@@ -292,6 +307,7 @@ class Separator:
             History(self.context),
             Steps(progress, hop, layout, -(-length * self.sample_rate // rate) if length else None),
             self.fitting_batch() if batch == "auto" else 1 if self.context else batch,
+            uncertainty,
         )
         return self._stream(cut(blocks, rate, self.sample_rate, channels, layout), channels, run)
 
@@ -366,6 +382,10 @@ class Separator:
             picked = self.pick(pieces, candidates, self.alpha)
             codes = candidates.separations.codes
             run.history.add(start, {name: codes[name][0, n[0]] for name, n in picked.items()})
+        if run.uncertainty is not None:
+            maps = self.uncertainty(pieces, candidates)
+            for piece, values in zip(group, maps, strict=True):
+                run.uncertainty.add(piece.window, values, self.refinement, self.sample_rate)
         run.steps.finished(len(group))
         return stems
 

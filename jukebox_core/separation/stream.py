@@ -14,6 +14,7 @@ from torch import Tensor
 from jukebox_core import audio as audio_io
 from jukebox_core.audio_stream import Resampler
 from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout, Window
 
 __all__ = [
@@ -183,7 +184,7 @@ class Run:
     """What one stream carries from window to window.
 
     batch: windows sampled together; parts: groups that a window's candidates are drawn in. Both
-    change when memory runs out.
+    change when memory runs out. uncertainty: gathers that of the windows, where it is wanted.
     """
 
     rate: int
@@ -192,6 +193,7 @@ class Run:
     history: History
     steps: Steps
     batch: int
+    uncertainty: Uncertainty | None = None
     parts: int = 1
 
 
