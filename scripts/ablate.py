@@ -182,11 +182,11 @@ def plan(args: Args) -> Iterator[Row]:
             "particles for independent draws",
             {name: chosen[name] for name in ("sampler", "temperature")},
         ),
-        ("shifted encodings", {"shifts": chosen["shifts"]}),
     )
     for name, change in changes:
         steps |= change
         yield Row(f"parts: {name}", draw("hybrid", **steps), "mask")
+    yield Row("parts: shifted encodings", draw("hybrid"), "mask")
     yield Row("parts: the mask tuned", draw("hybrid", **steps), "mask, tuned (hybrid)")
     for way in ways(args):
         if not way.startswith("mask, tuned") or way.endswith("(hybrid)"):
