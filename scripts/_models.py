@@ -14,6 +14,7 @@ the linearisation family and differ by the likelihood alone.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_pr
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.choices import make_average, make_pick
-from jukebox_core.separation.protocols import Likelihood
+from jukebox_core.separation.protocols import Likelihood, Sampler
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.strategies import make_sampler
@@ -77,6 +78,16 @@ def prior_folders(family: Path, sources: tuple[str, ...] | None = None) -> dict[
             f"{family} lacks {need} (priors found: {have}); train them with scripts.train_prior"
         )
     return {name: found[name] for name in wanted}
+
+
+def sampler_of(chosen: Mapping[str, Any]) -> Sampler:
+    """The sampler of resolved settings.
+
+    Raises:
+        ValueError: an option that the sampler does not have, or that has no meaning.
+    """
+    options = {name: chosen[name] for name in ("temperature", "top_k", "top_p")}
+    return make_sampler(chosen["sampler"], **options)
 
 
 def build_likelihood(
@@ -149,9 +160,7 @@ def build_separator(
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = resolve(Settings(**settings), models, method)
-    sampler = make_sampler(
-        chosen["sampler"], **{name: chosen[name] for name in ("temperature", "top_k", "top_p")}
-    )
+    sampler = sampler_of(chosen)
     refinement = RatioMask(
         chosen["mask_power"],
         chosen["mask_n_fft"],

@@ -37,9 +37,9 @@ from scripts._evaluation_meta import (
     machine,
 )
 from scripts._evaluation_run import Run
-from scripts._models import METHODS, Method, build_separator
+from scripts._models import METHODS, Method, build_separator, sampler_of
 from scripts._results import find_row, format_table, make_rows
-from scripts._settings import Settings
+from scripts._settings import Settings, resolve
 
 __all__ = ["Args", "evaluate", "format_table", "main"]
 
@@ -186,6 +186,8 @@ def _check(args: Args) -> None:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 1")
     if args.examples < 0:
         raise ValueError(f"--examples is {args.examples}, expected >= 0")
+    for method in args.methods:
+        sampler_of(resolve(args.settings, args.models, method))
     if args.museval:
         check_museval()
     if not args.methods or len(set(args.methods)) != len(args.methods):

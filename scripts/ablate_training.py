@@ -1,0 +1,305 @@
+"""Codec and prior choices at equal cost: train variants that differ in one thing, and measure each.
+
+    python -m scripts.ablate_training --data runs/demo/data --output runs/ablation_training
+
+Every variant takes the preset's steps and crops. A codec's variant has its own priors and counts; a
+prior's variant shares the base's codec and counts. Measured on validation songs: SDR of the codec's
+round trip, codes in use (perplexity), the priors' bits per code and per second, then the hybrid's
+separation, as paired differences to the base. Writes OUTPUT/training.json and prints the table.
+Stopped, the same command goes on; an hour or more on a CPU, `--variants` and `--steps-share` make
+it less. (Whether to train the top level alone is a matter of the larger presets: the demo's codec
+has one level.)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jukebox_core.checkpoints import load_codec, provenance
+from jukebox_core.config import PRESETS, TrainConfig
+from jukebox_core.files import write_json
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.metrics import sdr
+from jukebox_core.separation.statistics import paired_difference
+from jukebox_core.tracking import METRICS, read_metrics
+from scripts._cli import program
+from scripts._evaluation import Chunk, choose_chunks, silence_rule
+from scripts._results import aligned, find_row, load_results, series
+from scripts.demo import Runner, Stage
+
+BASE = "base"
+CODEC: Mapping[str, tuple[str, ...]] = {
+    BASE: (),
+    "codec trained on mixtures": ("--train-on", "mixtures"),
+    # Three rows per item, in two halves: a batch of 8 cannot be.
+    "codec trained on both, batch 6": ("--train-on", "both", "--train.batch-size", "6"),
+    "256 codes": ("--vqvae.l-bins", "256"),
+    "1024 codes": ("--vqvae.l-bins", "1024"),
+    "codec: gain and polarity": ("--gain-db", "6", "--polarity"),
+    "codec: songs paired at random": ("--pairing", "random"),
+}
+"""Flags of train_vqvae."""
+PRIOR: Mapping[str, tuple[str, ...]] = {
+    "prior of half the width": ("--prior.width", "64"),
+    "prior of twice the depth": ("--prior.depth", "8"),
+    "prior: dropout 0.1": ("--prior.dropout", "0.1"),
+    "prior: noise in its past": ("--code-noise", "0.15"),
+}
+"""Flags of train_prior."""
+SHOWN = {
+    "oracle, raw": ("oracle", False),
+    "selected, raw": ("selected", False),
+    "refined": ("selected", True),
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.ablate_training."""
+
+    data: Path
+    """Prepared data set."""
+    output: Path
+    """Folder of everything that is made."""
+    preset: str = "demo"
+    """Size of the base."""
+    variants: tuple[str, ...] = (*CODEC, *PRIOR)
+    """Which, by name; the base is always among them."""
+    steps_share: float = 1.0
+    """Part of the preset's steps that every variant takes."""
+    count_iterations: int = 250
+    """Of counting."""
+    chunks: int = 24
+    """Validation chunks."""
+    candidates: int = 16
+    """Joint candidates per chunk."""
+    chunk_codes: int = 1024
+    """Codes per chunk, at most the models' window."""
+    seed: int = 0
+    """Of everything random."""
+    cores: int | None = None
+    """CPU cores to use; default: all."""
+
+
+@program
+def main(args: Args) -> None:
+    """Train and score the variants that are not done, write and print the table."""
+    names = check(args)
+    cores = args.cores or os.cpu_count() or 1
+    sources = load_manifest(args.data).sources
+    first = [name for name in names if name in CODEC]
+    Runner([s for name in first for s in stages(args, name, sources)], args.output, cores).run()
+    rest = [name for name in names if name in PRIOR]
+    for name in rest:
+        share_base(args, name)
+    if rest:
+        plan = [s for name in rest for s in stages(args, name, sources)]
+        Runner(plan, args.output / "priors", cores).run()
+    rows = list(measure(args, names, sources))
+    write_json(args.output / "training.json", {"variants": rows, **provenance()})
+    print(format_rows(rows, sources))
+
+
+def check(args: Args) -> list[str]:
+    """The variants in the tables' order; refuses what cannot be."""
+    unknown = [name for name in args.variants if name not in (*CODEC, *PRIOR)]
+    if unknown:
+        known = ", ".join(repr(name) for name in (*CODEC, *PRIOR))
+        raise ValueError(f"--variants names {', '.join(unknown)}; there are {known}")
+    if args.preset not in PRESETS:
+        raise ValueError(f"--preset is {args.preset}, expected one of {', '.join(PRESETS)}")
+    if not 0 < args.steps_share <= 1:
+        raise ValueError(f"--steps-share is {args.steps_share}, expected a part from 0 to 1")
+    return [name for name in (*CODEC, *PRIOR) if name in (BASE, *args.variants)]
+
+
+def folder(args: Args, name: str) -> Path:
+    """Of a variant."""
+    return args.output / re.sub(r"\W+", "_", name)
+
+
+def stages(args: Args, name: str, sources: Sequence[str]) -> Iterator[Stage]:
+    """The commands of a variant; those of a prior's variant find the base's codec in place."""
+    family = folder(args, name) / "models" / "linearisation"
+    codec, results = family / "vqvae", folder(args, name) / "results.json"
+    preset = PRESETS[args.preset]
+    common: tuple[str, ...] = (
+        "--data",
+        str(args.data),
+        "--preset",
+        args.preset,
+        "--seed",
+        str(args.seed),
+    )
+    common += ("--wandb", "disabled")
+    tables: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    if name in CODEC:
+        after = (f"{name}, codec",)
+        decay = preset.vqvae_optim.decay_steps
+        yield Stage(
+            after[0],
+            ("train_vqvae", "--objective", "linearisation", "--output", str(codec))
+            + (*common, *schedule(args, preset.vqvae_train, decay), *CODEC[name]),
+            share=0.25,
+            product=codec / "weights.safetensors",
+        )
+        counts, sums = family / "counts.safetensors", family / "sums.safetensors"
+        tables = (f"{name}, counts", f"{name}, sums")
+        yield Stage(
+            tables[0],
+            ("count_sums", "--vqvae", str(codec), "--data", str(args.data), "--output")
+            + (str(counts), "--shifts", "1", "--iterations", str(args.count_iterations))
+            + ("--seed", str(args.seed)),
+            after,
+            share=0.25,
+            product=counts,
+        )
+        yield Stage(
+            tables[1],
+            ("precompute_sums", "--vqvae", str(codec), "--output", str(sums)),
+            after,
+            share=0.25,
+            product=sums,
+        )
+    priors = tuple(f"{name}, prior {source}" for source in sources)
+    decay = preset.prior_optim.decay_steps
+    for stage, source in zip(priors, sources, strict=True):
+        run = family / f"prior_{source}"
+        yield Stage(
+            stage,
+            ("train_prior", "--vqvae", str(codec), "--source", source, "--output", str(run))
+            + (*common, *schedule(args, preset.prior_train, decay), *PRIOR.get(name, ())),
+            after,
+            share=0.25,
+            product=run / "weights.safetensors",
+        )
+    yield Stage(
+        f"{name}, scores",
+        ("evaluate", "--models", str(family.parent), "--data", str(args.data))
+        + ("--output", str(results), "--methods", "hybrid", "--baselines", "mixture", "codec")
+        + ("--split", "validation", "--chunks", str(args.chunks), "--examples", "0")
+        + ("--candidates", str(args.candidates), "--chunk-codes", str(args.chunk_codes))
+        + ("--seed", str(args.seed), "--threads", "1"),
+        (*tables, *priors),
+        share=0.25,
+        product=results,
+    )
+
+
+def schedule(args: Args, train: TrainConfig, decay: int) -> tuple[str, ...]:
+    """Flags for a part of the steps, with the same shape of the learning rate."""
+    if args.steps_share == 1:
+        return ()
+    steps = max(1, round(train.steps * args.steps_share))
+    return (
+        "--train.steps",
+        str(steps),
+        "--optim.decay-steps",
+        str(round(decay * steps / train.steps)),
+    )
+
+
+def share_base(args: Args, name: str) -> None:
+    """Copy the base's codec and tables into a prior's variant."""
+    base, own = (folder(args, n) / "models" / "linearisation" for n in (BASE, name))
+    if own.is_dir():
+        return
+    own.mkdir(parents=True)
+    for table in ("counts.safetensors", "sums.safetensors"):
+        shutil.copyfile(base / table, own / table)
+    shutil.copytree(base / "vqvae", own / "vqvae", ignore=shutil.ignore_patterns("state.pt"))
+
+
+def measure(args: Args, names: Sequence[str], sources: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row per variant."""
+    manifest = load_manifest(args.data)
+    base = load_results(folder(args, BASE) / "results.json")
+    chunks: list[Chunk] = []
+    for name in names:
+        family = folder(args, name) / "models" / "linearisation"
+        results = load_results(folder(args, name) / "results.json")
+        codec = load_codec(family / "vqvae")
+        if not chunks:
+            length = results["meta"]["data"]["chunk_samples"]
+            rule = silence_rule(False)[1]
+            split = (manifest, "validation", args.chunks, length, args.seed, rule)
+            chunks, _ = choose_chunks(*split)
+        with torch.no_grad():
+            codes = [codec.encode(chunk.mixture[None]) for chunk in chunks]
+            trips = [
+                sdr(chunk.mixture, codec.decode(code)[0]).item()
+                for chunk, code in zip(chunks, codes, strict=True)
+            ]
+        used = torch.bincount(torch.cat(codes, 1).flatten(), minlength=codec.config.l_bins)
+        share = used[used > 0] / used.sum()
+        bits = {source: last_bits(family / f"prior_{source}") for source in sources}
+        scores = {}
+        for shown, (estimate, refined) in SHOWN.items():
+            own, before = (
+                series(found, "hybrid", estimate, refined, "mean", "sdr")
+                for found in (results, base)
+            )
+            gap = paired_difference(list(own.values()), list(before.values()))
+            scores[shown] = {"sdr": sum(own.values()) / len(own), "to_base": gap._asdict()}
+        ceiling = find_row(results, "codec", "oracle", False, "mean", "sdr")
+        yield {
+            "variant": name,
+            "codec_sdr_sources": ceiling["mean"] if ceiling else None,
+            "codec_sdr_mixtures": sum(trips) / len(trips),
+            "perplexity_mixtures": float((-(share * share.log()).sum()).exp()),
+            "bits_per_code": bits,
+            "bits_per_second": {
+                source: value * codec.config.sample_rate / codec.config.hop
+                for source, value in bits.items()
+            },
+            "scores": scores,
+        }
+
+
+def last_bits(run: Path) -> float:
+    """A prior's bits per code on validation songs at the end, of the averaged weights."""
+    found = [
+        row.value
+        for row in read_metrics(run / METRICS)
+        if (row.split, row.metric) == ("validation", "bits_per_code")
+    ]
+    if not found:
+        raise ValueError(f"{run / METRICS} has no validation of the prior")
+    return found[-1]
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str:
+    """The table as aligned text."""
+    head = ["variant", "", "codec, sources", "codec, mixtures", "perplexity"]
+    head += [f"bits, {source}" for source in sources]
+    head += [*SHOWN, "refined, to the base"]
+    body = []
+    for row in rows:
+        gap = row["scores"]["refined"]["to_base"]
+        body.append(
+            [
+                row["variant"],
+                "",
+                f"{row['codec_sdr_sources']:.2f}",
+                f"{row['codec_sdr_mixtures']:.2f}",
+                f"{row['perplexity_mixtures']:.0f}",
+                *(f"{row['bits_per_code'][source]:.2f}" for source in sources),
+                *(f"{row['scores'][shown]['sdr']:.2f}" for shown in SHOWN),
+                f"{gap['mean']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]",
+            ]
+        )
+    return "\n".join(aligned([head, *body]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
