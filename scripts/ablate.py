@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from jukebox_core.checkpoints import provenance
+from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
+from jukebox_core.config import PRESETS
 from jukebox_core.files import write_json, write_text
 from jukebox_core.manifest import load_manifest
+from jukebox_core.separation import baselines, metrics
+from jukebox_core.separation.nmf import nmf
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.rejection import (
     RejectionMarginals,
@@ -33,7 +37,8 @@ from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_
 from lass.likelihood import BACKOFF, WEIGHT
 from scripts._ablation_plots import write_plots
 from scripts._cli import program
-from scripts._models import METHODS, Method
+from scripts._evaluation import Chunk, codec_round_trip
+from scripts._models import FAMILY, METHODS, Method
 from scripts._results import NAMES
 from scripts._settings import Settings, resolve
 from scripts._study import (
@@ -112,12 +117,14 @@ def main(args: Args) -> None:
             wanted[draw][row.way] = known[row.way]
     found = run_draws(study, wanted, args.output / "parts", args.jobs)
     table = Table(rows, found, args.seeds, load_manifest(args.data).sources)
+    for name, values in baseline_scores(args, study):
+        table.add(f"baseline: {name}", values)
     comparisons = list(compare(table))
     settings = {method: resolve(Settings(), args.models, method) for method in METHODS}
     write_json(
         args.output / "ablation.json",
         {
-            "rows": [table.line(row.name) for row in rows],
+            "rows": [table.line(name) for name in table.rows],
             "comparisons": comparisons,
             "settings": settings,
             "study": study.identity() | {"candidates": args.candidates, "seeds": args.seeds},
@@ -126,7 +133,7 @@ def main(args: Args) -> None:
     )
     text = markdown(table, comparisons)
     write_text(args.output / "ablation.md", text)
-    write_plots(args.output, [table.line(row.name) for row in rows], table.sources)
+    write_plots(args.output, [table.line(name) for name in table.rows], table.sources)
     print(text)
 
 
@@ -151,6 +158,44 @@ def ways(args: Args) -> dict[str, Way]:
         "mask": Refined(MASK),
         **tuned,
     }
+
+
+def baseline_scores(args: Args, study: Study) -> Iterator[tuple[str, dict[str, list[float]]]]:
+    """(name, {source: SDR of every chunk}) of what gives the systems' scores a meaning."""
+    codecs = {m: load_codec(args.models / FAMILY[m] / "vqvae") for m in ("hybrid", "lass")}
+    window = PRESETS[str(load_meta(args.models / FAMILY["hybrid"] / "vqvae")["preset"])].window
+    chunks = study.load(codecs["hybrid"].config.hop * min(args.chunk_codes, window))
+    manifest = load_manifest(args.data)
+    alpha = manifest.alpha
+
+    def ideal(chunk: Chunk) -> dict[str, Tensor]:
+        truth = {name: x[None] for name, x in chunk.sources.items()}
+        return _first(baselines.ideal_ratio_mask(chunk.mixture[None], truth, alpha))
+
+    known: dict[str, Callable[[Chunk], dict[str, Tensor]]] = {
+        "mixture": lambda c: baselines.mixture_as_estimate(c.mixture, manifest.sources),
+        "HPSS": lambda c: _first(baselines.hpss(c.mixture[None], alpha)),
+        "NMF": lambda c: _first(nmf(c.mixture[None], alpha)),
+    }
+    trained = args.models / "mask_estimator"
+    if trained.is_dir():
+        estimator = load_mask_estimator(trained)
+        known["supervised mask (LSTM)"] = lambda c: _first(estimator.separate(c.mixture[None]))
+    known |= {
+        "codec's round trip of the truth": lambda c: codec_round_trip(codecs["hybrid"], c),
+        "LASS's codec, the same": lambda c: codec_round_trip(codecs["lass"], c),
+        "ideal ratio mask": ideal,
+    }
+    for name, separate in known.items():
+        values: dict[str, list[float]] = {source: [] for source in manifest.sources}
+        for chunk in chunks:
+            for source, stem in separate(chunk).items():
+                values[source].append(metrics.sdr(chunk.sources[source], stem).item())
+        yield name, values
+
+
+def _first(stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x[0] for name, x in stems.items()}
 
 
 def plan(args: Args) -> Iterator[Row]:
@@ -204,7 +249,7 @@ class Table:
             row.name: float(np.mean([found[d].seconds for d in _seeded(row.draw, seeds)]))
             for row in rows
         }
-        self._values = {
+        self._values: dict[str, np.ndarray] = {
             row.name: np.array(
                 [
                     [found[d].values[row.way][source] for source in self.sources]
@@ -213,6 +258,15 @@ class Table:
             )  # [seeds, sources, chunks]
             for row in rows
         }
+
+    @property
+    def rows(self) -> list[str]:
+        """Their names, in order."""
+        return list(self._values)
+
+    def add(self, row: str, values: Mapping[str, Sequence[float]]) -> None:
+        """A row that nothing is drawn for: {source: SDR of every chunk}."""
+        self._values[row] = np.array([[values[source] for source in self.sources]])
 
     def per_chunk(self, row: str, source: str) -> np.ndarray:
         """SDR of every chunk, `mean` for the mean over the sources."""
@@ -230,7 +284,7 @@ class Table:
             "row": row,
             "sdr": intervals,
             "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
-            "seconds": self.seconds[row],
+            "seconds": self.seconds.get(row),
             "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
         }
 
@@ -254,6 +308,9 @@ def compare(table: Table) -> Iterator[dict[str, Any]]:
     for method in METHODS:
         for kind in ("published", "default"):
             questions.append((f"{method}, default: refined", f"{method}, {kind}: oracle, raw"))
+    questions += [
+        ("hybrid, default: refined", row) for row in table.rows if row.startswith("baseline")
+    ]
     for first, second in questions:
         gaps = {s: table.difference(first, second, s) for s in (*table.sources, "mean")}
         yield {
@@ -270,11 +327,12 @@ def markdown(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> str:
         f"| row | {' | '.join(names)} | seeds ± | s / chunk |",
         "|---|" + "---|" * (len(names) + 2),
     ]
-    for row in table.seconds:
+    for row in table.rows:
         line = table.line(row)
         cells = [_cell(line["sdr"][name]) for name in names]
         spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
-        lines.append(f"| {_shown(row)} | {' | '.join(cells)} | {spread} | {line['seconds']:.1f} |")
+        seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+        lines.append(f"| {_shown(row)} | {' | '.join(cells)} | {spread} | {seconds} |")
     lines += ["", f"| difference | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for item in comparisons:
         cells = [_cell(item["difference"][name], "+") for name in names]
