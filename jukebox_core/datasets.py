@@ -19,6 +19,7 @@ from jukebox_core import audio
 from jukebox_core.audio_cache import AudioCache
 from jukebox_core.batches import Batches, Items, collate
 from jukebox_core.manifest import Manifest, Track
+from jukebox_core.transposition import span, transpose
 from jukebox_core.unreadable import Unreadable
 
 __all__ = [
@@ -48,9 +49,16 @@ class Augmentation:
     """Every source is scaled by a uniform draw from -gain_db to +gain_db decibels."""
     polarity: bool = False
     """Every source is inverted with probability one half."""
+    transpose_semitones: int = 0
+    """A place is transposed by -transpose_semitones to +transpose_semitones, all equally likely."""
+
+    def semitones(self, generator: np.random.Generator) -> int:
+        """By how much a place is transposed; its sources keep together."""
+        most = self.transpose_semitones
+        return int(generator.integers(-most, most + 1)) if most else 0
 
     def __call__(self, crop: Tensor, generator: np.random.Generator) -> Tensor:
-        """[S, T] to [S, T]."""
+        """[S, T] to [S, T], transposed already."""
         sources = len(crop)
         if self.gain_db:
             decibels = generator.uniform(-self.gain_db, self.gain_db, sources)
@@ -103,7 +111,10 @@ class CropDataset(Dataset):
         self.names = rows.get(self.contents, self._sources)
         """What every row holds."""
         self.rows = len(self.names)
-        self._songs = long_enough(self.tracks, self.crop)
+        most = self.augmentation.transpose_semitones
+        if most < 0:
+            raise ValueError(f"transpose_semitones is {most}, expected >= 0")
+        self._songs = long_enough(self.tracks, span(self.crop, most))
         self.unreadable = Unreadable(len(self._songs))
         """Files that could not be read; more than a tenth of the songs is an error."""
         lengths = np.array([track.samples for track in self._songs], dtype=np.float64)
@@ -129,13 +140,15 @@ class CropDataset(Dataset):
     def _draw(self, names: tuple[str, ...], generator: np.random.Generator) -> Tensor:
         """One place of one song, [S, crop]; after 20 draws the last that could be read."""
         found = None
+        semitones = self.augmentation.semitones(generator)
+        length = span(self.crop, semitones)
         for _ in range(DRAWS):
             song = self._songs[int(np.searchsorted(self._edges, generator.random(), "right"))]
-            start = int(generator.integers(song.samples - self.crop + 1))
-            crop = self._read(song, names, start)
-            if crop is None:
+            start = int(generator.integers(song.samples - length + 1))
+            place = self._read(song, names, start, length)
+            if place is None:
                 continue
-            found = crop
+            found = crop = transpose(place, semitones, self.crop)
             if not self.skip_silent or not (audio.rms_dbfs(crop) < -60).any():
                 break
         if found is None:
@@ -145,13 +158,13 @@ class CropDataset(Dataset):
             )
         return found
 
-    def _read(self, song: Track, names: tuple[str, ...], start: int) -> Tensor | None:
-        """One place, [S, crop]; None, which is noted, where a source cannot be read."""
+    def _read(self, song: Track, names: tuple[str, ...], start: int, length: int) -> Tensor | None:
+        """One place, [S, length]; None, which is noted, where a source cannot be read."""
         rows = []
         for name in names:
             path = song.sources[name]
             try:
-                rows.append(self.cache.read(path, start, self.crop, song.samples))
+                rows.append(self.cache.read(path, start, length, song.samples))
             except (OSError, ValueError) as error:
                 self.unreadable.add(song.name, path, error)
                 self.unreadable.check()

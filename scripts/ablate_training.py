@@ -45,6 +45,7 @@ CODEC: Mapping[str, tuple[str, ...]] = {
     "256 codes": ("--vqvae.l-bins", "256"),
     "1024 codes": ("--vqvae.l-bins", "1024"),
     "codec: gain and polarity": ("--gain-db", "6", "--polarity"),
+    "codec: transposed": ("--transpose-semitones", "2"),
     "codec: songs paired at random": ("--pairing", "random"),
 }
 """Flags of train_vqvae."""
@@ -52,6 +53,7 @@ PRIOR: Mapping[str, tuple[str, ...]] = {
     "prior of half the width": ("--prior.width", "64"),
     "prior of twice the depth": ("--prior.depth", "8"),
     "prior: dropout 0.1": ("--prior.dropout", "0.1"),
+    "prior: transposed": ("--transpose-semitones", "2"),
     "prior: noise in its past": ("--code-noise", "0.15"),
 }
 """Flags of train_prior."""

@@ -23,7 +23,7 @@ from typing import Literal
 
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
 from jukebox_core.config import PriorConfig, to_dict
-from jukebox_core.datasets import CropDataset
+from jukebox_core.datasets import Augmentation, CropDataset
 from jukebox_core.manifest import Track
 from jukebox_core.prior.codes import CodeDataset, encode_songs
 from jukebox_core.prior.model import AutoregressivePrior
@@ -49,6 +49,8 @@ class Args(training.TrainingArgs):
     """Copies of every song in the cache, each shifted by another part of a code."""
     code_noise: float = 0.0
     """Share of the earlier codes that are false in training, see `PriorObjective`."""
+    transpose_semitones: int = 0
+    """Augmentation: the songs in every key, up to so many semitones up and down."""
     activation_checkpointing: bool = False
     """Trade time for memory; the paper's size does."""
     prior: PriorConfig = PriorConfig()
@@ -95,16 +97,25 @@ def train_prior(args: Args, command: str) -> None:
         "codes_from": codes_from(args, data),
         "code_shifts": args.code_shifts,
         "code_noise": args.code_noise or None,
+        "transpose_semitones": args.transpose_semitones or None,
     }
     if run.already_finished(identity):
         return
     crop, hop, seed = args.train.crop, codec.config.hop, run.train.seed
 
-    def items(tracks: list[Track], shifts: int) -> CodeDataset | CropDataset:
+    def items(tracks: list[Track], shifts: int, keys: int) -> CodeDataset | CropDataset:
         if identity["codes_from"] == "audio":
-            alpha = data.manifest.alpha
-            return CropDataset(tracks, args.source, crop, alpha, seed, args.skip_silent)
-        songs = encode_songs(codec, tracks, args.source, crop, shifts)
+            augmentation = Augmentation(transpose_semitones=keys)
+            return CropDataset(
+                tracks,
+                args.source,
+                crop,
+                data.manifest.alpha,
+                seed,
+                args.skip_silent,
+                augmentation=augmentation,
+            )
+        songs = encode_songs(codec, tracks, args.source, crop, shifts, keys)
         return CodeDataset(songs, crop // hop, hop, seed, args.skip_silent)
 
     prior = AutoregressivePrior(args.prior)
@@ -114,8 +125,8 @@ def train_prior(args: Args, command: str) -> None:
     run.fit(
         PriorObjective(codec, prior, args.code_noise),
         prior,
-        items(data.train, args.code_shifts),
-        lambda: items(data.validation, 1),
+        items(data.train, args.code_shifts, args.transpose_semitones),
+        lambda: items(data.validation, 1, 0),
         meta=identity | run.meta(command) | {"objective": load_meta(args.vqvae).get("objective")},
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from jukebox_core.checkpoints import load_meta
@@ -47,6 +47,8 @@ class Args(training.TrainingArgs):
     """Augmentation: scale every source by up to so many decibels either way."""
     polarity: bool = False
     """Augmentation: invert sources at random."""
+    transpose_semitones: int = 0
+    """Augmentation: resample every place, up to so many semitones up or down."""
     bandwidth_seconds: float = 600.0
     """Audio that the normalisers of the loss are measured on."""
     vqvae: VQVAEConfig = VQVAEConfig()
@@ -76,6 +78,7 @@ def train_codec(args: Args, command: str) -> None:
     run = training.Run(args)
     data = run.open_data(args.vqvae.sample_rate)
     check(args, len(data.manifest.sources))
+    augmentation = Augmentation(args.gain_db, args.polarity, args.transpose_semitones)
     identity = run.identity(data) | {
         "kind": "vqvae",
         "objective": args.objective,
@@ -83,7 +86,7 @@ def train_codec(args: Args, command: str) -> None:
         "loss": to_dict(args.loss),
         "train_on": args.train_on,
         "pairing": args.pairing,
-        "augmentation": {"gain_db": args.gain_db, "polarity": args.polarity},
+        "augmentation": asdict(augmentation),
     }
     if run.already_finished(identity):
         return
@@ -96,7 +99,7 @@ def train_codec(args: Args, command: str) -> None:
         args.skip_silent,
         args.pairing,
     )
-    items = replace(plain, augmentation=Augmentation(args.gain_db, args.polarity))
+    items = replace(plain, augmentation=augmentation)
     bandwidths = known_bandwidths(args) or measure_bandwidths(args, items)
     codec = VQVAE(args.vqvae)
     alpha = tuple(data.manifest.alpha.values())

@@ -12,25 +12,25 @@ from scripts._results import load_results, series
 @pytest.mark.slow
 def test_variants_differ_in_one_thing(tiny_data, tmp_path):
     flags = ["--data", str(tiny_data), "--output", str(tmp_path), "--preset", "tiny"]
-    flags += ["--variants", "codec trained on both, batch 6", "prior: dropout 0.1", "--chunks", "2"]
+    flags += ["--variants", "codec trained on both, batch 6", "prior: transposed", "--chunks", "2"]
     flags += ["--candidates", "2", "--chunk-codes", "128", "--count-iterations", "1"]
     assert ablate_training.main([*flags, "--cores", "2"]) == 0
-    base, both, dropout = (
+    base, both, transposed = (
         tmp_path / name / "models" / "linearisation"
-        for name in ("base", "codec_trained_on_both_batch_6", "prior_dropout_0_1")
+        for name in ("base", "codec_trained_on_both_batch_6", "prior_transposed")
     )
     assert load_meta(both / "vqvae")["train_on"] == "both"
     assert load_meta(base / "vqvae")["train_on"] == "sources"
     assert fingerprint(both / "vqvae") != fingerprint(base / "vqvae")
-    assert fingerprint(dropout / "vqvae") == fingerprint(base / "vqvae")
-    assert load_meta(dropout / "prior_bass")["config"]["dropout"] == 0.1
+    assert fingerprint(transposed / "vqvae") == fingerprint(base / "vqvae")
+    assert load_meta(transposed / "prior_bass")["transpose_semitones"] == 2
     rows = json.loads((tmp_path / "training.json").read_text())["variants"]
     assert [row["variant"] for row in rows] == [
         "base",
         "codec trained on both, batch 6",
-        "prior: dropout 0.1",
+        "prior: transposed",
     ]
-    for row, family in zip(rows, (base, both, dropout), strict=True):
+    for row, family in zip(rows, (base, both, transposed), strict=True):
         results = load_results(family.parent.parent / "results.json")
         own = series(results, "hybrid", "selected", True, "mean", "sdr").values()
         assert row["scores"]["refined"]["sdr"] == pytest.approx(sum(own) / len(own))

@@ -18,6 +18,7 @@ from jukebox_core.prior.codes import (
 )
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
+from jukebox_core.transposition import room, transpose
 from jukebox_core.vqvae.model import VQVAE
 
 TINY = PRESETS["tiny"]
@@ -117,6 +118,17 @@ def test_shifted_copies_are_the_codes_of_the_shifted_song(codec, tiny_data):
         for k in range(3):
             shifted = waveform[k * HOP // 3 :][: song.codes.shape[1] * HOP]
             assert torch.equal(song.codes[k].long(), codec.encode(shifted.unsqueeze(0))[0])
+    keys = encode_songs(codec, tracks, "bass", crop=1000, shifts=2, transpose_semitones=1)
+    lower, same, higher = keys[:3]
+    assert len(keys) == 6 and torch.equal(
+        same.codes, encode_songs(codec, tracks, "bass", 1000, 2)[0].codes
+    )
+    waveform = audio.load(tracks[0].sources["bass"])
+    for semitones, song in ((-1, lower), (1, higher)):
+        whole = transpose(waveform[0], semitones, room(waveform[0].shape[1], semitones))
+        assert song.codes.shape[1] == whole.shape[1] // HOP - 1
+        first = whole[:, : song.codes.shape[1] * HOP]
+        assert torch.equal(song.codes[0].long(), codec.encode(first)[0])
     with pytest.raises(ValueError, match="17 shifted copies; a code is 16 samples"):
         encode_songs(codec, tracks, "bass", 1000, 17)
     with pytest.raises(ValueError, match="no song is as long as a crop of"):

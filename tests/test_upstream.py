@@ -396,7 +396,7 @@ def test_converted_models_separate(tmp_path, method):
     flags = ["--method", method, "--models", str(tmp_path / "models"), "--candidates", "2"]
     flags += ["--output", str(tmp_path / "out"), "--device", "cpu", str(tmp_path / "song.wav")]
     if method == "hybrid":  # the original has no code sums, which the kernel would need
-        flags += ["--no-kernel", "--backoff", "0"]
+        flags += ["--kernel", "False", "--backoff", "0"]
     assert separate(flags) == 0
     stems = [audio.load(tmp_path / "out/song" / f"{name}.wav")[0] for name in ("bass", "drums")]
     mixture = audio.load(tmp_path / "song.wav")[0]

@@ -14,6 +14,7 @@ from jukebox_core.audio_cache import AudioCache
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets import long_enough
 from jukebox_core.manifest import Track
+from jukebox_core.transposition import room, span, transpose
 from jukebox_core.unreadable import Unreadable, warn_on_stderr
 from jukebox_core.vqvae.model import VQVAE
 
@@ -76,6 +77,7 @@ def encode_songs(
     source: str,
     crop: int,
     shifts: int = 1,
+    transpose_semitones: int = 0,
     warn: Callable[[str], None] = warn_on_stderr,
 ) -> list[EncodedSong]:
     """Encode one source of every song that is longer than `crop` samples by a code.
@@ -87,6 +89,8 @@ def encode_songs(
         crop: samples of a training crop.
         shifts: copies of every song, copy k moved by k / shifts of a code, so that a prior does
             not learn one alignment of a song by heart.
+        transpose_semitones: every song is there in every key so far up and down, as a song of its
+            own.
         warn: is told of every song that cannot be read.
 
     Returns:
@@ -97,10 +101,13 @@ def encode_songs(
             shifts than samples in a code.
     """
     hop = codec.config.hop
+    keys = range(-transpose_semitones, transpose_semitones + 1)
+    if not keys:
+        raise ValueError(f"transpose_semitones is {transpose_semitones}, expected >= 0")
     if not 1 <= shifts <= hop:
         raise ValueError(f"{shifts} shifted copies; a code is {hop} samples: expected 1 to {hop}")
     songs = []
-    usable = long_enough(tracks, crop + hop)
+    usable = long_enough(tracks, span(crop + hop, transpose_semitones))
     unreadable, files = Unreadable(len(usable)), AudioCache(0)
     for track in usable:
         path = track.sources[source]
@@ -112,12 +119,19 @@ def encode_songs(
                 warn(message)
             unreadable.check()
             continue
-        steps = len(waveform) // hop - 1  # the same number for every shift
-        moved = [waveform[k * hop // shifts :][: steps * hop] for k in range(shifts)]
-        codes = torch.stack([encode_long(codec, copy) for copy in moved]).int().cpu()
-        power = moved[0].view(steps, hop).square().mean(1).double().numpy()
-        songs.append(EncodedSong(codes, power))
+        for semitones in keys:
+            key = transpose(waveform[None], semitones, room(len(waveform), semitones))[0]
+            songs.append(_encode_song(codec, key, shifts))
     return songs
+
+
+def _encode_song(codec: VQVAE, waveform: Tensor, shifts: int) -> EncodedSong:
+    hop = codec.config.hop
+    steps = len(waveform) // hop - 1  # the same number for every shift
+    moved = [waveform[k * hop // shifts :][: steps * hop] for k in range(shifts)]
+    codes = torch.stack([encode_long(codec, copy) for copy in moved]).int().cpu()
+    power = moved[0].view(steps, hop).square().mean(1).double().numpy()
+    return EncodedSong(codes, power)
 
 
 @torch.no_grad()

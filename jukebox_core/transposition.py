@@ -1,0 +1,54 @@
+"""Transposition by resampling: the same music higher and faster, or lower and slower."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+
+__all__ = ["room", "span", "transpose"]
+
+
+def span(samples: int, semitones: float) -> int:
+    """Samples that a transposition turns into at least `samples`, two to spare for the ends."""
+    return samples if semitones == 0 else math.ceil(samples * ratio(semitones)) + 2
+
+
+def room(samples: int, semitones: float) -> int:
+    """The most samples that `samples` of them can be transposed into."""
+    return samples if semitones == 0 else math.floor((samples - 2) / ratio(semitones))
+
+
+def transpose(waveform: Tensor, semitones: float, samples: int) -> Tensor:
+    """Play a waveform faster by 2^(semitones / 12), which raises it by so many semitones.
+
+    Args:
+        waveform: [S, T], T >= `span(samples, semitones)`.
+        semitones: up, or, negative, down; 0 resamples nothing.
+        samples: how many to return.
+
+    Returns:
+        [S, samples], the first of those that there are.
+
+    Raises:
+        ValueError: the waveform is too short.
+    """
+    needed = span(samples, semitones)
+    if waveform.shape[-1] < needed:
+        raise ValueError(
+            f"{samples} samples transposed by {semitones} semitones are made of {needed}, "
+            f"the waveform has {waveform.shape[-1]}"
+        )
+    if semitones == 0:
+        return waveform[:, :samples]
+    frames = np.ascontiguousarray(waveform.T.numpy())
+    resampled = soxr.resample(frames, ratio(semitones), 1.0, quality="HQ")
+    return torch.from_numpy(np.ascontiguousarray(resampled[:samples].T))
+
+
+def ratio(semitones: float) -> float:
+    """Of the frequencies."""
+    return 2 ** (semitones / 12)
