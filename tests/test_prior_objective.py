@@ -56,6 +56,17 @@ def test_the_loss_is_bits_per_code_of_the_codecs_codes(codec, prior):
     assert not output.metrics["bits_per_code"].requires_grad
 
 
+def test_dropout_is_for_training_alone(codec, prior):
+    config = dataclasses.replace(TINY.prior, dropout=0.3)
+    dropping = AutoregressivePrior(config, codec.codebook)
+    dropping.load_state_dict(prior.state_dict())
+    codes = torch.randint(TINY.vqvae.l_bins, (2, 12))
+    assert torch.equal(dropping.eval()(codes), prior.eval()(codes))
+    dropping.train()
+    assert not torch.allclose(dropping(codes), prior(codes), atol=1e-3)
+    assert torch.equal(dropping.eval()(codes), prior(codes))
+
+
 def test_codes_pass_unchanged_and_need_no_codec(codec, prior):
     waveforms = 0.1 * torch.randn(2, 32 * HOP)
     codes = codec.encode(waveforms)
