@@ -14,20 +14,31 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 DATA ?= runs/demo/data
 MODELS ?= runs/demo/models
 OUT ?= runs/demo/ablation
+# A folder of MIDI songs: a second test set, rendered with other programs than theirs.
+MIDI ?=
 
 .PHONY: demo results test check clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
 
-# Tuning is kept with the models: a second data set (DATA=..., OUT=...) is scored as the first.
-results: $(READY)
-	test "$(DATA)" != runs/demo/data || $(MAKE) demo
-	test -f $(MODELS)/tuned/hybrid.json || $(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method hybrid --chunks 18 --budget 5
-	test -f $(MODELS)/tuned/lass.json || $(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method lass --chunks 12 --budget 3
-	test -f $(MODELS)/tuned/lqvae.json || $(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method lqvae --chunks 12 --budget 4
-	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data runs/demo/data --strengths 1 3 10
+ifeq ($(MODELS),runs/demo/models)
+results: demo
+endif
+results: $(READY) $(addprefix $(MODELS)/tuned/,hybrid.json lass.json lqvae.json)
+	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --strengths 3 10 --sigmas 0.3 0.4
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(DATA) --output $(OUT) --candidates 32
+ifneq ($(MIDI),)
+	test -d $(OUT)/midi || $(BIN)/python -m scripts.make_synthetic --midi-dir $(MIDI) --output $(OUT)/midi --reprogram --seconds 20 --parts bass drums --split 0 0 1
+	test -d $(OUT)/midi_data || $(BIN)/python -m scripts.prepare_slakh --slakh $(OUT)/midi --output $(OUT)/midi_data
+	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(OUT)/midi_data --output $(OUT)/second --candidates 32 --no-parts --seeds 1
+endif
+
+$(MODELS)/tuned/hybrid.json: STUDY = --chunks 18 --budget 5
+$(MODELS)/tuned/lass.json: STUDY = --chunks 12 --budget 3
+$(MODELS)/tuned/lqvae.json: STUDY = --chunks 12 --budget 4
+$(MODELS)/tuned/%.json: | $(READY)
+	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* $(STUDY)
 
 test: check
 	$(BIN)/python -m pytest -n auto
