@@ -232,7 +232,7 @@ def plan(args: Args) -> Iterator[Row]:
         steps |= change
         yield Row(f"parts: {name}", draw("hybrid", **steps), "mask")
     yield Row("parts: shifted encodings", draw("hybrid"), "mask")
-    yield Row("parts: the mask tuned", draw("hybrid", **steps), "mask, tuned (hybrid)")
+    yield Row("parts: the mask tuned", draw("hybrid"), "mask, tuned (hybrid)")
     for way in ways(args):
         if not way.startswith("mask, tuned") or way.endswith("(hybrid)"):
             yield Row(f"ways: {way}", draw("hybrid"), way)
