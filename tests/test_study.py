@@ -1,6 +1,7 @@
 """Tuning and ablation on tiny models: their scores are those of the separator's own candidates."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -109,3 +110,17 @@ def test_ablation_on_tiny_models(models, tiny_data, tmp_path):
     text = (out / "ablation.md").read_text()
     assert all(row.partition(",")[2] in text for row in rows)
     assert (out / "ablation.png").stat().st_size and (out / "sdr_scatter.png").stat().st_size
+
+
+def test_every_part_builds_on_the_one_before_and_the_last_is_the_default(models):
+    args = ablate.Args(models=models, data=models, output=models)
+    rows = list(ablate.plan(args))
+    parts = [row for row in rows if row.name.startswith("parts:")]
+    chosen = resolve(Settings(), models, "hybrid")
+    for before, after in pairwise(parts):
+        old, new = ({**chosen, **dict(row.draw.options)} for row in (before, after))
+        assert new != old or after.way != before.way
+        for name, value in old.items():  # what is as it will be stays so
+            assert value != chosen.get(name) or new[name] == value, (after.name, name)
+    (default,) = (row for row in rows if row.name == "hybrid, default: refined")
+    assert (parts[-1].draw, parts[-1].way) == (default.draw, default.way)
