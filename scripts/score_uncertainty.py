@@ -1,0 +1,129 @@
+"""Print whether candidates that disagree about a bin are wrong about it: rank correlations.
+
+    python -m scripts.score_uncertainty --models runs/demo/models --data runs/demo/data
+
+Of every validation chunk, Spearman's correlation over the bins within `--within` dB of the loudest
+between the disagreement of the candidates, which needs no truth, and how far the mask is from the
+one that the true sources would make. For independent draws and particles, all of one encoding of
+the window or shared out among several: candidates that have their past in common agree for that
+reason, whether they are right or not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.refinement import stft
+from jukebox_core.separation.selection import Candidates, PosteriorMean
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.statistics import Interval, bootstrap_mean
+from scripts._cli import program
+from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
+from scripts._models import Method, build_separator
+from scripts._results import aligned
+
+VARIANTS = (("ancestral", 1), ("ancestral", 4), ("particle", 1), ("particle", 4))
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.score_uncertainty."""
+
+    models: Path
+    """Folder of trained models."""
+    data: Path
+    """Prepared data set."""
+    method: Method = "hybrid"
+    """Which of the three systems."""
+    split: str = "validation"
+    """Whose songs."""
+    chunks: int = 24
+    """Chunks, one per song where there are enough."""
+    candidates: int = 32
+    """Joint candidates per chunk, at least 4."""
+    chunk_codes: int = 1024
+    """Codes per chunk, at most the models' window."""
+    within: float = 20.0
+    """Bins so many decibels below the loudest of the chunk are compared."""
+    seed: int = 0
+    """Of the chunks and of the sampling."""
+    threads: int | None = None
+    """CPU threads."""
+
+
+@program
+def main(args: Args) -> None:
+    """Print one line per way of drawing."""
+    if args.candidates < 4:
+        raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
+    for sampler, shifts in VARIANTS:
+        separator = build_separator(
+            args.method, args.models, candidates=args.candidates, sampler=sampler, shifts=shifts
+        )
+        length = separator.codec.config.hop * min(args.chunk_codes, separator.window)
+        manifest, rule = load_manifest(args.data), silence_rule(False)[1]
+        chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)
+        found, typical = correlations(separator, chosen[0], args.within, args.seed)
+        rows.append(
+            [
+                sampler,
+                str(shifts),
+                f"{found.mean:.2f}",
+                f"{found.low:.2f} to {found.high:.2f}",
+                f"{typical:.3f}",
+            ]
+        )
+    print("\n".join(aligned(rows)))
+
+
+def correlations(
+    separator: Separator, chunks: Sequence[Chunk], within: float, seed: int
+) -> tuple[Interval, float]:
+    """(the mean of the chunks' correlations, the median of all bins' disagreement)."""
+    generator = torch.Generator().manual_seed(seed)
+    values, disagreements = [], []
+    for chunk in chunks:
+        mixture = chunk.mixture[None]
+        candidates = one_of(separator.candidates(mixture, generator), 0)
+        unsure = separator.uncertainty(mixture, candidates)[0]
+        wrong = mask_error(separator, mixture, candidates, chunk.sources)
+        loud = loud_bins(separator, mixture, within)
+        values.append(float(spearmanr(unsure[loud], wrong[loud]).statistic))
+        disagreements.append(unsure[loud])
+    return bootstrap_mean(values), torch.cat(disagreements).median().item()
+
+
+def mask_error(
+    separator: Separator, mixture: Tensor, candidates: Candidates, truth: dict[str, Tensor]
+) -> Tensor:
+    """How far the candidates' mask is from that of the true sources, [F, frames], 0 to 1."""
+    mask, alpha = separator.refinement, separator.alpha
+    weights = PosteriorMean()(mixture, candidates, alpha)
+    name = next(iter(candidates.audio))
+    true = {source: x[None, None] for source, x in truth.items()}
+    shares = [
+        mask.masks(mask.mean_powers(audio, w, alpha))[name][0]
+        for audio, w in ((candidates.audio, weights), (true, torch.ones(1, 1)))
+    ]
+    return (shares[0] - shares[1]).abs()
+
+
+def loud_bins(separator: Separator, mixture: Tensor, within: float) -> Tensor:
+    """Which bins of a mixture [1, T] are within so many decibels of its loudest, [F, frames]."""
+    power = stft(mixture, separator.refinement.n_fft, separator.refinement.hop)[0].abs().square()
+    return power >= power.max() * 10 ** (-within / 10)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""The yardstick of the uncertainty: errors of masks that are known, correlations that are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.selection import Candidates
+from scripts import score_uncertainty
+from scripts._evaluation import Chunk
+
+ALPHA = {"bass": 0.5, "drums": 0.5}
+MASK = RatioMask(2.0, 256, 64)
+
+
+@pytest.fixture
+def truth():
+    g = torch.Generator().manual_seed(0)
+    return {name: torch.randn(4000, generator=g) for name in ALPHA}
+
+
+def stand_in(audio, unsure=None):
+    """A separator that draws these candidates {source: [N, T]} of anything."""
+    candidates = SimpleNamespace(audio={n: x[None] for n, x in audio.items()}, weights=None)
+    return SimpleNamespace(
+        alpha=ALPHA,
+        refinement=MASK,
+        candidates=lambda mixture, generator: candidates,
+        uncertainty=lambda mixture, found: unsure,
+    )
+
+
+def test_the_error_is_none_for_the_truth_and_the_shares_distance_for_its_exchange(truth):
+    mixture = sum(ALPHA[name] * x for name, x in truth.items())[None]
+    exchanged = {"bass": truth["drums"], "drums": truth["bass"]}
+    for audio, distance in ((truth, 0.0), (exchanged, None)):
+        drawn = {name: x.expand(1, 3, -1) for name, x in audio.items()}
+        candidates = Candidates(drawn, Separations({}, {}, torch.zeros(1, 3)))
+        found = score_uncertainty.mask_error(stand_in(truth), mixture, candidates, truth)
+        ones = torch.ones(1, 1)
+        powers = MASK.mean_powers({n: x[None, None] for n, x in truth.items()}, ones, ALPHA)
+        share = MASK.masks(powers)["bass"][0]
+        expected = torch.zeros_like(share) if distance == 0 else (2 * share - 1).abs()
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_loud_bins_are_those_within_so_many_decibels():
+    time = torch.arange(8000) / 8000
+    loud = torch.sin(2 * torch.pi * 1000 * time)
+    soft = 10 ** (-30 / 20) * torch.sin(2 * torch.pi * 2000 * time)
+    bins = {n: round(hertz * 256 / 8000) for n, hertz in (("loud", 1000), ("soft", 2000))}
+    separator = SimpleNamespace(refinement=MASK)
+    for within, heard in ((20, False), (40, True)):
+        found = score_uncertainty.loud_bins(separator, (loud + soft)[None], within)
+        assert found[bins["loud"], 20:100].all()
+        assert bool(found[bins["soft"], 20:100].all()) is heard
+        assert not found[80:].any()
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1, 1.0), (-1, -1.0)])
+def test_correlations_of_an_uncertainty_that_knows_its_error(truth, sign, expected, monkeypatch):
+    mixture = sum(ALPHA[name] * x for name, x in truth.items())
+    wrong = torch.rand(129, 63)
+    separator = stand_in({n: x[None] for n, x in truth.items()}, sign * wrong.exp()[None])
+    monkeypatch.setattr(score_uncertainty, "mask_error", lambda *_: wrong)
+    monkeypatch.setattr(score_uncertainty, "one_of", lambda drawn, b: drawn)
+    chunks = [Chunk("song", 0, mixture, truth)] * 2
+    found, typical = score_uncertainty.correlations(separator, chunks, 60.0, 0)
+    assert (found.mean, found.low, found.high) == pytest.approx((expected,) * 3)
+    assert typical * sign > 1
+
+
+def test_every_way_of_drawing_is_a_line(tiny_models, tiny_data, capsys):
+    flags = ["--models", str(tiny_models), "--data", str(tiny_data), "--chunks", "2"]
+    flags += ["--candidates", "4", "--chunk-codes", "128", "--threads", "1"]
+    assert score_uncertainty.main(flags) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [
+        [sampler, str(shifts)] for sampler, shifts in score_uncertainty.VARIANTS
+    ]
+    for line in lines[2:]:
+        assert -1 <= float(line.split()[2]) <= 1 and 0 < float(line.split()[-1]) <= 0.5
+    assert score_uncertainty.main([*flags, "--candidates", "3"]) == 1
+    assert "--candidates is 3, expected >= 4" in capsys.readouterr().err
