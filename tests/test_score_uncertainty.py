@@ -81,6 +81,6 @@ def test_every_way_of_drawing_is_a_line(tiny_models, tiny_data, capsys):
         [sampler, str(shifts)] for sampler, shifts in score_uncertainty.VARIANTS
     ]
     for line in lines[2:]:
-        assert -1 <= float(line.split()[2]) <= 1 and 0 < float(line.split()[-1]) <= 0.5
+        assert -1 <= float(line.split()[2]) <= 1 and 0 <= float(line.split()[-1]) <= 0.5
     assert score_uncertainty.main([*flags, "--candidates", "3"]) == 1
     assert "--candidates is 3, expected >= 4" in capsys.readouterr().err
