@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from jukebox_core.files import atomic_path
 from scripts._results import NAMES, SYSTEMS
 
-__all__ = ["write_plots"]
+__all__ = ["shown", "write_plots"]
 
 
 def write_plots(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
@@ -21,19 +22,36 @@ def write_plots(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Seque
         _save(_scatter(lines, sources), folder / "sdr_scatter.png")
 
 
+USE_THE_TRUTH = ("oracle", "codec", "ideal")
+
+
 def _bars(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    figure = Figure(figsize=(7.2, 0.28 * len(lines) + 1.0), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.19 * len(lines) + 0.7), layout="constrained")
     axes = figure.subplots()
+    group = None
     for y, line in enumerate(lines):
         found = line["sdr"]["mean"]
         errors = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
-        colour = "tab:orange" if "oracle" in line["row"] else "tab:blue"
+        told = any(word in line["row"] for word in USE_THE_TRUTH)
+        colour = "tab:orange" if told else "tab:blue"
         axes.errorbar(found["mean"], y, xerr=errors, fmt="o", ms=4, color=colour)
-    axes.set_yticks(range(len(lines)), [line["row"] for line in lines], fontsize=7)
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.set_xlabel("SDR, mean of the sources, dB (95% interval; orange uses the truth)")
+        before, group = group, re.split("[,:]", line["row"])[0]
+        if before not in (None, group):
+            axes.axhline(y - 0.5, color="grey", lw=0.5)
+    axes.set_yticks(range(len(lines)), [shown(line["row"]) for line in lines], fontsize=7)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.grid(alpha=0.3, axis="x")
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel(
+        "SDR, mean of the sources, dB (95% interval; orange uses the truth)", fontsize=8
+    )
     return figure
+
+
+def shown(row: str) -> str:
+    """A row's name with that of its system as people write it."""
+    method, comma, rest = row.partition(",")
+    return NAMES[method] + comma + rest if method in SYSTEMS else row
 
 
 def _scatter(lines: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Figure:

@@ -35,11 +35,10 @@ from jukebox_core.separation.rejection import (
 from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, SpectralFit
 from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
 from lass.likelihood import BACKOFF, WEIGHT
-from scripts._ablation_plots import write_plots
+from scripts._ablation_plots import shown, write_plots
 from scripts._cli import program
 from scripts._evaluation import Chunk, codec_round_trip
 from scripts._models import FAMILY, METHODS, Method
-from scripts._results import NAMES
 from scripts._settings import Settings, resolve
 from scripts._study import (
     Draw,
@@ -332,18 +331,13 @@ def markdown(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(line["sdr"][name]) for name in names]
         spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
-        lines.append(f"| {_shown(row)} | {' | '.join(cells)} | {spread} | {seconds} |")
+        lines.append(f"| {shown(row)} | {' | '.join(cells)} | {spread} | {seconds} |")
     lines += ["", f"| difference | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for item in comparisons:
         cells = [_cell(item["difference"][name], "+") for name in names]
-        name = f"{_shown(item['first'])} − {_shown(item['second'])}"
+        name = f"{shown(item['first'])} − {shown(item['second'])}"
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _shown(row: str) -> str:
-    method, comma, rest = row.partition(",")
-    return NAMES[method] + comma + rest if method in METHODS else row
 
 
 def _cell(interval: Mapping[str, float], sign: str = "") -> str:
