@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -82,7 +81,7 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "kernel": hasattr(separator.likelihood, "counted"),
         "pick": repr(separator.pick),
         "average": repr(separator.average),
-        "mask": dataclasses.asdict(separator.refinement),
+        "mask": separator.refinement.settings,
         "tuned": load_tuned(args.models, method),
     }
 

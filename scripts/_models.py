@@ -26,6 +26,7 @@ import lqvae
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
+from jukebox_core.separation.calibration import load_calibration
 from jukebox_core.separation.choices import make_average, make_pick
 from jukebox_core.separation.protocols import Likelihood, Sampler
 from jukebox_core.separation.refinement import RatioMask
@@ -88,6 +89,25 @@ def sampler_of(chosen: Mapping[str, Any]) -> Sampler:
     """
     options = {name: chosen[name] for name in ("temperature", "top_k", "top_p")}
     return make_sampler(chosen["sampler"], **options)
+
+
+def refinement_of(chosen: Mapping[str, Any], family: Path) -> RatioMask:
+    """The mask of resolved settings, calibrated for the family's codec where that was measured.
+
+    Raises:
+        FileNotFoundError: a calibration is wanted that is not there.
+        ValueError: the calibration is damaged or another codec's, or a parameter makes no mask.
+    """
+    path = family / "calibration.safetensors"
+    wanted = path.is_file() if chosen["calibration"] is None else chosen["calibration"]
+    n_fft = chosen["mask_n_fft"]
+    return RatioMask(
+        chosen["mask_power"],
+        n_fft,
+        n_fft // 4,
+        chosen["compression"],
+        load_calibration(path, fingerprint(family / "vqvae")) if wanted else None,
+    )
 
 
 def build_likelihood(
@@ -161,18 +181,13 @@ def build_separator(
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = resolve(Settings(**settings), models, method)
     sampler = sampler_of(chosen)
-    refinement = RatioMask(
-        chosen["mask_power"],
-        chosen["mask_n_fft"],
-        chosen["mask_n_fft"] // 4,
-        chosen["compression"],
-    )
     family = Path(models) / FAMILY[method]
     if not family.is_dir():
         raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
     on = pick_device(device)
     codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")
+    refinement = refinement_of(chosen, family)
     priors = {
         name: load_prior(folder, on, codec_fingerprint=identity)
         for name, folder in prior_folders(family).items()

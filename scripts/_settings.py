@@ -50,6 +50,9 @@ class Settings:
     """STFT size of the ratio mask, its hop a quarter of it; default 4096."""
     compression: float | None = None
     """Exponent that candidates' powers are averaged under; default 1: the mean power."""
+    calibration: bool | None = None
+    """Correct candidates' spectra for what the codec does to them; default: where scripts.calibrate
+    has measured it."""
 
 
 BUILT_IN: Mapping[str, Any] = {
@@ -67,6 +70,7 @@ BUILT_IN: Mapping[str, Any] = {
     "mask_power": 2.5,
     "mask_n_fft": 4096,
     "compression": 1.0,
+    "calibration": None,  # where it was measured
 }
 
 

@@ -38,7 +38,7 @@ from lass.likelihood import BACKOFF, WEIGHT
 from scripts._ablation_plots import shown, write_plots
 from scripts._cli import program
 from scripts._evaluation import Chunk, codec_round_trip
-from scripts._models import FAMILY, METHODS, Method
+from scripts._models import FAMILY, METHODS, Method, refinement_of
 from scripts._settings import Settings, resolve
 from scripts._study import (
     Draw,
@@ -138,12 +138,12 @@ def main(args: Args) -> None:
 
 def ways(args: Args) -> dict[str, Way]:
     """Everything that is made of candidates; the tuned masks of the methods among them."""
-    tuned = {}
+    tuned: dict[str, Way] = {}
     for method in METHODS:
-        chosen = resolve(Settings(), args.models, method)
-        n_fft = chosen["mask_n_fft"]
-        mask = RatioMask(chosen["mask_power"], n_fft, n_fft // 4, chosen["compression"])
-        tuned[f"mask, tuned ({method})"] = Refined(mask)
+        chosen, family = resolve(Settings(), args.models, method), args.models / FAMILY[method]
+        plain = refinement_of({**chosen, "calibration": False}, family)
+        tuned[f"mask, tuned ({method})"] = Refined(plain)
+        tuned[f"mask, tuned and calibrated ({method})"] = Refined(refinement_of(chosen, family))
     return {
         "oracle": Oracle(),
         "single": Single(),
@@ -210,7 +210,8 @@ def plan(args: Args) -> Iterator[Row]:
         yield Row(f"{method}, published: refined", published, "mask")
         yield Row(f"{method}, default: oracle, raw", default, "oracle")
         yield Row(f"{method}, default: selected, raw", default, "spectral fit")
-        yield Row(f"{method}, default: refined", default, f"mask, tuned ({method})")
+        refined = f"mask, tuned and calibrated ({method})"
+        yield Row(f"{method}, default: refined", default, refined)
     if not args.parts:
         return
     chosen = resolve(Settings(), args.models, "hybrid")
@@ -232,6 +233,8 @@ def plan(args: Args) -> Iterator[Row]:
         yield Row(f"parts: {name}", draw("hybrid", **steps), "mask")
     yield Row("parts: shifted encodings", draw("hybrid"), "mask")
     yield Row("parts: the mask tuned", draw("hybrid"), "mask, tuned (hybrid)")
+    calibrated = "mask, tuned and calibrated (hybrid)"
+    yield Row("parts: spectra calibrated", draw("hybrid"), calibrated)
     for way in ways(args):
         if not way.startswith("mask, tuned") or way.endswith("(hybrid)"):
             yield Row(f"ways: {way}", draw("hybrid"), way)

@@ -139,6 +139,16 @@ def stages(args: Args) -> list[Stage]:
                 product=family / "counts.safetensors",
             )
         )
+        plan.append(
+            Stage(
+                f"calibration {objective}",
+                ("calibrate", "--vqvae", str(family / "vqvae"), "--data", str(data))
+                + ("--output", str(family / "calibration.safetensors"), *seed),
+                after=(codec,),
+                share=1 / (len(OBJECTIVES) * len(SOURCES)),
+                product=family / "calibration.safetensors",
+            )
+        )
     linear = models / "linearisation"
     plan.append(
         Stage(
@@ -175,7 +185,7 @@ def stages(args: Args) -> list[Stage]:
             Stage(
                 f"scores {method}",
                 (*score, "--methods", method, "--parts-only"),
-                after=(*tables, *priors),
+                after=(*tables, *priors, f"calibration {objective}"),
                 share=1 / len(METHODS),
             )
         )

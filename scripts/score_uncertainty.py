@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -112,9 +112,10 @@ def mask_error(
     weights = PosteriorMean()(mixture, candidates, alpha)
     name = next(iter(candidates.audio))
     true = {source: x[None, None] for source, x in truth.items()}
+    ideal = replace(mask, calibration=None)  # the truth was not decoded
     shares = [
-        mask.masks(mask.mean_powers(audio, w, alpha))[name][0]
-        for audio, w in ((candidates.audio, weights), (true, torch.ones(1, 1)))
+        made.masks(made.mean_powers(audio, w, alpha))[name][0]
+        for made, audio, w in ((mask, candidates.audio, weights), (ideal, true, torch.ones(1, 1)))
     ]
     return (shares[0] - shares[1]).abs()
 

@@ -263,7 +263,7 @@ def described(separator: Separator) -> dict[str, Any]:
         "sampler": {"name": type(sampler).__name__, **options},
         "candidates": separator.n_candidates,
         "shifts": separator.shifts,
-        "refinement": dataclasses.asdict(separator.refinement),
+        "refinement": separator.refinement.settings,
         "window": separator.window,
         "overlap": separator.overlap,
         "context": separator.context,

@@ -26,7 +26,7 @@ from jukebox_core.files import write_json
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.statistics import paired_difference
 from scripts._cli import program
-from scripts._models import METHODS, Method
+from scripts._models import FAMILY, METHODS, Method, refinement_of
 from scripts._settings import tuned_path
 from scripts._study import Draw, Refined, Scores, Study, run_draws
 
@@ -93,7 +93,7 @@ class Tuning:
         self.tried: list[dict[str, Any]] = []
         self._args, self._study = args, study
         self._left = args.budget
-        self._ways = {_mask_name(mask): Refined(_mask(mask)) for mask in _masks()}
+        self._ways = {_mask_name(mask): Refined(_mask(args, mask)) for mask in _masks()}
         self._default = next(iter(self._ways))
         self.best = self._draw([{}])[0]
 
@@ -199,9 +199,8 @@ def _mask_name(mask: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in mask.items())
 
 
-def _mask(mask: Mapping[str, Any]) -> RatioMask:
-    n_fft = mask["mask_n_fft"]
-    return RatioMask(mask["mask_power"], n_fft, n_fft // 4, compression=mask["compression"])
+def _mask(args: Args, mask: Mapping[str, Any]) -> RatioMask:
+    return refinement_of({"calibration": None, **mask}, args.models / FAMILY[args.method])
 
 
 if __name__ == "__main__":

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class ExpectedPower(Protocol):
+    """What a source's power is, given that of its decoded candidates, see `calibration`."""
+
+    def __call__(self, source: str, powers: Tensor, alpha: float) -> Tensor:
+        """Powers [..., F, frames] of alpha x_i from those of alpha x_i decoded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,14 @@ class RatioMask:
     power: sharpness of the masks. n_fft, hop: of the Hann STFT, in samples at the models' rate.
     compression: candidates' powers P are averaged as (mean P^c)^(1 / c): 1 is the mean power, 0.5
         the squared mean magnitude, which a few loud candidates move less.
+    calibration: of the codec that decoded the candidates; None: spectra are taken as decoded.
     """
 
     power: float = 2.0
     n_fft: int = 2048
     hop: int = 512
     compression: float = 1.0
+    calibration: ExpectedPower | None = None
 
     def __post_init__(self) -> None:
         """Refuse parameters that do not make a mask."""
@@ -35,6 +46,12 @@ class RatioMask:
             raise ValueError(f"the mask's compression is {self.compression}, it must be positive")
         if self.hop < 1 or self.n_fft % (2 * self.hop):
             raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        shown = repr(self.calibration) if self.calibration else None
+        return {**vars(self), "calibration": shown}
 
     def __call__(
         self,
@@ -58,8 +75,8 @@ class RatioMask:
     def mean_powers(
         self, candidates: Mapping[str, Tensor], weights: Tensor, alpha: Mapping[str, float]
     ) -> dict[str, Tensor]:
-        """Weighted mean power spectrograms [B, F, frames] of alpha_i x_i, x_i [B, N, T]."""
-        return {
+        """Weighted mean powers [B, F, frames] of alpha_i x_i, x_i [B, N, T], calibrated."""
+        powers = {
             name: torch.stack(
                 [
                     self._mean(w, (alpha[name] * self._spectra(x)).abs().square())
@@ -68,6 +85,9 @@ class RatioMask:
             )
             for name, audio in candidates.items()
         }
+        if self.calibration is None:
+            return powers
+        return {name: self.calibration(name, p, alpha[name]) for name, p in powers.items()}
 
     def _mean(self, weights: Tensor, powers: Tensor) -> Tensor:
         """[F, frames] of [N, F, frames]."""

@@ -1,0 +1,167 @@
+"""What a codec does to a source's spectrum, and what the source's power is, given the decoded.
+
+A codec of few codes per second loses the upper partials and the hiss of one source and adds noise
+of its own where the other is silent; a ratio mask made of decoded spectra gives bins away for that
+alone. Per source and frequency, the expected true power is taken as an affine function of the
+decoded one, fitted by least squares on round trips of training songs: E[P | P'] = gain P' + floor,
+both at least zero. It needs sources, no mixtures, and no truth of what is separated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from jukebox_core.files import atomic_path
+from jukebox_core.separation.refinement import stft
+
+__all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
+
+KIND = "calibration"
+
+
+class Calibration:
+    """Expected power of a source's bin, given its decoded power.
+
+    gain, floor: {source: [F]}, for a Hann STFT of `n_fft` = 2 (F - 1) samples; floors are powers of
+    that STFT. Spectra of another size read both by frequency, floors in proportion to the size.
+
+    Raises:
+        ValueError: gains and floors are not of the same sources and sizes, or negative.
+    """
+
+    def __init__(self, gain: Mapping[str, Tensor], floor: Mapping[str, Tensor]):
+        if not gain or gain.keys() != floor.keys():
+            raise ValueError(f"gains of {', '.join(gain)}, floors of {', '.join(floor)}")
+        sizes = {tuple(x.shape) for x in (*gain.values(), *floor.values())}
+        if len(sizes) != 1 or len(size := sizes.pop()) != 1 or size[0] < 2:
+            raise ValueError("gains and floors are not vectors of one size")
+        if min(x.min().item() for x in (*gain.values(), *floor.values())) < 0:
+            raise ValueError("gains and floors of powers must not be negative")
+        self.gain = {name: x.float() for name, x in gain.items()}
+        self.floor = {name: x.float() for name, x in floor.items()}
+        self.n_fft = 2 * (size[0] - 1)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Whose spectra it knows."""
+        return tuple(self.gain)
+
+    def __call__(self, source: str, powers: Tensor, alpha: float) -> Tensor:
+        """Expected powers [..., F, frames] of alpha x, given those of alpha x' decoded.
+
+        Raises:
+            ValueError: nothing is known of the source.
+        """
+        if source not in self.gain:
+            raise ValueError(f"the calibration is of {', '.join(self.gain)}, not of {source}")
+        bins = powers.shape[-2]
+        gain = _resize(self.gain[source], bins)
+        floor = _resize(self.floor[source], bins) * ((bins - 1) / (self.n_fft // 2))
+        return powers * gain.unsqueeze(-1) + alpha**2 * floor.unsqueeze(-1)
+
+    def __repr__(self) -> str:
+        """By content: what was made with it can be told from what was not."""
+        digest = hashlib.sha256()
+        for name in sorted(self.gain):
+            digest.update(name.encode())
+            for x in (self.gain[name], self.floor[name]):
+                digest.update(x.numpy().tobytes())
+        return f"Calibration({digest.hexdigest()[:16]})"
+
+
+class CalibrationMeter:
+    """Gathers the sums that a calibration is fitted with."""
+
+    def __init__(self, n_fft: int = 4096):
+        """For a Hann STFT of n_fft samples, hop a quarter of it."""
+        self.n_fft = n_fft
+        self._sums: dict[str, Tensor] = {}  # of 1, X, Y, XY, YY, [5, F]
+
+    def add(self, source: str, true: Tensor, decoded: Tensor) -> None:
+        """One or more stretches of a source and what the codec makes of them, [..., T] each."""
+        spectra = (stft(audio, self.n_fft, self.n_fft // 4) for audio in (true, decoded))
+        x, y = (z.abs().square().double().movedim(-2, 0).flatten(1) for z in spectra)
+        found = torch.stack([torch.ones_like(x), x, y, x * y, y * y]).sum(-1)
+        self._sums[source] = self._sums.get(source, torch.zeros_like(found)) + found
+
+    def result(self) -> Calibration:
+        """The fit; a bin whose line would start below zero has one through the origin."""
+        fits = {name: _line(*sums) for name, sums in self._sums.items()}
+        return Calibration(
+            {name: gain for name, (gain, _) in fits.items()},
+            {name: floor for name, (_, floor) in fits.items()},
+        )
+
+
+def _line(n: Tensor, x: Tensor, y: Tensor, xy: Tensor, yy: Tensor) -> tuple[Tensor, Tensor]:
+    """Least squares of X by gain Y + floor, both at least zero, from sums [F]."""
+    variance = yy / n - (y / n).square()
+    covariance = xy / n - x * y / n**2
+    known = variance > 1e-12 * yy / n  # a bin whose decoded power never changes tells nothing
+    gain = torch.where(known, covariance / variance.clamp_min(1e-300), 0.0).clamp_min(0)
+    floor = (x - gain * y) / n
+    through = torch.where(yy > 0, xy / yy.clamp_min(1e-300), 0.0)
+    return torch.where(floor < 0, through, gain), floor.clamp_min(0)
+
+
+def _resize(values: Tensor, bins: int) -> Tensor:
+    """Values [F] of frequencies 0 to half the rate, read at `bins` of them."""
+    if len(values) == bins:
+        return values
+    return torch.nn.functional.interpolate(
+        values[None, None], bins, mode="linear", align_corners=True
+    )[0, 0]
+
+
+def save_calibration(
+    path: Path, calibration: Calibration, codec_fingerprint: str, sample_rate: int
+) -> None:
+    """Write a calibration atomically, marked with the codec it belongs to."""
+    tensors = {}
+    for name in calibration.sources:
+        tensors[f"{name}.gain"] = calibration.gain[name].contiguous()
+        tensors[f"{name}.floor"] = calibration.floor[name].contiguous()
+    metadata = {"kind": KIND, "codec": codec_fingerprint, "sample_rate": str(sample_rate)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_calibration(
+    path: Path, codec_fingerprint: str | None = None, sources: Sequence[str] = ()
+) -> Calibration:
+    """The calibration of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, was made with another codec, or lacks a source.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; make it with scripts.calibrate")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != KIND:
+                raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, no calibration")
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable calibration ({error})") from error
+    if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
+        raise ValueError(f"{path} was made with another codec; run scripts.calibrate again")
+    parts: dict[str, dict[str, Tensor]] = {"gain": {}, "floor": {}}
+    for key, values in found.items():
+        name, _, part = key.rpartition(".")
+        parts[part][name] = values
+    missing = [name for name in sources if name not in parts["gain"]]
+    if missing:
+        raise ValueError(
+            f"{path} knows nothing of {', '.join(missing)}: run scripts.calibrate again"
+        )
+    return Calibration(parts["gain"], parts["floor"])

@@ -1,0 +1,86 @@
+"""Measure what a codec does to the spectrum of every source, for the masks made of its decodes.
+
+    python -m scripts.calibrate --vqvae runs/models/linearisation/vqvae --data prepared \
+        --output runs/models/linearisation/calibration.safetensors
+
+Crops of training songs go through the codec and back, source by source; see
+`jukebox_core.separation.calibration`. Separation uses the file where it lies beside the codec
+(`--calibration False` leaves it out). No mixture is looked at, nor a song of another split.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.datasets import CropDataset
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
+from scripts._cli import program
+from scripts._models import pick_device
+
+BATCH = 4
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.calibrate."""
+
+    vqvae: Path
+    """Run folder of the codec."""
+    data: Path
+    """Prepared data set."""
+    output: Path
+    """File to write to: calibration.safetensors, beside the codec's folder."""
+    crops: int = 64
+    """Places of the training songs."""
+    codes: int = 1024
+    """Codes per place."""
+    n_fft: int = 4096
+    """STFT size; masks of another size read it by frequency."""
+    seed: int = 0
+    """Of the places."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    threads: int | None = None
+    """CPU threads."""
+
+
+@program
+def main(args: Args) -> None:
+    """Measure and write."""
+    for name in ("crops", "codes"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
+    if args.n_fft < 8 or args.n_fft % 8:
+        raise ValueError(f"--n-fft is {args.n_fft}, expected a positive multiple of 8")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    codec = load_codec(args.vqvae, pick_device(args.device))
+    manifest = load_manifest(args.data)
+    if manifest.sample_rate != codec.config.sample_rate:
+        raise ValueError(
+            f"{args.data} has {manifest.sample_rate} Hz, the codec {args.vqvae} "
+            f"{codec.config.sample_rate} Hz: prepare the data at that rate"
+        )
+    crop = args.codes * codec.config.hop
+    items = CropDataset(manifest.split("train"), "sources", crop, manifest.alpha, args.seed)
+    meter = CalibrationMeter(args.n_fft)
+    for first in range(0, args.crops, BATCH):
+        places = torch.stack([items[i] for i in range(first, min(first + BATCH, args.crops))])
+        for row, name in enumerate(manifest.sources):
+            true = places[:, row]
+            with torch.no_grad():
+                decoded = codec.decode(codec.encode(true.to(codec.codebook.device))).cpu()
+            meter.add(name, true, decoded)
+    calibration = meter.result()
+    save_calibration(args.output, calibration, fingerprint(args.vqvae), manifest.sample_rate)
+    print(f"{args.output}: {', '.join(manifest.sources)}, {args.crops} crops of {crop} samples")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
