@@ -21,8 +21,10 @@ import soundfile
 import torch
 
 from jukebox_core import audio as audio_io
+from jukebox_core.checkpoints import fingerprint
 from jukebox_core.files import atomic_path
 from jukebox_core.manifest import load_manifest
+from lqvae.sums import load_sums
 from scripts import demo
 from scripts._report_audio import examples
 from scripts._report_plots import scatter, spectrogram
@@ -36,6 +38,7 @@ __all__ = [
     "Upload",
     "excerpt",
     "forecast",
+    "has_sums",
     "listen",
     "mount_drive",
     "players",
@@ -172,7 +175,7 @@ def prior_flags(preset: str) -> str:
 
 
 def excerpt(data: Path, output: Path, seconds: float = 9.0) -> Path:
-    """Write the middle of the first test song's mixture, to listen to; it is left if it is there.
+    """Write the middle of the first test song's mixture, to separate and to listen to.
 
     Raises:
         ValueError: the data set has no test songs.
@@ -186,6 +189,18 @@ def excerpt(data: Path, output: Path, seconds: float = 9.0) -> Path:
     middle = audio_io.load_segment(tracks[0].mixture, start, length)
     audio_io.save(output, middle, manifest.sample_rate)
     return output
+
+
+def has_sums(family: Path) -> bool:
+    """Whether the table of code sums is there and this codec's.
+
+    Made anew it would have other bytes, and what was scored with it would be scored again.
+    """
+    try:
+        load_sums(family / "sums.safetensors", fingerprint(family / "vqvae"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def players(files: Mapping[str, str | Path]) -> str:
@@ -220,8 +235,8 @@ def listen(results: Mapping[str, Any], folder: Path) -> str:
     """HTML: the examples of the evaluation as the report shows them, in a frame of their own."""
     page = f"<!doctype html><style>{STYLE}</style><main>{examples(results, folder)}</main>"
     return (
-        '<iframe style="width:100%;height:640px;border:0" title="examples" '
-        f'srcdoc="{html.escape(page, quote=True)}"></iframe>'
+        '<div><iframe style="width:100%;height:640px;border:0" title="examples" '
+        f'srcdoc="{html.escape(page, quote=True)}"></iframe></div>'
     )
 
 
@@ -245,8 +260,8 @@ def scores(results: Mapping[str, Any], songs: str) -> str:
         f"{_answer(results)}"
         '<div style="display:flex;flex-wrap:wrap;gap:2rem;align-items:flex-start">'
         f"{_own_table(results, songs)}{_reference_table()}</div>"
-        "<p>Other data, other models and another machine: the two tables say which way the "
-        "differences go, not who is ahead.</p>"
+        "<p>Songs, models and machine are not the same in the two tables: compare lines of one of "
+        "them with each other, not one table with the other.</p>"
     )
 
 
@@ -265,7 +280,7 @@ def _answer(results: Mapping[str, Any]) -> str:
         if "hybrid" in seconds and seconds.get(other):
             line += f", in {seconds['hybrid'] / seconds[other]:.2f} times its time"
         lines.append(f"{line}<br>")
-    return f"<p>{''.join(lines)}</p>"
+    return f"<p>Without the truth, refined; paired over the chunks:<br>{''.join(lines)}</p>"
 
 
 def _own_table(results: Mapping[str, Any], songs: str) -> str:
@@ -310,13 +325,14 @@ def _reference_table() -> str:
 
 
 def _table(caption: str, head: list[str], body: list[list[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in row)}</tr>" for row in body
-    )
+    def line(kind: str, texts: list[str]) -> str:
+        around = f'<{kind} style="padding:.1rem .6rem .1rem 0;text-align:left">'
+        return f"<tr>{''.join(f'{around}{html.escape(text)}</{kind}>' for text in texts)}</tr>"
+
     return (
         f'<table><caption style="text-align:left">{caption}</caption>'
-        f"<thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<thead>{line('th', head)}</thead>"
+        f"<tbody>{''.join(line('td', row) for row in body)}</tbody></table>"
     )
 
 

@@ -293,6 +293,16 @@ def test_no_upload_where_a_file_is_named_or_no_widget_is_installed(tmp_path, mon
     assert "MY_FILE" in capsys.readouterr().out
 
 
+def test_sums_are_made_again_for_another_codec_alone(tmp_path, tiny_models):
+    family = tmp_path / "linearisation"
+    shutil.copytree(tiny_models / "linearisation", family)
+    assert helper.has_sums(family)
+    shutil.rmtree(family / "vqvae")
+    assert not helper.has_sums(family)
+    shutil.copytree(tiny_models / "reconstruction" / "vqvae", family / "vqvae")
+    assert not helper.has_sums(family)
+
+
 @pytest.mark.parametrize(("rate", "channels"), [(22_050, 1), (96_000, 2), (44_100, 6)])
 def test_players_take_any_rate_and_channels(tmp_path, rate, channels):
     audio.save(tmp_path / "a.wav", torch.zeros(channels, rate // 2), rate)
@@ -308,7 +318,7 @@ def test_the_table_calls_only_slakh_slakh():
     results = {"rows": rows, "chunks": [], "meta": {"data": {"generated": True}}}
     page = helper.scores(results, "synthetic")
     assert "composed and rendered here, which are not Slakh" in page
-    assert page.count("<td>4.00 [3.00, 5.00]</td>") == 3
+    assert page.count(">4.00 [3.00, 5.00]</td>") == 3
     assert "the songs of /slakh &amp; co" in helper.scores(
         results | {"meta": {"data": {"generated": False}}}, "/slakh & co"
     )
