@@ -1,69 +1,333 @@
-"""The notebook runs from top to bottom at tiny size, and names only flags that exist."""
+"""The notebook: what is stored, its commands, and all of it run headless at tiny size."""
 
+import ast
 import re
+import shutil
 import subprocess
 import sys
+import time
+import types
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from jukebox_core import audio
+from jukebox_core.config import PRESETS
+from scripts import _notebook as helper
+from scripts import demo
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "LQVAE_LASS_hybrid.ipynb"
+PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data", "scripts")
+TINY = {"PRESET": "tiny", "RUNS": "runs é"}
+
+
+def read():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def tagged(notebook, tag):
+    return next(c for c in notebook.cells if tag in c.metadata.get("tags", ()))
 
 
 def commands():
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
-    return re.findall(r"^\s*!\{PY\} -m scripts\.(\w+) (.*)$", code, re.MULTILINE)
+    """[(script, flags)] as they stand in the cells."""
+    code = "\n".join(c.source for c in read().cells if c.cell_type == "code")
+    return re.findall(r"^\s*!python -m scripts\.(\w+) (.*)$", code, re.MULTILINE)
 
 
-def test_it_is_stored_without_output():
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+def inject(notebook, values):
+    """Other parameters, in a cell after the first one, as papermill has it."""
+    source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    first = notebook.cells.index(tagged(notebook, "parameters"))
+    notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(source))
+
+
+def execute(notebook, folder):
+    resources = {"metadata": {"path": str(folder)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+
+
+def shown(notebook, kind):
+    """All outputs of a MIME type."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    return [o.data[kind] for o in outputs if kind in o.get("data", {})]
+
+
+def printed(notebook):
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    return "".join(o.get("text", "") for c in code for o in c.outputs)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the project: the notebook writes below the folder that it runs in."""
+    folder = tmp_path_factory.mktemp("a checkout") / "é"
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.txt", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+
+def test_it_is_stored_without_output_and_valid():
+    notebook = read()
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
 
 
+def test_the_presets_to_choose_from_exist():
+    source = tagged(read(), "parameters").source
+    choices = ast.literal_eval(re.search(r'PRESET = "demo"\s+#@param (\[.*\])', source)[1])
+    assert choices == ["demo", "small", "t4"]
+    assert set(choices) <= set(PRESETS) and set(choices) <= set(helper.SIZES)
+    for name, size in helper.SIZES.items():
+        preset = PRESETS[name]
+        longest = max(preset.prior_train.crop, preset.vqvae_train.crop)
+        assert size.seconds * preset.vqvae.sample_rate >= longest, f"{name}: no crop fits a song"
+        assert size.chunks <= 0.2 * size.tracks + 1, f"{name}: more chunks than test songs"
+
+
+def test_the_badge_opens_the_repository_that_is_cloned():
+    notebook = read()
+    badge = re.search(
+        r"colab/?\S*\.com/github/([\w-]+/[\w-]+)/blob/main/(\S+\.ipynb)\)", str(notebook)
+    )
+    assert badge[2] == NOTEBOOK.name
+    source = tagged(notebook, "parameters").source
+    assert f'REPOSITORY = "https://github.com/{badge[1]}"' in source
+
+
 @pytest.mark.parametrize("script", sorted({name for name, _ in commands()}))
-def test_every_flag_exists(script):
-    shown = subprocess.run(
-        [sys.executable, "-m", f"scripts.{script}", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+def test_every_flag_exists(script, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    extra = helper.prior_flags("t4")
+    monkeypatch.undo()
+    assert import_module(f"scripts.{script}").main(["--help"]) == 0
+    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
     for name, line in commands():
         if name == script:
-            for flag in re.findall(r"(--[\w.-]+)", line):
-                assert flag in shown, f"scripts.{script} has no {flag}"
+            used = set(re.findall(r"--[\w.-]+", line.replace("{PRIOR_FLAGS}", extra)))
+            assert used and used <= known, f"scripts.{script} has no {used - known}"
+
+
+def flags_of(words):
+    """{flag: values}, paths written one way."""
+    found, flag = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            flag = word
+        found.setdefault(flag, []).extend([] if word.startswith("--") else [Path(word).as_posix()])
+    return found
+
+
+def test_the_demo_preset_is_that_of_make_demo(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    names = {"PRESET": "demo", "DATA": "synthetic", "RUNS": "runs/notebook"}
+    names |= {"Path": Path, "notebook": helper}
+    exec(tagged(read(), "settings").source, names)
+    mine = []
+    for script, line in commands():
+        if script == "separate":  # the demo's stages separate in scripts.evaluate alone
+            continue
+        line = re.sub(r"\{(.*?)\}", lambda field: str(eval(field[1], names)), line)
+        mine.append((script, flags_of(line.replace('"', "").split())))
+    for stage in demo.stages(demo.Args(output=Path("runs/notebook/demo_synthetic"))):
+        script, *words = stage.command
+        wanted = flags_of(words)
+        assert wanted.pop("--seed", ["0"]) == ["0"]  # every script's default
+        wanted.pop("--threads", None)  # has no part in what comes out
+        assert (script, wanted) in mine, f"not in the notebook: {script} {wanted}"
 
 
 @pytest.mark.slow
-def test_it_runs_headless_at_tiny_size(tmp_path, monkeypatch):
-    from nbclient import NotebookClient
-
-    run = tmp_path / "run_é"
-    for name, value in {
-        "NOTEBOOK_PRESET": "tiny",
-        "NOTEBOOK_RUN": str(run),
-        "NOTEBOOK_TRACKS": "6",
-        "NOTEBOOK_CHUNKS": "2",
-        "NOTEBOOK_COUNTS": "2",
-        "OMP_NUM_THREADS": "2",
-        "WANDB_MODE": "disabled",
-    }.items():
-        monkeypatch.setenv(name, value)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
-    ).execute()
-    printed = "".join(
-        output.get("text", "")
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-    )
-    assert "error:" not in printed, printed
+def test_it_runs_headless_at_tiny_size(checkout, quiet):
+    notebook = read()
+    inject(notebook, TINY)
+    began = time.monotonic()
+    execute(notebook, checkout)
+    assert time.monotonic() - began < 360
+    assert "error:" not in printed(notebook)
+    run = checkout / "runs é" / "tiny_synthetic"
     assert (run / "results.json").is_file() and (run / "report.html").is_file()
-    assert len(list((run / "separated" / "mixture").glob("*.wav"))) == 2
+    mixture, rate = audio.load(checkout / "runs/notebook/tiny_synthetic/example.wav")
+    for folder in ("separated/lqvae", "separated/lass", "separated/hybrid", "mine/hybrid"):
+        stems = [audio.load(run / folder / "example" / f"{s}.wav")[0] for s in ("bass", "drums")]
+        torch.testing.assert_close(sum(stems), mixture, atol=1e-5, rtol=0)
+    pages = shown(notebook, "text/html")
+    assert sum(page.count("<audio") for page in pages) >= 10
+    assert any("<svg" in page for page in pages)
+    table = next(page for page in pages if "Reference notebook" in page)
+    assert "which are not Slakh" in table and "4.72" in table and "254.8" in table
+    assert len(shown(notebook, "image/png")) == 4
+
+
+@pytest.mark.slow
+def test_on_colab_it_clones_mounts_and_uploads(checkout, quiet, monkeypatch, tmp_path, tiny_models):
+    colab = tmp_path / "site" / "google" / "colab"
+    colab.mkdir(parents=True)
+    (colab / "__init__.py").touch()
+    (colab / "drive.py").write_text(
+        "from pathlib import Path\n"
+        "def mount(point):\n    Path(point, 'MyDrive').mkdir(parents=True)\n"
+    )
+    song = tmp_path / "song.wav"
+    audio.save(song, 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)), 16_000)
+    (colab / "files.py").write_text(
+        "from pathlib import Path\ndef upload():\n"
+        f"    content = Path({str(song)!r}).read_bytes()\n"
+        "    Path('my $ong (1).wav').write_bytes(content)\n"
+        "    return {'my $ong (1).wav': content}\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+
+    drive, content = tmp_path / "drive", tmp_path / "content"
+    content.mkdir()
+    run = drive / "MyDrive/latent-separation/tiny_synthetic"
+    notebook = read()
+    inject(
+        notebook,
+        {"PRESET": "tiny", "DRIVE": True, "MOUNT": str(drive), "REPOSITORY": checkout.as_uri()},
+    )
+    put = f"import shutil\nshutil.copytree({str(tiny_models)!r}, MODELS)\nEXAMPLE = None"
+    settings = notebook.cells.index(tagged(notebook, "settings"))
+    upload = notebook.cells.index(tagged(notebook, "upload"))
+    notebook.cells[settings + 1 : upload] = [nbformat.v4.new_code_cell(put)]
+    execute(notebook, content)
+    assert (content / "project" / "scripts").is_dir()
+    stems = sorted((run / "mine/hybrid/my_ong_1_").glob("*.wav"))
+    assert [audio.info(path)[:2] for path in stems] == [(8000, 16_000)] * 2
+    assert not (content / "project" / "my $ong (1).wav").exists()
+    assert shown(notebook, "text/html")[-1].count("<audio") == 3
+
+
+@pytest.fixture
+def shell():
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    shell = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}))
+    helper.use_shell(shell)
+    helper.use_shell(shell)  # the cell run twice
+    return shell
+
+
+def test_a_failing_command_stops_the_notebook(shell):
+    error = shell.run_cell('!python -c "raise SystemExit(3)"').error_in_exec
+    assert isinstance(error, helper.CommandError) and "status 3" in str(error)
+    assert error._render_traceback_() == [f"CommandError: {error}"]
+    assert shell.run_cell('!python -c "pass"').success
+
+
+def test_python_is_the_kernels_and_sees_the_callers_variables(shell, tmp_path):
+    found = tmp_path / "found it"
+    script = tmp_path / "say.py"
+    script.write_text("import sys; open(sys.argv[1], 'w').write(sys.executable + sys.argv[2])")
+    cell = f'def say(command):\n    !python "{script}" "{found}" {{command}}\nsay("!")'
+    assert shell.run_cell(cell).success
+    assert found.read_text() == f"{sys.executable}!"
+
+
+def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "three quarters of an hour" in helper.forecast("demo")
+    assert helper.prior_flags("t4") == ""
+    with pytest.raises(ValueError, match="'t4' needs a GPU.*Change runtime type.*'demo'"):
+        helper.forecast("t4")
+    with pytest.raises(ValueError, match="'huge', expected one of"):
+        helper.forecast("huge")
+    with pytest.raises(ValueError, match="Colab alone"):
+        helper.mount_drive("/nowhere")
+
+
+def test_large_priors_train_in_the_half_precision_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    card = types.SimpleNamespace(total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    assert "Tesla T4, 15 GiB" in helper.forecast("t4") and "thirty hours" in helper.forecast("t4")
+    for capability, precision in (((7, 5), "16-mixed"), ((8, 0), "bf16-mixed")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        assert helper.prior_flags("t4") == f"--batch auto --precision {precision}"
+        assert helper.prior_flags("demo") == ""  # the demo is that of make demo
+
+
+@pytest.mark.parametrize("version", [7, 8])
+def test_the_upload_button(tmp_path, monkeypatch, version):
+    button = types.SimpleNamespace(value=() if version == 8 else {})
+    fake = types.ModuleType("ipywidgets")
+    fake.FileUpload = lambda accept, multiple: button
+    monkeypatch.setitem(sys.modules, "ipywidgets", fake)
+    upload = helper.Upload(tmp_path / "uploads")
+    assert upload.ask() is button and upload.file() is None
+    entry = {"name": "a b.wav", "content": memoryview(b"RIFF")}
+    button.value = (entry,) if version == 8 else {"a b.wav": {"content": b"RIFF"}}
+    assert upload.file() == tmp_path / "uploads" / "a_b.wav"
+    assert upload.file().read_bytes() == b"RIFF"
+
+
+def test_no_upload_where_a_file_is_named_or_no_widget_is_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)  # import fails
+    named = helper.Upload(tmp_path, "song.mp3")
+    assert named.ask() is None and named.file() == Path("song.mp3")
+    assert capsys.readouterr().out == ""
+    upload = helper.Upload(tmp_path)
+    assert upload.ask() is None and upload.file() is None
+    assert "MY_FILE" in capsys.readouterr().out
+
+
+def test_sums_are_made_again_for_another_codec_alone(tmp_path, tiny_models):
+    family = tmp_path / "linearisation"
+    shutil.copytree(tiny_models / "linearisation", family)
+    assert helper.has_sums(family)
+    shutil.rmtree(family / "vqvae")
+    assert not helper.has_sums(family)
+    shutil.copytree(tiny_models / "reconstruction" / "vqvae", family / "vqvae")
+    assert not helper.has_sums(family)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(22_050, 1), (96_000, 2), (44_100, 6)])
+def test_players_take_any_rate_and_channels(tmp_path, rate, channels):
+    audio.save(tmp_path / "a.wav", torch.zeros(channels, rate // 2), rate)
+    page = helper.players({"<one>": tmp_path / "a.wav"})
+    assert "&lt;one&gt;" in page and "data:audio/mpeg;base64,//" in page
+    assert "data:image/png;base64," in page and "five minutes" not in page
+
+
+def test_the_table_calls_only_slakh_slakh():
+    row = {"estimate": "selected", "refined": True, "metric": "sdr", "n": 2}
+    row |= {"mean": 4.0, "ci_low": 3.0, "ci_high": 5.0}
+    rows = [row | {"method": "hybrid", "source": s} for s in ("bass", "drums", "mean")]
+    results = {"rows": rows, "chunks": [], "meta": {"data": {"generated": True}}}
+    page = helper.scores(results, "synthetic")
+    assert "composed and rendered here, which are not Slakh" in page
+    assert page.count(">4.00 [3.00, 5.00]</td>") == 3
+    assert "the songs of /slakh &amp; co" in helper.scores(
+        results | {"meta": {"data": {"generated": False}}}, "/slakh & co"
+    )
+
+
+def test_a_notebook_with_a_failing_cell_stops_there(checkout, quiet):
+    notebook = read()
+    inject(notebook, TINY | {"DATA": str(checkout / "not there")})
+    with pytest.raises(CellExecutionError, match="CommandError: the command ended with status 1"):
+        execute(notebook, checkout)
+    assert "there is no folder" in printed(notebook)
+    assert "train_vqvae" not in printed(notebook)
