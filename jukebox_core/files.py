@@ -7,12 +7,15 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_folder", "atomic_path", "sha256", "write_json", "write_text"]
+from safetensors.torch import save
+from torch import Tensor
+
+__all__ = ["atomic_folder", "atomic_path", "sha256", "write_json", "write_table", "write_text"]
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -61,6 +64,22 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_table(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write tensors and what they are as safetensors, atomically; equal content gives equal bytes.
+
+    safetensors itself writes several entries of metadata in an order that differs from run to run.
+    """
+    data = save({name: x.contiguous() for name, x in tensors.items()}, dict(about))
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(about.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[8 + size :])
 
 
 def _jsonable(value: Any) -> Any:

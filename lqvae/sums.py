@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from jukebox_core.files import atomic_path
+from jukebox_core.files import write_table
 
 ALPHA = (0.5, 0.5)
 
@@ -96,8 +95,7 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
         "codec": codec_fingerprint,
         "alpha": " ".join(repr(float(a)) for a in alpha),
     }
-    with atomic_path(path) as temporary:
-        save_file({"sum_codes": table.to(torch.int32).contiguous()}, temporary, metadata)
+    write_table(path, {"sum_codes": table.to(torch.int32)}, metadata)
 
 
 def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:

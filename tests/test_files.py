@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
-from jukebox_core.files import atomic_folder, atomic_path, sha256, write_json
+from jukebox_core.files import atomic_folder, atomic_path, sha256, write_json, write_table
 
 
 def names(folder):
@@ -69,3 +70,19 @@ def test_write_json_refuses_what_json_cannot_say(tmp_path, value):
     with pytest.raises((ValueError, TypeError)):
         write_json(tmp_path / "a.json", {"value": value})
     assert names(tmp_path) == []
+
+
+def test_tables_of_equal_content_have_equal_bytes_and_safetensors_reads_them(tmp_path):
+    tensors = {"b": torch.arange(7.0), "a": torch.ones(2, 3, dtype=torch.int32).T}
+    about = {"kind": "table", "codec": "\u00fc", "rate": "22050", "more": "1"}
+    written = set()
+    for n in range(8):
+        order = list(about.items())[n % 4 :] + list(about.items())[: n % 4]
+        write_table(tmp_path / str(n), tensors, dict(order))
+        written.add(sha256(tmp_path / str(n)))
+    assert len(written) == 1
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == about
+        for name, expected in tensors.items():
+            found = file.get_tensor(name)
+            assert torch.equal(found, expected) and found.dtype == expected.dtype

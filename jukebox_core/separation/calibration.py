@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from jukebox_core.files import atomic_path
+from jukebox_core.files import write_table
 from jukebox_core.separation.refinement import stft
 
 __all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
@@ -126,11 +125,10 @@ def save_calibration(
     """Write a calibration atomically, marked with the codec it belongs to."""
     tensors = {}
     for name in calibration.sources:
-        tensors[f"{name}.gain"] = calibration.gain[name].contiguous()
-        tensors[f"{name}.floor"] = calibration.floor[name].contiguous()
+        tensors[f"{name}.gain"] = calibration.gain[name]
+        tensors[f"{name}.floor"] = calibration.floor[name]
     metadata = {"kind": KIND, "codec": codec_fingerprint, "sample_rate": str(sample_rate)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_table(path, tensors, metadata)
 
 
 def load_calibration(
