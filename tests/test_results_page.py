@@ -65,6 +65,20 @@ def test_the_page_shows_what_was_measured():
             assert row == [_cell(item["difference"][n], "+") for n in NAMES]
 
 
+def test_the_page_shows_what_training_choices_were_worth():
+    table = cells((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "data" / "training.json").read_text(encoding="utf-8")
+    for row in json.loads(text)["variants"]:
+        shown_row = table[row["variant"]]
+        bits, scores = row["bits_per_code"], row["scores"]
+        expected = [row["codec_sdr_sources"], row["codec_sdr_mixtures"], *bits.values()]
+        expected += [scores["oracle, raw"]["sdr"], scores["refined"]["sdr"]]
+        assert [*shown_row[:2], *shown_row[3:7]] == [f"{value:.2f}" for value in expected]
+        assert shown_row[2] == f"{row['perplexity_mixtures']:.0f}"
+        if row["variant"] != "base":
+            assert shown_row[7] == _cell(scores["refined"]["to_base"], "+")
+
+
 def test_the_readme_shows_what_was_measured():
     table = cells((ROOT / "README.md").read_text(encoding="utf-8"))
     lines = {line["row"]: line for line in MEASURED["ablation"]["rows"]}
