@@ -5,7 +5,8 @@
 One setting after the other takes the value with the highest mean SDR of what a user gets (the
 mixture masked by the candidates; no reference, no oracle), the others held at the best so far: the
 sampling first, each value one draw of candidates on all chunks, then the mask, from the same
-candidates. A value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
+candidates; what the budget leaves goes to other numbers of candidates, which are scored, not chosen.
+A value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
 scripts.separate, scripts.evaluate and `build_separator` then take their defaults from (a flag goes
 before it; delete the file to go back). The budget bounds the draws; a stopped run goes on.
 
@@ -83,6 +84,9 @@ class Args:
     """Codes per chunk, at most the models' window."""
     jobs: int = 4
     """Processes, of one thread each."""
+    sizes: tuple[int, ...] = (8, 16, 64)
+    """Other numbers of candidates to score beside the settings found, with what the budget leaves;
+    none is chosen, they buy quality with time."""
 
 
 class Tuning:
@@ -122,6 +126,13 @@ class Tuning:
         for t in tried:
             t.pop("scores")
 
+    def sizes(self, values: Sequence[int]) -> None:
+        """Score other numbers of candidates, as many as the budget allows; none is taken."""
+        some = list(values)[: max(0, self._left)]
+        for value, scores in zip(some, self._draw([{"candidates": n} for n in some]), strict=True):
+            self._note({"candidates": value}, scores)
+            self.tried[-1].pop("scores")
+
     def _note(self, setting: dict[str, Any], scores: Scores) -> None:
         own, before = scores.mean(self._default), self.best.mean(self._default)
         gain = paired_difference(own, before)
@@ -132,6 +143,7 @@ class Tuning:
                 "sdr": sum(own) / len(own),
                 "gain": gain.mean,
                 "interval": [gain.low, gain.high],
+                "seconds": scores.seconds,
                 "scores": scores,
             }
         )
@@ -170,12 +182,15 @@ def main(args: Args) -> None:
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)
+    tuning.sizes(args.sizes)
     tuning.masks()
     for tried in tuning.tried:
         low, high = tried["interval"]
         setting = ", ".join(f"{k} {v}" for k, v in tried["setting"].items())
+        took = f"  {tried['seconds']:.1f} s / chunk" if "seconds" in tried else ""
         print(
-            f"{setting:48} {tried['sdr']:6.2f} dB  {tried['gain']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            f"{setting:48} {tried['sdr']:6.2f} dB  {tried['gain']:+.2f} "
+            f"[{low:+.2f}, {high:+.2f}]{took}"
         )
     path = tuned_path(args.models, args.method)
     write_json(

@@ -14,6 +14,7 @@ from scripts._models import build_separator
 from scripts._settings import BUILT_IN, Settings, load_tuned, resolve, tuned_path
 from scripts._study import Draw, Oracle, Picked, Refined, Single, Study, run_draws
 
+MASK = RatioMask(BUILT_IN["mask_power"], 4096, 1024)
 WAYS = {
     "oracle": Oracle(),
     "single": Single(),
@@ -72,6 +73,23 @@ def test_tuning_keeps_what_wins_and_the_others_read_it(models, tiny_data, tmp_pa
     assert build_separator("hybrid", models, mask_power=7.0).refinement.power == 7.0
     assert resolve(Settings(mask_power=7.0), models, "hybrid")["mask_power"] == 7.0
     assert load_tuned(models, "lass") == {}
+
+
+def test_tuning_tells_what_other_numbers_of_candidates_are_worth(
+    models, tiny_data, monkeypatch, capsys
+):
+    monkeypatch.setitem(tune.GRIDS, "lqvae", {})
+    flags = ["--models", str(models), "--data", str(tiny_data), "--chunks", "2", "--jobs", "1"]
+    flags += ["--method", "lqvae", "--candidates", "3", "--chunk-codes", "128", "--budget", "2"]
+    assert tune.main([*flags, "--sizes", "2", "5"]) == 0
+    stored = json.loads(tuned_path(models, "lqvae").read_text())
+    (size,) = (t for t in stored["tried"] if "candidates" in t["setting"])  # the budget is spent
+    assert size["setting"] == {"candidates": 2} and "candidates" not in stored["options"]
+    study = Study(models, tiny_data, "validation", 2, 0, 128)
+    draw = Draw.of("lqvae", candidates=2)
+    expected = run_draws(study, {draw: {"mask": Refined(MASK)}}, models / "parts", 1)[draw]
+    assert size["sdr"] == pytest.approx(sum(expected.mean("mask")) / 2)
+    assert "s / chunk" in capsys.readouterr().out
 
 
 def test_tuning_never_sees_test_songs(models, tiny_data, capsys):
