@@ -5,8 +5,8 @@
 One setting after the other takes the value with the highest mean SDR of what a user gets (the
 mixture masked by the candidates; no reference, no oracle), the others held at the best so far: the
 sampling first, each value one draw of candidates on all chunks, then the mask, from the same
-candidates; what the budget leaves goes to other numbers of candidates, which are scored, not chosen.
-A value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
+candidates; what the budget leaves goes to other numbers of candidates, scored and not chosen. A
+value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
 scripts.separate, scripts.evaluate and `build_separator` then take their defaults from (a flag goes
 before it; delete the file to go back). The budget bounds the draws; a stopped run goes on.
 
