@@ -134,7 +134,12 @@ class Tuning:
             self.tried[-1].pop("scores")
 
     def _note(self, setting: dict[str, Any], scores: Scores) -> None:
-        own, before = scores.mean(self._default), self.best.mean(self._default)
+        means = scores.mean(self._default), self.best.mean(self._default)
+        self._tell(setting, *means, seconds=scores.seconds, scores=scores)
+
+    def _tell(
+        self, setting: dict[str, Any], own: list[float], before: list[float], **more: Any
+    ) -> None:
         gain = paired_difference(own, before)
         self.tried.append(
             {
@@ -143,8 +148,7 @@ class Tuning:
                 "sdr": sum(own) / len(own),
                 "gain": gain.mean,
                 "interval": [gain.low, gain.high],
-                "seconds": scores.seconds,
-                "scores": scores,
+                **more,
             }
         )
 
@@ -152,17 +156,7 @@ class Tuning:
         """Take the best mask, from the candidates of the best sampling."""
         means = {name: self.best.mean(name) for name in self._ways}
         for mask in _masks():
-            own, before = means[_mask_name(mask)], means[self._default]
-            gain = paired_difference(own, before)
-            self.tried.append(
-                {
-                    "setting": mask,
-                    "beside": dict(self.options),
-                    "sdr": sum(own) / len(own),
-                    "gain": gain.mean,
-                    "interval": [gain.low, gain.high],
-                }
-            )
+            self._tell(mask, means[_mask_name(mask)], means[self._default])
         winner = max(_masks(), key=lambda mask: sum(means[_mask_name(mask)]))
         defaults = {name: values[0] for name, values in MASKS.items()}
         self.options |= {k: v for k, v in winner.items() if v != defaults[k]}
