@@ -225,7 +225,7 @@ def _timed(path: Callable[[], T]) -> tuple[T, float, float]:
 def reset_peak() -> None:
     """Let the kernel forget the peak so far; where it cannot, the peak is of the whole process."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         pass
 
@@ -238,7 +238,7 @@ def peak_mb() -> float:
 def _memory_mb(field: str) -> float:
     """A field of Linux's /proc/self/status; elsewhere `ru_maxrss`, the process's largest so far."""
     try:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return next(int(x.split()[1]) for x in status.splitlines() if x.startswith(field)) / 1024
     except (OSError, StopIteration):
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

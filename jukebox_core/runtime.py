@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
 import random
@@ -30,6 +31,7 @@ __all__ = [
     "Ranks",
     "Signals",
     "generator_states",
+    "launch",
     "make_fabric",
     "seed_everything",
     "set_generator_states",
@@ -95,6 +97,22 @@ def _ddp() -> DDPStrategy:
     return DDPStrategy(**options)
 
 
+def launch(fabric: Fabric) -> None:
+    """Connect the processes, until the interpreter ends.
+
+    Fabric leaves gloo's group to the end of the process, where its threads may still run: then
+    the process aborts after its work is done.
+    """
+    fabric.launch()
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Ranks:
     """The processes that share one command's work: torchrun's, mpiexec's, SLURM's, or this alone.
 
@@ -121,7 +139,7 @@ class Ranks:
             strategy=strategy,
             plugins=[environment],
         )
-        fabric.launch()
+        launch(fabric)
         self.rank, self.size = fabric.global_rank, fabric.world_size
         self.local_rank, self.local_size = fabric.local_rank, local
 

@@ -72,15 +72,16 @@ def saved_bytes(objective: nn.Module, batch: Tensor) -> int:
     Storages are counted once, parameters and the batch not. It runs on real tensors, and under
     `fake_tensors` without memory or time; the objective is left as it is.
     """
-    known = {_storage(x) for x in [*objective.parameters(), *objective.buffers(), batch]}
+    # What is known or kept is held, so that no other storage takes its place in memory.
+    held = [*objective.parameters(), *objective.buffers(), batch]
+    known = {_storage(x) for x in held}
     seen: dict[Any, int] = {}
-    kept: list[Tensor] = []  # so that no storage's place is taken by another
 
     def pack(x: Tensor) -> Tensor:
         key = _storage(x)
         if key not in known and key not in seen:
             seen[key] = x.untyped_storage().nbytes()
-            kept.append(x)
+            held.append(x)
         return x
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x)

@@ -54,6 +54,7 @@ def program(body: Callable[[Any], int | None]) -> Main:
         path = Path(body.__code__.co_filename)
         prog = f"python -m {path.parent.name}.{path.stem}"
         doc = body.__globals__.get("__doc__")
+        _never_fail_to_print()
         try:
             args = _parse(args_type, argv, prog, doc)
             return body(args) or 0
@@ -67,6 +68,13 @@ def program(body: Callable[[Any], int | None]) -> Main:
             return 130
 
     return main
+
+
+def _never_fail_to_print() -> None:
+    """Let a console or file of another encoding, as Windows has them, show ? for what it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _parse(args_type: type, argv: Sequence[str] | None, prog: str, doc: str | None) -> Any:

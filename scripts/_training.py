@@ -19,7 +19,7 @@ from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_di
 from jukebox_core.datasets import Batches, Items, split_for_validation
 from jukebox_core.manifest import Manifest, Track, load_manifest
 from jukebox_core.media import Clips, MediaTracker
-from jukebox_core.runtime import Precision, make_fabric, seed_everything, share_of_cores
+from jukebox_core.runtime import Precision, launch, make_fabric, seed_everything, share_of_cores
 from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import (
     ConsoleTracker,
@@ -202,7 +202,7 @@ class Run:
         if args.max_seconds is not None and args.max_seconds <= 0:
             raise ValueError(f"--max-seconds is {args.max_seconds}, expected more than 0")
         self.fabric = make_fabric(args.device, args.precision, args.devices, args.num_nodes)
-        self.fabric.launch()
+        launch(self.fabric)
         local = getattr(self.fabric.strategy, "num_processes", 1)
         threads = args.threads or share_of_cores(local)
         if threads:

@@ -213,7 +213,9 @@ class Ledger:
 
     def __init__(self, path: Path):
         self._path = path
-        self._done: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+        self._done: dict[str, str] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        )
 
     def is_done(self, stage: Stage) -> bool:
         """Whether the same command ran to its end and its product is still there."""

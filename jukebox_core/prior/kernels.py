@@ -270,7 +270,7 @@ def _compiled() -> Path:
     """The shared library, compiled for this processor unless it is there."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
     key = hashlib.sha256()
-    for part in (SOURCE.read_text(), _FLAGS, *compiler, _processor()):
+    for part in (SOURCE.read_text(encoding="utf-8"), _FLAGS, *compiler, _processor()):
         key.update(part.encode() + b"\0")
     path = _cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
     if not path.is_file():
@@ -296,7 +296,7 @@ def _cache_folder() -> Path:
 def _processor() -> str:
     """What `-march=native` depends on: a home may be shared by machines of several kinds."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("flags", "Features")):
                 return line
     except OSError:

@@ -93,7 +93,7 @@ def _system_bytes() -> int:
     except ImportError:
         pass
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     except OSError:
@@ -107,9 +107,9 @@ def _system_bytes() -> int:
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """What a container's limit leaves; without one, more than any machine has."""
     try:
-        limit = (folder / "memory.max").read_text().strip()
+        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
         if limit.isdigit():
-            return max(0, int(limit) - int((folder / "memory.current").read_text()))
+            return max(0, int(limit) - int((folder / "memory.current").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         pass
     return 1 << 62
