@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browsing import chromium
 from filelock import FileLock
 
 from jukebox_core import audio
@@ -126,3 +127,10 @@ def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
                 output = folder / objective / "sums.safetensors"
                 assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium for the module's tests."""
+    with chromium() as running:
+        yield running
