@@ -26,9 +26,9 @@ from jukebox_core.files import atomic_path
 from jukebox_core.manifest import load_manifest
 from lqvae.sums import load_sums
 from scripts import demo
-from scripts._report_audio import examples
+from scripts._report_audio import PLAYERS, examples
+from scripts._report_page import document
 from scripts._report_plots import scatter, spectrogram
-from scripts._report_style import STYLE
 from scripts._results import NAMES, SEED_TABLE, SYSTEMS, cell, difference, find_row, sources_of
 
 __all__ = [
@@ -233,7 +233,7 @@ def _player(title: str, path: Path) -> str:
 
 def listen(results: Mapping[str, Any], folder: Path) -> str:
     """HTML: the examples of the evaluation as the report shows them, in a frame of their own."""
-    page = f"<!doctype html><style>{STYLE}</style><main>{examples(results, folder)}</main>"
+    page = document("Listen", f"<main><p>{PLAYERS}</p>{examples(results, folder)}</main>")
     return (
         '<div><iframe style="width:100%;height:640px;border:0" title="examples" '
         f'srcdoc="{html.escape(page, quote=True)}"></iframe></div>'

@@ -17,69 +17,108 @@ from torch import Tensor
 
 from jukebox_core import audio as audio_io
 from scripts import _report_plots as plots
-from scripts._report_style import SWITCH
+from scripts._report_page import missing
 from scripts._results import NAMES, SYSTEMS, series
 
-__all__ = ["examples", "missing"]
+__all__ = ["PLAYERS", "examples", "listen"]
+
+PLAYERS = (
+    "Press a picture to hear it, another one to switch: the position stays, to the sample. Stems "
+    "stand as loud as in the mixture. Keys: <kbd>Tab</kbd> to the pictures, arrows to switch, "
+    "<kbd>Space</kbd> to play and pause, <kbd>Shift</kbd> with arrows to move half a second, "
+    "<kbd>Home</kbd> to the start. Spectrograms: 40 Hz to half the sample rate, logarithmic, one "
+    "scale of loudness for all."
+)
+"""How to listen, as HTML."""
+_UNDECIDED = (
+    "<em>Undecided</em>: how far the candidates disagree on whose a sound is, from black (they "
+    "agree, which does not make them right, or it is quiet) to yellow (half of them say one "
+    "source, half the other)."
+)
+_ICONS = (
+    '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'
+    '<svg class="stop" viewBox="0 0 16 16" aria-hidden="true">'
+    '<path d="M3 1.5h3.5v13H3zM9.5 1.5H13v13H9.5z"/></svg>'
+)
+
+
+def listen(results: Mapping[str, Any], folder: Path) -> str:
+    """The section with the examples of an evaluation; `folder` holds the results."""
+    songs = examples(results, folder)
+    if not songs:
+        return (
+            f'<section id="listen"><h2>Listen</h2>{missing("No examples were written.")}</section>'
+        )
+    return f'<section id="listen"><h2>Listen</h2><p>{PLAYERS} {_UNDECIDED}</p>{songs}</section>'
 
 
 def examples(results: Mapping[str, Any], folder: Path) -> str:
-    """Players with spectrograms: a row per signal, a column per source."""
-    examples = results["meta"].get("examples", [])
-    if not examples:
-        return "<section><h2>Listen</h2>" + missing("No examples were written.") + "</section>"
+    """A synchronised player per song: a row per system, a column per source, spectrograms."""
     rate = results["meta"].get("data", {}).get("sample_rate", 1)
-    blocks = []
-    for example in examples:
+    songs = []
+    for example in results["meta"].get("examples", []):
         files = example["files"]
         unsure = example.get("uncertainty", {})  # results of before it was there have none
-        blank = '<div class="unsure"></div>' if unsure else ""  # columns stay in line
-        rows = [_row("Mixture", _player(folder / files["mixture"], "mixture") + blank)]
-        rows.append(_row("Truth", _players(results, example, folder, "truth") + blank))
+        mixture = folder / files["mixture"]
+        rows = [_row("Mixture", _track(mixture, "Mixture", "mixture", wide=True))]
+        rows.append(_row("Truth", _tracks(results, example, folder, "truth") + _unsure("")))
         there = [method for method in SYSTEMS if method in files]
         for m in there:
-            picture = (
-                _uncertainty(folder / unsure[m], folder / files["mixture"]) if m in unsure else ""
-            )
-            rows.append(_row(NAMES[m], _players(results, example, folder, m) + picture))
-        best = [
-            _row(NAMES[m], _players(results, example, folder, m, "_oracle"))
+            picture = _uncertainty(folder / unsure[m], mixture) if m in unsure else _unsure("")
+            rows.append(_row(NAMES[m], _tracks(results, example, folder, m) + picture, m))
+        best = "".join(
+            _row(NAMES[m], _tracks(results, example, folder, m, "_oracle") + _unsure(""), m)
             for m in there
             if m + "_oracle" in files
-        ]
-        folded = (
-            "<details><summary>Raw decodes, the best candidate chosen with the truth</summary>"
-            f"{''.join(best)}</details>"
         )
-        blocks.append(
-            f"<article><h3>{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
-            f"</h3>{''.join(rows)}{folded if best else ''}</article>"
-        )
+        if best:
+            rows.append(
+                "<details><summary>Raw decodes, the best candidate chosen with the truth</summary>"
+                f"{best}</details>"
+            )
+        title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
+        songs.append(_song(f"song-{example['chunk']}", title, mixture, rows, len(files["truth"])))
+    return "".join(songs)
+
+
+def _song(name: str, title: str, mixture: Path, rows: list[str], columns: int) -> str:
+    """A player of everything in its rows."""
+    about = soundfile.info(mixture) if mixture.is_file() else None
+    seconds = about.duration if about else 0.0
     return (
-        "<section><h2>Listen</h2><p>Stems as they stand in the mixture; the systems' are selected "
-        "and refined. A player that starts goes on where another one of the song is. "
-        "Spectrograms: 40 Hz to half the sample rate, logarithmic. <em>Undecided</em>: how far the "
-        "candidates disagree on whose a sound is, from black (they agree, which does not make them "
-        "right, or it is quiet) to yellow (half of them say one source, half the other).</p>"
-        f"{''.join(blocks)}<script>{SWITCH}</script></section>"
+        f'<article class="song" id="{name}" data-seconds="{seconds:.4f}" '
+        f'style="--columns:{columns}"><div class="transport" role="group" aria-label="{title}">'
+        f'<button type="button" class="play" aria-label="Play">{_ICONS}</button>'
+        f'<div class="now" aria-live="polite"></div><h3>{title}</h3>'
+        f'<input class="seek" type="range" min="0" max="{seconds:.4f}" step="any" value="0" '
+        'aria-label="Position in seconds"><span class="clock"></span>'
+        '<label class="again"><input type="checkbox" checked> loop</label></div>'
+        f"{''.join(rows)}</article>"
     )
 
 
-def _row(title: str, players: str) -> str:
-    return f'<div class="row"><h4>{title}</h4>{players}</div>'
+def _row(title: str, players: str, method: str = "") -> str:
+    colour = f' style="--c:var(--{method})"' if method else ""
+    return f'<div class="row"{colour}><h4>{title}</h4>{players}</div>'
 
 
-def _players(
+def _tracks(
     results: Mapping[str, Any],
     example: Mapping[str, Any],
     folder: Path,
     method: str,
     suffix: str = "",
 ) -> str:
-    """A player per source."""
+    """A track per source."""
     how = ("oracle", False) if suffix else ("selected", True)
+    system = NAMES.get(method, "Truth") + (", best raw candidate" if suffix else "")
     return "".join(
-        _player(folder / path, source, _score(results, example, (method, *how), source))
+        _track(
+            folder / path,
+            f"{system}: {source}",
+            source,
+            _score(results, example, (method, *how), source),
+        )
         for source, path in example["files"][method + suffix].items()
     )
 
@@ -95,16 +134,19 @@ def _score(
     return "" if math.isnan(value) else f"{value:.2f} dB"
 
 
-def _player(path: Path, label: str, score: str = "") -> str:
-    """An audio element with its spectrogram, both inside the page."""
-    label = html.escape(label)
+def _track(path: Path, name: str, label: str, score: str = "", wide: bool = False) -> str:
+    """Audio and its spectrogram, both inside the page."""
+    name, label = html.escape(name), html.escape(label)
+    place = "track wide" if wide else "track"
     if not path.is_file():
-        return f'<div class="player">{missing(f"{path.name} is missing.")}</div>'
+        return f"<div>{missing(f'{path.name} is missing.')}</div>"
     samples, rate = audio_io.load(path)
     mono = audio_io.to_mono(samples)
     return (
-        f'<div class="player"><span>{label}</span><span class="score">{score}</span>'
-        f'<img alt="spectrogram of {label}" src="{plots.spectrogram(mono, rate)}">'
+        f'<div class="{place}" data-name="{name}">'
+        f'<button type="button" class="tile" aria-label="{name} {score}" aria-pressed="false">'
+        f'<span class="about"><span>{label}</span><span class="score">{score}</span></span>'
+        f'<span class="picture"><img alt="" src="{plots.spectrogram(mono, rate)}"></span></button>'
         f'<audio controls preload="none" src="{_mp3(mono, rate)}"></audio></div>'
     )
 
@@ -113,17 +155,21 @@ def _uncertainty(path: Path, mixture: Path) -> str:
     """A picture of where the candidates disagree."""
     for needed in (path, mixture):
         if not needed.is_file():
-            return f'<div class="unsure">{missing(f"{needed.name} is missing.")}</div>'
+            return _unsure(missing(f"{needed.name} is missing."))
     samples, rate = audio_io.load(mixture)
     with np.load(path) as stored:
         values, hertz, seconds = (stored[name] for name in ("uncertainty", "hertz", "seconds"))
     picture = plots.uncertainty(
         torch.from_numpy(values), audio_io.to_mono(samples), rate, float(hertz), float(seconds)
     )
-    return (
-        '<div class="unsure"><span>undecided</span>'
-        f'<img alt="where the candidates disagree" src="{picture}"></div>'
+    return _unsure(
+        '<span class="about">undecided</span><span class="picture">'
+        f'<img alt="where the candidates disagree" src="{picture}"></span>'
     )
+
+
+def _unsure(inside: str) -> str:
+    return f'<div class="unsure">{inside}</div>'
 
 
 def _mp3(audio: Tensor, rate: int) -> str:
@@ -132,8 +178,3 @@ def _mp3(audio: Tensor, rate: int) -> str:
     samples = audio.numpy().clip(-1, 1).astype(np.float32)
     soundfile.write(buffer, samples, rate, format="MP3", subtype="MPEG_LAYER_III")
     return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def missing(text: str) -> str:
-    """A remark that something is not there."""
-    return f'<p class="missing">{html.escape(text)}</p>'

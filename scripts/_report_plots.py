@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,17 +22,11 @@ from jukebox_core.separation.refinement import stft
 from jukebox_core.tracking import Row
 from scripts._results import NAMES, SYSTEMS, series, sources_of
 
-COLOURS = {
-    "lqvae": "#d97706",
-    "lass": "#2563eb",
-    "hybrid": "#059669",
-    "mixture": "#9ca3af",
-    "hpss": "#a855f7",
-    "irm": "#64748b",
-    "codec": "#be185d",
-    "codec_lass": "#7c2d12",
-}
-_GREY = "#8a8f98"  # readable on white and on black
+COLOURS = {"lqvae": "#c2660a", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
+_MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
+_INK = "#010203"  # becomes the colour of the text around
+_THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
+_THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "currentColor"}
 
 
 def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
@@ -38,41 +34,36 @@ def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str
     sources = sources_of(results)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    names: dict[str, str] = {}
+    where = {item["chunk"]: item["track"] for item in results["chunks"]}
     lines = [(method, estimate, refined) for method in SYSTEMS] + [("mixture", "selected", False)]
-    for method, chosen, masked in lines:
-        x, y = (series(results, method, chosen, masked, s, "sdr") for s in sources[:2])
+    for line in lines:
+        x, y = (series(results, *line, s, "sdr") for s in sources[:2])
         if not x:
             continue
-        colour = COLOURS[method]
-        axes.scatter(
-            [x[i] for i in x],
-            [y[i] for i in x],
-            s=14,
-            alpha=0.6,
-            color=colour,
-            marker="x" if method == "mixture" else "o",
-        )
-        axes.scatter(
-            np.nanmean(list(x.values())),
-            np.nanmean(list(y.values())),
-            s=110,
-            marker="X" if method == "mixture" else "D",
-            color=colour,
-            edgecolor="white",
-            label=NAMES[method],
+        name, colour, marker = NAMES[line[0]], COLOURS[line[0]], _MARKERS[line[0]]
+        for i in x:
+            point = f"point-{line[0]}-{i}"
+            names[point] = f"{name}, {where[i]}: {sources[0]} {x[i]:.1f}, {sources[1]} {y[i]:.1f}"
+            axes.plot(
+                x[i], y[i], marker, ms=4.5, alpha=0.6, color=colour, markeredgewidth=1, gid=point
+            )
+        mean = (float(np.nanmean(list(values.values()))) for values in (x, y))
+        axes.plot(
+            *mean, marker, ms=11, color=colour, label=name, ls="none", markeredgewidth=2, zorder=4
         )
     axes.set_xlabel(f"{sources[0]} SDR (dB)")
     axes.set_ylabel(f"{sources[1]} SDR (dB)")
     axes.set_title(title)
     _legend(axes)
-    return _svg(figure)
+    return _svg(figure, title, names)
 
 
 def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") -> str:
     """A metric over the steps, per run: thin for training, thick for validation."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    colours = ["#2563eb", "#d97706", "#059669", "#be185d"]
+    colours = [COLOURS["lass"], COLOURS["lqvae"], COLOURS["hybrid"], COLOURS["mixture"]]
     for (name, rows), colour in zip(runs.items(), colours * len(runs), strict=False):
         for split, width in (("train", 0.8), ("validation", 2.0)):
             points = [(r.step, r.value) for r in rows if (r.split, r.metric) == (split, metric)]
@@ -89,7 +80,7 @@ def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") 
     axes.set_ylabel(metric)
     axes.set_title(title)
     _legend(axes)
-    return _svg(figure)
+    return _svg(figure, title)
 
 
 def spectrogram(audio: Tensor, rate: int) -> str:
@@ -135,22 +126,33 @@ def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float,
 
 def _legend(axes: Any) -> None:
     for spine in axes.spines.values():
-        spine.set_color(_GREY)
-    axes.tick_params(colors=_GREY)
+        spine.set_color(_INK)
+    axes.tick_params(colors=_INK)
     for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-        text.set_color(_GREY)
+        text.set_color(_INK)
     axes.grid(alpha=0.25)
     axes.set_facecolor("none")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_GREY)
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK, markerscale=0.7)
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element with a transparent background and no reference outside."""
+def _svg(figure: Figure, salt: str, names: Mapping[str, str] | None = None) -> str:
+    """The figure as an <svg> element in the page's font and colours; it refers to nothing outside.
+
+    salt: makes the figure's names differ from those of others on a page.
+    names: {gid of an artist: what is said where the pointer rests on it}.
+    """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    start, stop = text.find("<metadata>"), text.find("</metadata>")
-    return text if start < 0 else text[:start] + text[stop + len("</metadata>") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for gid, name in (names or {}).items():
+        text = text.replace(f'<g id="{gid}">', f"<g><title>{html.escape(name)}</title>")
+    used = set(re.findall(r"#([\w-]+)", text))  # names that several figures of a page may share
+    text = re.sub(r' id="([\w-]+)"', lambda at: at[0] if at[1] in used else "", text)
+    text = re.sub(r"(font(?:-family)?: [^;\"]*?)'[^;\"]*", r"\1inherit", text)
+    for colour, themed in _THEMED.items():
+        text = text.replace(colour, themed)
+    return text

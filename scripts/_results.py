@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
+from jukebox_core.separation.statistics import Interval, bootstrap_mean
 
 METRICS = ("sdr_seed", "sdr", "si_sdr", "si_sdri")
 MUSEVAL = "sdr_museval"  # a fifth, with --museval
@@ -106,19 +106,41 @@ def series(
     }
 
 
-def difference(
-    results: Mapping[str, Any], first: str, second: str, source: str = "mean", metric: str = "sdr"
-) -> Interval:
-    """The mean of `first - second` over the chunks, paired: what each gives without the truth.
+def paired(
+    results: Mapping[str, Any],
+    first: tuple[str, str, bool],
+    second: tuple[str, str, bool],
+    source: str = "mean",
+    metric: str = "sdr",
+) -> list[float]:
+    """`first - second` of every chunk that both have a score of; (method, estimate, refined)."""
+    a, b = (series(results, *line, source, metric) for line in (first, second))
+    gaps = [a[i] - b[i] for i in sorted(set(a) & set(b))]
+    return [gap for gap in gaps if not math.isnan(gap)]
 
-    A system's estimate is refined, a baseline's (the mixture, HPSS) is as it is.
+
+def difference(
+    results: Mapping[str, Any],
+    first: str,
+    second: str,
+    source: str = "mean",
+    metric: str = "sdr",
+    how: tuple[str, bool] | None = None,
+) -> Interval:
+    """The mean of `first - second` over the chunks, paired.
+
+    how: (estimate, refined) of both; default: what each gives without the truth, a system's
+    refined, a baseline's (the mixture, HPSS) as it is.
     """
-    a, b = (
-        series(results, method, "selected", method in SYSTEMS, source, metric)
-        for method in (first, second)
-    )
-    shared = sorted(set(a) & set(b))
-    return paired_difference([a[i] for i in shared], [b[i] for i in shared])
+    a, b = ((method, *(how or ("selected", method in SYSTEMS))) for method in (first, second))
+    return bootstrap_mean(paired(results, a, b, source, metric))
+
+
+def as_interval(row: Mapping[str, Any] | None) -> Interval:
+    """A row of `rows` as a mean with its interval; NaN where there is none."""
+    if row is None or row["mean"] is None:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    return Interval(row["mean"], row["ci_low"], row["ci_high"], row["n"])
 
 
 def find_row(

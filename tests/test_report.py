@@ -5,101 +5,26 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
 import torch
+from made_up_runs import RATE, SHOWN, SOURCES, write_runs
 
-from jukebox_core import audio as audio_io
 from jukebox_core.files import write_json
 from scripts import _report_plots as plots
 from scripts import report
-from scripts._results import cell, difference, find_row, make_rows
+from scripts._results import cell, difference, find_row, paired, series
 
-SOURCES = ("bass", "drums")
-SHOWN = [("oracle", False), ("oracle", True), ("selected", False), ("selected", True)]
-RATE = 22_050
-
-
-def values(level):
-    return {
-        source: {
-            "sdr_seed": level + 0.11,
-            "sdr": level + 0.3 * i,
-            "si_sdr": level - 1,
-            "si_sdri": level - 2,
-        }
-        for i, source in enumerate(SOURCES)
-    }
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run's folder with made-up scores, in which the hybrid is 2 dB better than the LQ-VAE."""
-    folder = tmp_path_factory.mktemp("runs")
-    chunks = []
-    for chunk in range(6):
-        ease = 0.7 * chunk
-        for method, level in {"lqvae": 3.0, "lass": 4.98, "hybrid": 5.0 + 0.05 * chunk}.items():
-            shift = (-1) ** chunk * 0.5 if method == "lass" else 0.0
-            for estimate, refined in SHOWN:
-                found = values(level + ease + refined + shift)
-                chunks.append(item(chunk, method, estimate, refined, found))
-        chunks.append(item(chunk, "mixture", "selected", False, values(ease)))
-        chunks.append(item(chunk, "irm", "oracle", False, values(12 + ease)))
-    chunks[0]["values"]["bass"]["sdr"] = None
-    generator = torch.Generator().manual_seed(0)
-    files = {"mixture": "results_audio/00_mixture.flac"}
-    for group in ("truth", "lqvae", "lass", "hybrid", "hybrid_oracle"):
-        files[group] = {s: f"results_audio/00_{group}_{s}.flac" for s in SOURCES}
-    for name in [
-        files["mixture"],
-        *(p for f in files.values() if isinstance(f, dict) for p in f.values()),
-    ]:
-        audio_io.save(folder / name, 0.1 * torch.randn(20_000, generator=generator), RATE)
-    unsure = {}
-    for method, shown in (("lqvae", 0.0), ("hybrid", 0.5)):
-        unsure[method] = f"results_audio/00_{method}_uncertainty.npz"
-        stored = np.full((65, 626), shown, dtype=np.float16)
-        path = folder / unsure[method]
-        np.savez(path, uncertainty=stored, hertz=RATE / 128, seconds=32 / RATE)
-    unsure["lass"] = "results_audio/00_lass_uncertainty.npz"
-    results = {
-        "meta": {
-            "data": {"chunks": 6, "songs": 6, "folder": "made-up & <odd>", "sample_rate": RATE},
-            "command": "python -m scripts.evaluate --models 'a <b>'",
-            "examples": [
-                {
-                    "chunk": 0,
-                    "track": "Track00001",
-                    "start": 22_050,
-                    "files": files,
-                    "uncertainty": unsure,
-                }
-            ],
-            "definitions": {"sdr": "SDR over the whole chunk"},
-            "notes": ["a note"],
-        },
-        "rows": make_rows(chunks, SOURCES),
-        "chunks": chunks,
-        "seconds_per_chunk": {"lqvae": 3.21, "lass": 1.5, "hybrid": 1.25},
-    }
-    write_json(folder / "results.json", results)
-    for run in ("vqvae", "prior_bass"):
-        path = folder / "models" / "reconstruction" / run / "metrics.csv"
-        path.parent.mkdir(parents=True)
-        path.write_text(
-            "step,epoch,split,metric,value\n1,0.1,train,loss,3\n2,0.2,train,loss,2\n"
-            "2,0.2,validation,loss,2.5\n"
-        )
-    return folder
-
-
-def item(chunk, method, estimate, refined, found):
-    place = {"chunk": chunk, "track": f"Track{chunk + 1:05d}", "start": 0}
-    return {**place, "method": method, "estimate": estimate, "refined": refined, "values": found}
+    return write_runs(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +43,8 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br") and not self.get_starttag_text().endswith("/>"):
+        void = ("meta", "link", "img", "br", "input")
+        if tag not in void and not self.get_starttag_text().endswith("/>"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -135,11 +61,13 @@ def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
     elements = Elements(page)
     assert elements.open == []
     for tag, attributes in elements.tags:
-        assert tag not in ("link", "iframe", "object", "base")
+        assert tag not in ("iframe", "object", "base")
         for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
             value = attributes.get(name) or "#"
             assert value.startswith(("data:", "#")), f"<{tag} {name}={value[:60]}>"
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
+    (policy,) = (a["content"] for t, a in elements.tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none';") and "http" not in policy
     assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
 
 
@@ -157,7 +85,7 @@ def test_the_audio_is_in_the_page(page, runs):
 
 def test_the_table_says_what_the_json_says(page, runs):
     results = json.loads((runs / "results.json").read_text())
-    cells = re.findall(r"<td>([^<]*)</td>", page)
+    cells = [re.sub("<.*?>", "", text) for text in re.findall(r"<td[^>]*>(.*?)</td>", page)]
     lines = [(m, *s) for m in ("lqvae", "lass", "hybrid") for s in SHOWN if s != ("oracle", True)]
     lines += [("mixture", "selected", False), ("irm", "oracle", False)]
     for line in lines:
@@ -181,6 +109,8 @@ def test_the_headline_is_computed_from_the_scores(page, runs):
     for method in ("lqvae", "lass", "hybrid"):
         row = find_row(results, method, "selected", True, "mean", "sdr")
         assert f"{row['mean']:.2f} dB95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
+    for other, ratio in (("LQ-VAE", 1.25 / 3.21), ("LASS", 1.25 / 1.5)):
+        assert re.search(rf"{other} here: [^)]*\), in {ratio:.2f} times its time\.", text)
 
 
 def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
@@ -265,3 +195,39 @@ def test_bad_folders_are_one_line(tmp_path, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "does not hold the results of scripts.evaluate" in line
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_strips_hold_every_chunk_where_it_lies(page, runs):
+    results = json.loads((runs / "results.json").read_text(encoding="utf-8"))
+    gaps = paired(results, ("hybrid", "selected", True), ("lass", "selected", True))
+    assert len(gaps) == 6
+    strips = re.findall(r'<svg class="strip".*?</svg>', page)
+    left, right = (float(re.search(rf'left:([\d.]+)%">{value}<', page)[1]) for value in ("-1", "3"))
+    shown = [float(x) for x in re.findall(r'<circle cx="([\d.]+)%"', strips[1])]
+    expected = [left + (right - left) * (gap + 1) / 4 for gap in sorted(gaps)]
+    np.testing.assert_allclose(shown, expected, atol=0.01)
+
+
+def test_marks_of_the_scatter_say_their_song(page, runs):
+    results = json.loads((runs / "results.json").read_text(encoding="utf-8"))
+    for i in range(6):
+        x, y = (series(results, "hybrid", "selected", True, s, "sdr")[i] for s in SOURCES)
+        assert f"<title>Hybrid, Track{i + 1:05d}: bass {x:.1f}, drums {y:.1f}</title>" in page
+
+
+def test_what_each_part_adds_is_shown_where_it_was_measured(page, runs, tmp_path):
+    assert "What each part adds" not in page
+    (tmp_path / "results.json").write_bytes((runs / "results.json").read_bytes())
+    (tmp_path / "ablation").mkdir()
+    target = tmp_path / "ablation" / "ablation.json"
+    target.write_bytes((ROOT / "docs" / "data" / "ablation.json").read_bytes())
+    text = Elements(report.build_page(tmp_path)).text
+    found = json.loads(target.read_text(encoding="utf-8"))
+    for line in found["rows"]:
+        if line["row"].startswith("parts: "):
+            of = line["sdr"]["drums"]
+            words = f"{of['mean']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
+            assert line["row"][7:] in text and words in text
+    target.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="does not hold the tables of scripts.ablate"):
+        report.build_page(tmp_path)

@@ -1,0 +1,36 @@
+"""The page around the report's sections: style, script, a policy that lets nothing in or out."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+__all__ = ["SCRIPT", "STYLE", "document", "missing"]
+
+_HERE = Path(__file__).parent
+STYLE = (_HERE / "_report.css").read_text(encoding="utf-8")
+"""The report's style sheet."""
+SCRIPT = (_HERE / "_report.js").read_text(encoding="utf-8")
+"""Its players; without it, or where there is no Web Audio, the browser's own are shown."""
+
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; media-src data:"
+)
+
+
+def document(title: str, body: str) -> str:
+    """A whole page that needs no other file: the browser itself refuses what is not in it."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n'
+        f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
+        f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def missing(text: str) -> str:
+    """A remark that something is not there."""
+    return f'<p class="missing">{html.escape(text)}</p>'
