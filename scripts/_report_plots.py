@@ -22,7 +22,7 @@ from jukebox_core.separation.refinement import stft
 from jukebox_core.tracking import Row
 from scripts._results import NAMES, SYSTEMS, series, sources_of
 
-COLOURS = {"lqvae": "#c2660a", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
+COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
 _MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
 _INK = "#010203"  # becomes the colour of the text around
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
