@@ -14,6 +14,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 DATA ?= runs/demo/data
 MODELS ?= runs/demo/models
 OUT ?= runs/demo/ablation
+# Of every method: validation chunks, and draws of candidates on them (about 100 s each of one core).
+TUNE_CHUNKS ?= 12
+TUNE_BUDGET ?= 8
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
@@ -22,9 +25,16 @@ MIDI ?=
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
 
+# What tuning depends on; the demo makes its own, and leaves what is done as it is.
 ifeq ($(MODELS),runs/demo/models)
-results: demo
+PARTS := $(addprefix $(MODELS)/linearisation/,counts.safetensors sums.safetensors calibration.safetensors)
+PARTS += $(addprefix $(MODELS)/reconstruction/,counts.safetensors calibration.safetensors)
+PARTS += $(foreach family,linearisation reconstruction,$(foreach run,vqvae prior_bass prior_drums,$(MODELS)/$(family)/$(run)/weights.safetensors))
+$(PARTS): demo ;
+else
+PARTS := $(wildcard $(MODELS)/*/*.safetensors $(MODELS)/*/*/weights.safetensors)
 endif
+
 results: $(READY) $(addprefix $(MODELS)/tuned/,hybrid.json lass.json lqvae.json)
 	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --strengths 3 10 --sigmas 0.3 0.4
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(DATA) --output $(OUT) --candidates 32
@@ -34,11 +44,8 @@ ifneq ($(MIDI),)
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(OUT)/midi_data --output $(OUT)/second --candidates 32 --no-parts --seeds 1
 endif
 
-$(MODELS)/tuned/hybrid.json: STUDY = --chunks 18 --budget 5
-$(MODELS)/tuned/lass.json: STUDY = --chunks 12 --budget 3
-$(MODELS)/tuned/lqvae.json: STUDY = --chunks 12 --budget 4
-$(MODELS)/tuned/%.json: | $(READY)
-	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* $(STUDY)
+$(MODELS)/tuned/%.json: $(PARTS) | $(READY)
+	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET)
 
 test: check
 	$(BIN)/python -m pytest -n auto

@@ -158,6 +158,7 @@ def build_separator(
     precision: Precision = "auto",
     window: int | None = None,
     context: int | Literal["max"] = 0,
+    tuned: bool = True,
     **settings: Any,
 ) -> Separator:
     """Load the parts of a method and compose them.
@@ -170,6 +171,7 @@ def build_separator(
         precision: of the priors, see `accelerate`.
         window: codes per window; default that of the preset, within the priors' context.
         context: codes chosen before a window that the priors see, see `Separator`.
+        tuned: look at what was tuned for the models; otherwise what is left out is built in.
         settings: fields of `scripts._settings.Settings`; what is left out (or None) is what was
             tuned for the models (MODELS/tuned/METHOD.json), or else built in.
 
@@ -179,7 +181,7 @@ def build_separator(
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
-    chosen = resolve(Settings(**settings), models, method)
+    chosen = resolve(Settings(**settings), models, method, tuned=tuned)
     sampler = sampler_of(chosen)
     family = Path(models) / FAMILY[method]
     if not family.is_dir():

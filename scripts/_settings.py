@@ -12,7 +12,7 @@ from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
-__all__ = ["Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = ["SAMPLING", "Settings", "load_tuned", "resolve", "tuned_path"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,20 @@ BUILT_IN: Mapping[str, Any] = {
 }
 
 
+SAMPLING = (
+    "sampler",
+    "temperature",
+    "top_k",
+    "top_p",
+    "sigma",
+    "weight",
+    "backoff",
+    "kernel",
+    "shifts",
+)
+"""The settings that the candidates depend on; the others only say what is made of them."""
+
+
 def tuned_path(models: Path, method: str) -> Path:
     """Where scripts.tune writes what it chose."""
     return Path(models) / "tuned" / f"{method}.json"
@@ -99,7 +113,11 @@ def load_tuned(models: Path, method: str) -> dict[str, Any]:
     return options
 
 
-def resolve(settings: Settings, models: Path, method: str) -> dict[str, Any]:
-    """Every setting's value: the given one, else the tuned, else the built-in."""
+def resolve(settings: Settings, models: Path, method: str, *, tuned: bool = True) -> dict[str, Any]:
+    """Every setting's value: the given one, else the tuned (`tuned` False: never), else built in.
+
+    Raises:
+        ValueError: the tuned file is damaged.
+    """
     given = {name: value for name, value in vars(settings).items() if value is not None}
-    return {**BUILT_IN, **load_tuned(models, method), **given}
+    return {**BUILT_IN, **(load_tuned(models, method) if tuned else {}), **given}

@@ -2,11 +2,14 @@
 
 A `Draw` is what costs: candidates of all chunks under one setting of the sampling. From the same
 candidates any number of `Way`s give estimates. Draws are processes of one thread each; the scores
-of each are kept on disk, so that a study that was stopped goes on.
+of each are kept on disk, so that a study that was stopped goes on. They are kept by everything they
+depend on: chunks, models, the settings as resolved (the tuned ones too), and the code.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -30,6 +33,7 @@ from jukebox_core.separation.selection import Candidates, PosteriorMean, Selecti
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._evaluation_meta import fingerprints
 from scripts._models import Method, build_separator
+from scripts._settings import SAMPLING, Settings, resolve
 
 __all__ = [
     "Draw",
@@ -45,7 +49,18 @@ __all__ = [
 ]
 
 _BATCH = 4  # chunks sampled together by one process
-_VERSION = 1
+_CODE = (
+    "jukebox_core/separation",
+    "jukebox_core/vqvae",
+    "jukebox_core/prior",
+    "lqvae",
+    "lass",
+    "hybrid",
+    "scripts/_models.py",
+    "scripts/_evaluation.py",
+    "scripts/_study.py",
+)
+"""What makes candidates, and estimates of them; the settings are identified by their values."""
 
 
 class Way(Protocol):
@@ -158,6 +173,8 @@ class Study:
     seed: int = 0
     """Of the chunks."""
     chunk_codes: int = 1024
+    tuned: bool = True
+    """Take the settings that a draw leaves open from what was tuned; otherwise built in."""
 
     def load(self, length: int) -> list[Chunk]:
         """The chunks, `length` samples each."""
@@ -169,7 +186,7 @@ class Study:
     def identity(self) -> dict[str, Any]:
         """What scores depend on besides the draw and the ways."""
         return {
-            "version": _VERSION,
+            "code": code_digest(),
             "torch": torch.__version__,
             "data": sha256(self.data / MANIFEST_NAME),
             "split": self.split,
@@ -184,49 +201,95 @@ def run_draws(
 ) -> dict[Draw, Scores]:
     """The scores of every draw; those that `folder` holds already are not made again.
 
+    Draws whose settings come to the same are made once.
+
     Args:
         study: chunks and models.
         draws: {setting of the sampling: {name: how its candidates become estimates}}.
         folder: of the scores' files.
         jobs: processes, of one thread each; 1: this one does it.
+
+    Raises:
+        ValueError: the tuned file is damaged.
+        FileNotFoundError: a part of the models or of the data is missing.
     """
-    found: dict[Draw, Scores] = {}
-    missing: dict[Draw, dict[str, Way]] = {}
+    resolved = {draw: _resolved(study, draw) for draw in draws}
+    wanted: dict[Draw, dict[str, Way]] = {}
     for draw, ways in draws.items():
-        stored = _stored(_path(study, draw, folder), ways)
-        if stored is None:
-            missing[draw] = dict(ways)
-        else:
-            found[draw] = stored
+        wanted.setdefault(resolved[draw], {}).update(ways)
+    paths = {draw: _path(study, draw, folder) for draw in wanted}
+    stored = {draw: _stored(paths[draw], ways) for draw, ways in wanted.items()}
+    found = {draw: scores for draw, scores in stored.items() if scores is not None}
+    missing = [(draw, ways, paths[draw]) for draw, ways in wanted.items() if draw not in found]
     with tqdm(total=len(missing), unit="draw", disable=None) as bar:
-        for draw, scores in _scored(study, missing, folder, jobs):
+        for draw, scores in _scored(study, missing, jobs):
             found[draw] = scores
             bar.update()
-    return found
+    return {draw: found[resolved[draw]] for draw in draws}
+
+
+def _resolved(study: Study, draw: Draw) -> Draw:
+    """The same draw with every setting of the sampling that is not left to the likelihood."""
+    given = dict(draw.options)
+    settings = Settings(**{k: v for k, v in given.items() if k in vars(Settings())})
+    values = resolve(settings, study.models, draw.method, tuned=study.tuned)
+    others = {name: value for name, value in given.items() if name not in values}
+    known = {name: values[name] for name in SAMPLING if values[name] is not None}
+    return Draw.of(draw.method, draw.seed, **others, **known)
+
+
+@functools.cache
+def code_digest() -> str:
+    """Of the modules that scores depend on; comments, docstrings and layout do not change it."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for part in _CODE:
+        path = root / part
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix in (".py", ".c"):
+                text = file.read_text(encoding="utf-8")
+                digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+                digest.update((_bare(text) if file.suffix == ".py" else text).encode())
+    return digest.hexdigest()
+
+
+def _bare(text: str) -> str:
+    """Python source without what does nothing: comments, layout, strings that stand alone."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_remark(line)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_remark(line: ast.stmt) -> bool:
+    value = line.value if isinstance(line, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 def _scored(
-    study: Study, draws: Mapping[Draw, dict[str, Way]], folder: Path, jobs: int
+    study: Study, draws: Sequence[tuple[Draw, dict[str, Way], Path]], jobs: int
 ) -> Iterator[tuple[Draw, Scores]]:
     """The draws as they are done."""
     if jobs == 1 or len(draws) < 2:
-        for draw, ways in draws.items():
-            yield draw, _score(study, draw, ways, folder)
+        for item in draws:
+            yield item[0], _score(study, *item)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(draws)), mp_context=context) as pool:
-        running = {pool.submit(_alone, study, *item, folder): item[0] for item in draws.items()}
+        running = {pool.submit(_alone, study, *item): item[0] for item in draws}
         for done in as_completed(running):
             yield running[done], done.result()
 
 
-def _alone(study: Study, draw: Draw, ways: dict[str, Way], folder: Path) -> Scores:
+def _alone(study: Study, draw: Draw, ways: dict[str, Way], path: Path) -> Scores:
     """A draw in a process of its own, which shares the cores with others of one thread each."""
     torch.set_num_threads(1)
-    return _score(study, draw, ways, folder)
+    return _score(study, draw, ways, path)
 
 
 def _path(study: Study, draw: Draw, folder: Path) -> Path:
+    """Of the scores of a resolved draw."""
     known = study.identity() | {
         "models": fingerprints(study.models, draw.method),
         "draw": draw,
@@ -246,9 +309,9 @@ def _stored(path: Path, ways: Mapping[str, Way]) -> Scores | None:
         return None
 
 
-def _score(study: Study, draw: Draw, ways: dict[str, Way], folder: Path) -> Scores:
-    """Sample, estimate, score and store one draw."""
-    separator = build_separator(draw.method, study.models, **dict(draw.options))
+def _score(study: Study, draw: Draw, ways: dict[str, Way], path: Path) -> Scores:
+    """Sample, estimate, score and store one resolved draw."""
+    separator = build_separator(draw.method, study.models, tuned=False, **dict(draw.options))
     length = separator.codec.config.hop * min(study.chunk_codes, separator.window)
     chunks = study.load(length)
     values: dict[str, dict[str, list[float]]] = {
@@ -264,7 +327,7 @@ def _score(study: Study, draw: Draw, ways: dict[str, Way], folder: Path) -> Scor
                 values[name][source].append(score.item())
     scores = Scores(values, seconds / len(chunks))
     write_json(
-        _path(study, draw, folder),
+        path,
         {"ways": {name: repr(way) for name, way in ways.items()}, **scores._asdict()},
     )
     return scores

@@ -4,11 +4,15 @@
 
 One setting after the other takes the value with the highest mean SDR of what a user gets (the
 mixture masked by the candidates; no reference, no oracle), the others held at the best so far: the
-sampling first, each value one draw of candidates on all chunks, then the mask, from the same
-candidates; what the budget leaves goes to other numbers of candidates, scored and not chosen. A
-value is kept only if it beats the one before. Writes MODELS/tuned/METHOD.json, which
-scripts.separate, scripts.evaluate and `build_separator` then take their defaults from (a flag goes
-before it; delete the file to go back). The budget bounds the draws; a stopped run goes on.
+sampling first, each value one draw of candidates on all chunks, then the mask, every one from the
+candidates of the best sampling, drawn once more; what the budget leaves goes to other numbers of
+candidates, scored and not chosen. A value is kept only if it beats the one before. Writes
+MODELS/tuned/METHOD.json, which scripts.separate, scripts.evaluate and `build_separator` then take
+their defaults from (a flag goes before it; delete the file to go back). The budget bounds the
+draws; a stopped run goes on.
+
+Tuning starts from the built-in settings, whatever was tuned before, and with the calibration of
+spectra where it was measured. Beside the settings the file holds everything tried, chunk by chunk.
 
 The test split is refused: its songs are for the last measurement alone.
 """
@@ -38,26 +42,28 @@ GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
         "sampler": ("particle", "ancestral"),
     },
     "lass": {
-        "weight": (3.0, 2.0, 4.0),
+        "weight": (3.0, 4.0, 2.0, 6.0),
+        "temperature": (1.0, 0.9),
         "backoff": (3.0, 1.0, 10.0),
-        "temperature": (1.0, 0.9, 1.1),
         "sampler": ("particle", "ancestral"),
     },
     "hybrid": {
-        "weight": (1.0, 0.7, 1.5),
-        "sigma": (0.4, 0.3, 0.6),
-        "backoff": (3.0, 1.0, 10.0),
-        "temperature": (1.0, 0.9, 1.1),
+        "weight": (1.0, 0.7, 0.5, 1.5),
+        "sigma": (0.4, 0.3, 0.2),
+        "temperature": (1.0, 0.9),
+        "backoff": (3.0, 10.0, 1.0),
         "sampler": ("particle", "ancestral"),
     },
 }
-"""The sampling's settings in the order of tuning; the first value is the default."""
+"""The sampling's settings in the order of tuning, what matters most first; the first value is the
+default. A budget of 8 draws reaches all but the hybrid's last backoff and the counted systems'
+samplers."""
 MASKS: Mapping[str, Sequence[Any]] = {
     "mask_power": (2.5, 1.5, 2.0, 3.0, 4.0),
-    "mask_n_fft": (4096, 1024, 2048),
-    "compression": (1.0, 0.5),
+    "mask_n_fft": (4096, 2048, 8192),
+    "compression": (1.0, 0.5, 0.3),
 }
-"""The refinement's; all combinations are scored."""
+"""The refinement's; all combinations are scored, of the same candidates."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ class Args:
     candidates: int | None = None
     """Joint candidates per chunk; default: the models' preset."""
     budget: int = 16
-    """Draws at most; settings that come later keep their defaults when it is spent."""
+    """Draws at most, beside one for the masks; settings that come later keep their defaults when it
+    is spent."""
     seed: int = 0
     """Of the chunks and of the sampling."""
     chunk_codes: int = 1024
@@ -97,49 +104,49 @@ class Tuning:
         self.tried: list[dict[str, Any]] = []
         self._args, self._study = args, study
         self._left = args.budget
-        self._ways = {_mask_name(mask): Refined(_mask(args, mask)) for mask in _masks()}
-        self._default = next(iter(self._ways))
+        self._default = _mask_name(_masks()[0])
         self.best = self._draw([{}])[0]
+        self._note({}, self.best)
 
-    def _draw(self, settings: Sequence[dict[str, Any]]) -> list[Scores]:
-        """Scores of the best options so far with each of these instead."""
+    def _draw(self, settings: Sequence[dict[str, Any]], masks: int = 1) -> list[Scores]:
+        """Scores of the best options so far with each of these instead, by the first masks."""
+        ways = {_mask_name(mask): Refined(_mask(self._args, mask)) for mask in _masks()[:masks]}
         shared = {} if self._args.candidates is None else {"candidates": self._args.candidates}
         draws = [
             Draw.of(self._args.method, self._args.seed, **(shared | self.options | setting))
             for setting in settings
         ]
         folder = tuned_path(self._args.models, self._args.method).with_suffix(".parts")
-        found = run_draws(self._study, dict.fromkeys(draws, self._ways), folder, self._args.jobs)
+        found = run_draws(self._study, dict.fromkeys(draws, ways), folder, self._args.jobs)
         self._left -= len(draws)
         return [found[draw] for draw in draws]
 
     def sampling(self, name: str, values: Sequence[Any]) -> None:
         """Try the values of one setting beside its default, as many as the budget allows."""
         others = list(values[1:])[: max(0, self._left)]
+        best, most = None, 0.0
         for value, scores in zip(others, self._draw([{name: v} for v in others]), strict=True):
-            self._note({name: value}, scores)
-        tried = [t for t in self.tried if name in t["setting"]]
-        winner = max(tried, key=lambda t: t["gain"], default=None)
-        if winner is not None and winner["gain"] > 0:
-            self.options[name] = winner["setting"][name]
-            self.best = winner["scores"]
-        for t in tried:
-            t.pop("scores")
+            gain = self._note({name: value}, scores)
+            if gain > most:
+                best, most = (value, scores), gain
+        if best is not None:
+            self.options[name], self.best = best
 
     def sizes(self, values: Sequence[int]) -> None:
         """Score other numbers of candidates, as many as the budget allows; none is taken."""
         some = list(values)[: max(0, self._left)]
         for value, scores in zip(some, self._draw([{"candidates": n} for n in some]), strict=True):
             self._note({"candidates": value}, scores)
-            self.tried[-1].pop("scores")
 
-    def _note(self, setting: dict[str, Any], scores: Scores) -> None:
+    def _note(self, setting: dict[str, Any], scores: Scores) -> float:
+        """Tell the scores of a draw; its gain over the best so far."""
         means = scores.mean(self._default), self.best.mean(self._default)
-        self._tell(setting, *means, seconds=scores.seconds, scores=scores)
+        return self._tell(setting, *means, seconds=scores.seconds)
 
     def _tell(
         self, setting: dict[str, Any], own: list[float], before: list[float], **more: Any
-    ) -> None:
+    ) -> float:
+        """Add to what was tried; the gain."""
         gain = paired_difference(own, before)
         self.tried.append(
             {
@@ -148,13 +155,16 @@ class Tuning:
                 "sdr": sum(own) / len(own),
                 "gain": gain.mean,
                 "interval": [gain.low, gain.high],
+                "chunks": own,
                 **more,
             }
         )
+        return gain.mean
 
     def masks(self) -> None:
         """Take the best mask, from the candidates of the best sampling."""
-        means = {name: self.best.mean(name) for name in self._ways}
+        (scores,) = self._draw([{}], len(_masks()))
+        means = {name: scores.mean(name) for name in scores.values}
         for mask in _masks():
             self._tell(mask, means[_mask_name(mask)], means[self._default])
         winner = max(_masks(), key=lambda mask: sum(means[_mask_name(mask)]))
@@ -172,7 +182,8 @@ def main(args: Args) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     if args.method not in METHODS:
         raise ValueError(f"--method is {args.method}, expected one of {', '.join(METHODS)}")
-    study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
+    chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
+    study = Study(args.models, args.data, *chosen, tuned=False)
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)
@@ -180,7 +191,7 @@ def main(args: Args) -> None:
     tuning.masks()
     for tried in tuning.tried:
         low, high = tried["interval"]
-        setting = ", ".join(f"{k} {v}" for k, v in tried["setting"].items())
+        setting = ", ".join(f"{k} {v}" for k, v in tried["setting"].items()) or "built in"
         took = f"  {tried['seconds']:.1f} s / chunk" if "seconds" in tried else ""
         print(
             f"{setting:48} {tried['sdr']:6.2f} dB  {tried['gain']:+.2f} "
@@ -192,7 +203,7 @@ def main(args: Args) -> None:
         {
             "options": tuning.options,
             "tried": tuning.tried,
-            "study": study.identity() | {"data_folder": str(args.data)},
+            "study": study.identity() | {"candidates": args.candidates, "budget": args.budget},
             **provenance(),
         },
     )

@@ -1,7 +1,10 @@
 """Tuning and ablation on tiny models: their scores are those of the separator's own candidates."""
 
 import json
+import shutil
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,9 @@ import torch
 from jukebox_core.separation import metrics
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.selection import SpectralFit
-from scripts import ablate, separate, tune
+from lass.likelihood import WEIGHT
+from lqvae.likelihood import SIGMA
+from scripts import _study, ablate, separate, tune
 from scripts._models import build_separator
 from scripts._settings import BUILT_IN, Settings, load_tuned, resolve, tuned_path
 from scripts._study import Draw, Oracle, Picked, Refined, Single, Study, run_draws
@@ -63,8 +68,10 @@ def test_tuning_keeps_what_wins_and_the_others_read_it(models, tiny_data, tmp_pa
     assert tune.main(flags) == 0
     stored = json.loads(tuned_path(models, "hybrid").read_text())
     masks = [t for t in stored["tried"] if "mask_power" in t["setting"]]
-    draws = [t for t in stored["tried"] if "mask_power" not in t["setting"]]
+    base, *draws = [t for t in stored["tried"] if "mask_power" not in t["setting"]]
+    assert base["setting"] == {} and base["gain"] == 0
     assert len(draws) == 1  # the first draw of the budget is the default's
+    assert all(t["sdr"] == pytest.approx(sum(t["chunks"]) / 2) for t in stored["tried"])
     assert ("temperature" in stored["options"]) == (draws[0]["gain"] > 0)
     best = max(masks, key=lambda t: t["sdr"])
     assert all(stored["options"].get(k, BUILT_IN[k]) == v for k, v in best["setting"].items())
@@ -73,6 +80,92 @@ def test_tuning_keeps_what_wins_and_the_others_read_it(models, tiny_data, tmp_pa
     assert build_separator("hybrid", models, mask_power=7.0).refinement.power == 7.0
     assert resolve(Settings(mask_power=7.0), models, "hybrid")["mask_power"] == 7.0
     assert load_tuned(models, "lass") == {}
+
+
+def test_scores_are_kept_by_the_settings_that_made_them(models, tiny_data, tmp_path):
+    study, ways = Study(models, tiny_data, "test", 2, chunk_codes=64), {"oracle": Oracle()}
+    draw = Draw.of("lqvae", candidates=4)
+
+    def scores(folder, draw=draw):
+        return run_draws(study, {draw: ways}, tmp_path / folder, 1)[draw].values
+
+    before = scores("parts")
+    tuned_path(models, "lqvae").parent.mkdir()
+    tuned_path(models, "lqvae").write_text('{"options": {"sigma": 0.01, "temperature": 0.3}}')
+    after = scores("parts")
+    assert after != before and after == scores("elsewhere")
+    plain = replace(study, tuned=False)
+    assert run_draws(plain, {draw: ways}, tmp_path / "parts", 1)[draw].values == before
+    files = set((tmp_path / "parts").iterdir())
+    explicit = Draw.of("lqvae", candidates=4, sigma=0.01, temperature=0.3)
+    assert scores("parts", explicit) == after
+    tuned_path(models, "lqvae").write_text(
+        '{"options": {"sigma": 0.01, "temperature": 0.3, "mask_power": 3.0}}'
+    )
+    assert scores("parts") == after  # the mask is no part of the candidates
+    assert set((tmp_path / "parts").iterdir()) == files
+
+
+def test_draws_that_come_to_the_same_are_made_once(models, tiny_data, tmp_path):
+    study = Study(models, tiny_data, "test", 2, chunk_codes=64)
+    short, long = Draw.of("lass", candidates=2), Draw.of("lass", candidates=2, temperature=1.0)
+    wanted = {short: {"oracle": Oracle()}, long: {"single": Single()}}
+    found = run_draws(study, wanted, tmp_path, 1)
+    assert len(list(tmp_path.glob("*.json"))) == 1
+    assert all(set(wanted[draw]) <= set(scores.values) for draw, scores in found.items())
+    assert found == run_draws(study, wanted, tmp_path, 1)
+
+
+def test_scores_are_kept_by_the_code_and_not_by_its_remarks(monkeypatch, tmp_path):
+    plain = "def f(x):\n    return x + 1\n"
+    told = '"""Module."""\n\ndef f(x):\n    """Add."""\n    return (x + 1)  # one more\n'
+    monkeypatch.setattr(_study, "_CODE", ("made_up",))
+    monkeypatch.setattr(_study, "__file__", str(tmp_path / "scripts" / "_study.py"))
+    digests = []
+    for text in (plain, told, plain.replace("+ 1", "+ 2")):
+        (tmp_path / "made_up").mkdir(exist_ok=True)
+        (tmp_path / "made_up" / "f.py").write_text(text)
+        digests.append(_study.code_digest.__wrapped__())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_all_code_that_scores_depend_on_is_identified():
+    root = Path(_study.__file__).parent.parent
+    assert all((root / part).exists() for part in _study._CODE)
+    assert any(part.endswith("separation") for part in _study._CODE)
+
+
+def test_tuning_starts_from_what_is_built_in(models, tiny_data, monkeypatch):
+    """Tuned once or again, from the same scores or new ones, it finds the same."""
+    monkeypatch.setitem(tune.GRIDS, "lqvae", {"sigma": (0.4, 0.05, 3.0, 1.0)})
+    monkeypatch.setattr(tune, "MASKS", {name: values[:1] for name, values in tune.MASKS.items()})
+    flags = ["--models", str(models), "--data", str(tiny_data), "--chunks", "2", "--jobs", "1"]
+    flags += ["--method", "lqvae", "--candidates", "4", "--chunk-codes", "64", "--budget", "4"]
+    path, found = tuned_path(models, "lqvae"), []
+    for stored in (None, None, '{"options": {"sigma": 3.0, "sampler": "greedy", "shifts": 1}}'):
+        if stored is not None:
+            path.write_text(stored)
+            shutil.rmtree(path.with_suffix(".parts"))
+        assert tune.main(flags) == 0
+        new = json.loads(path.read_text())
+        for tried in new["tried"]:
+            tried.pop("seconds", None)
+        found.append((new["options"], new["tried"]))
+    assert found[0] == found[1] == found[2]
+    assert found[0][0]  # something is better than the built-in value here, so that this tests
+
+
+@pytest.mark.parametrize("method", tune.GRIDS)
+def test_a_budget_of_eight_reaches_what_matters(method):
+    built_in = {"sigma": SIGMA, "weight": WEIGHT if method == "lass" else 1.0}
+    left = 8 - 1
+    reached = {}
+    for name, values in tune.GRIDS[method].items():
+        assert values[0] == (BUILT_IN[name] if BUILT_IN[name] is not None else built_in[name])
+        reached[name] = values[1 : 1 + max(0, left)]
+        left -= len(values) - 1
+    for name in {"sigma", "weight", "temperature"} & set(tune.GRIDS[method]):
+        assert reached[name] == tune.GRIDS[method][name][1:]
 
 
 def test_tuning_tells_what_other_numbers_of_candidates_are_worth(

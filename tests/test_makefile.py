@@ -1,0 +1,84 @@
+"""`make results`: the order of its steps, and what it makes again; a stub stands for python."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("hybrid", "lass", "lqvae")
+STUB = """#!/bin/sh
+echo "$@" >> calls
+models=runs/demo/models
+case "$2" in
+scripts.demo)
+    for family in linearisation reconstruction; do
+        for run in vqvae prior_bass prior_drums; do
+            mkdir -p $models/$family/$run
+            test -e $models/$family/$run/weights.safetensors \
+                || touch $models/$family/$run/weights.safetensors
+        done
+        for table in counts sums calibration; do
+            test -e $models/$family/$table.safetensors || touch $models/$family/$table.safetensors
+        done
+    done ;;
+scripts.tune)
+    mkdir -p $4/tuned
+    touch $4/tuned/$8.json ;;
+esac
+"""
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Runs `make results` and gives the commands it ran, [module, arguments...] each."""
+    if shutil.which("make") is None or os.name == "nt":
+        pytest.skip("there is no make")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    stub = tmp_path / ".venv" / "bin" / "python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    (tmp_path / ".venv" / ".ready").touch()
+
+    def run(*flags):
+        (tmp_path / "calls").write_text("")
+        subprocess.run(["make", "results", *flags], cwd=tmp_path, check=True, capture_output=True)
+        return [line.split()[1:] for line in (tmp_path / "calls").read_text().splitlines()]
+
+    return run
+
+
+def test_the_demo_comes_first_and_every_method_is_tuned_with_the_same_budget(results):
+    calls = results()
+    assert [call[0] for call in calls] == [
+        "scripts.demo",
+        *["scripts.tune"] * 3,
+        "scripts.score_likelihood",
+        "scripts.ablate",
+    ]
+    tunes = [call for call in calls if call[0] == "scripts.tune"]
+    assert sorted(call[call.index("--method") + 1] for call in tunes) == sorted(METHODS)
+    assert len({tuple(word for word in call if word not in METHODS) for call in tunes}) == 1
+
+
+def test_settings_are_tuned_again_when_the_models_are_newer_and_only_then(results, tmp_path):
+    results()
+    assert "scripts.tune" not in [call[0] for call in results()]
+    later = time.time() + 10
+    changed = tmp_path / "runs/demo/models/reconstruction/calibration.safetensors"
+    os.utime(changed, (later, later))
+    assert [call[0] for call in results()].count("scripts.tune") == 3
+
+
+def test_models_of_ones_own_are_tuned_without_the_demo(results, tmp_path):
+    run = tmp_path / "mine" / "linearisation" / "vqvae"
+    run.mkdir(parents=True)
+    (run / "weights.safetensors").touch()
+    calls = [call[0] for call in results("MODELS=mine", "DATA=data")]
+    assert "scripts.demo" not in calls and calls.count("scripts.tune") == 3
+    assert "scripts.tune" not in [call[0] for call in results("MODELS=mine", "DATA=data")]
