@@ -42,7 +42,10 @@ def report(browser, path: Path) -> None:
         page.screenshot(path=IMAGES / f"report_{name}.png")
         if name == "desktop":
             song = page.locator(".song").first
+            page.evaluate("document.querySelector('nav').style.position = 'static'")
+            page.set_viewport_size({"width": 1280, "height": 1300})
             song.locator(".track[data-name='Hybrid: drums'] .tile").click()
+            page.mouse.move(0, 0)
             page.wait_for_timeout(1200)
             song.screenshot(path=IMAGES / "report_players.png")
         if name == "phone":
