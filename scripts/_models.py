@@ -33,9 +33,10 @@ from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
+from lass.backoff import BACKOFFS
 from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
-from scripts._settings import Settings, resolve
+from scripts._settings import BackoffName, Settings, resolve
 
 Method = Literal["lqvae", "lass", "hybrid"]
 METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
@@ -120,9 +121,16 @@ def build_likelihood(
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    back_off_to: BackoffName = "marginals",
+    symmetric: bool | None = None,
     kernel: bool = True,
 ) -> Likelihood:
-    """The likelihood of a method, from the tables in its family's folder."""
+    """The likelihood of a method, from the tables in its family's folder.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+        ValueError: a table is damaged or another codec's, or the method has no such back-off.
+    """
     if method == "lqvae":
         return lqvae.build_likelihood(
             family / "sums.safetensors",
@@ -133,14 +141,21 @@ def build_likelihood(
     counted: dict[str, Any] = {
         "weight": weight,
         "backoff": backoff,
+        "symmetric": symmetric,
         "device": codec.codebook.device,
         "codec_fingerprint": codec_fingerprint,
         "sources": sources,
     }
     counts = family / "counts.safetensors"
     if method == "lass":
-        return lass.build_likelihood(counts, **counted)
-    if kernel:
+        if back_off_to not in BACKOFFS:
+            raise ValueError(
+                f"back_off_to is {back_off_to}, expected {' or '.join(BACKOFFS)} for lass: the "
+                "kernel is the hybrid's, whose codec is linear"
+            )
+        return lass.build_likelihood(counts, towards=BACKOFFS[back_off_to], **counted)
+    counted |= {"back_off_to": back_off_to, "pooled": kernel}
+    if kernel or (backoff and back_off_to == "kernel"):
         counted |= {
             "sums": family / "sums.safetensors",
             "codebook": codec.codebook,
@@ -200,7 +215,10 @@ def build_separator(
         codec,
         identity,
         tuple(priors),
-        **{name: chosen[name] for name in ("sigma", "weight", "backoff", "kernel")},
+        **{
+            name: chosen[name]
+            for name in ("sigma", "weight", "backoff", "back_off_to", "symmetric", "kernel")
+        },
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
-__all__ = ["SAMPLING", "Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = ["SAMPLING", "BackoffName", "Settings", "load_tuned", "resolve", "tuned_path"]
+
+BackoffName = Literal["marginals", "overall", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,13 @@ class Settings:
     weight: float | None = None
     """Lambda of the counted likelihood; default 3, beside the hybrid's kernel 1."""
     backoff: float | None = None
-    """Observations of a pair that the back-off to the marginals is worth, default 3; 0: as LASS
-    published."""
+    """Observations of a pair that the back-off is worth, default 3; 0: none, as LASS published."""
+    back_off_to: BackoffName | None = None
+    """What seldom counted pairs fall back on: the mean of what each code says alone (marginals,
+    default), the overall frequency of codes, or, hybrid alone, the LQ-VAE's Gaussian kernel."""
+    symmetric: bool | None = None
+    """Count every triple for both orders of the sources; default: without a back-off, as LASS does,
+    and not with one."""
     kernel: bool | None = None
     """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel; default yes."""
     shifts: int | None = None
@@ -63,6 +70,8 @@ BUILT_IN: Mapping[str, Any] = {
     "sigma": None,  # the likelihoods know theirs
     "weight": None,
     "backoff": BACKOFF,
+    "back_off_to": "marginals",
+    "symmetric": None,  # the likelihoods know
     "kernel": True,
     "shifts": None,  # see `build_separator`
     "pick": "spectral-fit",
@@ -82,6 +91,8 @@ SAMPLING = (
     "sigma",
     "weight",
     "backoff",
+    "back_off_to",
+    "symmetric",
     "kernel",
     "shifts",
 )
