@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import gradio as gr
 
-from scripts._app_page import LEAD, STYLE, TITLE, head, progress, remark, results
+from scripts._app_page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
+from scripts._cli import one_line
 from scripts._models import Method
 from scripts._results import NAMES
 from scripts._studio import Cancelled, Job, Studio
@@ -39,10 +41,6 @@ def make_page(
     """
     sources = " and ".join(next(iter(ready.values())))
     methods = [(NAMES[method], method) for method in ready]
-    reasons = "".join(
-        f'<p class="missing">{NAMES[method]} is not offered: {why}</p>'
-        for method, why in missing.items()
-    )
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(900, 7200)) as page:
         job = gr.State(None)
         gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD.format(sources=sources)}</p>", elem_id="lead")
@@ -58,8 +56,8 @@ def make_page(
                         api_visibility="private",
                     )
                 method = gr.Radio(methods, value=methods[0][1], label="Method")
-                if reasons:
-                    gr.HTML(reasons)
+                if missing:
+                    gr.HTML(refusals(missing))
                 start = gr.Button("Separate", variant="primary")
                 stop = gr.Button("Stop", visible=False)
                 gr.HTML('<p id="too-large" role="alert"></p>')
@@ -114,7 +112,10 @@ def _ended(job: Job) -> tuple[Any, ...]:
     except Cancelled:
         return _idle(remark("Stopped."))
     except (ValueError, OSError) as error:
-        return _idle(remark(" ".join(str(error).split()), error=True))
+        return _idle(remark(one_line(error), error=True))
+    except Exception as error:  # a bug, or models too large for the device: seen in full as well
+        traceback.print_exception(error)
+        return _idle(remark(f"{type(error).__name__}: {one_line(error)}", error=True))
 
 
 def _idle(said: str, stems: Any = None) -> tuple[Any, ...]:
@@ -135,13 +136,14 @@ def _theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Consolas", "monospace"],
-    )
+    ).set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
 
 
 @contextmanager
 def gradio_folder(folder: Path) -> Iterator[None]:
-    """While open, gradio keeps uploads in `folder` and tells nobody that it runs."""
-    wanted = {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
+    """While open, gradio keeps uploads in `folder`, and no record of them; it tells nobody."""
+    wanted = {"GRADIO_TEMP_DIR": str(folder)}
+    wanted |= dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -172,7 +174,6 @@ def serving(
             prevent_thread_lock=True,
             quiet=True,
             footer_links=[],
-            run_history=False,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from scripts._models import Method
 from scripts._overview import LOWEST
 from scripts._results import NAMES
 from scripts._studio import MIXTURE, UNDECIDED, Job, Limits, Result
 
-__all__ = ["LEAD", "STYLE", "TITLE", "head", "progress", "remark", "results"]
+__all__ = ["LEAD", "STYLE", "TITLE", "head", "progress", "refusals", "remark", "results"]
 
 TITLE = "Latent source separation"
 LEAD = (
     "Takes a song apart into {sources}: learnt models of each source search for what, together, "
-    "explains the song. All of it happens on this computer."
+    "explains the song. It stays on the computer that runs this page."
 )
 
 
@@ -40,6 +42,14 @@ def remark(text: str, error: bool = False) -> str:
     """A line below the button."""
     kind = 'class="remark error" role="alert"' if error else 'class="remark" role="status"'
     return f"<p {kind}>{html.escape(text)}</p>"
+
+
+def refusals(missing: Mapping[Method, str]) -> str:
+    """Why methods are not offered."""
+    return "".join(
+        f'<p class="missing">{NAMES[method]} is not offered: {html.escape(why)}</p>'
+        for method, why in missing.items()
+    )
 
 
 def results(result: Result) -> str:
@@ -165,18 +175,23 @@ STYLE = """
 .missing { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0;
   overflow-wrap: anywhere; }
 .progress { display: grid; gap: .3rem; font-variant-numeric: tabular-nums; }
-.progress progress { width: 100%; height: .6rem; accent-color: var(--color-accent); }
+.progress progress { appearance: none; width: 100%; height: .6rem; border: 0; overflow: hidden;
+  border-radius: .3rem; background: var(--border-color-primary); }
+.progress progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.progress progress::-webkit-progress-value { background: var(--color-accent); }
+.progress progress::-moz-progress-bar { background: var(--color-accent); }
 .empty { color: var(--body-text-color-subdued); border: 1px dashed var(--border-color-primary);
   border-radius: .6rem; padding: 3rem 1rem; text-align: center; }
 .song { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
-  border-radius: .6rem; padding: .9rem 1rem 1rem; --at: 0; }
+  border-radius: .6rem; padding: .9rem 1rem 1rem; --at: -1; }
 .song h2 { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
 .song p { color: var(--body-text-color-subdued); font-size: .85rem; margin: .2rem 0 0; }
 .track { padding: .7rem 0 .2rem; }
 .track header { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; }
 .track header b::first-letter { text-transform: uppercase; }
-.track a { font-size: .85rem; text-decoration: underline; color: var(--link-text-color); }
-.picture { position: relative; cursor: pointer; margin: .3rem 0; }
+.track a { margin: 0; padding: 0; font-size: .85rem; text-decoration: underline;
+  color: var(--link-text-color); }
+.picture { position: relative; cursor: pointer; margin: .3rem 0; overflow: hidden; }
 .picture img { width: 100%; height: 84px; display: block; border-radius: .3rem; object-fit: fill; }
 .picture i { position: absolute; top: 0; bottom: 0; left: calc(100% * var(--at)); width: 2px;
   margin-left: -1px; background: #fff; opacity: .85; pointer-events: none; }

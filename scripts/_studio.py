@@ -20,6 +20,7 @@ from torch import Tensor
 from jukebox_core.audio_stream import AudioReader, AudioWriter, open_audio
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.separator import Separator
+from scripts._cli import one_line
 from scripts._models import METHODS, Method, check_parts
 from scripts._overview import Undecided, levels, spectrogram
 from scripts._settings import Settings
@@ -128,7 +129,7 @@ class Job:
         Raises:
             Cancelled: `cancel` was called in time.
             Refused: the song, or a limit of the app, does not allow it.
-            ValueError, OSError: the models cannot be used.
+            Exception: the models cannot be used.
         """
         if self.future.cancelled():
             raise Cancelled
@@ -281,7 +282,7 @@ def usable(
         try:
             ready[method] = check_parts(method, models, settings)
         except (ValueError, OSError) as error:
-            missing[method] = " ".join(str(error).split())
+            missing[method] = one_line(error)
     if not ready:
         raise FileNotFoundError(f"{models} has no complete method: {next(iter(missing.values()))}")
     return ready, missing

@@ -140,11 +140,12 @@ def _examples(given: Sequence[Path], folder: Path) -> list[Path]:
     songs: list[Path] = []
     for path in given:
         if (path / "manifest.json").is_file():
-            songs.append(excerpt(path, folder / "test song.wav"))
+            songs.append(excerpt(path, folder / str(len(songs)) / "test song.wav"))
             continue
         for job in find_jobs([path], folder)[:_EXAMPLES]:
-            folder.mkdir(exist_ok=True)
-            songs.append(Path(shutil.copyfile(job.path, folder / job.path.name)))
+            copy = folder / str(len(songs)) / job.path.name
+            copy.parent.mkdir(parents=True)
+            songs.append(Path(shutil.copyfile(job.path, copy)))
     return songs
 
 

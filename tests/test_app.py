@@ -1,8 +1,10 @@
 """scripts.app: the stems and errors of scripts.separate, in a page that asks nobody else."""
 
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from app_pictures import free_port
 from browsing import DESKTOP, PHONE, Watched
 from test_separate_script import BAD, FAST, bad_mixture, music
 
@@ -20,7 +23,7 @@ from jukebox_core.audio_stream import open_audio
 from scripts import app, separate
 from scripts._models import METHODS, build_separator
 from scripts._overview import COLUMNS, ROWS, levels
-from scripts._studio import Cancelled, Limits, Refused, Studio, usable
+from scripts._studio import Cancelled, Job, Limits, Refused, Studio, usable
 
 REPOSITORY = Path(__file__).parent.parent
 SONG = "Ünı  mix (1) 音 & b's.wav"
@@ -28,12 +31,6 @@ SONG = "Ünı  mix (1) 音 & b's.wav"
 
 GRADIOS_OWN = "Method not implemented."
 """A warning of gradio's own client, whenever a stream of events ends."""
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture
@@ -151,8 +148,6 @@ def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, studio):
 
 
 def test_methods_without_their_parts_are_not_offered(tiny_models, tmp_path):
-    import shutil
-
     ready, missing = usable(tiny_models)
     assert list(ready) == ["hybrid", "lqvae", "lass"] and not missing
     models = shutil.copytree(tiny_models, tmp_path / "models")
@@ -183,6 +178,23 @@ def test_pictures_of_any_length_show_tones_where_they_are(tmp_path):
     loud = whole.max(0).values
     assert loud[100].item() == pytest.approx(-6, abs=1.5)
     assert (loud[100] - loud[900]).item() == pytest.approx(20, abs=0.1)
+
+
+def test_what_goes_wrong_gives_the_button_back(tmp_path):
+    pytest.importorskip("gradio")
+    from scripts import _app_blocks
+
+    def broken(method):
+        raise RuntimeError("out of <memory>")
+
+    studio = Studio(tmp_path, broken)
+    job = studio.submit(tmp_path / "m.wav", "hybrid")
+    with pytest.raises(RuntimeError):
+        job.result()
+    said, _, start, stop, running = _app_blocks._ended(job)
+    studio.close()
+    assert "RuntimeError: out of &lt;memory&gt;" in said and running is None
+    assert start["visible"] and not stop["visible"]
 
 
 # The command.
@@ -314,6 +326,9 @@ def test_a_song_from_drop_to_download(browser, page_of, tiny_models, tmp_path):
         assert player.evaluate("x => x.duration") == pytest.approx(3, abs=0.01)
         moved, others = player.evaluate(PLAYED)
         assert moved > 0.1 and others == 0
+    drums = page.locator("[data-track=drums]")
+    drums.locator(".picture").click()  # its middle
+    assert drums.locator("audio").evaluate("x => x.currentTime") == pytest.approx(1.5, abs=0.3)
     for picture in page.locator(".picture img").all():
         assert picture.evaluate("async x => { await x.decode(); return x.naturalHeight }") == ROWS
     flags = ["--method", "lass", "--models", str(tiny_models), "--output", str(tmp_path)]
@@ -326,7 +341,7 @@ def test_a_song_from_drop_to_download(browser, page_of, tiny_models, tmp_path):
         stem = tmp_path / name / f"{source}.wav"
         assert Path(download.value.path()).read_bytes() == stem.read_bytes()
     checked(watched, address)
-    assert {host for host in asked if isinstance(host, str)} <= {"127.0.0.1", "::1"}
+    assert set(asked) <= {"127.0.0.1", "::1"}
     page.close()
 
 
@@ -366,24 +381,40 @@ def test_a_phone_in_the_dark_tries_the_example(browser, page_of):
     page.close()
 
 
-def test_one_who_stops_or_leaves_stops_the_work(browser, page_of, tmp_path):
+def test_one_who_stops_or_leaves_stops_the_work(browser, page_of, monkeypatch):
     address, songs, _ = page_of
-    long = tmp_path / "slow.wav"
-    audio.save(long, music(29, 8_000, 1), 8_000)
+    advance, cancel, cancelled = Job.advance, Job.cancel, []
+
+    def slowly(job, done, total):
+        advance(job, done, total)
+        time.sleep(0.05)
+
+    def noted(job):
+        cancelled.append(not job.done)
+        cancel(job)
+
+    monkeypatch.setattr(Job, "advance", slowly)
+    monkeypatch.setattr(Job, "cancel", noted)
     page, watched = opened_page(browser, address, DESKTOP)
-    separated(page, long)
-    page.locator("progress").wait_for()
+    separated(page, songs / SONG)
+    page.wait_for_function("() => document.querySelector('progress')?.value > 0")
+    assert 0 < page.locator("progress").evaluate("x => x.value") < 1
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for()
-    page.get_by_role("button", name="Separate").wait_for()
+    assert any(cancelled)
+    cancelled.clear()
+    page.get_by_role("button", name="Separate").click()
+    page.wait_for_function("() => document.querySelector('progress')?.value > 0")
     checked(watched, address)
     page.close()
+    until = time.monotonic() + 10
+    while not cancelled and time.monotonic() < until:
+        time.sleep(0.05)
+    assert cancelled == [True]
 
 
 def test_nothing_is_left_behind(tiny_models, tmp_path, monkeypatch):
     pytest.importorskip("gradio")
-    import tempfile
-
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = threading.active_count()
     args = app.Args(models=tiny_models, port=free_port(), device="cpu")
