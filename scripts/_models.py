@@ -23,7 +23,14 @@ import torch
 import hybrid
 import lass
 import lqvae
-from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
+from jukebox_core.checkpoints import (
+    WEIGHTS,
+    fingerprint,
+    load_codec,
+    load_meta,
+    load_prior,
+    run_part,
+)
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.calibration import load_calibration
@@ -34,8 +41,10 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
 from lass.backoff import BACKOFFS
+from lass.counts import CountsFile
 from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
+from lqvae.sums import load_sums
 from scripts._settings import BackoffName, Settings, resolve
 
 Method = Literal["lqvae", "lass", "hybrid"]
@@ -109,6 +118,33 @@ def refinement_of(chosen: Mapping[str, Any], family: Path) -> RatioMask:
         chosen["compression"],
         load_calibration(path, fingerprint(family / "vqvae")) if wanted else None,
     )
+
+
+def check_parts(method: Method, models: Path, settings: Settings | None = None) -> tuple[str, ...]:
+    """The sources that a method separates; weights are not read.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is not what its name says.
+    """
+    family = _family(method, models)
+    priors = prior_folders(family)
+    for folder in (family / "vqvae", *priors.values()):
+        load_meta(folder)
+        run_part(folder, WEIGHTS)
+    if method != "lqvae":
+        CountsFile(family / "counts.safetensors")
+    kernel = method == "hybrid" and resolve(settings or Settings(), models, method)["kernel"]
+    if method == "lqvae" or kernel:
+        load_sums(family / "sums.safetensors")
+    return tuple(priors)
+
+
+def _family(method: Method, models: Path) -> Path:
+    family = Path(models) / FAMILY[method]
+    if not family.is_dir():
+        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+    return family
 
 
 def build_likelihood(
@@ -198,9 +234,7 @@ def build_separator(
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = resolve(Settings(**settings), models, method, tuned=tuned)
     sampler = sampler_of(chosen)
-    family = Path(models) / FAMILY[method]
-    if not family.is_dir():
-        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+    family = _family(method, models)
     on = pick_device(device)
     codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")

@@ -116,12 +116,17 @@ def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float,
     """[F, frames] over logarithmic frequency, from 40 Hz to the last bin's."""
     last = len(values) - 1
     wanted = np.geomspace(40, last * hertz, 96) / hertz
-    picture = values[wanted.round().astype(int).clip(max=last)]
+    picture = png(values[wanted.round().astype(int).clip(max=last)], colours, scale)
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def png(values: np.ndarray, colours: str, scale: tuple[float, float]) -> bytes:
+    """A pixel for each of [rows, columns], row 0 at the bottom; `colours` is Matplotlib's name."""
     buffer = io.BytesIO()
     matplotlib.image.imsave(
-        buffer, picture[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
+        buffer, values[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
     )
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _legend(axes: Any) -> None:
