@@ -71,7 +71,7 @@ def _row(action: argparse.Action) -> str:
 def _plain(value: str) -> str:
     """The kind of value without what typing adds: a flag that is left out is None."""
     value = value.replace("{None}|", "").replace("{None,", "{")
-    return value.replace("[PATH [PATH ...]]", "PATH ...").replace("|", " or ")
+    return value.replace("|", " or ").replace(",", ", ")
 
 
 @contextlib.contextmanager

@@ -16,9 +16,11 @@ from typing import Any
 from flags import commands
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import get_plugin_logger
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+LOG = get_plugin_logger(__name__)
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
@@ -114,14 +116,11 @@ def _led_on(link: re.Match[str]) -> str:
     if path.parts[0] == "scripts" and path.suffix == ".py":
         return f"[{tick}{text}{tick}](commands.md#{path.stem})"
     if path.parts[0] in PACKAGES and path.suffix == ".py":
-        return f"[{tick}{text}{tick}][{symbol(text, path)}]"
+        module = dotted(path)
+        if text == module:
+            return f"[{tick}{text}{tick}]({page_of(module)})"
+        return f"[{tick}{text}{tick}][{module}.{text}]"
     return f"[{tick}{text}{tick}]({target})"
-
-
-def symbol(text: str, path: Path) -> str:
-    """What a link `[text](../path)` to source code is about: the module, or something in it."""
-    module = dotted(path)
-    return module if text in (module, module.rpartition(".")[2]) else f"{module}.{text}"
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -132,4 +131,6 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
 def _mathml(equation: re.Match[str]) -> str:
     block = equation[1] == "div"
     shown = convert(html.unescape(equation[2]).strip(), display="block" if block else "inline")
+    if "\\" in shown:
+        LOG.warning("an equation with a command that is not known: %s", equation[2].strip())
     return f'<div class="equation">{shown}</div>' if block else shown
