@@ -1,4 +1,7 @@
-"""Fields that a docstring names one per line, `name: what it is`, become a list in the reference."""
+"""What docstrings write for a terminal, put so that Markdown shows it alike in the reference.
+
+Fields named one per line, `name: what it is`, become a list; a list gets the blank line before it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Fields(griffe.Extension):
 
 
 def listed(text: str) -> str:
-    """The text with its fields as items; a paragraph's first line may be one, the text's not."""
+    """The text with its fields as items, but for the first paragraph."""
     summary, *rest = text.split("\n\n")
     return "\n\n".join([summary, *map(_items, rest)])
 
@@ -35,6 +38,9 @@ def _items(paragraph: str) -> str:
             if shown and not inside:
                 shown.append("")
             line, inside = f"- {names}: {line[found.end() :]}", True
+        elif line.startswith("- "):
+            if shown and not shown[-1].startswith(("- ", " ")):
+                shown.append("")
         elif inside and line and not line.startswith(" "):
             line = f"    {line}"
         shown.append(line)

@@ -62,10 +62,10 @@ def _row(action: argparse.Action) -> str:
     """Flag with its kind of value, default, meaning."""
     meaning, _, default = str(action.help or "").rpartition("(")
     default = default.rstrip(")").removeprefix("default:").strip()
-    value = str(action.metavar or "") if action.nargs != 0 else ""
-    flag = f"{' '.join(action.option_strings[:1])} {_plain(value)}".strip()
+    value = "" if action.nargs == 0 else _plain(str(action.metavar or ""))
+    flag = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in action.option_strings or [""])
     shown = f"`{default}`" if default not in ("", "None", "required") else default
-    return f"| `{flag}` | {'' if shown == 'None' else shown} | {' '.join(meaning.split())} |"
+    return f"| {flag} | {'' if shown == 'None' else shown} | {' '.join(meaning.split())} |"
 
 
 def _plain(value: str) -> str:

@@ -32,6 +32,8 @@ _LINK = re.compile(r"\[(`?)([^\]`]+)\1\]\(\.\./([\w/.]+)\)")
 _MATH = re.compile(
     r'<(span|div) class="arithmatex">\s*\\(?:\(|\[)(.*?)\\(?:\)|\])\s*</\1>', re.DOTALL
 )
+_CODE = re.compile(r"<code>[^<\n]*</code>")
+_FLAG = re.compile(r"--[\w.-]+")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -124,8 +126,9 @@ def _led_on(link: re.Match[str]) -> str:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Equations as MathML, which browsers show without any script."""
-    return _MATH.sub(_mathml, content)
+    """Equations as MathML, which browsers show without any script; flags that do not break."""
+    content = _MATH.sub(_mathml, content)
+    return _CODE.sub(lambda code: _FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), content)
 
 
 def _mathml(equation: re.Match[str]) -> str:
