@@ -29,10 +29,10 @@ PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data")
 CODE_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([\w/]+\.py)\)")
 # Whatever a page may hold; anything else is a docstring's <...> taken for HTML.
 TAGS = set(
-    "html head meta title link script style body header nav main aside article footer div span p a "
-    "b h1 h2 h3 h4 h5 h6 ul ol li table thead tbody tr th td code pre em strong img svg path br "
-    "hr button input label form details summary dialog blockquote small kbd math mrow mi mo mn "
-    "msup msub msubsup mfrac mtext munder mover munderover msqrt mtable mtr mtd mspace mstyle".split()
+    """html head meta title link script style body header nav main aside article footer div span p a
+    b h1 h2 h3 h4 h5 h6 ul ol li table thead tbody tr th td code pre em strong img svg path br hr
+    button input label form details summary dialog blockquote small kbd math mrow mi mo mn msup msub
+    msubsup mfrac mtext munder mover munderover msqrt mtable mtr mtd mspace mstyle""".split()
 )
 
 
