@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,13 @@ def find_chromium() -> str | None:
     """The installed browser's command; `CHROMIUM` names another."""
     names = (os.environ.get("CHROMIUM"), *COMMANDS)
     return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def free_port() -> int:
+    """One that nothing listens on yet."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from app_pictures import free_port
-from browsing import DESKTOP, PHONE, Watched
+from browsing import DESKTOP, PHONE, Watched, free_port
 from test_separate_script import BAD, FAST, bad_mixture, music
 
 from jukebox_core import audio
