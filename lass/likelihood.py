@@ -150,7 +150,7 @@ def build_likelihood(
     *,
     weight: float | None = None,
     backoff: float = 0.0,
-    symmetric: bool = False,
+    symmetric: bool | None = None,
     device: torch.device | str = "cpu",
     codec_fingerprint: str | None = None,
     sources: Sequence[str] | None = None,
@@ -160,9 +160,10 @@ def build_likelihood(
     Args:
         counts: the file.
         weight: lambda; default 3, as LASS has it.
-        backoff: 0 takes the stored pairs alone, symmetric, as LASS does; otherwise how many
-            observations of a pair the back-off to the marginals is worth.
-        symmetric: with a back-off, count every triple for both orders of the sources.
+        backoff: 0 takes the stored pairs alone, as LASS does; otherwise how many observations of
+            a pair the back-off to the marginals is worth.
+        symmetric: count every triple for both orders of the sources; None: without a back-off, as
+            LASS does, and not with one.
         device: where the scores are wanted.
         codec_fingerprint: of the codec it is to be used with.
         sources: names of the sources in the order of the priors.
@@ -172,8 +173,12 @@ def build_likelihood(
         ValueError: it is damaged, or belongs to another codec or other sources.
     """
     loaded, _ = load_counts(counts, codec_fingerprint, sources)
+    if symmetric is None:
+        symmetric = not backoff
     if not backoff:
-        return CountLikelihood(loaded, WEIGHT if weight is None else weight, device=device)
+        return CountLikelihood(
+            loaded, WEIGHT if weight is None else weight, symmetric=symmetric, device=device
+        )
     return SmoothedLikelihood(
         loaded,
         Marginals(symmetrise(loaded) if symmetric else loaded, device),

@@ -120,6 +120,7 @@ def build_likelihood(
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    symmetric: bool | None = None,
     kernel: bool = True,
 ) -> Likelihood:
     """The likelihood of a method, from the tables in its family's folder."""
@@ -133,6 +134,7 @@ def build_likelihood(
     counted: dict[str, Any] = {
         "weight": weight,
         "backoff": backoff,
+        "symmetric": symmetric,
         "device": codec.codebook.device,
         "codec_fingerprint": codec_fingerprint,
         "sources": sources,
@@ -200,7 +202,7 @@ def build_separator(
         codec,
         identity,
         tuple(priors),
-        **{name: chosen[name] for name in ("sigma", "weight", "backoff", "kernel")},
+        **{name: chosen[name] for name in ("sigma", "weight", "backoff", "symmetric", "kernel")},
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])

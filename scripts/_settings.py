@@ -12,7 +12,7 @@ from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
-__all__ = ["SAMPLING", "Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = ["AFTERWARDS", "Settings", "load_tuned", "resolve", "tuned_path"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Settings:
     backoff: float | None = None
     """Observations of a pair that the back-off to the marginals is worth, default 3; 0: as LASS
     published."""
+    symmetric: bool | None = None
+    """Count every triple for both orders of the sources; default: without a back-off, as LASS does,
+    and not with one."""
     kernel: bool | None = None
     """Multiply the hybrid's counts by the LQ-VAE's Gaussian kernel; default yes."""
     shifts: int | None = None
@@ -63,6 +66,7 @@ BUILT_IN: Mapping[str, Any] = {
     "sigma": None,  # the likelihoods know theirs
     "weight": None,
     "backoff": BACKOFF,
+    "symmetric": None,  # the likelihoods know
     "kernel": True,
     "shifts": None,  # see `build_separator`
     "pick": "spectral-fit",
@@ -74,18 +78,8 @@ BUILT_IN: Mapping[str, Any] = {
 }
 
 
-SAMPLING = (
-    "sampler",
-    "temperature",
-    "top_k",
-    "top_p",
-    "sigma",
-    "weight",
-    "backoff",
-    "kernel",
-    "shifts",
-)
-"""The settings that the candidates depend on; the others only say what is made of them."""
+AFTERWARDS = ("pick", "average", "mask_power", "mask_n_fft", "compression", "calibration")
+"""The settings that say what is made of the candidates; these depend on all others."""
 
 
 def tuned_path(models: Path, method: str) -> Path:
