@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -236,10 +235,17 @@ def peak_mb() -> float:
 
 
 def _memory_mb(field: str) -> float:
-    """A field of Linux's /proc/self/status; elsewhere `ru_maxrss`, the process's largest so far."""
+    """A field of Linux's /proc/self/status; elsewhere `ru_maxrss`, the process's largest so far.
+
+    NaN on Windows, which has neither.
+    """
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return next(int(x.split()[1]) for x in status.splitlines() if x.startswith(field)) / 1024
     except (OSError, StopIteration):
+        try:
+            import resource
+        except ImportError:
+            return math.nan
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -2,8 +2,9 @@
 
 The counts are few for the number of pairs. Since the objective makes the latent space linear, the
 geometry of the codes says something about pairs that were never counted: by default the counted
-likelihood is multiplied by the LQ-VAE's Gaussian kernel, a log-linear pool of both. Without the
-kernel it is LASS's likelihood as it is.
+likelihood is multiplied by the LQ-VAE's Gaussian kernel, a log-linear pool of both. Instead, or
+besides, it may fall back on the kernel (`hybrid.kernel`). Without the kernel it is LASS's
+likelihood as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hybrid.kernel import Kernel
 from jukebox_core.separation.protocols import Likelihood, PairScores
+from lass.backoff import BACKOFFS, MakeBackoff
 from lass.likelihood import BACKOFF
 from lass.likelihood import build_likelihood as build_counted
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
@@ -27,7 +30,11 @@ POOLED_WEIGHT = 1.0
 
 
 class PooledLikelihood:
-    """Counted scores plus the log-density of the kernel, on the pairs that the counts allow."""
+    """Counted scores plus the log-density of the kernel, on the pairs that the counts allow.
+
+    The product is not normalised over the mixture codes: beside one that is, it favours the pairs
+    whose counts and kernel agree.
+    """
 
     def __init__(self, counted: Likelihood, kernel: LatentGaussianLikelihood):
         if counted.n_codes != kernel.n_codes:
@@ -55,7 +62,9 @@ def build_likelihood(
     *,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    back_off_to: str = "marginals",
     symmetric: bool | None = None,
+    pooled: bool = True,
     sigma: float = SIGMA,
     device: torch.device | str = "cpu",
     codec_fingerprint: str | None = None,
@@ -63,21 +72,42 @@ def build_likelihood(
 ) -> Likelihood:
     """The hybrid's likelihood; without `sums` and `codebook`, the counted one alone.
 
+    Args:
+        counts: the file of triples.
+        sums: the file of code sums.
+        codebook: of the codec, [K, D].
+        weight: lambda of the counts; default 1 beside the kernel, 3 alone.
+        backoff: observations of a pair that the back-off is worth; 0: none.
+        back_off_to: `marginals`, `overall`, or `kernel`, which needs `sums` and `codebook`.
+        symmetric: count every triple for both orders, see `lass.likelihood.build_likelihood`.
+        pooled: multiply by the kernel where `sums` and `codebook` are given.
+        sigma: of the kernel, pooled or fallen back on.
+        device: where the scores are wanted, that of the codebook.
+        codec_fingerprint: of the codec it is to be used with.
+        sources: names of the sources in the order of the priors.
+
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a table belongs to another codec or other sources.
+        ValueError: a table belongs to another codec or other sources, or the back-off is unknown
+            or lacks its tables.
     """
-    pooled = sums is not None and codebook is not None
+    kernel = None
+    if sums is not None and codebook is not None:
+        kernel = build_gaussian(sums, codebook, sigma=sigma, codec_fingerprint=codec_fingerprint)
+    known: dict[str, MakeBackoff] = dict(BACKOFFS)
+    if kernel is not None:
+        known["kernel"] = lambda seen, _: Kernel(kernel, seen)
+    if backoff and back_off_to not in known:
+        raise ValueError(f"back_off_to is {back_off_to}, expected {' or '.join(known)} here")
+    pool = kernel if pooled else None
     counted = build_counted(
         counts,
-        weight=POOLED_WEIGHT if pooled and weight is None else weight,
+        weight=POOLED_WEIGHT if pool is not None and weight is None else weight,
         backoff=backoff,
+        towards=known.get(back_off_to, BACKOFFS["marginals"]),
         symmetric=symmetric,
         device=device,
         codec_fingerprint=codec_fingerprint,
         sources=sources,
     )
-    if sums is None or codebook is None:
-        return counted
-    kernel = build_gaussian(sums, codebook, sigma=sigma, codec_fingerprint=codec_fingerprint)
-    return PooledLikelihood(counted, kernel)
+    return counted if pool is None else PooledLikelihood(counted, pool)

@@ -258,6 +258,7 @@ def ffmpeg_to_wav(path: Path, folder: Path, error: Exception) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0 or not decoded.exists():
         reason = (result.stderr.strip().splitlines() or [one_line(error)])[-1]
+        reason = reason.removeprefix(f"{path.resolve()}: ")  # the file is named already
         raise ValueError(f"{path} cannot be read as audio: {reason}") from error
     return decoded
 

@@ -45,6 +45,7 @@ __all__ = [
     "load_state",
     "open_run",
     "provenance",
+    "run_part",
     "save_meta",
     "save_model",
     "save_state",
@@ -97,7 +98,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such folder, or no meta.json in it.
         ValueError: it is not JSON of a known format.
     """
-    path = _part(folder, META)
+    path = run_part(folder, META)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version = meta["format"]
@@ -182,7 +183,7 @@ def load_state(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or holds anything but plain data.
     """
-    path = _part(folder, STATE)
+    path = run_part(folder, STATE)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
@@ -266,7 +267,12 @@ def _durable(path: Path) -> Iterator[Path]:
             raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
 
 
-def _part(folder: str | Path, name: str) -> Path:
+def run_part(folder: str | Path, name: str) -> Path:
+    """A file of a run folder.
+
+    Raises:
+        FileNotFoundError: the folder or the file is not there.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no run folder {folder}; train or convert a model first")
@@ -290,7 +296,7 @@ def _config(folder: str | Path, kind: str, cls: type) -> tuple[Any, dict[str, An
 
 
 def _read_weights(folder: str | Path) -> dict[str, Tensor]:
-    path = _part(folder, WEIGHTS)
+    path = run_part(folder, WEIGHTS)
     try:
         return load_file(path)
     except (SafetensorError, ValueError, RuntimeError) as error:

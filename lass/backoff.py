@@ -7,7 +7,8 @@ Dirichlet smoothing with q as the prior's mean (MacKay and Bauman Peto 1995).
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lass.counts import Counts
 
-__all__ = ["Backoff", "Marginals", "Overall", "overall_frequencies"]
+__all__ = ["BACKOFFS", "Backoff", "MakeBackoff", "Marginals", "Overall", "overall_frequencies"]
 
 _TOWARDS_OVERALL = 10.0
 """Observations that p(m) is worth in p(m | code)."""
@@ -78,3 +79,9 @@ class Marginals:
         """The mean of both codes' p(mixture_code | code), [K * K]."""
         first, second = (half[mixture_code] for half in self._halves)
         return (first.unsqueeze(1) + second).flatten()
+
+
+MakeBackoff: TypeAlias = Callable[[Counts, torch.device | str], Backoff]
+"""From counts, and the device where q is wanted."""
+BACKOFFS: Mapping[str, MakeBackoff] = {"marginals": Marginals, "overall": Overall}
+"""Those that counts alone give, by name."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.separation.protocols import PairScores
-from lass.backoff import Backoff, Marginals
+from lass.backoff import Backoff, MakeBackoff, Marginals
 from lass.counts import Counts, load_counts, symmetrise
 
 WEIGHT = 3.0
@@ -51,6 +51,7 @@ class CountLikelihood:
             counts = symmetrise(counts)
         self.n_codes = counts.n_codes
         self.weight = weight
+        self.symmetric = symmetric
         self.unseen = 0
         """How often a mixture code was asked for that was never counted."""
         pairs = np.stack([counts.first, counts.second]).astype(np.int64)
@@ -121,6 +122,7 @@ class SmoothedLikelihood:
         self.backoff = backoff
         self.weight = weight
         self.strength = strength
+        self.symmetric = symmetric
         self._offsets = counts.offsets.tolist()
         seen = torch.from_numpy(counts.counts).double()
         first, second = (
@@ -150,6 +152,7 @@ def build_likelihood(
     *,
     weight: float | None = None,
     backoff: float = 0.0,
+    towards: MakeBackoff = Marginals,
     symmetric: bool | None = None,
     device: torch.device | str = "cpu",
     codec_fingerprint: str | None = None,
@@ -161,7 +164,8 @@ def build_likelihood(
         counts: the file.
         weight: lambda; default 3, as LASS has it.
         backoff: 0 takes the stored pairs alone, as LASS does; otherwise how many observations of
-            a pair the back-off to the marginals is worth.
+            a pair the back-off is worth.
+        towards: makes the back-off of the counts; unused where `backoff` is 0.
         symmetric: count every triple for both orders of the sources; None: without a back-off, as
             LASS does, and not with one.
         device: where the scores are wanted.
@@ -181,7 +185,7 @@ def build_likelihood(
         )
     return SmoothedLikelihood(
         loaded,
-        Marginals(symmetrise(loaded) if symmetric else loaded, device),
+        towards(symmetrise(loaded) if symmetric else loaded, device),
         WEIGHT if weight is None else weight,
         strength=backoff,
         symmetric=symmetric,

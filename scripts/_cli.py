@@ -30,7 +30,7 @@ from typing import Any, Protocol, get_type_hints
 
 import tyro
 
-__all__ = ["program"]
+__all__ = ["one_line", "program"]
 
 
 class Main(Protocol):
@@ -61,7 +61,7 @@ def program(body: Callable[[Any], int | None]) -> Main:
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except (ValueError, OSError, ImportError) as error:
-            print(f"error: {_one_line(error)}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
@@ -101,7 +101,8 @@ def _usage_error(boxed: str) -> str:
     return " ".join(message) or " ".join(boxed.split())
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error as `program` prints it."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -62,6 +62,7 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
     family = args.models / FAMILY[method]
     codec = load_meta(family / "vqvae")
     counted = getattr(separator.likelihood, "counted", separator.likelihood)
+    backoff = getattr(counted, "backoff", None)
     return {
         "family": FAMILY[method],
         "preset": codec.get("preset"),
@@ -75,9 +76,11 @@ def describe_model(method: Method, args: Args, separator: Separator) -> dict[str
         "precision": args.precision,
         "sampler": {"name": type(separator.sampler).__name__, **vars(separator.sampler)},
         "shifts": separator.shifts,
-        "sigma": getattr(separator.likelihood, "sigma", None),
+        "sigma": getattr(separator.likelihood, "sigma", getattr(backoff, "sigma", None)),
         "weight": getattr(counted, "weight", None),
         "backoff": getattr(counted, "strength", None),
+        "back_off_to": type(backoff).__name__.lower() if backoff else None,
+        "symmetric": getattr(counted, "symmetric", None),
         "kernel": hasattr(separator.likelihood, "counted"),
         "pick": repr(separator.pick),
         "average": repr(separator.average),

@@ -36,6 +36,7 @@ __all__ = ["Run"]
 
 _CODEC_ORDER: tuple[Method, ...] = ("hybrid", "lqvae", "lass")
 _TIMED = ("hpss", "nmf", "supervised")  # baselines that separate
+_HEARD = ("nmf", "supervised")  # baselines that examples are written of
 _PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}  # estimate: suffix of its examples
 
 
@@ -126,6 +127,7 @@ class Run:
     def examples(self) -> list[dict[str, Any]]:
         """What was written for listening; paths are relative to the JSON's folder."""
         groups = [m + suffix for m in self.args.methods for suffix in _PLAYED.values()]
+        groups += [name for name in _HEARD if name in self.parts]
         described = []
         for i, chunk in enumerate(self.chunks[: self.args.examples]):
             files: dict[str, Any] = {"mixture": self._example(i, "", "mixture")}
@@ -206,6 +208,8 @@ class Run:
                 began = time.perf_counter()
                 stems = separate(chunk)
                 seconds += time.perf_counter() - began
+                if method in _HEARD:
+                    self._write_example(i, method, stems)
                 items.append(self._entry(i, chunk, method, Estimate(estimate, False, stems)))
             timed = seconds / len(self.chunks) if method in _TIMED else None
             return {"chunks": items, "seconds_per_chunk": timed}
@@ -239,14 +243,15 @@ class Run:
         self.parts[method] = json.loads(json.dumps(part))
 
     def _has_examples(self, method: str) -> bool:
-        """Whether a system's audio and uncertainty are there; baselines have none."""
-        shown = range(min(self.args.examples, len(self.chunks)) if method in METHODS else 0)
+        """Whether a system's audio and uncertainty are there, a baseline's audio."""
+        system = method in METHODS
+        shown = range(min(self.args.examples, len(self.chunks)) * (system or method in _HEARD))
         names = [
             self._example(i, method + suffix, source)
             for i in shown
-            for suffix in _PLAYED.values()
+            for suffix in (_PLAYED.values() if system else ("",))
             for source in self.manifest.sources
-        ] + [self._example(i, method, "uncertainty", "npz") for i in shown]
+        ] + [self._example(i, method, "uncertainty", "npz") for i in shown if system]
         return all((self.audio.parent / name).is_file() for name in names)
 
     def _write_example(self, i: int, group: str, stems: dict[str, Tensor]) -> None:

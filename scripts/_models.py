@@ -23,7 +23,14 @@ import torch
 import hybrid
 import lass
 import lqvae
-from jukebox_core.checkpoints import fingerprint, load_codec, load_meta, load_prior
+from jukebox_core.checkpoints import (
+    WEIGHTS,
+    fingerprint,
+    load_codec,
+    load_meta,
+    load_prior,
+    run_part,
+)
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.calibration import load_calibration
@@ -33,9 +40,12 @@ from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
+from lass.backoff import BACKOFFS
+from lass.counts import CountsFile
 from lass.likelihood import BACKOFF
 from lqvae.likelihood import SIGMA
-from scripts._settings import Settings, resolve
+from lqvae.sums import load_sums
+from scripts._settings import BackoffName, Settings, resolve
 
 Method = Literal["lqvae", "lass", "hybrid"]
 METHODS: tuple[Method, ...] = ("lqvae", "lass", "hybrid")
@@ -110,6 +120,33 @@ def refinement_of(chosen: Mapping[str, Any], family: Path) -> RatioMask:
     )
 
 
+def check_parts(method: Method, models: Path, settings: Settings | None = None) -> tuple[str, ...]:
+    """The sources that a method separates; weights are not read.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is not what its name says.
+    """
+    family = _family(method, models)
+    priors = prior_folders(family)
+    for folder in (family / "vqvae", *priors.values()):
+        load_meta(folder)
+        run_part(folder, WEIGHTS)
+    if method != "lqvae":
+        CountsFile(family / "counts.safetensors")
+    kernel = method == "hybrid" and resolve(settings or Settings(), models, method)["kernel"]
+    if method == "lqvae" or kernel:
+        load_sums(family / "sums.safetensors")
+    return tuple(priors)
+
+
+def _family(method: Method, models: Path) -> Path:
+    family = Path(models) / FAMILY[method]
+    if not family.is_dir():
+        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+    return family
+
+
 def build_likelihood(
     method: Method,
     family: Path,
@@ -120,10 +157,16 @@ def build_likelihood(
     sigma: float | None = None,
     weight: float | None = None,
     backoff: float = BACKOFF,
+    back_off_to: BackoffName = "marginals",
     symmetric: bool | None = None,
     kernel: bool = True,
 ) -> Likelihood:
-    """The likelihood of a method, from the tables in its family's folder."""
+    """The likelihood of a method, from the tables in its family's folder.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+        ValueError: a table is damaged or another codec's, or the method has no such back-off.
+    """
     if method == "lqvae":
         return lqvae.build_likelihood(
             family / "sums.safetensors",
@@ -141,8 +184,14 @@ def build_likelihood(
     }
     counts = family / "counts.safetensors"
     if method == "lass":
-        return lass.build_likelihood(counts, **counted)
-    if kernel:
+        if back_off_to not in BACKOFFS:
+            raise ValueError(
+                f"back_off_to is {back_off_to}, expected {' or '.join(BACKOFFS)} for lass: the "
+                "kernel is the hybrid's, whose codec is linear"
+            )
+        return lass.build_likelihood(counts, towards=BACKOFFS[back_off_to], **counted)
+    counted |= {"back_off_to": back_off_to, "pooled": kernel}
+    if kernel or (backoff and back_off_to == "kernel"):
         counted |= {
             "sums": family / "sums.safetensors",
             "codebook": codec.codebook,
@@ -185,9 +234,7 @@ def build_separator(
         raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
     chosen = resolve(Settings(**settings), models, method, tuned=tuned)
     sampler = sampler_of(chosen)
-    family = Path(models) / FAMILY[method]
-    if not family.is_dir():
-        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+    family = _family(method, models)
     on = pick_device(device)
     codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")
@@ -202,7 +249,10 @@ def build_separator(
         codec,
         identity,
         tuple(priors),
-        **{name: chosen[name] for name in ("sigma", "weight", "backoff", "symmetric", "kernel")},
+        **{
+            name: chosen[name]
+            for name in ("sigma", "weight", "backoff", "back_off_to", "symmetric", "kernel")
+        },
     )
     meta = load_meta(family / "vqvae")
     preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])

@@ -66,6 +66,10 @@ def examples(results: Mapping[str, Any], folder: Path) -> str:
         for m in there:
             picture = _uncertainty(folder / unsure[m], mixture) if m in unsure else _unsure("")
             rows.append(_row(NAMES[m], _tracks(results, example, folder, m) + picture, m))
+        for m in ("nmf", "supervised"):
+            if m in files:
+                tracks = _tracks(results, example, folder, m, refined=False)
+                rows.append(_row(NAMES[m], tracks + _unsure("")))
         best = "".join(
             _row(NAMES[m], _tracks(results, example, folder, m, "_oracle") + _unsure(""), m)
             for m in there
@@ -108,9 +112,10 @@ def _tracks(
     folder: Path,
     method: str,
     suffix: str = "",
+    refined: bool = True,
 ) -> str:
     """A track per source."""
-    how = ("oracle", False) if suffix else ("selected", True)
+    how = ("oracle", False) if suffix else ("selected", refined)
     system = NAMES.get(method, "Truth") + (", best raw candidate" if suffix else "")
     return "".join(
         _track(

@@ -22,7 +22,7 @@ from jukebox_core.separation.refinement import stft
 from jukebox_core.tracking import Row
 from scripts._results import NAMES, SYSTEMS, series, sources_of
 
-COLOURS = {"lqvae": "#c2660a", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
+COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
 _MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
 _INK = "#010203"  # becomes the colour of the text around
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
@@ -116,12 +116,17 @@ def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float,
     """[F, frames] over logarithmic frequency, from 40 Hz to the last bin's."""
     last = len(values) - 1
     wanted = np.geomspace(40, last * hertz, 96) / hertz
-    picture = values[wanted.round().astype(int).clip(max=last)]
+    picture = png(values[wanted.round().astype(int).clip(max=last)], colours, scale)
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def png(values: np.ndarray, colours: str, scale: tuple[float, float]) -> bytes:
+    """A pixel for each of [rows, columns], row 0 at the bottom; `colours` is Matplotlib's name."""
     buffer = io.BytesIO()
     matplotlib.image.imsave(
-        buffer, picture[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
+        buffer, values[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
     )
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _legend(axes: Any) -> None:

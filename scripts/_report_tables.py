@@ -57,7 +57,9 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         f"</th><th>s / chunk</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         "<p><em>oracle</em>: the best candidate per source, chosen with the truth, as in the "
         "original report. <em>What you get</em> knows nothing of it: candidates averaged into a "
-        f"mask of the mixture.</p>{_seed_table()}{other_metrics(results)}</section>"
+        "mask of the mixture. Seconds are of the clock, beside whatever else ran: for costs side "
+        "by side there is <code>benchmarks.bench_methods</code>.</p>"
+        f"{_seed_table()}{other_metrics(results)}</section>"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +106,7 @@ def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
-    """A sentence on the paired difference and the time; none where a method is missing."""
+    """A sentence on the paired difference; none where a method is missing."""
     interval = difference(results, first, second)
     if interval.n == 0:
         return ""
@@ -122,13 +121,10 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
         "mixture": "the mixture taken as both estimates",
         "supervised": "the supervised mask estimator",
     }
-    seconds = results.get("seconds_per_chunk", {})
-    times = seconds.get(first, math.nan) / (seconds.get(second) or math.nan)
-    cost = "" if math.isnan(times) else f", in {times:.2f} times its time"
     return (
         f"{names[first]} is <strong>{verdict} {names[second]}</strong> here: "
         f"{interval.mean:+.2f} dB (95% interval {interval.low:+.2f} to {interval.high:+.2f}, "
-        f"{interval.n} paired chunks){cost}."
+        f"{interval.n} paired chunks)."
     )
 
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
-__all__ = ["AFTERWARDS", "Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = ["SAMPLING", "BackoffName", "Settings", "load_tuned", "resolve", "tuned_path"]
+
+BackoffName = Literal["marginals", "overall", "kernel"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,10 @@ class Settings:
     weight: float | None = None
     """Lambda of the counted likelihood; default 3, beside the hybrid's kernel 1."""
     backoff: float | None = None
-    """Observations of a pair that the back-off to the marginals is worth, default 3; 0: as LASS
-    published."""
+    """Observations of a pair that the back-off is worth, default 3; 0: none, as LASS published."""
+    back_off_to: BackoffName | None = None
+    """What seldom counted pairs fall back on: the mean of what each code says alone (marginals,
+    default), the overall frequency of codes, or, hybrid alone, the LQ-VAE's Gaussian kernel."""
     symmetric: bool | None = None
     """Count every triple for both orders of the sources; default: without a back-off, as LASS does,
     and not with one."""
@@ -66,6 +70,7 @@ BUILT_IN: Mapping[str, Any] = {
     "sigma": None,  # the likelihoods know theirs
     "weight": None,
     "backoff": BACKOFF,
+    "back_off_to": "marginals",
     "symmetric": None,  # the likelihoods know
     "kernel": True,
     "shifts": None,  # see `build_separator`
@@ -78,8 +83,20 @@ BUILT_IN: Mapping[str, Any] = {
 }
 
 
-AFTERWARDS = ("pick", "average", "mask_power", "mask_n_fft", "compression", "calibration")
-"""The settings that say what is made of the candidates; these depend on all others."""
+SAMPLING = (
+    "sampler",
+    "temperature",
+    "top_k",
+    "top_p",
+    "sigma",
+    "weight",
+    "backoff",
+    "back_off_to",
+    "symmetric",
+    "kernel",
+    "shifts",
+)
+"""The settings that the candidates depend on; the others only say what is made of them."""
 
 
 def tuned_path(models: Path, method: str) -> Path:

@@ -5,14 +5,20 @@
 Pairs of the same song and place are encoded, sources and mixture, and every variant is asked for
 the mixture's code: bits per code (fewer are better; blind guessing costs log2 K), and bits about
 the pair at several lambdas (more are better), see `lass.information`. Nothing is trained or chosen
-here; the songs are those of the validation split.
+here; the songs are those of the validation split. Every row is normalised over the mixture's codes.
+Where they separate, the Gaussian and what is multiplied by it (times kernel) are not.
+
+    python -m scripts.score_likelihood --models ... --data ... --counts gains.safetensors
+
+--counts scores further files of scripts.count_sums with the codec that they were counted with, as
+rows FILE: VARIANT: tables counted at several gains, or of fewer iterations, beside the family's.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -31,7 +37,7 @@ from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.protocols import Likelihood
 from lass.backoff import Marginals, Overall
 from lass.counting import PairCounting
-from lass.counts import Counts, load_counts, symmetrise
+from lass.counts import Counts, CountsFile, load_counts, symmetrise
 from lass.information import Information, pair_logs
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lqvae.likelihood import LatentGaussianLikelihood
@@ -41,6 +47,10 @@ from scripts._models import prior_folders
 from scripts._results import aligned
 
 FAMILIES = ("reconstruction", "linearisation")
+NORMALISED = (
+    "All rows are normalised over the mixture's codes; where they separate, the Gaussian and "
+    "times kernel are not."
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Args:
     """Folder of trained models."""
     data: Path
     """Prepared data set."""
+    counts: tuple[Path, ...] = ()
+    """Further files of counts to score beside FAMILY/counts.safetensors, named by their stems."""
     output: Path | None = None
     """JSON file to write beside the table: what the table shows, and what was asked for."""
     split: str = "validation"
@@ -76,18 +88,20 @@ def main(args: Args) -> None:
     """Print a table per family of models, and write the JSON."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = {
-        family: list(score(args, args.models / family))
-        for family in FAMILIES
-        if (args.models / family / "counts.safetensors").is_file()
-    }
-    if not found:
+    families = [f for f in FAMILIES if (args.models / f / "counts.safetensors").is_file()]
+    if not families:
         raise FileNotFoundError(
             f"{args.models} has no FAMILY/counts.safetensors: count with scripts.count_sums"
         )
+    codecs = {family: fingerprint(args.models / family / "vqvae") for family in families}
+    further = further_counts(args.counts, codecs)
+    found = {
+        family: list(score(args, args.models / family, further[family])) for family in families
+    }
     for family, rows in found.items():
         print(f"{family}: {rows[0][1].n} codes of {args.split} songs\n")
         print(format_rows(rows, args.weights), end="\n\n")
+    print(NORMALISED)
     if args.output is not None:
         as_json = {
             family: {name: _as_json(row) for name, row in rows} for family, rows in found.items()
@@ -104,13 +118,41 @@ def _as_json(row: Information) -> dict[str, Any]:
     return row._asdict() | {"bits_per_code": bits_per_code, "pair_bits": pair_bits}
 
 
-def score(args: Args, family: Path) -> Iterator[tuple[str, Information]]:
-    """(name, information) of every variant that the family has the tables for."""
+def further_counts(paths: Sequence[Path], codecs: Mapping[str, str]) -> dict[str, dict[str, Path]]:
+    """{family: {`STEM: `: file}} of further counts.
+
+    Args:
+        paths: written by scripts.count_sums.
+        codecs: {family: fingerprint of its codec}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, of no family's codec, or has the stem of another of the family.
+    """
+    found: dict[str, dict[str, Path]] = {family: {} for family in codecs}
+    for path in paths:
+        codec = CountsFile(path).metadata.get("codec")
+        families = [family for family, known in codecs.items() if known == codec]
+        if not families:
+            raise ValueError(f"{path} was counted with another codec than {' or '.join(codecs)}")
+        for family in families:
+            if f"{path.stem}: " in found[family]:
+                raise ValueError(f"several --counts of {family} are called {path.stem}: rename one")
+            found[family][f"{path.stem}: "] = path
+    return found
+
+
+def score(
+    args: Args, family: Path, further: Mapping[str, Path]
+) -> Iterator[tuple[str, Information]]:
+    """(name, information) of every variant that the family has the tables for.
+
+    further: {prefix of the names: other counts of the family's codec}.
+    """
     codec = load_codec(family / "vqvae")
     manifest = load_manifest(args.data)
     identity = fingerprint(family / "vqvae")
     sources = tuple(prior_folders(family, manifest.sources))
-    counts, _ = load_counts(family / "counts.safetensors", identity, sources)
     alpha = {name: manifest.alpha[name] for name in sources}
     plan = PairCounting(pairing="song", seed=args.seed)
     drawn = plan.iterate(codec, manifest.split(args.split), alpha)
@@ -124,9 +166,13 @@ def score(args: Args, family: Path) -> Iterator[tuple[str, Information]]:
     )
     sums = family / "sums.safetensors"
     table = load_sums(sums, identity) if sums.is_file() else None
-    for name, make in variants(args, counts, codec.codebook, table):
-        logs = pair_logs(make(), first, second, mixture, others)
-        yield name, logs.information(args.weights)
+    for prefix, path in {"": family / "counts.safetensors", **further}.items():
+        counts, _ = load_counts(path, identity, sources)
+        for name, make in variants(args, counts, codec.codebook, table):
+            if prefix and name.startswith("Gaussian"):
+                continue  # it has no counts
+            logs = pair_logs(make(), first, second, mixture, others)
+            yield prefix + name, logs.information(args.weights)
 
 
 def variants(
@@ -152,7 +198,7 @@ def variants(
         gaussian = LatentGaussianLikelihood(codebook, sums, sigma)
         yield f"Gaussian (LQ-VAE), sigma {sigma:g}", partial(_same, gaussian)
         for s in args.strengths:
-            yield f"to kernel {sigma:g}, {s:g}", partial(smoothed, Kernel(gaussian), s)
+            yield f"to kernel {sigma:g}, {s:g}", partial(smoothed, Kernel(gaussian, counts), s)
         for s in args.strengths:
             counted = partial(smoothed, Marginals(counts), s)
             name = f"to marginals, {s:g}, times kernel {sigma:g}"

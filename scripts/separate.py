@@ -15,9 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -26,7 +24,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from jukebox_core.audio_stream import AudioReader, AudioWriter, open_audio, survey
+from jukebox_core.audio_stream import open_audio
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import atomic_folder
 from jukebox_core.runtime import Ranks
@@ -44,9 +42,7 @@ from scripts._separation import (
     write_record,
 )
 from scripts._settings import Settings, resolve
-
-SILENT = -100.0
-"""dB below full scale, over the whole file."""
+from scripts._stems import examined, failure, write_stems
 
 
 @dataclass(frozen=True)
@@ -181,11 +177,8 @@ class Worker:
         """Separate one file; what went wrong, if anything, for the end."""
         try:
             print(self.separate(job), flush=True)
-        except (ValueError, OSError) as error:
-            return Failure(job.path, said_of(job.path, error))
-        except Exception as error:  # a bug: seen at once and in full, and the other files go on
-            traceback.print_exc()
-            return Failure(job.path, f"{job.path}: {type(error).__name__}: {error}")
+        except Exception as error:  # of a bug too: the other files go on
+            return Failure(job.path, failure(job.path, error))
         return None
 
     def separate(self, job: Job) -> str:
@@ -195,15 +188,24 @@ class Worker:
             ValueError: it is not audio, damaged, empty, not finite, or silent throughout.
         """
         with open_audio(job.path) as reader:
-            found = survey(reader)
-            if found.level < SILENT:
-                raise ValueError(f"{job.path} is silent throughout: there is nothing to separate")
+            found = examined(reader)
             start = time.perf_counter()
             names = {name: f"{name}.{self.args.format}" for name in self.separator.sources}
             with atomic_folder(job.folder) as temporary:
                 paths = {source: temporary / name for source, name in names.items()}
-                self._write(reader, found.frames, paths)
-                took, lasts = time.perf_counter() - start, found.frames / reader.rate
+                lasts = found.frames / reader.rate
+                with progress_bar(job.path.name, lasts, self.line) as bar:
+                    write_stems(
+                        self.separator,
+                        reader,
+                        found.frames,
+                        paths,
+                        seed=self.args.seed,
+                        refine=self.args.refine,
+                        batch=self.batch,
+                        progress=_advance(bar),
+                    )
+                took = time.perf_counter() - start
                 write_record(
                     temporary,
                     self.identity,
@@ -217,39 +219,6 @@ class Worker:
         written = ", ".join(str(job.folder / name) for name in names.values())
         pace = f"{lasts:.1f} s in {took:.1f} s, {lasts / took:.2f} x real time"
         return f"{job.path} -> {written} ({pace})"
-
-    def _write(self, reader: AudioReader, frames: int, paths: dict[str, Path]) -> None:
-        """Separate what `reader` reads, `frames` samples, into the files {source: path}."""
-        with ExitStack() as stack:
-            seconds = frames / reader.rate
-            bar = stack.enter_context(progress_bar(reader.path.name, seconds, self.line))
-            writers = {
-                source: stack.enter_context(
-                    AudioWriter(path, reader.rate, reader.channels, frames=frames)
-                )
-                for source, path in paths.items()
-            }
-            stream = self.separator.stream(
-                reader.blocks(),
-                reader.rate,
-                reader.channels,
-                seed=self.args.seed,
-                refine=self.args.refine,
-                batch=self.batch,
-                length=frames,
-                progress=_advance(bar),
-            )
-            for stems in stream:
-                for source, stem in stems.items():
-                    writers[source].write(stem)
-
-
-def said_of(path: Path, error: Exception) -> str:
-    """An error as one line that names the file."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        message = f"{error.strerror}: {error.filename}"
-    return message if path.name in message else f"{path}: {message}"
 
 
 def described(separator: Separator) -> dict[str, Any]:

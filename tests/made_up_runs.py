@@ -68,7 +68,7 @@ def write_runs(folder, examples=1):
 def example(folder, chunk, generator):
     """An entry of the results' examples, with its files."""
     files = {"mixture": f"results_audio/{chunk:02d}_mixture.flac"}
-    for group in ("truth", "lqvae", "lass", "hybrid", "hybrid_oracle"):
+    for group in ("truth", "lqvae", "lass", "hybrid", "hybrid_oracle", "supervised"):
         files[group] = {s: f"results_audio/{chunk:02d}_{group}_{s}.flac" for s in SOURCES}
     for name in [
         files["mixture"],

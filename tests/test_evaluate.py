@@ -155,21 +155,27 @@ def test_examples_are_written_at_the_scores(results, folder):
     for example in examples:
         files = example["files"]
         systems = {"lqvae", "lass", "hybrid"}
-        assert set(files) == {"mixture", "truth", *systems, *(f"{m}_oracle" for m in systems)}
+        heard = {"truth", "nmf", *systems, *(f"{m}_oracle" for m in systems)}
+        assert set(files) == {"mixture", *heard}
         mixture, rate = audio_io.load(folder / files["mixture"])
         assert rate == 22_050
         for method in ("lqvae", "lass", "hybrid"):
             stems = {s: audio_io.load(folder / files[method][s])[0][0] for s in SOURCES}
             torch.testing.assert_close(sum(stems.values()), mixture[0], atol=1e-4, rtol=0)
             best = {s: audio_io.load(folder / files[f"{method}_oracle"][s])[0][0] for s in SOURCES}
-            for played, estimate in ((stems, ("selected", True)), (best, ("oracle", False))):
-                item = items(results, method, *estimate)[example["chunk"]]
+            blind = {s: audio_io.load(folder / files["nmf"][s])[0][0] for s in SOURCES}
+            for played, *estimate in (
+                (stems, method, "selected", True),
+                (best, method, "oracle", False),
+                (blind, "nmf", "selected", False),
+            ):
+                item = items(results, *estimate)[example["chunk"]]
                 for source, stem in played.items():
                     truth = audio_io.load(folder / files["truth"][source])[0][0]
                     assert item["values"][source]["sdr"] == pytest.approx(
                         sdr(truth, stem).item(), abs=1e-3
                     )
-    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 7 * 2 + 3)
+    assert len(list((folder / "results_audio").iterdir())) == 2 * (1 + 8 * 2 + 3)
     assert soundfile.info(folder / examples[0]["files"]["mixture"]).subtype == "PCM_24"
 
 

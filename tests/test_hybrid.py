@@ -5,7 +5,10 @@ import pytest
 import torch
 
 import hybrid
-from lass.counts import count_triples, save_counts
+from hybrid.kernel import Kernel
+from lass.backoff import Overall
+from lass.counts import count_triples, load_counts, save_counts, symmetrise
+from lass.likelihood import SmoothedLikelihood
 from lass.likelihood import build_likelihood as build_counted
 from lqvae import LatentGaussianLikelihood, LinearisationObjective, code_sums
 from lqvae.sums import save_sums
@@ -59,3 +62,43 @@ def test_sources_in_the_other_order_exchange_the_codes(tables):
     for m in range(K):
         table = one.scores(m).values.view(K, K)
         torch.testing.assert_close(other.scores(m).values.view(K, K), table.T)
+
+
+@pytest.mark.parametrize("symmetric", (None, True, False))
+@pytest.mark.parametrize("pooled", (True, False))
+def test_it_falls_back_on_the_kernel_pooled_or_not(tables, symmetric, pooled):
+    counts, sums, book = tables
+    found = hybrid.build_likelihood(
+        *tables, back_off_to="kernel", symmetric=symmetric, pooled=pooled, backoff=2.0, sigma=0.7
+    )
+    gaussian = LatentGaussianLikelihood(book, code_sums(book), 0.7)
+    loaded, _ = load_counts(counts)
+    if symmetric:
+        loaded = symmetrise(loaded)
+    expected = SmoothedLikelihood(
+        loaded, Kernel(gaussian, loaded), 1.0 if pooled else 3.0, strength=2.0
+    )
+    for m in range(K):
+        wanted = expected.scores(m).values
+        if pooled:
+            wanted = wanted + gaussian.scores(m).explicit().values
+        torch.testing.assert_close(found.scores(m).values, wanted)
+        assert found.scores(m).values.isfinite().all()
+
+
+def test_tables_that_are_not_pooled_change_nothing_but_the_back_off(tables):
+    counts, sums, book = tables
+    found = hybrid.build_likelihood(*tables, pooled=False, back_off_to="overall")
+    loaded, _ = load_counts(counts)
+    expected = SmoothedLikelihood(loaded, Overall(loaded), 3.0)
+    for m in range(K):
+        assert torch.equal(found.scores(m).values, expected.scores(m).values)
+
+
+def test_back_offs_that_are_not_there_are_refused(tables):
+    counts, _, _ = tables
+    with pytest.raises(ValueError, match="is kernel, expected marginals or overall here"):
+        hybrid.build_likelihood(counts, back_off_to="kernel")
+    with pytest.raises(ValueError, match="is blue, expected marginals or overall or kernel"):
+        hybrid.build_likelihood(*tables, back_off_to="blue")
+    hybrid.build_likelihood(counts, backoff=0.0, back_off_to="kernel")  # nothing to fall back on

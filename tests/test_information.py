@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.kernel import Kernel
+from hybrid.kernel import SHARE, Kernel
 from lass.backoff import Marginals, Overall
 from lass.counts import count_triples
 from lass.information import pair_logs
@@ -77,7 +77,7 @@ def test_back_offs_are_distributions_over_the_mixture_codes(parts, name):
     backoff = {
         "overall": lambda: Overall(counts),
         "marginals": lambda: Marginals(counts),
-        "kernel": lambda: Kernel(gaussian),
+        "kernel": lambda: Kernel(gaussian, counts),
     }[name]()
     given = torch.stack([backoff.given(m) for m in range(K)])
     torch.testing.assert_close(given.sum(0), torch.ones(K * K))
@@ -85,14 +85,65 @@ def test_back_offs_are_distributions_over_the_mixture_codes(parts, name):
     torch.testing.assert_close(backoff.given(0), given[0] - 1)
 
 
-def test_the_kernel_is_the_normalised_gaussian(parts):
-    _, gaussian, _, _ = parts
-    kernel = Kernel(gaussian)
-    table = log_table(gaussian).exp()
+def kernel_table(book, sums, sigma, share, counts):
+    """q(m | z1, z2) of the kernel, [K, K, K], m last: float64, as loops over its definition."""
+    seen = np.full(K, 0.5)
+    for m, n in zip(counts.mixture, counts.counts, strict=True):
+        seen[m] += n
+    table = np.zeros((K, K, K))
+    codes = book.double().numpy()
+    for i in range(K):
+        for j in range(K):
+            squares = ((codes[sums[i, j]] - codes) ** 2).sum(1)
+            near = np.exp(-(squares - squares.min()) / (2 * sigma**2))
+            table[i, j] = (1 - share) * near / near.sum() + share * seen / seen.sum()
+    return table
+
+
+@pytest.mark.parametrize("scale", (1.0, 200.0))  # far apart, the Gaussian alone is 0 or 1
+@pytest.mark.parametrize("share", (None, 0.3))
+def test_the_kernel_is_the_gaussian_and_a_share_of_the_overall_frequency(parts, scale, share):
+    counts = parts[0]
+    book = scale * torch.randn(K, 4)
+    sums = code_sums(book)
+    gaussian = LatentGaussianLikelihood(book, sums, 0.8)
+    kernel = Kernel(gaussian, counts) if share is None else Kernel(gaussian, counts, share)
+    table = kernel_table(book, sums, 0.8, SHARE if share is None else share, counts)
+    np.testing.assert_allclose(table.sum(2), 1, rtol=1e-12)
     for m in range(K):
-        torch.testing.assert_close(
-            kernel.given(m).double().view(K, K), table[:, :, m], rtol=1e-5, atol=1e-7
+        np.testing.assert_allclose(kernel.given(m).view(K, K), table[:, :, m], rtol=1e-5)
+    if scale > 1:
+        assert (gaussian.log_density.softmax(0) == 0).any()
+    assert (table > 0).all()
+
+
+def test_every_code_costs_a_finite_number_of_bits_where_the_kernel_is_sure_of_another(parts):
+    counts, _, (first, second, mixture), others = parts
+    book = 200 * torch.randn(K, 4)
+    sums = code_sums(book)
+    kernel = Kernel(LatentGaussianLikelihood(book, sums, 0.8), counts)
+    likelihood = SmoothedLikelihood(counts, kernel, 1.0, strength=2.0)
+    seen = np.zeros((K, K, K))
+    np.add.at(seen, (counts.first, counts.second, counts.mixture), counts.counts)
+    table = kernel_table(book, sums, 0.8, SHARE, counts)
+    p = (seen + 2 * table) / (seen.sum(2, keepdims=True) + 2)
+    np.testing.assert_allclose(p.sum(2), 1, rtol=1e-12)
+    for m in range(K):
+        np.testing.assert_allclose(
+            likelihood.scores(m).values.view(K, K), np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
         )
+    found = pair_logs(likelihood, first, second, mixture, others).information((1.0,))
+    assert found.impossible == 0
+    assert found.bits_per_code == pytest.approx(-np.log2(p[first, second, mixture]).mean())
+
+
+def test_a_kernel_without_meaning_is_refused(parts):
+    counts, gaussian, _, _ = parts
+    for share in (0.0, -0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
+            Kernel(gaussian, counts, share)
+    with pytest.raises(ValueError, match="counts over 2 codes, a kernel over 6"):
+        Kernel(gaussian, count_triples(2, *[np.arange(2)] * 3))
 
 
 def test_a_guess_without_knowledge_costs_the_logarithm_of_the_codes(parts):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jukebox_core.separation.protocols import Likelihood
-from lass.backoff import Marginals, Overall
+from lass.backoff import BACKOFFS, Marginals, Overall
 from lass.counts import count_triples, save_counts, symmetrise
 from lass.likelihood import CountLikelihood, SmoothedLikelihood, build_likelihood
 
@@ -145,6 +145,56 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
         SmoothedLikelihood(counts, Marginals(counts), 1.0, strength=0.0)
     with pytest.raises(ValueError, match="a back-off over 3"):
         SmoothedLikelihood(counts, Overall(count_triples(3, *[np.zeros(1, int)] * 3)), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("backoff", "given", "symmetric"),
+    (
+        (0.0, None, True),  # as LASS does
+        (0.0, True, True),
+        (0.0, False, False),
+        (2.5, None, False),
+        (2.5, True, True),
+        (2.5, False, False),
+    ),
+)
+@pytest.mark.parametrize("towards", BACKOFFS)
+def test_which_counts_and_which_back_off_are_chosen_apart(
+    tmp_path, backoff, given, symmetric, towards
+):
+    counts = count_triples(K, *triples())
+    save_counts(tmp_path / "counts", counts, {"codec": "x", "sources": "bass drums"})
+    likelihood = build_likelihood(
+        tmp_path / "counts", weight=2.0, backoff=backoff, towards=BACKOFFS[towards], symmetric=given
+    )
+    assert likelihood.symmetric is symmetric
+    table = np.zeros((K, K, K))
+    np.add.at(table, (counts.first, counts.second, counts.mixture), counts.counts)
+    if symmetric:
+        table = table + table.transpose(1, 0, 2)
+    overall = table.sum((0, 1)) + 0.5
+    q = np.broadcast_to(overall / overall.sum(), (K, K, K))
+    if towards == "marginals":
+        sides = [table.sum(axis) + 10 * q[0] for axis in (1, 0)]
+        first, second = (side / side.sum(1, keepdims=True) for side in sides)
+        q = (first[:, None] + second[None]) / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = (table + backoff * q) / (table.sum(2, keepdims=True) + backoff)
+        expected = 2.0 * np.log(p)
+    for m in range(K):
+        scores = likelihood.scores(m)
+        if scores.pairs is None:
+            if backoff == 0:  # a code that was never seen
+                assert m == 4 and not table[:, :, m].any()
+                continue
+            np.testing.assert_allclose(
+                scores.values.view(K, K), expected[:, :, m], rtol=1e-5, atol=1e-5
+            )
+        else:
+            assert scores.pairs.shape[1] == (table[:, :, m] > 0).sum()
+            np.testing.assert_allclose(
+                scores.values, expected[scores.pairs[0], scores.pairs[1], m], rtol=1e-5, atol=1e-5
+            )
 
 
 def test_backed_off_to_what_is_known_without_the_pair():

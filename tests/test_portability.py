@@ -42,6 +42,18 @@ def test_text_files_have_their_encoding_named():
     assert not wrong
 
 
+def test_no_module_needs_what_only_unix_has():
+    """Such modules may be imported where their absence is met, never at the top of a file."""
+    only_unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+    found = []
+    for package in (*PACKAGES, "tests"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names = {a.name for a in getattr(node, "names", [])} | {getattr(node, "module", "")}
+                found += [f"{path}:{node.lineno}"] if names & only_unix else []
+    assert not found
+
+
 def test_nothing_forks_or_renames_over_files():
     forbidden = {("os", "fork"), ("os", "rename"), ("os", "getpgid"), ("os", "kill")}
     found = [

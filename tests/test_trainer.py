@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import resource
 import signal
 
 import numpy as np
@@ -448,17 +447,18 @@ class FullDisk(Recorder):
     def __init__(self, since, until=None, parts=()):
         super().__init__(parts)
         self._since, self._until = since, until
-        self._usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self._limits = pytest.importorskip("resource", reason="Windows has no such limit")
+        self._usual = self._limits.getrlimit(self._limits.RLIMIT_FSIZE)
 
     def log(self, step, epoch, split, metrics):
         super().log(step, epoch, split, metrics)
         if step == self._since:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (512, self._usual[1]))
+            self._limits.setrlimit(self._limits.RLIMIT_FSIZE, (512, self._usual[1]))
         if step == self._until:
             self.close()
 
     def close(self):
-        resource.setrlimit(resource.RLIMIT_FSIZE, self._usual)
+        self._limits.setrlimit(self._limits.RLIMIT_FSIZE, self._usual)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_and_training_goes_on(tmp_path):
