@@ -1,6 +1,7 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
 # make results   after it: settings tuned on validation songs, the tables of docs/results.md
 # make test   environment and the whole test suite
+# make docs   the documents as a site, in build/site
 #
 # PYTHON=python3.12 picks the interpreter; PIP_FLAGS adds to every `pip install`, for example
 # an index with CPU-only builds of torch.
@@ -20,7 +21,7 @@ TUNE_BUDGET ?= 8
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
-.PHONY: demo results test check clean
+.PHONY: demo results test check docs clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
@@ -55,6 +56,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html; with search: python -m http.server -d build/site"
+
 $(READY): pyproject.toml constraints.txt requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --quiet --upgrade pip
@@ -65,4 +70,4 @@ $(READY): pyproject.toml constraints.txt requirements.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -66,7 +66,7 @@ class VQVAEConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the codec's loss (METHOD: `lmix` plus multi-scale spectral terms)."""
+    """Weights of the codec's loss (Jukebox: `lmix` plus multi-scale spectral terms)."""
 
     commit: float = 1.0
     spectral: float = 0.0

@@ -84,7 +84,7 @@ def reconstruction_terms(
 
 
 class BandwidthMeter:
-    """Accumulates the normalisers of the loss over training audio (METHOD section 2).
+    """Accumulates the normalisers of the loss over training audio.
 
     l2 is the variance of the samples, l1 their mean magnitude, spec the mean norm of an item's
     spectrogram.

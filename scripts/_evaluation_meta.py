@@ -33,7 +33,7 @@ DEFINITIONS = {
     "(estimate selected, not refined)",
     "codec": "the truth through the codec and back (estimate oracle: it uses the truth)",
     "codec_lass": "the same for LASS's codec, where it is another one",
-    "irm": "the refinement's mask made from the truth (estimate oracle: it uses the truth)",
+    "irm": "a ratio mask of power 2, STFT 2048 by 512, made from the truth (estimate oracle)",
     "oracle": "best of the candidates per source by whole-chunk SDR against the truth; raw, and "
     "refined: the best of the masks made from each candidate pair alone",
     "selected": "without the truth; raw: the pick (by default the pair whose sum is nearest to the "

@@ -105,7 +105,7 @@ def drawn_codec_seed(folder: Path) -> int | None:
 def _initial(
     own: Mapping[str, Tensor], drawn: Iterable[str], scale: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Normal weights (METHOD: init scale), unit layer norms, zero biases."""
+    """Normal weights times the init scale, unit layer norms, zero biases."""
     start = {}
     for name in drawn:
         std = 0.01 * scale if name in ("start_token", "pos_emb.pos_emb") else 0.02 * scale

@@ -1,4 +1,4 @@
-"""Measure what a codec does to the spectrum of every source, for the masks made of its decodes.
+r"""Measure what a codec does to the spectrum of every source, for the masks made of its decodes.
 
     python -m scripts.calibrate --vqvae runs/models/linearisation/vqvae --data prepared \
         --output runs/models/linearisation/calibration.safetensors

@@ -1,4 +1,4 @@
-"""Train the prior of one source on the codes of a trained codec.
+r"""Train the prior of one source on the codes of a trained codec.
 
     python -m scripts.train_prior --vqvae runs/models/linearisation/vqvae --source bass \
         --data prepared --output runs/models/linearisation/prior_bass --preset demo

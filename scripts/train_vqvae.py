@@ -1,4 +1,4 @@
-"""Train a codec: the plain Jukebox loss (LASS) or with latent linearisation (LQ-VAE, hybrid).
+r"""Train a codec: the plain Jukebox loss (LASS) or with latent linearisation (LQ-VAE, hybrid).
 
     python -m scripts.train_vqvae --objective linearisation --data prepared \
         --output runs/models/linearisation/vqvae --preset demo

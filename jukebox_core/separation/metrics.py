@@ -64,8 +64,8 @@ def _frame_scores(reference: Tensor, estimate: Tensor, window: int) -> Tensor:
 def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     """Scale-invariant SDR (Le Roux et al. 2019), without removal of the mean.
 
-    10 log10(|a s|^2 / |a s - e|^2) with a = <e, s> / |s|^2; an estimate that is zero throughout has
-    no score (NaN).
+    10 log10(|a s|^2 / |a s - e|^2) with a = sum(e s) / |s|^2; an estimate that is zero throughout
+    has no score (NaN).
     """
     return _by_parts(_si_sdr, *_pair(reference, estimate))
 
