@@ -12,7 +12,7 @@ from jukebox_core.separation.choices import AverageName, PickName
 from jukebox_core.separation.strategies import Strategy
 from lass.likelihood import BACKOFF
 
-__all__ = ["SAMPLING", "BackoffName", "Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = ["AFTERWARDS", "BackoffName", "Settings", "load_tuned", "resolve", "tuned_path"]
 
 BackoffName = Literal["marginals", "overall", "kernel"]
 
@@ -83,20 +83,8 @@ BUILT_IN: Mapping[str, Any] = {
 }
 
 
-SAMPLING = (
-    "sampler",
-    "temperature",
-    "top_k",
-    "top_p",
-    "sigma",
-    "weight",
-    "backoff",
-    "back_off_to",
-    "symmetric",
-    "kernel",
-    "shifts",
-)
-"""The settings that the candidates depend on; the others only say what is made of them."""
+AFTERWARDS = ("pick", "average", "mask_power", "mask_n_fft", "compression", "calibration")
+"""The settings that say what is made of the candidates; these depend on all others."""
 
 
 def tuned_path(models: Path, method: str) -> Path:

@@ -24,16 +24,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from jukebox_core.checkpoints import load_codec
 from jukebox_core.files import sha256, write_json
 from jukebox_core.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.separation import metrics
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair
 from jukebox_core.separation.selection import Candidates, PosteriorMean, Selection
+from jukebox_core.vqvae.model import VQVAE
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._evaluation_meta import fingerprints
 from scripts._models import Method, build_separator
-from scripts._settings import SAMPLING, Settings, resolve
+from scripts._settings import AFTERWARDS, Settings, resolve
 
 __all__ = [
     "Draw",
@@ -41,6 +43,7 @@ __all__ = [
     "Picked",
     "PickedApart",
     "Refined",
+    "RoundTrip",
     "Scores",
     "Single",
     "Study",
@@ -120,6 +123,31 @@ class PickedApart:
         """Estimates {source: [T]}."""
         best = self.pick(mixture, candidates, alpha)
         return {name: x[0, int(best[name][0])] for name, x in candidates.audio.items()}
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """Mixtures [B, T] as a codec gives them back, on the CPU.
+
+    codec: its run's folder; scores are kept by its weights, wherever it lies.
+    """
+
+    codec: Path = field(repr=False)
+
+    @torch.no_grad()
+    def __call__(self, mixture: Tensor) -> Tensor:
+        """The round trip, [B, T], T a multiple of the hop.
+
+        Raises:
+            FileNotFoundError: there is no codec in the folder.
+        """
+        codec = _codec(self.codec)
+        return codec.decode(codec.encode(mixture)).float()
+
+
+@functools.lru_cache(maxsize=2)
+def _codec(folder: Path) -> VQVAE:
+    return load_codec(folder)
 
 
 @dataclass(frozen=True)
@@ -229,12 +257,15 @@ def run_draws(
 
 
 def _resolved(study: Study, draw: Draw) -> Draw:
-    """The same draw with every setting of the sampling that is not left to the likelihood."""
+    """The same draw with every setting that its candidates depend on.
+
+    Those that are left to the likelihood stay so: the code has their values.
+    """
     given = dict(draw.options)
     settings = Settings(**{k: v for k, v in given.items() if k in vars(Settings())})
     values = resolve(settings, study.models, draw.method, tuned=study.tuned)
     others = {name: value for name, value in given.items() if name not in values}
-    known = {name: values[name] for name in SAMPLING if values[name] is not None}
+    known = {k: v for k, v in values.items() if k not in AFTERWARDS and v is not None}
     return Draw.of(draw.method, draw.seed, **others, **known)
 
 

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from hybrid import POOLED_WEIGHT
 from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
 from jukebox_core.config import PRESETS
 from jukebox_core.files import write_json, write_text
@@ -33,19 +35,21 @@ from jukebox_core.separation.rejection import (
     RejectionSelection,
 )
 from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, SpectralFit
-from jukebox_core.separation.statistics import Interval, bootstrap_mean, paired_difference
+from jukebox_core.separation.statistics import bootstrap_mean, paired_difference
 from lass.likelihood import BACKOFF, WEIGHT
+from lqvae.likelihood import SIGMA
 from scripts._ablation_plots import shown, write_plots
 from scripts._cli import program
 from scripts._evaluation import Chunk, codec_round_trip
 from scripts._models import FAMILY, METHODS, Method, refinement_of
-from scripts._settings import Settings, resolve
+from scripts._settings import AFTERWARDS, Settings, resolve
 from scripts._study import (
     Draw,
     Oracle,
     Picked,
     PickedApart,
     Refined,
+    RoundTrip,
     Scores,
     Single,
     Study,
@@ -56,10 +60,13 @@ from scripts._study import (
 PUBLISHED = {
     "sampler": "ancestral",
     "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
     "sigma": 0.4,
     "weight": 3.0,
     "backoff": 0.0,
     "kernel": False,
+    "symmetric": True,
     "shifts": 1,
 }
 """The sampling of the original systems."""
@@ -115,35 +122,41 @@ def main(args: Args) -> None:
         for draw in _seeded(row.draw, args.seeds):
             wanted[draw][row.way] = known[row.way]
     found = run_draws(study, wanted, args.output / "parts", args.jobs)
-    table = Table(rows, found, args.seeds, load_manifest(args.data).sources)
+    scores = Table(rows, found, args.seeds, load_manifest(args.data).sources)
     for name, values in baseline_scores(args, study):
-        table.add(f"baseline: {name}", values)
-    comparisons = list(compare(table))
+        scores.add(f"baseline: {name}", values)
+    lines = [scores.line(name) for name in scores.rows]
+    comparisons = list(compare(lines))
     settings = {method: resolve(Settings(), args.models, method) for method in METHODS}
     write_json(
         args.output / "ablation.json",
         {
-            "rows": [table.line(name) for name in table.rows],
+            "rows": lines,
             "comparisons": comparisons,
             "settings": settings,
             "study": study.identity() | {"candidates": args.candidates, "seeds": args.seeds},
             **provenance(),
         },
     )
-    text = markdown(table, comparisons)
+    text = markdown(lines, comparisons)
     write_text(args.output / "ablation.md", text)
-    write_plots(args.output, [table.line(name) for name in table.rows], table.sources)
+    write_plots(args.output, lines, scores.sources)
     print(text)
 
 
 def ways(args: Args) -> dict[str, Way]:
-    """Everything that is made of candidates; the tuned masks of the methods among them."""
-    tuned: dict[str, Way] = {}
+    """Everything that is made of candidates; what is of one method's codec or settings is named so.
+
+    The originals' own choice is that among all pairs, against the mixture as the codec gives it.
+    """
+    own: dict[str, Way] = {}
     for method in METHODS:
         chosen, family = resolve(Settings(), args.models, method), args.models / FAMILY[method]
         plain = refinement_of({**chosen, "calibration": False}, family)
-        tuned[f"mask, tuned ({method})"] = Refined(plain)
-        tuned[f"mask, tuned and calibrated ({method})"] = Refined(refinement_of(chosen, family))
+        own[f"mask, tuned ({method})"] = Refined(plain)
+        own[f"mask, tuned and calibrated ({method})"] = Refined(refinement_of(chosen, family))
+        published = RejectionPair(RoundTrip(family / "vqvae"))
+        own[f"rejection, published ({method})"] = PickedApart(published)
     return {
         "oracle": Oracle(),
         "single": Single(),
@@ -155,7 +168,7 @@ def ways(args: Args) -> dict[str, Way]:
         "minimum Bayes risk": Picked(MinimumBayesRisk()),
         "mask of one": Refined(MASK, SpectralFit()),
         "mask": Refined(MASK),
-        **tuned,
+        **own,
     }
 
 
@@ -206,7 +219,8 @@ def plan(args: Args) -> Iterator[Row]:
     for method in METHODS:
         published, default = draw(method, **PUBLISHED), draw(method)
         yield Row(f"{method}, published: oracle, raw", published, "oracle")
-        yield Row(f"{method}, published: rejection, raw", published, "rejection, joint pairs")
+        rejection = f"rejection, published ({method})"
+        yield Row(f"{method}, published: rejection, raw", published, rejection)
         yield Row(f"{method}, published: refined", published, "mask")
         yield Row(f"{method}, default: oracle, raw", default, "oracle")
         yield Row(f"{method}, default: selected, raw", default, "spectral fit")
@@ -217,15 +231,15 @@ def plan(args: Args) -> Iterator[Row]:
     chosen = resolve(Settings(), args.models, "hybrid")
     steps: dict[str, Any] = dict(PUBLISHED)
     yield Row("parts: as published", draw("hybrid", **steps), "mask")
+    rest = ("sampler", "temperature", "top_k", "top_p", "shifts")  # no part of the likelihood
     changes: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("counts class-ordered, backed off", {"weight": WEIGHT, "backoff": BACKOFF}),
-        (
-            "times the kernel, weights tuned",
-            {name: chosen[name] for name in ("weight", "backoff", "kernel", "sigma")},
-        ),
+        ("counts class-ordered", {"symmetric": False}),
+        ("counts backed off", {"weight": WEIGHT, "backoff": BACKOFF}),
+        ("times the kernel", {"kernel": True, "weight": POOLED_WEIGHT, "sigma": SIGMA}),
+        ("weights tuned", {k: v for k, v in chosen.items() if k not in (*rest, *AFTERWARDS)}),
         (
             "particles for independent draws",
-            {name: chosen[name] for name in ("sampler", "temperature")},
+            {name: chosen[name] for name in rest if name != "shifts"},
         ),
     )
     for name, change in changes:
@@ -236,7 +250,7 @@ def plan(args: Args) -> Iterator[Row]:
     calibrated = "mask, tuned and calibrated (hybrid)"
     yield Row("parts: spectra calibrated", draw("hybrid"), calibrated)
     for way in ways(args):
-        if not way.startswith("mask, tuned") or way.endswith("(hybrid)"):
+        if not way.endswith(("(lqvae)", "(lass)")):
             yield Row(f"ways: {way}", draw("hybrid"), way)
 
 
@@ -251,6 +265,7 @@ class Table:
             row.name: float(np.mean([found[d].seconds for d in _seeded(row.draw, seeds)]))
             for row in rows
         }
+        self._ways = {row.name: row.way for row in rows}
         self._values: dict[str, np.ndarray] = {
             row.name: np.array(
                 [
@@ -276,7 +291,7 @@ class Table:
         return values.mean(0) if source == "mean" else values[self.sources.index(source)]
 
     def line(self, row: str) -> dict[str, Any]:
-        """A row as JSON: {source: mean and interval}, the spread between seeds, seconds."""
+        """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
         intervals = {
             source: bootstrap_mean(self.per_chunk(row, source))._asdict()
             for source in (*self.sources, "mean")
@@ -284,66 +299,105 @@ class Table:
         means = self._values[row].mean((1, 2))
         return {
             "row": row,
+            "way": self._ways.get(row),
             "sdr": intervals,
             "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
             "seconds": self.seconds.get(row),
             "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
         }
 
-    def difference(self, first: str, second: str, source: str) -> Interval:
-        """The paired difference of two rows."""
-        return paired_difference(self.per_chunk(first, source), self.per_chunk(second, source))
-
 
 def _seeded(draw: Draw, seeds: int) -> list[Draw]:
     return [draw._replace(seed=seed) for seed in range(seeds)]
 
 
-def compare(table: Table) -> Iterator[dict[str, Any]]:
-    """The questions, as paired differences with intervals, per source and in the mean."""
-    questions = []
-    for estimate in ("oracle, raw", "refined"):
+def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The questions about rows, as `Table.line` gives them, of the same chunks.
+
+    Every one is a paired difference with its interval, per source and in the mean: the systems
+    against each other, what is got against the published, every step of the parts against the one
+    before, every choice against the default one. Questions about missing rows are left out.
+    """
+    rows = {line["row"]: line["chunks"] for line in lines}
+    for first, second in _questions(list(rows)):
+        if first in rows and second in rows:
+            a, b = (_columns(rows[name]) for name in (first, second))
+            gaps = {name: paired_difference(a[name], b[name])._asdict() for name in a}
+            yield {"first": first, "second": second, "difference": gaps}
+
+
+def _questions(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(first, second): how much is the first above the second?"""
+    of_both = [(e, kind) for e in ("oracle, raw", "refined") for kind in ("published", "default")]
+    for estimate, kind in [*of_both, ("selected, raw", "default")]:
         for other in ("lqvae", "lass"):
-            for kind in ("published", "default"):
-                first, second = (f"{m}, {kind}: {estimate}" for m in ("hybrid", other))
-                questions.append((first, second))
+            yield f"hybrid, {kind}: {estimate}", f"{other}, {kind}: {estimate}"
     for method in METHODS:
-        for kind in ("published", "default"):
-            questions.append((f"{method}, default: refined", f"{method}, {kind}: oracle, raw"))
-    questions += [
-        ("hybrid, default: refined", row) for row in table.rows if row.startswith("baseline")
-    ]
-    for first, second in questions:
-        gaps = {s: table.difference(first, second, s) for s in (*table.sources, "mean")}
-        yield {
-            "first": first,
-            "second": second,
-            "difference": {source: gap._asdict() for source, gap in gaps.items()},
-        }
+        for second in ("published: oracle, raw", "default: oracle, raw", "published: refined"):
+            yield f"{method}, default: refined", f"{method}, {second}"
+    for row in rows:
+        if row.startswith("baseline:"):
+            yield "hybrid, default: refined", row
+    for before, after in pairwise(row for row in rows if row.startswith("parts:")):
+        yield after, before
+    for row in rows:
+        if row.startswith("ways:") and not ("mask" in row or row in ("ways: oracle", _DEFAULT)):
+            yield row, _DEFAULT
+    yield "ways: mask", "ways: mask of one"
 
 
-def markdown(table: Table, comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """The tables of docs/results.md."""
-    names = [*table.sources, "mean"]
-    lines = [
-        f"| row | {' | '.join(names)} | seeds ± | s / chunk |",
-        "|---|" + "---|" * (len(names) + 2),
-    ]
-    for row in table.rows:
-        line = table.line(row)
-        cells = [_cell(line["sdr"][name]) for name in names]
-        spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
-        seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
-        lines.append(f"| {shown(row)} | {' | '.join(cells)} | {spread} | {seconds} |")
-    lines += ["", f"| difference | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for item in comparisons:
-        cells = [_cell(item["difference"][name], "+") for name in names]
-        name = f"{shown(item['first'])} − {shown(item['second'])}"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+_DEFAULT = "ways: spectral fit"
 
 
-def _cell(interval: Mapping[str, float], sign: str = "") -> str:
+def _columns(chunks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """{source: SDR of every chunk}, and their mean."""
+    columns = {source: np.array(values) for source, values in chunks.items()}
+    return columns | {"mean": np.mean(list(columns.values()), 0)}
+
+
+def markdown(lines: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of docs/results.md: rows, differences, steps, choices."""
+    names = list(lines[0]["sdr"])
+    text = table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
+    kinds = dict.fromkeys(kind_of(item) for item in comparisons)
+    for kind in kinds:
+        some = [difference_cells(item) for item in comparisons if kind_of(item) == kind]
+        text += "\n" + table([kind, *names], some)
+    return text
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
+
+
+def row_cells(line: Mapping[str, Any]) -> list[str]:
+    """A row's name, scores, spread between seeds and seconds per chunk."""
+    spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
+    seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+    return [shown(line["row"]), *map(interval_cell, line["sdr"].values()), spread, seconds]
+
+
+def kind_of(item: Mapping[str, Any]) -> str:
+    """`step` between consecutive parts, `choice` among ways, or `difference`."""
+    group = item["first"].partition(":")[0]
+    return {"parts": "step", "ways": "choice"}.get(group, "difference")
+
+
+def difference_cells(item: Mapping[str, Any]) -> list[str]:
+    """A comparison's name and intervals."""
+    first, second = shown(item["first"]), shown(item["second"])
+    name = f"{first} − {second}"
+    if kind_of(item) == "step":
+        name = first.removeprefix("parts: ")
+    elif kind_of(item) == "choice":
+        name = f"{first} − {second}".replace("ways: ", "")
+    return [name, *(interval_cell(gap, "+") for gap in item["difference"].values())]
+
+
+def interval_cell(interval: Mapping[str, float], sign: str = "") -> str:
+    """Mean and interval of dB, as the documents write it."""
     mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 

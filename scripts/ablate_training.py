@@ -1,4 +1,4 @@
-"""Codec and prior choices at equal cost: train variants that differ in one thing, and measure each.
+"""Codec and prior choices at equal steps: train variants that differ in one thing, measure each.
 
     python -m scripts.ablate_training --data runs/demo/data --output runs/ablation_training
 

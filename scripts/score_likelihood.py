@@ -16,6 +16,7 @@ rows FILE: VARIANT: tables counted at several gains, or of fewer iterations, bes
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class Args:
     counts: tuple[Path, ...] = ()
     """Further files of counts to score beside FAMILY/counts.safetensors, named by their stems."""
     output: Path | None = None
-    """JSON file to write besides the table."""
+    """JSON file to write beside the table: what the table shows, and what was asked for."""
     split: str = "validation"
     """Whose songs."""
     iterations: int = 8
@@ -103,9 +104,18 @@ def main(args: Args) -> None:
     print(NORMALISED)
     if args.output is not None:
         as_json = {
-            family: {name: row._asdict() for name, row in rows} for family, rows in found.items()
+            family: {name: _as_json(row) for name, row in rows} for family, rows in found.items()
         }
-        write_json(args.output, {"variants": as_json, **provenance()})
+        asked = {name: getattr(args, name) for name in ("split", "iterations", "compared", "seed")}
+        write_json(args.output, {"variants": as_json, "asked": asked, **provenance()})
+
+
+def _as_json(row: Information) -> dict[str, Any]:
+    """bits_per_code: null where they are infinite; pair_bits by lambda, as a string."""
+    finite = math.isfinite(row.bits_per_code)
+    pair_bits = {f"{weight:g}": bits for weight, bits in row.pair_bits.items()}
+    bits_per_code = row.bits_per_code if finite else None
+    return row._asdict() | {"bits_per_code": bits_per_code, "pair_bits": pair_bits}
 
 
 def further_counts(paths: Sequence[Path], codecs: Mapping[str, str]) -> dict[str, dict[str, Path]]:

@@ -11,20 +11,24 @@ reason, whether they are right or not.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from jukebox_core.checkpoints import provenance
+from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.refinement import stft
 from jukebox_core.separation.selection import Candidates, PosteriorMean
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.statistics import Interval, bootstrap_mean
+from jukebox_core.separation.statistics import bootstrap_mean
 from scripts._cli import program
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._models import Method, build_separator
@@ -41,6 +45,8 @@ class Args:
     """Folder of trained models."""
     data: Path
     """Prepared data set."""
+    output: Path | None = None
+    """JSON file to write beside the table: what it shows, every chunk, and what was asked for."""
     method: Method = "hybrid"
     """Which of the three systems."""
     split: str = "validation"
@@ -61,12 +67,13 @@ class Args:
 
 @program
 def main(args: Args) -> None:
-    """Print one line per way of drawing."""
+    """Print one line per way of drawing, and write the JSON."""
     if args.candidates < 4:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
+    variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:
         separator = build_separator(
             args.method, args.models, candidates=args.candidates, sampler=sampler, shifts=shifts
@@ -74,7 +81,17 @@ def main(args: Args) -> None:
         length = separator.codec.config.hop * min(args.chunk_codes, separator.window)
         manifest, rule = load_manifest(args.data), silence_rule(False)[1]
         chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)
-        found, typical = correlations(separator, chosen[0], args.within, args.seed)
+        values, typical = correlations(separator, chosen[0], args.within, args.seed)
+        found = bootstrap_mean(values)
+        variants.append(
+            {
+                "sampler": sampler,
+                "shifts": shifts,
+                "correlation": {name: _finite(x) for name, x in found._asdict().items()},
+                "chunks": [_finite(x) for x in values],
+                "median_disagreement": typical,
+            }
+        )
         rows.append(
             [
                 sampler,
@@ -85,12 +102,21 @@ def main(args: Args) -> None:
             ]
         )
     print("\n".join(aligned(rows)))
+    if args.output is not None:
+        asked = ("method", "split", "candidates", "chunk_codes", "within", "seed")
+        known = {name: getattr(args, name) for name in asked}
+        write_json(args.output, {"variants": variants, "asked": known, **provenance()})
+
+
+def _finite(value: float) -> float | None:
+    """None for the correlation of what does not vary."""
+    return value if math.isfinite(value) else None
 
 
 def correlations(
     separator: Separator, chunks: Sequence[Chunk], within: float, seed: int
-) -> tuple[Interval, float]:
-    """(the mean of the chunks' correlations, the median of all bins' disagreement)."""
+) -> tuple[list[float], float]:
+    """(correlation of every chunk, NaN where nothing varies; median disagreement of all bins)."""
     generator = torch.Generator().manual_seed(seed)
     values, disagreements = [], []
     for chunk in chunks:
@@ -101,7 +127,7 @@ def correlations(
         loud = loud_bins(separator, mixture, within)
         values.append(float(spearmanr(unsure[loud], wrong[loud]).statistic))
         disagreements.append(unsure[loud])
-    return bootstrap_mean(values), torch.cat(disagreements).median().item()
+    return values, torch.cat(disagreements).median().item()
 
 
 def mask_error(

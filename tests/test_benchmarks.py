@@ -1,12 +1,20 @@
 """The benchmarks run, print what they promise, and their two paths agree. No time is asserted."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 
-from benchmarks import _common, bench_codec, bench_precision, bench_sampling, bench_scoring
+from benchmarks import (
+    _common,
+    bench_codec,
+    bench_methods,
+    bench_precision,
+    bench_sampling,
+    bench_scoring,
+)
 from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
@@ -142,3 +150,43 @@ def test_precision(capsys):
     assert (exact["precision"], rounded["precision"]) == ("float32", "bfloat16")
     assert exact["largest"] < 1e-5 and exact["rms"] < rounded["rms"] < 0.01
     assert all(row["mean"] <= row["rms"] <= row["largest"] for row in (exact, rounded))
+
+
+def test_methods(capsys, tiny_models, tiny_data):
+    flags = ["--models", str(tiny_models), "--data", str(tiny_data), "--chunks", "2"]
+    flags += ["--candidates", "4", "--chunk-codes", "64", "--threads", "1", "--json"]
+    assert bench_methods.main([*flags, "--repeats", "3"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    rows = {row["method"]: row for row in json.loads(lines[-1])}
+    assert list(rows) == ["lqvae", "lass", "hybrid"]
+    for method, row in rows.items():
+        assert len(row["turns"]) == 3 and row["positions"] == 64 and row["chunks"] == 2
+        assert row["seconds"]["mean"] == pytest.approx(sum(row["turns"]) / 3)
+        assert row["seconds"]["mean"] == pytest.approx(sum(row["parts"].values()))
+        if method == "hybrid":
+            assert row["ratio"] is None
+        else:  # paired: the mean of the turns' own ratios
+            pairs = zip(rows["hybrid"]["turns"], row["turns"], strict=True)
+            logs = [math.log(a / b) for a, b in pairs]
+            assert row["ratio"]["mean"] == pytest.approx(math.exp(sum(logs) / 3))
+            assert row["ratio"]["low"] <= row["ratio"]["mean"] <= row["ratio"]["high"]
+        assert any(line.startswith(method) for line in lines[:-1])
+    assert bench_methods.main([*flags, "--repeats", "1"]) == 1
+    assert "--repeats is 1, expected at least 2" in capsys.readouterr().err
+
+
+def test_methods_take_turns_and_the_first_does_not_count():
+    calls = []
+
+    def run(name):
+        return lambda turn: calls.append((turn, name)) or {"mask": len(calls)}
+
+    found = bench_methods.take_turns({name: run(name) for name in "abc"}, 3)
+    assert [turn for turn, _ in calls] == [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
+    orders = ["".join(name for turn, name in calls if turn == t) for t in range(3)]
+    assert orders == ["abc", "bca", "cab"]
+    assert {name: [took["mask"] for took in each] for name, each in found.items()} == {
+        "a": [4, 9, 11],
+        "b": [5, 7, 12],
+        "c": [6, 8, 10],
+    }

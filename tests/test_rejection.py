@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.rejection import RejectionSelection, pair_posterior
+from jukebox_core.separation.rejection import (
+    RejectionPair,
+    RejectionSelection,
+    pair_posterior,
+)
 from jukebox_core.separation.selection import Candidates
 
 
@@ -53,14 +57,34 @@ def test_no_variance_is_refused():
         pair_posterior(log_prior, silent, torch.zeros(40), (0.5, 0.5), 4)
 
 
-def test_selection_keeps_pairs_that_were_drawn_together():
-    cases = [case(seed=1), case(seed=2)]
+def batch(*cases):
+    """(mixtures [B, T], candidates) of several cases of 8 codes."""
     names = ("bass", "drums")
     audio = {name: torch.stack([c[1][i] for c in cases]) for i, name in enumerate(names)}
     log_prior = {name: torch.stack([c[0][i] for c in cases]) for i, name in enumerate(names)}
-    codes = {name: torch.zeros(2, 5, 8, dtype=torch.int64) for name in names}
-    candidates = Candidates(audio, Separations(codes, log_prior, torch.zeros(2, 5)))
-    mixture = torch.stack([c[2] for c in cases])
+    codes = {name: torch.zeros(len(cases), 5, 8, dtype=torch.int64) for name in names}
+    candidates = Candidates(audio, Separations(codes, log_prior, torch.zeros(len(cases), 5)))
+    return torch.stack([c[2] for c in cases]), candidates
+
+
+def test_the_originals_choice_is_among_all_pairs_and_against_the_decoded_mixture():
+    cases = [case(seed=seed) for seed in range(8)]
+    mixture, candidates = batch(*cases)
+    alpha, picks = {"bass": 0.6, "drums": 0.4}, []
+    for compared in (None, lambda x: x.roll(1, -1) / 2):
+        found = RejectionPair(compared)(mixture, candidates, alpha)
+        for b, (log_prior, audio, y) in enumerate(cases):
+            target = y if compared is None else y.roll(1) / 2
+            table = pair_posterior(log_prior, audio, target, (0.6, 0.4), 8).posterior
+            best = max((float(table[i, j]), i, j) for i in range(5) for j in range(5))[1:]
+            assert (int(found["bass"][b]), int(found["drums"][b])) == best
+            picks.append(best)
+    assert picks[:8] != picks[8:] and any(i != j for i, j in picks)
+
+
+def test_selection_keeps_pairs_that_were_drawn_together():
+    cases = [case(seed=1), case(seed=2)]
+    mixture, candidates = batch(*cases)
     weights = RejectionSelection()(mixture, candidates, {"bass": 0.6, "drums": 0.4})
     for b, c in enumerate(cases):
         found = pair_posterior(c[0], c[1], c[2], (0.6, 0.4), 8)

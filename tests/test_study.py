@@ -11,11 +11,13 @@ import torch
 
 from jukebox_core.separation import metrics
 from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.rejection import pair_posterior
 from jukebox_core.separation.selection import SpectralFit
-from lass.likelihood import WEIGHT
+from lass.counts import load_counts
+from lass.likelihood import WEIGHT, CountLikelihood
 from lqvae.likelihood import SIGMA
-from scripts import _study, ablate, separate, tune
-from scripts._models import build_separator
+from scripts import _study, ablate, compare_rows, separate, tune
+from scripts._models import FAMILY, METHODS, build_separator
 from scripts._settings import BUILT_IN, Settings, load_tuned, resolve, tuned_path
 from scripts._study import Draw, Oracle, Picked, Refined, Single, Study, run_draws
 
@@ -201,7 +203,69 @@ def test_damaged_settings_are_refused(models, text, tmp_path, capsys):
     assert "tune" in capsys.readouterr().err
 
 
-def test_ablation_on_tiny_models(models, tiny_data, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_the_published_rejection_row_is_the_published_choice(models, tiny_data, tmp_path, method):
+    """Of all pairs the most probable, beside the mixture as the method's codec gives it back."""
+    args = ablate.Args(models, tiny_data, tmp_path, candidates=4)
+    (row,) = (
+        row for row in ablate.plan(args) if row.name == f"{method}, published: rejection, raw"
+    )
+    study = Study(models, tiny_data, "test", 2, chunk_codes=64)
+    ways = {row.way: ablate.ways(args)[row.way]}
+    found = run_draws(study, {row.draw: ways}, tmp_path / "parts", 1)[row.draw].values[row.way]
+    separator = build_separator(method, models, candidates=4, **ablate.PUBLISHED)
+    codec, generator = separator.codec, torch.Generator().manual_seed(0)
+    for c, chunk in enumerate(study.load(64 * codec.config.hop)):
+        audio, drawn = separator.candidates(chunk.mixture[None], generator)
+        with torch.no_grad():
+            target = codec.decode(codec.encode(chunk.mixture[None]))[0]
+        table = pair_posterior(
+            tuple(drawn.log_prior[name][0] for name in separator.sources),
+            tuple(audio[name][0] for name in separator.sources),
+            target,
+            tuple(separator.alpha.values()),
+            64,
+        ).posterior
+        best = max((float(table[i, j]), (i, j)) for i in range(4) for j in range(4))[1]
+        for name, n in zip(separator.sources, best, strict=True):
+            score = metrics.sdr(chunk.sources[name], audio[name][0, n])
+            assert found[name][c] == pytest.approx(float(score), abs=1e-4)
+    assert not any(str(models) in repr(way) for way in ways.values())  # kept wherever models lie
+
+
+def test_the_published_settings_make_the_published_likelihoods(models):
+    for method in ("lass", "hybrid"):
+        likelihood = build_separator(method, models, **ablate.PUBLISHED).likelihood
+        family = models / FAMILY[method]
+        counts = load_counts(family / "counts.safetensors")[0]
+        ordered = build_separator(
+            method, models, **{**ablate.PUBLISHED, "symmetric": False}
+        ).likelihood
+        for code in range(counts.n_codes):
+            for symmetric, found in ((True, likelihood), (False, ordered)):
+                wanted = CountLikelihood(counts, symmetric=symmetric).scores(code)
+                assert all(
+                    a is b or torch.equal(a, b)
+                    for a, b in zip(found.scores(code), wanted, strict=True)
+                )
+
+
+def test_every_change_is_a_step_of_its_own(models):
+    steps = [
+        row for row in ablate.plan(ablate.Args(models, models, models)) if "parts:" in row.name
+    ]
+    changed = []
+    for before, after in pairwise(steps):
+        old, new = (
+            {**resolve(Settings(), models, "hybrid"), **dict(row.draw.options)}
+            for row in (before, after)
+        )
+        changed.append({name for name in new if new[name] != old.get(name)})
+    assert changed[0] == {"symmetric"} and changed[1] == {"backoff"}
+    assert {"kernel", "weight"} == changed[2]
+
+
+def test_ablation_on_tiny_models(models, tiny_data, tmp_path, capsys):
     out = tmp_path / "ablation"
     flags = ["--models", str(models), "--data", str(tiny_data), "--output", str(out)]
     flags += ["--chunks", "2", "--candidates", "4", "--seeds", "2", "--chunk-codes", "128"]
@@ -213,12 +277,29 @@ def test_ablation_on_tiny_models(models, tiny_data, tmp_path):
             rows[f"{method}, published: {name}"]["chunks"]
             for name in ("oracle, raw", "rejection, raw")
         )
+        assert rows[f"{method}, published: rejection, raw"]["way"].startswith("rejection, publ")
         for source in ("bass", "drums"):  # a mean over seeds of maxima over the same candidates
             assert all(a >= b - 1e-9 for a, b in zip(oracle[source], picked[source], strict=True))
     for item in found["comparisons"]:
         first, second = (rows[item[key]]["sdr"]["mean"]["mean"] for key in ("first", "second"))
         assert item["difference"]["mean"]["mean"] == pytest.approx(first - second, abs=1e-9)
+    asked = {(item["first"], item["second"]) for item in found["comparisons"]}
+    parts = [row for row in rows if row.startswith("parts:")]
+    assert {(after, before) for before, after in pairwise(parts)} <= asked and len(parts) == 9
+    for method in ("lqvae", "lass", "hybrid"):
+        assert (f"{method}, default: refined", f"{method}, published: refined") in asked
+    for method in ("lqvae", "lass"):
+        assert ("hybrid, default: selected, raw", f"{method}, default: selected, raw") in asked
     text = (out / "ablation.md").read_text()
+    again = json.dumps(found | {"comparisons": []})
+    (out / "ablation.json").write_text(again)
+    capsys.readouterr()
+    assert compare_rows.main([str(out / "ablation.json")]) == 0
+    assert json.loads((out / "ablation.json").read_text()) == found
+    assert text in capsys.readouterr().out
+    (out / "ablation.json").write_text("[]")
+    assert compare_rows.main([str(out / "ablation.json")]) == 1
+    assert "is no ablation" in capsys.readouterr().err
     assert all(row.partition(",")[2] in text for row in rows)
     assert (out / "ablation.png").stat().st_size and (out / "sdr_scatter.png").stat().st_size
 

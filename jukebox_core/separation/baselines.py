@@ -63,7 +63,8 @@ def ideal_ratio_mask(
         mixture: [B, T].
         sources: {source: [B, T]}, the truth.
         alpha: {source: gain in the mixture}.
-        mask: default that of the systems.
+        mask: default `RatioMask()`: power 2, STFT 2048/512, not calibrated, whatever the systems
+            use. Another power has another ceiling.
     """
     truth = {name: x.unsqueeze(1) for name, x in sources.items()}
     weights = mixture.new_ones(len(mixture), 1)

@@ -1,12 +1,13 @@
 """The originals' "rejection sampling": a posterior over all N x N pairs of decoded candidates.
 
 It decouples the sources of a candidate, which were drawn together, and compares waveforms; the
-published scores do not use it. Here for comparison and parity.
+published scores do not use it. The originals compare with their codec's round trip of the mixture,
+here the true mixture is the default. For comparison and parity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def pair_posterior(
     Args:
         log_prior: log p of the candidates' codes, [N] per source.
         audio: their waveforms, [N, T] per source.
-        mixture: [T]; the originals decode it from its codes.
+        mixture: [T], what the pairs are compared with; the originals decode it from its codes.
         alpha: gains of the sources in the mixture.
         steps: codes per candidate.
 
@@ -81,7 +82,7 @@ def pair_posterior(
 def _posteriors(
     mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
 ) -> Iterator[PairPosterior]:
-    """Of every chunk. The mixture is the true one, where the originals decode theirs."""
+    """Of every chunk, against mixtures [B, T]."""
     names = tuple(candidates.audio)
     drawn = candidates.separations
     for b, target in enumerate(mixture):
@@ -111,13 +112,20 @@ class RejectionSelection:
 
 @dataclass(frozen=True)
 class RejectionPair:
-    """The originals' own choice: the most probable of all N x N pairs, drawn together or not."""
+    """The originals' own choice: the most probable of all N x N pairs, drawn together or not.
+
+    compared: what pairs are compared with, made of the mixtures [B, T]; None: the mixtures. The
+        originals': the codec's round trip.
+    """
+
+    compared: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
     ) -> dict[str, Tensor]:
         """A pick per source, {source: [B]}."""
-        best = [each.best for each in _posteriors(mixture, candidates, alpha)]
+        target = mixture if self.compared is None else self.compared(mixture)
+        best = [each.best for each in _posteriors(target, candidates, alpha)]
         return dict(zip(candidates.audio, torch.tensor(best).T, strict=True))
 
 

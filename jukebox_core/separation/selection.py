@@ -123,6 +123,10 @@ class LogPosterior:
     That is the log-posterior of its sequences, up to a constant: the mode among the candidates,
     which need not be near the mean. A particle's weight is another thing: this posterior over the
     density it was drawn from, so that probable sequences do not count twice.
+
+    Candidates of different shifts of a window are given different codes of the mixture: their
+    log-likelihoods, and so these sums, do not compare, and the pick leans to the shift whose codes
+    are likely.
     """
 
     def __call__(

@@ -1,0 +1,188 @@
+"""What a chunk costs with each of the three systems: trained models, side by side in one process.
+
+    python -m benchmarks.bench_methods --models runs/demo/models --data runs/demo/data --threads 4
+
+Candidates, pick and mask of the same chunks, with the settings that `scripts.separate` would take.
+The systems take turns, in another order every turn, after one turn that warms up; the seconds of a
+turn are paired. Ratios are geometric means over the turns with 95% intervals, bootstrapped over the
+turns. They hold for the machine, and for the minutes, that they were measured in.
+
+`--json` ends the output with one line, a list of objects:
+
+    method      lqvae, lass or hybrid
+    candidates  per chunk
+    positions   codes of a chunk
+    seconds     per chunk, {mean, low, high, n} over the turns
+    parts       {candidates, pick, mask}: mean seconds per chunk
+    turns       seconds per chunk of every turn
+    ratio       of the hybrid's seconds to this method's, {mean, low, high, n}; null for the hybrid
+
+and threads, chunks, settings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.statistics import Interval, bootstrap_mean
+from scripts._cli import program
+from scripts._evaluation import choose_chunks, silence_rule
+from scripts._models import METHODS, Method, build_separator
+from scripts._results import aligned
+from scripts._settings import Settings, resolve
+
+PARTS = ("candidates", "pick", "mask")
+Seconds = dict[str, float]
+"""{part: seconds} of one turn."""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of benchmarks.bench_methods."""
+
+    models: Path
+    """Folder of trained models."""
+    data: Path
+    """Prepared data set."""
+    split: str = "validation"
+    """Whose songs."""
+    chunks: int = 4
+    """Chunks, separated together."""
+    candidates: int = 32
+    """Joint candidates per chunk."""
+    chunk_codes: int = 1024
+    """Codes per chunk, at most the models' window."""
+    repeats: int = 10
+    """Timed turns, at least 2."""
+    threads: int | None = None
+    """CPU threads; none given: PyTorch's choice."""
+    seed: int = 0
+    """Of the chunks and of the sampling."""
+    json: bool = False
+    """End with one line of JSON."""
+
+
+@program
+def main(args: Args) -> None:
+    """Measure, print the table and the ratios, and the JSON line."""
+    for name, least in (("chunks", 1), ("candidates", 1), ("chunk_codes", 1), ("repeats", 2)):
+        if getattr(args, name) < least:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} is {getattr(args, name)}, expected at least {least}")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads is {args.threads}, expected at least 1")
+        torch.set_num_threads(args.threads)
+    systems = {m: build_separator(m, args.models, candidates=args.candidates) for m in METHODS}
+    positions = min(args.chunk_codes, *(system.window for system in systems.values()))
+    length = positions * systems["hybrid"].codec.config.hop
+    manifest, rule = load_manifest(args.data), silence_rule(False)[1]
+    chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)[0]
+    mixtures = torch.stack([chunk.mixture for chunk in chosen])
+
+    def run(method: Method, turn: int) -> Seconds:
+        return separate(systems[method], mixtures, args.seed + turn)
+
+    turns = take_turns({m: partial(run, m) for m in METHODS}, args.repeats)
+    rows = [
+        {
+            "method": method,
+            "candidates": args.candidates,
+            "positions": positions,
+            **costs(turns, method, len(chosen)),
+            "threads": torch.get_num_threads(),
+            "chunks": len(chosen),
+            "settings": resolve(Settings(), args.models, method),
+        }
+        for method in METHODS
+    ]
+    print(f"{len(chosen)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds per chunk\n")
+    print("\n".join(aligned([HEADER, *map(_cells, rows)])))
+    if args.json:
+        print(json.dumps(rows, allow_nan=False))
+
+
+HEADER = ["method", "seconds", "95%", *PARTS, "hybrid / it", "95%"]
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    def cells(found: Mapping[str, float] | None) -> list[str]:
+        if found is None:
+            return ["-", "-"]
+        return [f"{found['mean']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"]
+
+    parts = [f"{row['parts'][name]:.3f}" for name in PARTS]
+    return [row["method"], *cells(row["seconds"]), *parts, *cells(row["ratio"])]
+
+
+@torch.no_grad()
+def separate(system: Separator, mixtures: Tensor, seed: int) -> Seconds:
+    """Seconds of every part of the way from mixtures [B, T] to raw and refined stems."""
+    generator = torch.Generator().manual_seed(seed)
+    times = [time.perf_counter()]
+    candidates = system.candidates(mixtures, generator)
+    times.append(time.perf_counter())
+    system.pick(mixtures, candidates, system.alpha)
+    times.append(time.perf_counter())
+    weights = system.average(mixtures, candidates, system.alpha)
+    system.refinement(mixtures, candidates.audio, weights, system.alpha)
+    times.append(time.perf_counter())
+    return {name: times[i + 1] - times[i] for i, name in enumerate(PARTS)}
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[int], Seconds]], repeats: int
+) -> dict[str, list[Seconds]]:
+    """{name: what every turn took}, each run once per turn, the order moved on every turn.
+
+    Args:
+        runs: {name: does the work of a turn}.
+        repeats: turns that count, after one that does not.
+    """
+    names, found = list(runs), {name: list[Seconds]() for name in runs}
+    for turn in range(-1, repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            took = runs[name](turn)
+            if turn >= 0:
+                found[name].append(took)
+    return found
+
+
+def costs(turns: Mapping[str, Sequence[Seconds]], method: str, chunks: int) -> dict[str, Any]:
+    """seconds, parts, turns and ratio of a method, as in the JSON; `turns` are of all chunks."""
+    totals = {name: [sum(took.values()) / chunks for took in turns[name]] for name in turns}
+    own = totals[method]
+    return {
+        "seconds": bootstrap_mean(own)._asdict(),
+        "parts": {
+            part: sum(took[part] for took in turns[method]) / len(own) / chunks for part in PARTS
+        },
+        "turns": own,
+        "ratio": None if method == "hybrid" else paired_ratio(totals["hybrid"], own)._asdict(),
+    }
+
+
+def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """The geometric mean of first / second over the turns, with its bootstrap interval."""
+    logs = [math.log(a / b) for a, b in zip(first, second, strict=True)]
+    found = bootstrap_mean(logs)
+    return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.n)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
