@@ -1,5 +1,5 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
-# make results   after it: settings tuned on validation songs, the tables of docs/results.md
+# make results   after it: settings tuned on validation songs, the tables of docs/results.md (hours)
 # make test   environment and the whole test suite
 # make docs   the documents as a site, in build/site
 #
@@ -15,9 +15,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 DATA ?= runs/demo/data
 MODELS ?= runs/demo/models
 OUT ?= runs/demo/ablation
-# Of every method: validation chunks, and draws of candidates on them (about 100 s each of one core).
+# Of every method: validation chunks, draws of candidates on them (a minute or two each of one core).
 TUNE_CHUNKS ?= 12
 TUNE_BUDGET ?= 8
+TUNE_CANDIDATES ?= 16
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
@@ -39,6 +40,9 @@ endif
 results: $(READY) $(addprefix $(MODELS)/tuned/,hybrid.json lass.json lqvae.json)
 	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --strengths 3 10 --sigmas 0.3 0.4
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(DATA) --output $(OUT) --candidates 32
+	test -d $(OUT)/fresh || $(BIN)/python -m scripts.make_synthetic --output $(OUT)/fresh --tracks 60 --seconds 20 --parts bass drums --seed 1 --split 0 0 1
+	test -d $(OUT)/fresh_data || $(BIN)/python -m scripts.prepare_slakh --slakh $(OUT)/fresh --output $(OUT)/fresh_data
+	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(OUT)/fresh_data --output $(OUT)/confirmation --candidates 32 --no-parts
 ifneq ($(MIDI),)
 	test -d $(OUT)/midi || $(BIN)/python -m scripts.make_synthetic --midi-dir $(MIDI) --output $(OUT)/midi --reprogram --seconds 20 --parts bass drums --split 0 0 1
 	test -d $(OUT)/midi_data || $(BIN)/python -m scripts.prepare_slakh --slakh $(OUT)/midi --output $(OUT)/midi_data
@@ -46,7 +50,7 @@ ifneq ($(MIDI),)
 endif
 
 $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
-	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET)
+	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET) --candidates $(TUNE_CANDIDATES)
 
 test: check
 	$(BIN)/python -m pytest -n auto

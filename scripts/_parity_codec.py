@@ -280,9 +280,13 @@ def _bottleneck_step(
     report.codes(f"{name} codes", out.codes, wanted["codes"], distances, margin)
     report.close(f"{name} latents", out.latents, wanted["x_d"])
     report.close(f"{name} metrics", out.commit, wanted["commit"])
+    # The mean distance is a difference of squared norms: their rounding is all that is left of it
+    # where the codes are the latents themselves.
+    norms = latents.detach().square().sum(1).mean().item()
+    slacks = {"dk": 1e-9, "fit": 2 * torch.finfo(torch.float32).eps * norms}
     for key, value in wanted.items():
         if match := re.fullmatch(r"metric/(\w+)", key):
-            slack = 1e-9 if match[1] == "dk" else 0.0
+            slack = slacks.get(match[1], 0.0)
             report.close(f"{name} metrics", out.metrics[match[1]], value, slack=slack)
     gradient = wanted["grad_x_of_half_sum_xd_plus_commit"]
     report.close(f"{name} gradient", latents.grad, gradient)

@@ -60,6 +60,9 @@ def test_the_demo_comes_first_and_every_method_is_tuned_with_the_same_budget(res
         *["scripts.tune"] * 3,
         "scripts.score_likelihood",
         "scripts.ablate",
+        "scripts.make_synthetic",
+        "scripts.prepare_slakh",
+        "scripts.ablate",
     ]
     tunes = [call for call in calls if call[0] == "scripts.tune"]
     assert sorted(call[call.index("--method") + 1] for call in tunes) == sorted(METHODS)
