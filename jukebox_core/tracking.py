@@ -165,7 +165,7 @@ class ConsoleTracker:
         if self._bar is None:
             return
         if "loss" in metrics:
-            self._losses[split] = f"{metrics['loss']:.4f}"
+            self._losses["val" if split == "validation" else split] = f"{metrics['loss']:.3f}"
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix({"epoch": f"{epoch:.2f}"} | self._losses)
 

@@ -28,6 +28,7 @@ from jukebox_core.separation.separator import Separator
 from scripts._evaluation import Chunk, Estimate, codec_round_trip, entry, system_estimates
 from scripts._evaluation_meta import describe_model, fingerprints
 from scripts._models import FAMILY, METHODS, Method, pick_device
+from scripts._results import NAMES
 
 if TYPE_CHECKING:
     from scripts.evaluate import Args
@@ -193,7 +194,9 @@ class Run:
                 {"codec": fingerprint(self.args.models / family / "vqvae")},
                 functools.partial(codec_round_trip, separators[method].codec),
             )
-            self.notes.append(f"{name} is the codec of {method} ({family})")
+            self.notes.append(
+                f"{NAMES[name]}: the truth through the codec of {NAMES[method]} ({family})"
+            )
 
     def _baseline(
         self,

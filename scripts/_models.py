@@ -143,7 +143,11 @@ def check_parts(method: Method, models: Path, settings: Settings | None = None) 
 def _family(method: Method, models: Path) -> Path:
     family = Path(models) / FAMILY[method]
     if not family.is_dir():
-        raise FileNotFoundError(f"{family} is missing; {method} needs the parts trained there")
+        inside = Path(models) / "models"
+        hint = f"; did you mean {inside}?" if (inside / FAMILY[method]).is_dir() else ""
+        raise FileNotFoundError(
+            f"{family} is missing; {method} needs the parts trained there{hint}"
+        )
     return family
 
 

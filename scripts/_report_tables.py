@@ -45,7 +45,7 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         picture = span(as_interval(mean), scale, told=line[1] == "oracle")
         body.append(
             f'<tr class="{" ".join(classes)}" style="--c:{_colour(line[0])}"><th>{name}</th>'
-            f'<td class="left">{"what you get" if get else what}</td>{cells}'
+            f'<td class="left">{what}</td>{cells}'
             f'<td class="span">{picture}</td>'
             f"<td>{'-' if seconds is None else format(seconds, '.2f')}</td></tr>"
         )
@@ -55,10 +55,11 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         "hollow where the truth is used</caption><thead><tr><th>method</th>"
         f'<th class="left">estimate</th>{head}<th class="left">{scale.low:g} to {scale.high:g} dB'
         f"</th><th>s / chunk</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-        "<p><em>oracle</em>: the best candidate per source, chosen with the truth, as in the "
-        "original report. <em>What you get</em> knows nothing of it: candidates averaged into a "
-        "mask of the mixture. Seconds are of the clock, beside whatever else ran: for costs side "
-        "by side there is <code>benchmarks.bench_methods</code>.</p>"
+        "<p><em>What you get</em> averages all candidates into a mask of the mixture. "
+        "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> is the one "
+        "whose spectrum fits the mixture best, the <em>oracle pick</em> is chosen per source with "
+        "the truth in hand, as in the original report. Seconds are of the clock, beside whatever "
+        "else ran: for costs side by side there is <code>benchmarks.bench_methods</code>.</p>"
         f"{_seed_table()}{other_metrics(results)}</section>"
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts._report_intervals import Scale, span, strip, ticks
 from scripts._results import (
+    ESTIMATES,
     NAMES,
     SYSTEMS,
     as_interval,
@@ -19,7 +20,7 @@ from scripts._results import (
 
 __all__ = ["about_data", "headline"]
 
-_QUESTIONS = (("selected", True, "what you get"), ("oracle", False, "best candidate, by the truth"))
+_QUESTIONS = (("selected", True), ("oracle", False))
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -55,7 +56,7 @@ def _cards(results: Mapping[str, Any]) -> str:
         cost = "" if seconds is None else f"<br>{seconds:.1f} s per chunk"
         cards.append(
             f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
-            f'<p class="big">{row["mean"]:.2f} <small>dB</small></p>'
+            f'<p class="big">{row["mean"]:.2f} <small>dB SDR, more is better</small></p>'
             f'<div class="span" style="width:100%">{span(as_interval(row), scale)}</div>'
             f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}{cost}</p>"
             "</div>"
@@ -66,9 +67,9 @@ def _cards(results: Mapping[str, Any]) -> str:
 def _differences(results: Mapping[str, Any]) -> str:
     """The hybrid minus each of the others: a point per chunk, the mean and its interval."""
     lines = []
-    for estimate, refined, words in _QUESTIONS:
+    for estimate, refined in _QUESTIONS:
         for other in ("lqvae", "lass"):
-            how = (estimate, refined)
+            how, words = (estimate, refined), ESTIMATES[estimate, refined]
             values = paired(results, ("hybrid", *how), (other, *how))
             if values:
                 lines.append((other, words, values, difference(results, "hybrid", other, how=how)))
@@ -83,7 +84,8 @@ def _differences(results: Mapping[str, Any]) -> str:
         for other, words, values, found in lines
     )
     return (
-        f'<div class="paired">{rows}{ticks(scale)}</div>'
+        f'<div class="paired">{rows}{ticks(scale)}<div class="ends note"><span>&larr; the other is '
+        "better</span><span>the hybrid is better &rarr;</span></div></div>"
         '<p class="note">A small point is a chunk: how many dB the hybrid is above the '
         "other on it. Large points are means, lines their 95% intervals.</p>"
     )
@@ -144,7 +146,7 @@ def about_data(results: Mapping[str, Any]) -> str:
         "Slakh2100 only if you prepared it from there",
     }[meta.get("data", {}).get("generated")]
     return (
-        f"Data: the prepared data set <code>{name}</code>, {origin}.{sizes} Scores of one data set "
+        f"Songs: those of the folder <code>{name}</code>, {origin}.{sizes} Scores of one data set "
         "say nothing about another: only the order and the differences are the subject here. The "
         "intervals are over chunks: that another training would end elsewhere is not in them."
     )

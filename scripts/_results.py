@@ -26,6 +26,15 @@ NAMES = {
 }
 SYSTEMS = ("lqvae", "lass", "hybrid")
 SHOWN = (("oracle", False), ("selected", False), ("selected", True))
+ESTIMATES = {
+    ("oracle", False): "oracle pick, raw",
+    ("oracle", True): "oracle pick, refined",
+    ("selected", False): "own pick, raw",
+    ("selected", True): "what you get",
+    ("single", False): "first candidate, raw",
+    ("single", True): "first candidate, refined",
+}
+"""How people call an estimate and whether it is refined, everywhere the same."""
 SEED_NOTE = "Slakh2100, oracle of 64, Colab T4; context only"
 SEED_TABLE = {
     "lqvae": {"bass": 3.41, "drums": 5.41, "seconds": 254.77},
@@ -172,7 +181,7 @@ def line_name(method: str, estimate: str, refined: bool) -> tuple[str, str]:
     name = NAMES.get(method, method)
     if method not in SYSTEMS:
         return name, "uses the truth" if estimate == "oracle" else "-"
-    return name, estimate + (", refined" if refined else ", raw")
+    return name, ESTIMATES[estimate, refined]
 
 
 def sources_of(results: Mapping[str, Any]) -> list[str]:

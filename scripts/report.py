@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
 QUESTION = (
     "LQ-VAE trains its codec so that sums of latents are latents of sums and scores pairs of codes "
     "by a Gaussian; LASS leaves the codec as it is and counts which codes mix to which. "
-    "Does the hybrid, the LQ-VAE's codec with LASS's counts, separate better than either?"
+    "Does the hybrid, the LQ-VAE's codec with LASS's counts times the LQ-VAE's Gaussian, separate "
+    "better than either?"
 )
 SECTIONS = {
     "answer": "Answer",
@@ -85,7 +87,7 @@ def build_page(runs: Path) -> str:
         results = load_results(path)
         parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
         parts += [listen(results, path.parent), _ablation(runs), _curves(runs), _method(results)]
-        parts += [_again(results)]
+        parts += [_again(results, runs)]
     else:
         parts = [missing("There are no scores yet: results.json is missing."), _curves(runs)]
     body = "\n".join(parts)
@@ -127,8 +129,8 @@ def _scatters(results: Mapping[str, Any]) -> str:
     if len(sources_of(results)) < 2:
         return ""
     pictures = [
-        plots.scatter(results, "oracle", False, "Oracle, raw"),
-        plots.scatter(results, "selected", True, "Selected, refined"),
+        plots.scatter(results, "oracle", False, "Oracle pick, raw"),
+        plots.scatter(results, "selected", True, "What you get"),
     ]
     figures = "".join(f"<figure>{picture}</figure>" for picture in pictures)
     return (
@@ -195,15 +197,16 @@ def _method(results: Mapping[str, Any]) -> str:
     )
 
 
-def _again(results: Mapping[str, Any]) -> str:
+def _again(results: Mapping[str, Any], runs: Path) -> str:
     meta = results["meta"]
     command = html.escape(str(meta.get("command", "python -m scripts.evaluate --help")))
     commit = html.escape(str(meta.get("git_commit") or "not known"))
+    folder = html.escape(shlex.quote(runs.as_posix()))
     return (
         '<section id="again"><h2>Make it again</h2><p>Everything, from generated songs on:</p>'
         "<pre><code>make demo</code></pre><p>These scores and this page, from trained models:</p>"
-        f"<pre><code>{command}\npython -m scripts.report --runs RUNS --output RUNS/report.html"
-        f"</code></pre><p>Commit: <code>{commit}</code></p></section>"
+        f"<pre><code>{command}\npython -m scripts.report --runs {folder} "
+        f"--output {folder}/report.html</code></pre><p>Commit: <code>{commit}</code></p></section>"
     )
 
 

@@ -320,7 +320,10 @@ def test_fewer_chunks_than_asked_for_and_fewer_baselines_are_said(models, tiny_d
     assert f"1000 chunks were asked for, the songs have {count}" in results["meta"]["notes"]
     assert {row["method"] for row in results["rows"]} == {"lass", "mixture", "codec"}
     assert results["meta"]["examples"] == [] and not (tmp_path / "r_audio").exists()
-    assert "codec is the codec of lass (reconstruction)" in results["meta"]["notes"]
+    assert (
+        "Codec ceiling: the truth through the codec of LASS (reconstruction)"
+        in results["meta"]["notes"]
+    )
 
 
 def test_the_supervised_baseline_is_scored_where_it_is(tiny_models, tiny_data, tmp_path, capsys):

@@ -108,7 +108,8 @@ def test_the_headline_is_computed_from_the_scores(page, runs):
     assert f"the mixture taken as both estimates here: {interval.mean:+.2f} dB" in text
     for method in ("lqvae", "lass", "hybrid"):
         row = find_row(results, method, "selected", True, "mean", "sdr")
-        assert f"{row['mean']:.2f} dB95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
+        shown = f"{row['mean']:.2f} dB SDR, more is better"
+        assert f"{shown}95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
 
 
 def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
