@@ -1,5 +1,6 @@
 """What README.md and the documents tell people to type works as it stands."""
 
+import re
 import shutil
 from importlib import import_module
 from pathlib import Path
@@ -86,3 +87,16 @@ def test_the_lines_of_python(arranged):
     assert all(stem.shape == found["mixture"].shape for stem in found["stems"].values())
     assert torch.allclose(sum(found["stems"].values()), found["mixture"], atol=1e-4)
     assert soundfile.info("bass.wav").samplerate == found["rate"] == 44_100
+
+
+def test_every_link_leads_somewhere():
+    text = README.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+    assert len(links) > 20
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("http"):
+            assert (ROOT / link.partition("#")[0]).exists(), link
