@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")
 MEASURED = {
     name: json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("ablation", "ablation_second")
+    for name in ("confirmation", "ablation", "ablation_second")
 }
+COST = json.loads((ROOT / "docs" / "data" / "cost.json").read_text(encoding="utf-8"))
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
     "LQ-VAE, what you get": "lqvae, default: refined",
@@ -37,10 +38,25 @@ def cells(text):
     return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
 
 
-def halves():
-    """The page's text up to the second test set, and from there on."""
+UNTOUCHED = "An untouched test set, after a second training"
+OF = {
+    "# Results": "confirmation",
+    UNTOUCHED: "confirmation",
+    "A second test set": "ablation_second",
+    "Codec and prior choices": "training",
+}
+"""Whose figures a section tells, by its heading; the others tell the first test set's."""
+
+
+def sections():
+    """(heading, text) of the page, in order."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    return page.split("## A second test set")
+    return [(text.splitlines()[0], text) for text in page.split("\n## ")]
+
+
+def told_of(name):
+    """All text about one of the measurements."""
+    return "\n".join(text for heading, text in sections() if OF.get(heading, "ablation") == name)
 
 
 def per_chunk(line):
@@ -64,15 +80,15 @@ def test_every_mean_and_difference_is_that_of_the_chunks(measured):
 
 
 def test_the_page_shows_what_was_measured():
-    for text, name in zip(halves(), MEASURED, strict=True):
-        table = cells(text)
+    for name in MEASURED:
+        table = cells(told_of(name))
         for line in MEASURED[name]["rows"]:
             row = table[shown(line["row"])]
             assert row[:3] == [interval_cell(line["sdr"][n]) for n in NAMES]
             spread, seconds = line["seed_spread"], line["seconds"]
             assert row[3] == ("-" if spread is None else f"{spread:.2f}")
             assert row[4] == ("-" if seconds is None else f"{seconds:.1f}")
-        for item in MEASURED[name]["comparisons"] if name == "ablation" else ():
+        for item in MEASURED[name]["comparisons"] if name != "ablation_second" else ():
             label, *expected = difference_cells(item)
             assert table[label] == expected
             assert expected == [interval_cell(item["difference"][n], "+") for n in NAMES]
@@ -81,7 +97,7 @@ def test_the_page_shows_what_was_measured():
 def test_the_steps_lead_from_the_published_system_to_the_default():
     """Every row of the parts less the one before; the sum is the whole way."""
     lines = {line["row"]: line for line in MEASURED["ablation"]["rows"]}
-    table = cells(halves()[0])
+    table = cells(told_of("ablation"))
     rows = [row for row in lines if row.startswith("parts:")]
     for before, after in pairwise(rows):
         a, b = (per_chunk(lines[row]) for row in (after, before))
@@ -108,17 +124,15 @@ def test_every_interval_in_prose_is_measured():
         for name, kept in MEASURED.items()
     }
     gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training["variants"]]
-    of = {"A second test set": "ablation_second", "Codec and prior choices": "training"}
     number = r"[-+−]\d\.\d\d"
     seen = dict.fromkeys(gaps, 0)
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    for section in page.split("\n## "):
-        name = of.get(section.splitlines()[0], "ablation")
+    for heading, section in sections():
+        name = OF.get(heading, "ablation")
         measured = {interval_cell(gap, "+") for gap in gaps[name]}
         prose = " ".join(line for line in section.splitlines() if not line.startswith("|"))
         prose = " ".join(prose.split())
         for told in re.findall(rf"{number} \[{number}, {number}\]", prose):
-            assert told.replace("−", "-") in measured, (section.splitlines()[0], told)
+            assert told.replace("−", "-") in measured, (heading, told)
             seen[name] += 1
     assert min(seen.values()) >= 8
 
@@ -126,7 +140,12 @@ def test_every_interval_in_prose_is_measured():
 def test_the_claims_about_the_second_set():
     """Each number of its prose is that of the comparison that the sentence is about."""
     items = {(i["first"], i["second"]): i for i in MEASURED["ablation_second"]["comparisons"]}
-    text = " ".join(halves()[1].split("| baseline: ideal ratio mask")[1].split("\n## ")[0].split())
+    text = " ".join(
+        told_of("ablation_second")
+        .split("| baseline: ideal ratio mask")[1]
+        .split("\n## ")[0]
+        .split()
+    )
     told = [gap.replace("−", "-") for gap in re.findall(r"[+−]\d\.\d\d \[[^]]*\]", text)]
     refined, published = "{}, default: refined", "{}, published: refined"
     oracle = "{}, {}: oracle, raw"
@@ -160,18 +179,23 @@ def test_the_page_shows_what_training_choices_were_worth():
 
 def test_the_readme_shows_what_was_measured():
     table = cells((ROOT / "README.md").read_text(encoding="utf-8"))
-    lines = {line["row"]: line for line in MEASURED["ablation"]["rows"]}
+    lines = {line["row"]: line for line in MEASURED["confirmation"]["rows"]}
     for name, row in README.items():
         expected = [f"{lines[row]['sdr'][source]['mean']:.1f}" for source in ("bass", "drums")]
         assert table[name][:2] == expected
         assert ("yes" in table[name][2:]) is ("oracle" in row)
 
 
-def test_the_claims_of_the_first_lines():
-    """3 dB above the oracle's picks among raw candidates and above the mixture, per source."""
-    items = {
-        (i["first"], i["second"]): i["difference"] for i in MEASURED["ablation"]["comparisons"]
-    }
+QUESTIONS = [
+    (f"hybrid, {row}", f"{other}, {row}")
+    for row in ("default: refined", "published: oracle, raw")
+    for other in ("lqvae", "lass")
+]
+
+
+@pytest.mark.parametrize("name", ["confirmation", "ablation"])
+def test_what_a_user_gets_is_3_db_above_oracle_picks_and_the_mixture(name):
+    items = {(i["first"], i["second"]): i["difference"] for i in MEASURED[name]["comparisons"]}
     for second in (
         "hybrid, published: oracle, raw",
         "hybrid, default: oracle, raw",
@@ -179,15 +203,29 @@ def test_the_claims_of_the_first_lines():
     ):
         for source in ("bass", "drums"):
             assert items["hybrid, default: refined", second][source]["mean"] >= 3
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").split("\n\n")[1]
-    found = re.findall(r"[+−]\d\.\d\d \[[^]]*\]", text)
-    expected = [
-        ("default: refined", "lqvae"),
-        ("default: refined", "lass"),
-        ("published: oracle, raw", "lqvae"),
-        ("published: oracle, raw", "lass"),
-    ]
-    assert found == [
-        interval_cell(items[f"hybrid, {row}", f"{other}, {row}"]["mean"], "+").replace("-", "−")
-        for row, other in expected
-    ]
+
+
+def test_the_first_lines_answer_from_the_untouched_set():
+    """The paired differences, the ratios of costs and the words go with each other."""
+    items = {(i["first"], i["second"]): i for i in MEASURED["confirmation"]["comparisons"]}
+    gaps = [items[pair]["difference"]["mean"] for pair in QUESTIONS]
+    costs = {row["method"]: row["ratio"] for row in COST if row["ratio"]}
+    ratio = "{mean:.2f} [{low:.2f}, {high:.2f}]"
+    ratios = [ratio.format(**costs[method]) for method in ("lqvae", "lass")]
+    differences = [interval_cell(gap, "+").replace("-", "−") for gap in gaps]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("Is the hybrid better?")[1]
+    for text in (dict(sections())["# Results"].split("\n\n")[1], readme.split("\n\n")[0]):
+        plain = " ".join(text.split())
+        assert re.findall(r"[+−]\d\.\d\d \[[^]]*\]", plain) == differences
+        assert re.findall(r"(?<![+−])\b\d\.\d\d \[\d[^]]*\]", plain) == ratios
+    verdicts = [gap["low"] > 0 for gap in gaps] + [gap["high"] < 0 for gap in gaps]
+    assert verdicts == [False, False, True, True, True, False, False, False]
+
+
+def test_the_costs_are_those_measured():
+    table = cells(told_of("confirmation"))
+    for row in COST:
+        shown_row = table[{"lqvae": "LQ-VAE", "lass": "LASS", "hybrid": "Hybrid"}[row["method"]]]
+        seconds = row["seconds"]
+        assert np.mean(row["turns"]) == pytest.approx(seconds["mean"])
+        assert shown_row[0] == "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**seconds)
