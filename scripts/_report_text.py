@@ -52,13 +52,11 @@ def _cards(results: Mapping[str, Any]) -> str:
             if (of := find_row(results, method, "selected", True, source, "sdr"))
             and of["mean"] is not None
         ]
-        seconds = results.get("seconds_per_chunk", {}).get(method)
-        cost = "" if seconds is None else f"<br>{seconds:.1f} s per chunk"
         cards.append(
             f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
             f'<p class="big">{row["mean"]:.2f} <small>dB SDR, more is better</small></p>'
             f'<div class="span" style="width:100%">{span(as_interval(row), scale)}</div>'
-            f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}{cost}</p>"
+            f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}</p>"
             "</div>"
         )
     return f'<div class="cards">{"".join(cards)}</div>'
@@ -148,7 +146,8 @@ def about_data(results: Mapping[str, Any]) -> str:
     return (
         f"Songs: those of the folder <code>{name}</code>, {origin}.{sizes} Scores of one data set "
         "say nothing about another: only the order and the differences are the subject here. The "
-        "intervals are over chunks: that another training would end elsewhere is not in them."
+        "intervals are over chunks: that another training would end elsewhere is not in them. The answer over more songs, two "
+        "trainings and other music is in the project's <code>docs/results.md</code>."
     )
 
 
