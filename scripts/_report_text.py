@@ -146,8 +146,9 @@ def about_data(results: Mapping[str, Any]) -> str:
     return (
         f"Songs: those of the folder <code>{name}</code>, {origin}.{sizes} Scores of one data set "
         "say nothing about another: only the order and the differences are the subject here. The "
-        "intervals are over chunks: that another training would end elsewhere is not in them. The answer over more songs, two "
-        "trainings and other music is in the project's <code>docs/results.md</code>."
+        "intervals are over chunks: that another training would end elsewhere is not in them. The "
+        "answer over more songs, two trainings and other music is in the project's "
+        "<code>docs/results.md</code>."
     )
 
 
