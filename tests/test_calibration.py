@@ -169,9 +169,10 @@ def test_the_command_measures_round_trips_and_separation_takes_them(
             with torch.no_grad():
                 meter.add(name, true[None], codec.decode(codec.encode(true[None])))
     expected, found = meter.result(), load_calibration(path, fingerprint(family / "vqvae"))
+    # The command decodes in batches, and a bin whose power hardly varies blows up their rounding.
     for name in manifest.sources:
-        torch.testing.assert_close(found.gain[name], expected.gain[name], rtol=1e-3, atol=1e-6)
-        torch.testing.assert_close(found.floor[name], expected.floor[name], rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.gain[name], expected.gain[name], rtol=5e-3, atol=1e-6)
+        torch.testing.assert_close(found.floor[name], expected.floor[name], rtol=5e-3, atol=1e-6)
     assert before.refinement.calibration is None
     after = build_separator("lqvae", tmp_path)
     assert repr(after.refinement.calibration) == repr(found)
