@@ -229,3 +229,18 @@ def test_the_costs_are_those_measured():
         seconds = row["seconds"]
         assert np.mean(row["turns"]) == pytest.approx(seconds["mean"])
         assert shown_row[0] == "{mean:.2f} [{low:.2f}, {high:.2f}]".format(**seconds)
+
+
+def test_the_page_shows_what_a_likelihood_knows():
+    text = (ROOT / "docs" / "data" / "likelihood.json").read_text(encoding="utf-8")
+    found = json.loads(text)["variants"]
+    families = {"LASS": "reconstruction", "LQ-VAE, hybrid": "linearisation"}
+    (section,) = (text for heading, text in sections() if heading.startswith("What a likelihood"))
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines()]
+    rows = [row for row in lines if row[0] in families]
+    assert len(rows) > 20
+    for codec, likelihood, *told in rows:
+        of = found[families[codec]][likelihood]
+        bits, pair = of["bits_per_code"], of["pair_bits"]
+        expected = [f"{of['impossible']:.1%}", "inf" if bits is None else f"{bits:.3f}"]
+        assert told == expected + [f"{pair[weight]:.2f}" for weight in ("1", "3")]
