@@ -211,7 +211,9 @@ def existing(path: str | Path) -> Path:
         raise FileNotFoundError(f"there is no audio file {path}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder, expected an audio file")
-    with open(path, "rb"):  # a PermissionError that says so: libsndfile's would not
+    with open(path, "rb") as file:  # a PermissionError that says so: libsndfile's would not
+        if not file.read(1):
+            raise ValueError(f"{path} cannot be read as audio: it is empty")
         return path
 
 
@@ -259,7 +261,9 @@ def ffmpeg_to_wav(path: Path, folder: Path, error: Exception) -> Path:
     if result.returncode != 0 or not decoded.exists():
         reason = (result.stderr.strip().splitlines() or [one_line(error)])[-1]
         reason = reason.removeprefix(f"{path.resolve()}: ")  # the file is named already
-        raise ValueError(f"{path} cannot be read as audio: {reason}") from error
+        raise ValueError(
+            f"{path} cannot be read as audio: neither libsndfile nor ffmpeg knows it ({reason})"
+        ) from error
     return decoded
 
 
