@@ -7,8 +7,8 @@ prior's variant shares the base's codec and counts. Measured on validation songs
 round trip, codes in use (perplexity), the priors' bits per code and per second, then the hybrid's
 separation, as paired differences to the base. Writes OUTPUT/training.json and prints the table.
 Stopped, the same command goes on; an hour or more on a CPU, `--variants` and `--steps-share` make
-it less. (Whether to train the top level alone is a matter of the larger presets: the demo's codec
-has one level.)
+it less. The demo's codec has one level: what training the top level alone is worth is the
+difference between the two variants of two levels.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ from scripts._results import aligned, find_row, load_results, series
 from scripts.demo import Runner, Stage
 
 BASE = "base"
+TWO_LEVELS = ("--vqvae.levels", "2", "--vqvae.downs-t", "1", "2", "--vqvae.strides-t", "4", "4")
+TWO_LEVELS += ("--vqvae.multipliers", "1", "1")
+"""The base's hop at the top, and a level of hop 4 under it."""
 CODEC: Mapping[str, tuple[str, ...]] = {
     BASE: (),
     "codec trained on mixtures": ("--train-on", "mixtures"),
@@ -47,6 +50,8 @@ CODEC: Mapping[str, tuple[str, ...]] = {
     "codec: gain and polarity": ("--gain-db", "6", "--polarity"),
     "codec: transposed": ("--transpose-semitones", "2"),
     "codec: songs paired at random": ("--pairing", "random"),
+    "two levels": TWO_LEVELS,
+    "two levels, the top alone": (*TWO_LEVELS, "--vqvae.top-only"),
 }
 """Flags of train_vqvae."""
 PRIOR: Mapping[str, tuple[str, ...]] = {
