@@ -32,6 +32,11 @@ README = {
 }
 
 
+def kept(name):
+    """The text of a measurement's JSON."""
+    return (ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8")
+
+
 def cells(text):
     """{first cell: the others} of all tables' rows."""
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
@@ -118,12 +123,16 @@ def test_the_steps_lead_from_the_published_system_to_the_default():
 
 def test_every_interval_in_prose_is_measured():
     """In the text of each section, differences with intervals are those of its JSON."""
-    training = json.loads((ROOT / "docs" / "data" / "training.json").read_text(encoding="utf-8"))
+    training = [
+        row
+        for name in ("training", "training_levels")
+        for row in json.loads(kept(name))["variants"]
+    ]
     gaps = {
         name: [gap for item in kept["comparisons"] for gap in item["difference"].values()]
         for name, kept in MEASURED.items()
     }
-    gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training["variants"]]
+    gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training]
     number = r"[-+−]\d\.\d\d"
     seen = dict.fromkeys(gaps, 0)
     for heading, section in sections():
@@ -163,9 +172,11 @@ def test_the_claims_about_the_second_set():
     assert told == [interval_cell(items[pair]["difference"]["mean"], "+") for pair in expected]
 
 
-def test_the_page_shows_what_training_choices_were_worth():
-    table = cells((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
-    text = (ROOT / "docs" / "data" / "training.json").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["training", "training_levels"])
+def test_the_page_shows_what_training_choices_were_worth(name):
+    (section,) = (text for heading, text in sections() if heading == "Codec and prior choices")
+    table = cells(section.split("### The top level alone")[name == "training_levels"])
+    text = (ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8")
     for row in json.loads(text)["variants"]:
         shown_row = table[row["variant"]]
         bits, scores = row["bits_per_code"], row["scores"]
