@@ -37,7 +37,16 @@ from scripts._results import aligned, find_row, load_results, series
 from scripts.demo import Runner, Stage
 
 BASE = "base"
-TWO_LEVELS = ("--vqvae.levels", "2", "--vqvae.downs-t", "1", "2", "--vqvae.strides-t", "4", "4")
+TWO_LEVELS: tuple[str, ...] = (
+    "--vqvae.levels",
+    "2",
+    "--vqvae.downs-t",
+    "1",
+    "2",
+    "--vqvae.strides-t",
+    "4",
+    "4",
+)
 TWO_LEVELS += ("--vqvae.multipliers", "1", "1")
 """The base's hop at the top, and a level of hop 4 under it."""
 CODEC: Mapping[str, tuple[str, ...]] = {
