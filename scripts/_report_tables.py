@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jukebox_core.separation.statistics import Interval
+from scripts._ablation_plots import shown
 from scripts._report_intervals import Scale, span
 from scripts._results import (
     MUSEVAL,
@@ -21,7 +22,7 @@ from scripts._results import (
     table_lines,
 )
 
-__all__ = ["ablation", "other_metrics", "scores"]
+__all__ = ["ablation", "scores"]
 
 
 def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
@@ -60,7 +61,7 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         "whose spectrum fits the mixture best, the <em>oracle pick</em> is chosen per source with "
         "the truth in hand, as in the original report. Seconds are of the clock, beside whatever "
         "else ran: for costs side by side there is <code>benchmarks.bench_methods</code>.</p>"
-        f"{_seed_table()}{other_metrics(results)}</section>"
+        f"{_seed_table()}{_other_metrics(results)}</section>"
     )
 
 
@@ -78,7 +79,7 @@ def _seed_table() -> str:
     )
 
 
-def other_metrics(results: Mapping[str, Any]) -> str:
+def _other_metrics(results: Mapping[str, Any]) -> str:
     """The means of the other metrics, folded away."""
     labels = {
         "sdr_seed": "SDR, museval windows",
@@ -125,7 +126,10 @@ def ablation(found: Mapping[str, Any]) -> str:
         "SDR in dB, refined"
     )
     differences = [
-        (f"{_row_name(item['first'])} &minus; {_row_name(item['second'])}", item["difference"])
+        (
+            " &minus; ".join(html.escape(shown(item[key])) for key in ("first", "second")),
+            item["difference"],
+        )
         for item in found["comparisons"]
     ]
     tables = [
@@ -160,11 +164,6 @@ def _spans(
         f'{head}<th class="left">{scale.low:g} to {scale.high:g} dB</th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-
-
-def _row_name(row: str) -> str:
-    method, comma, rest = row.partition(",")
-    return html.escape(NAMES[method] + comma + rest if method in SYSTEMS else row)
 
 
 def _cell(found: Interval, sign: str = "") -> str:
