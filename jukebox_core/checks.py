@@ -1,0 +1,87 @@
+"""Checks of values that a user sets: one line names the value, what came and what is expected."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["require", "require_fields"]
+
+_LARGEST = {True: 2**63 - 1, False: 3.4e38}  # of int64 and float32, which tensors hold
+
+
+def require(
+    name: str,
+    value: Any,
+    *,
+    whole: bool = False,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    hint: str = "",
+) -> None:
+    """Refuse a value that is no finite number within the bounds.
+
+    Args:
+        name: what the message calls it, usually the name of the field.
+        value: of any type.
+        whole: only integers are accepted.
+        at_least: smallest value accepted.
+        above: the value must be larger.
+        at_most: largest value accepted; by default the largest that a tensor can hold.
+        below: the value must be smaller.
+        hint: appended to the message, such as what the bound depends on.
+
+    Raises:
+        ValueError: The value is of another type, NaN, infinite, or out of bounds.
+    """
+    kind = Integral if whole else Real
+    largest = _LARGEST[whole]
+    if (
+        isinstance(value, kind)
+        and not isinstance(value, bool)
+        and abs(value) <= largest  # also refuses NaN and infinities
+        and (at_least is None or value >= at_least)
+        and (above is None or value > above)
+        and (at_most is None or value <= at_most)
+        and (below is None or value < below)
+    ):
+        return
+    bounds = [
+        f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
+        for words, bound in (
+            ("at least", at_least),
+            ("above", above),
+            ("at most", at_most),
+            ("below", below),
+        )
+        if bound is not None
+    ]
+    expected = "an integer" if whole else "a finite number"
+    if bounds:
+        expected += " " + " and ".join(bounds)
+    raise ValueError(f"{name} is {value!r}, expected {expected}{hint and f' ({hint})'}")
+
+
+def require_fields(config: Any, *names: str, optional: bool = False, **bounds: Any) -> None:
+    """Apply `require` to the named attributes of a configuration.
+
+    Args:
+        config: usually `self`, in `__post_init__`.
+        names: of the attributes; each element of a tuple is checked on its own.
+        optional: None is accepted.
+        bounds: keyword arguments of `require`.
+
+    Raises:
+        ValueError: As `require`.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if optional and value is None:
+            continue
+        if isinstance(value, tuple):
+            for index, element in enumerate(value):
+                require(f"{name}[{index}]", element, **bounds)
+        else:
+            require(name, value, **bounds)

@@ -1,0 +1,60 @@
+"""`jukebox_core.checks`: what is accepted, and what the refusal says."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jukebox_core.checks import require, require_fields
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=5),
+)
+
+
+@given(ANYTHING, st.booleans())
+def test_what_is_accepted_is_a_finite_number_within_the_bounds(value, whole):
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    expected = number and math.isfinite(value) and 0 <= value < 10
+    try:
+        require("rate", value, whole=whole, at_least=0, below=10)
+        accepted = True
+    except ValueError as error:
+        accepted = False
+        assert str(error).startswith(f"rate is {value!r}, expected ")
+        assert "\n" not in repr(str(error))
+    assert accepted == expected
+
+
+@pytest.mark.parametrize("value", [10**30, 10**400, -(10**30), 1e39, 2**63])
+def test_what_no_tensor_holds_is_refused_without_bounds(value):
+    with pytest.raises(ValueError, match="steps is"):
+        require("steps", value, whole=isinstance(value, int))
+
+
+def test_numpy_numbers_are_numbers():
+    require("n", np.int64(3), whole=True, at_least=3, at_most=3)
+    require("x", np.float32(0.5), above=0, below=1)
+
+
+def test_fields_are_named_with_the_position_in_a_tuple():
+    @dataclass(frozen=True)
+    class Config:
+        strides: tuple[int, ...] = (2, 0)
+        cycle: int | None = None
+
+        def __post_init__(self):
+            require_fields(self, "cycle", optional=True, whole=True, at_least=1)
+            require_fields(self, "strides", whole=True, at_least=1)
+
+    with pytest.raises(ValueError, match=r"strides\[1\] is 0, expected an integer at least 1"):
+        Config()
+    with pytest.raises(ValueError, match="cycle is 0"):
+        Config((1, 1), 0)
