@@ -36,7 +36,7 @@ def require(
     Raises:
         ValueError: The value is of another type, NaN, infinite, or out of bounds.
     """
-    kind = Integral if whole else Real
+    kind: Any = Integral if whole else Real
     largest = _LARGEST[whole]
     if (
         isinstance(value, kind)
