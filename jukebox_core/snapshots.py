@@ -9,19 +9,19 @@ Each is a run folder to load models from; none has a training state.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from jukebox_core.checkpoints import save_model
-from jukebox_core.files import atomic_folder
+from jukebox_core.checkpoints import META, WEIGHTS, save_model
+from jukebox_core.files import atomic_folder, remove_owned
 
 __all__ = ["BEST", "STEPS", "Snapshots"]
 
 BEST, STEPS = "best", "steps"
+_OWNED = {WEIGHTS: None, META: None}
 
 
 class Snapshots:
@@ -55,7 +55,7 @@ class Snapshots:
 
     def save_best(self, model: nn.Module, meta: Mapping[str, Any]) -> None:
         """Replace the best weights."""
-        with atomic_folder(self._folder / BEST) as temporary:
+        with atomic_folder(self._folder / BEST, _OWNED) as temporary:
             save_model(temporary, model, meta)
 
     def save_step(self, step: int, save: Callable[[Path], None]) -> None:
@@ -63,8 +63,8 @@ class Snapshots:
         if not self._keep:
             return
         steps = self._folder / STEPS
-        with atomic_folder(steps / f"{step:08}") as temporary:
+        with atomic_folder(steps / f"{step:08}", _OWNED) as temporary:
             save(temporary)
         kept = sorted(path for path in steps.iterdir() if path.name.isdigit())
         for old in kept[: -self._keep]:
-            shutil.rmtree(old)
+            remove_owned(old, _OWNED)

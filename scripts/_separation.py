@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 
 from jukebox_core.files import sha256, write_json
+from scripts._cli import one_line
 
 __all__ = [
     "RECORD",
+    "Failure",
     "Job",
     "assign",
+    "check_same_song",
     "find_jobs",
     "identify_input",
     "identify_models",
     "is_finished",
+    "owned_files",
     "write_record",
 ]
 
@@ -41,57 +45,97 @@ class Job:
     folder: Path
 
 
-def find_jobs(given: Sequence[Path], output: Path) -> list[Job]:
-    """The files that the arguments stand for.
+class Failure(NamedTuple):
+    """A file that could not be separated, and why."""
+
+    path: Path
+    message: str
+
+
+def find_jobs(given: Sequence[Path], output: Path) -> tuple[list[Job], list[Failure]]:
+    """The files to separate, and those that cannot be.
 
     A file's stems go to OUTPUT/STEM. A folder stands for the audio files in it and in its folders,
-    hidden ones and OUTPUT itself left out, in the order of their names; their stems go to
-    OUTPUT/FOLDERS/STEM, FOLDERS as in the folder given.
+    without hidden ones and the stems of former runs in OUTPUT, in the order of their names; their
+    stems go to OUTPUT/FOLDERS/STEM, FOLDERS as in the folder given.
 
     Raises:
         FileNotFoundError: an argument is not there, or a folder without audio files.
-        ValueError: no argument, or two files whose stems would go to one folder or into each other.
+        ValueError: no argument.
     """
     if not given:
         raise ValueError("no MIXTURE given; name at least one audio file or folder")
-    jobs = []
+    jobs: list[Job] = []
+    failures: list[Failure] = []
     for path in given:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no audio file {path}")
-        inside = _audio_in(path, output) if path.is_dir() else [path]
-        if not inside:
+        try:
+            if not os.path.lexists(path):
+                path.stat()  # says why: there is none, its name is too long, ...
+            inside = _audio_in(path, output, failures) if path.is_dir() else [path]
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"there is no audio file {path}") from error
+        except (OSError, ValueError) as error:
+            failures.append(Failure(path, one_line(error)))
+            continue
+        if not inside and not failures:
             raise FileNotFoundError(f"the folder {path} has no audio files in it")
         base = path if path.is_dir() else path.parent
-        jobs += [Job(p, output / p.relative_to(base).with_suffix("")) for p in inside]
-    _check_folders([job.folder for job in jobs], output)
-    return jobs
+        jobs += [Job(p, output / p.relative_to(base).with_name(_song_name(p))) for p in inside]
+    return _separable(jobs, failures), failures
 
 
-def _audio_in(folder: Path, output: Path) -> list[Path]:
-    hidden = output.resolve()
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and hidden not in path.resolve().parents
-    ]
+def _song_name(path: Path) -> str:
+    """The file's name without its suffix, or with it where nothing but dots would be left."""
+    return path.stem if path.stem.strip(".") else path.name
 
 
-def _check_folders(folders: Sequence[Path], output: Path) -> None:
-    names = [str(folder.relative_to(output)) for folder in folders]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise ValueError(f"several mixtures are called {', '.join(twice)}; separate them apart")
-    known = set(folders)
-    for folder in folders:
-        outer = next((parent for parent in folder.parents if parent in known), None)
-        if outer is not None:
-            raise ValueError(
-                f"the stems of one mixture would go to {outer}, those of another into it, to "
-                f"{folder}; separate them apart"
-            )
+def _audio_in(folder: Path, output: Path, failures: list[Failure]) -> list[Path]:
+    """Adds folders that cannot be read to `failures`."""
+
+    def unreadable(error: OSError) -> None:
+        failures.append(Failure(Path(error.filename), one_line(error)))
+
+    found: list[Path] = []
+    stems_below = output.resolve()
+    for root, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(root)
+        stems: Collection[str] = ()
+        if RECORD in names and stems_below in here.resolve().parents:
+            stems = owned_files(here)
+        audio = [name for name in names if Path(name).suffix.lower() in _SUFFIXES]
+        found += [here / n for n in audio if not n.startswith(".") and n not in stems]
+    return sorted(found)
+
+
+def _separable(jobs: Sequence[Job], failures: list[Failure]) -> list[Job]:
+    """The jobs whose stems neither meet those of another nor replace an input."""
+    by_folder: dict[Path, list[Job]] = {}
+    for job in jobs:
+        by_folder.setdefault(job.folder, []).append(job)
+    inputs = {parent: job.path for job in jobs for parent in _resolved(job.path).parents}
+    left = []
+    for job in jobs:
+        others = [other.path for other in by_folder[job.folder] if other is not job]
+        outer = next((parent for parent in job.folder.parents if parent in by_folder), None)
+        inside = inputs.get(_resolved(job.folder))
+        if others:
+            why = f"the stems of {others[0]} would go there as well: separate them apart"
+        elif outer is not None:
+            why = f"the stems of {by_folder[outer][0].path} go to {outer}: separate them apart"
+        elif inside is not None:
+            why = f"the input {inside} lies there: choose another output"
+        else:
+            left.append(job)
+            continue
+        failures.append(
+            Failure(job.path, f"{job.path}: its stems cannot go to {job.folder}; {why}")
+        )
+    return left
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def assign(jobs: Sequence[Job], ranks: int) -> list[list[Job]]:
@@ -109,11 +153,13 @@ def assign(jobs: Sequence[Job], ranks: int) -> list[list[Job]]:
 
 
 def _seconds(path: Path) -> float:
-    """About how long a file lasts, by its header or its size."""
+    """About how long a file lasts, by its header or its size; 0 for what cannot be read."""
     try:
-        return soundfile.info(path).duration
+        return soundfile.info(path).duration if path.is_file() else 0.0
     except (soundfile.LibsndfileError, TypeError):
         return path.stat().st_size / _BYTES_PER_SECOND
+    except OSError:
+        return 0.0
 
 
 def identify_models(family: Path) -> dict[str, str]:
@@ -127,34 +173,92 @@ def identify_input(path: Path) -> dict[str, Any]:
     """What tells whether a file is the one that was separated."""
     about = path.stat()
     return {
-        "path": str(path),
+        "path": os.path.realpath(path),
         "bytes": about.st_size,
         "mtime_ns": about.st_mtime_ns,
         "sha256": sha256(path),
     }
 
 
-def write_record(folder: Path, identity: Mapping[str, Any], **about: Any) -> None:
-    """Write separation.json. identity: the settings and models that another run must share."""
-    write_json(folder / RECORD, {"version": _VERSION, "identity": identity, **about})
+def write_record(
+    folder: Path, identity: Mapping[str, Any], stems: Sequence[str], **about: Any
+) -> None:
+    """Write separation.json beside the stems that are in `folder`.
+
+    Args:
+        folder: of the stems, written and closed.
+        identity: the settings and models that another run must share.
+        stems: names of the files.
+        about: more to record.
+    """
+    files = {name: sha256(folder / name) for name in stems}
+    record = {"version": _VERSION, "identity": identity, "stems": list(stems), "files": files}
+    write_json(folder / RECORD, record | about)
+
+
+def owned_files(folder: Path) -> dict[str, str | None]:
+    """{file: SHA-256} that a former run wrote to a song's folder; None where it is not recorded."""
+    record = _read_record(folder)
+    if record is None:
+        return {}
+    recorded = record.get("files", dict.fromkeys(record["stems"]))
+    return {RECORD: None, **recorded}
+
+
+def check_same_song(job: Job) -> None:
+    """Refuse a folder with the stems of another input.
+
+    Raises:
+        FileExistsError: a former run separated another file into the job's folder.
+    """
+    record = _read_record(job.folder)
+    if record is None:
+        return
+    before = record["input"]
+    if os.path.realpath(before["path"]) != os.path.realpath(job.path) and not _same_content(
+        job.path, before
+    ):
+        raise FileExistsError(
+            f"{job.path}: {job.folder} holds the stems of {before['path']}: choose another "
+            "--output, or replace them with --overwrite"
+        )
 
 
 def is_finished(job: Job, identity: Mapping[str, Any]) -> bool:
-    """Whether the job's folder holds the stems of this very input, made with these settings.
-
-    The input is the same where its size and either its time of change or its checksum are.
-    """
+    """Whether the job's folder holds the stems of this very input, made with these settings."""
+    record = _read_record(job.folder)
     try:
-        record = json.loads((job.folder / RECORD).read_text(encoding="utf-8"))
-        found, input_ = record["identity"], record["input"]
-        if record["version"] != _VERSION or found != json.loads(json.dumps(identity, default=str)):
-            return False
-        if not all((job.folder / name).is_file() for name in record["stems"]):
-            return False
-        about = job.path.stat()
-        if about.st_size != input_["bytes"]:
-            return False
-        same_time = about.st_mtime_ns == input_["mtime_ns"]
-        return same_time or sha256(job.path) == input_["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # none there, or none of ours
+        return (
+            record is not None
+            and record["identity"] == json.loads(json.dumps(identity, default=str))
+            and all((job.folder / name).is_file() for name in record["stems"])
+            and _same_content(job.path, record["input"])
+        )
+    except OSError:
+        return False
+
+
+def _same_content(path: Path, before: Mapping[str, Any]) -> bool:
+    """Whether a file has the recorded size, and either its time of change or its checksum."""
+    about = path.stat()
+    if about.st_size != before["bytes"]:
+        return False
+    return about.st_mtime_ns == before["mtime_ns"] or sha256(path) == before["sha256"]
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The content of separation.json; None where there is none, or none of ours."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        input_ = record["input"]
+        complete = (
+            record["version"] == _VERSION
+            and isinstance(record["identity"], dict)
+            and all(isinstance(name, str) for name in record["stems"])
+            and isinstance(record.get("files", {}), dict)
+            and isinstance(input_["path"], str)
+            and {"bytes", "mtime_ns", "sha256"} <= input_.keys()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if complete else None

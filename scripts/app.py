@@ -142,7 +142,8 @@ def _examples(given: Sequence[Path], folder: Path) -> list[Path]:
         if (path / "manifest.json").is_file():
             songs.append(excerpt(path, folder / str(len(songs)) / "test song.wav"))
             continue
-        for job in find_jobs([path], folder)[:_EXAMPLES]:
+        jobs, _ = find_jobs([path], folder)
+        for job in jobs[:_EXAMPLES]:
             copy = folder / str(len(songs)) / job.path.name
             copy.parent.mkdir(parents=True)
             songs.append(Path(shutil.copyfile(job.path, copy)))

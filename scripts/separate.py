@@ -26,19 +26,22 @@ from tqdm import tqdm
 
 from jukebox_core.audio_stream import open_audio
 from jukebox_core.checkpoints import provenance
-from jukebox_core.files import atomic_folder
+from jukebox_core.files import atomic_folder, check_owned
 from jukebox_core.runtime import Ranks
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from scripts._cli import program
 from scripts._models import FAMILY, Method, build_separator
 from scripts._separation import (
+    Failure,
     Job,
     assign,
+    check_same_song,
     find_jobs,
     identify_input,
     identify_models,
     is_finished,
+    owned_files,
     write_record,
 )
 from scripts._settings import Settings, resolve
@@ -74,7 +77,7 @@ class Args:
     batch: int | Literal["auto"] = "auto"
     """Windows sampled together; auto: what fits the memory. Fewer where it runs out."""
     overwrite: bool = False
-    """Separate finished files again."""
+    """Separate finished files again, and replace the stems of another song of the same name."""
     seed: int = 0
     """Of the sampling."""
     device: str = "auto"
@@ -87,24 +90,22 @@ _NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device",
 """Flags that say nothing about what comes out."""
 
 
-class Failure(NamedTuple):
-    """A file that could not be separated, and why."""
-
-    path: Path
-    message: str
-
-
 class Plan(NamedTuple):
-    """identity: of the run's results. done: files left as they are. shares: every rank's files."""
+    """What each process does.
+
+    identity: of the run's results. done: files left as they are. refused: files that cannot be
+    separated. shares: every rank's files.
+    """
 
     identity: dict[str, Any]
     done: list[Job]
+    refused: list[Failure]
     shares: list[list[Job]]
 
 
 @program
 def main(args: Args) -> int:
-    """Separate every file; missing ones are refused before any work, damaged ones at the end."""
+    """Separate every file; missing ones are refused before any work, others reported at the end."""
     ranks = Ranks()
     plan = ranks.on_first(lambda: make_plan(args, ranks.size))
     threads = args.threads or ranks.threads()
@@ -113,13 +114,14 @@ def main(args: Args) -> int:
     if ranks.rank == 0:
         for job in plan.done:
             print(f"{job.path}: finished in {job.folder} (--overwrite to separate it again)")
-    if not any(plan.shares):
-        return 0
-    separator = ranks.together(lambda: load_separator(args, ranks.device(args.device)))
-    batch = separator.fitting_batch(ranks.local_size) if args.batch == "auto" else args.batch
-    worker = Worker(separator, plan.identity, args, batch, ranks.local_rank)
-    failures = [worker.attempt(job) for job in plan.shares[ranks.rank]]
+    failures: list[Failure | None] = []
+    if any(plan.shares):
+        separator = ranks.together(lambda: load_separator(args, ranks.device(args.device)))
+        batch = separator.fitting_batch(ranks.local_size) if args.batch == "auto" else args.batch
+        worker = Worker(separator, plan.identity, args, batch, ranks.local_rank)
+        failures = [worker.attempt(job) for job in plan.shares[ranks.rank]]
     failed = [failure for each in ranks.gather(failures) for failure in each if failure]
+    failed += plan.refused
     if ranks.rank == 0:
         for failure in sorted(failed):
             print(f"error: {failure.message}", file=sys.stderr, flush=True)
@@ -132,18 +134,18 @@ def make_plan(args: Args, ranks: int) -> Plan:
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a flag that cannot be, or stems that would overwrite each other.
+        ValueError: a flag that cannot be.
     """
     if args.batch != "auto" and args.batch < 1:
         raise ValueError(f"--batch is {args.batch}, expected at least 1, or auto")
-    jobs = find_jobs(args.mixtures, args.output)
+    jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     settings["settings"] = resolve(args.settings, args.models, args.method)
     models = identify_models(args.models / FAMILY[args.method])
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
     left = [job for job in jobs if job not in set(done)]
-    return Plan(identity, done, assign(left, ranks))
+    return Plan(identity, done, refused, assign(left, ranks))
 
 
 def load_separator(args: Args, device: str) -> Separator:
@@ -186,12 +188,18 @@ class Worker:
 
         Raises:
             ValueError: it is not audio, damaged, empty, not finite, or silent throughout.
+            FileExistsError: its folder holds files that no former run wrote, or, without
+                `overwrite`, the stems of another song.
         """
+        if not self.args.overwrite:
+            check_same_song(job)
+        owned = owned_files(job.folder)
+        check_owned(job.folder, owned)
         with open_audio(job.path) as reader:
             found = examined(reader)
             start = time.perf_counter()
             names = {name: f"{name}.{self.args.format}" for name in self.separator.sources}
-            with atomic_folder(job.folder) as temporary:
+            with atomic_folder(job.folder, owned) as temporary:
                 paths = {source: temporary / name for source, name in names.items()}
                 lasts = found.frames / reader.rate
                 with progress_bar(job.path.name, lasts, self.line) as bar:

@@ -1,13 +1,28 @@
 """Atomic writing and checksums."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 
-from jukebox_core.files import atomic_folder, atomic_path, sha256, write_json, write_table
+from jukebox_core.files import (
+    atomic_folder,
+    atomic_path,
+    check_replaceable,
+    json_with,
+    remove_owned,
+    sha256,
+    write_json,
+    write_table,
+    write_text,
+)
 
 
 def names(folder):
@@ -41,10 +56,137 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path):
         (temporary / "half").write_text("")
         raise KeyboardInterrupt
     assert names(tmp_path) == []
-    for name in ("one", "two"):
-        with atomic_folder(target) as temporary:
+    for name, owned in (("one", {}), ("two", {"one": None})):
+        with atomic_folder(target, owned) as temporary:
             (temporary / name).write_text("")
     assert names(target) == ["two"] and names(tmp_path) == ["track"]
+
+
+def test_a_folder_with_what_is_not_recorded_is_not_replaced(tmp_path):
+    target = tmp_path / "track"
+    (target / "inner").mkdir(parents=True)
+    (target / "inner" / "ours").write_bytes(b"abc")
+    with atomic_folder(target, {"inner/ours": sha256(target / "inner" / "ours")}) as temporary:
+        (temporary / "new").write_text("new")
+    assert names(target) == ["new"]
+    before = target.stat().st_ino
+    for owned in ({}, {"old": None}, {"new": sha256(__file__)}):
+        with pytest.raises(FileExistsError, match="new"), atomic_folder(target, owned):
+            raise AssertionError("nothing is done before the folder is looked at")
+        assert not remove_owned(target, owned)
+    with pytest.raises(FileExistsError, match="mine"), atomic_folder(target, {"new": None}):
+        (target / "mine").write_text("put there meanwhile")
+    assert names(target) == ["mine", "new"] and target.stat().st_ino == before
+    assert names(tmp_path) == ["track"]
+    (target / "mine").unlink()
+    (target / ".DS_Store").write_text("of a file manager")
+    assert remove_owned(target, {"new": None}) and names(tmp_path) == []
+
+
+def test_an_old_folder_comes_back_where_the_new_one_cannot_be_renamed(tmp_path, monkeypatch):
+    target = tmp_path / "track"
+    target.mkdir()
+    (target / "old").write_text("old")
+    replace = os.replace
+
+    def refuse(source, goal):
+        if ".tmp" in str(source) and (Path(source) / "new").exists():
+            raise OSError("gone")
+        replace(source, goal)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with (
+        pytest.raises(OSError, match="gone"),
+        atomic_folder(target, {"old": None}) as temporary,
+    ):
+        (temporary / "new").write_text("new")
+    assert names(target) == ["old"] and names(tmp_path) == ["track"]
+
+
+def test_links_stay_and_what_they_point_to_is_replaced(tmp_path):
+    (tmp_path / "disk" / "folder").mkdir(parents=True)
+    (tmp_path / "disk" / "file").write_text("old")
+    for name in ("file", "folder"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    write_text(tmp_path / "file", "new")
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "new").write_text("")
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
+    assert (tmp_path / "disk" / "file").read_text() == "new"
+    assert names(tmp_path / "disk" / "folder") == ["new"]
+    assert names(tmp_path / "disk") == ["file", "folder"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a device"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    path = tmp_path / "out"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path(os.devnull)
+    else:
+        path.symlink_to(os.devnull)
+    before = path.lstat()
+    with pytest.raises(FileExistsError, match="expected a regular file"):
+        write_text(path, "text")
+    with pytest.raises(FileExistsError, match="expected a regular file"):
+        check_replaceable(path, lambda _: True, "a file")
+    assert path.lstat().st_mode == before.st_mode and path.lstat().st_ino == before.st_ino
+
+
+def test_a_file_is_replaceable_where_a_former_run_wrote_it(tmp_path):
+    path = tmp_path / "a.json"
+    ours = json_with("rows", "meta")
+    check_replaceable(path, ours, "a table")
+    path.write_text("")
+    check_replaceable(path, ours, "a table")
+    write_json(path, {"rows": [], "meta": {}, "more": 1})
+    check_replaceable(path, ours, "a table")
+    for content in (b"text", b"[]", b"1", b'{"rows": 1}', b"\xff\xfe", b'{"rows":'):
+        path.write_bytes(content)
+        with pytest.raises(FileExistsError, match="a table"):
+            check_replaceable(path, ours, "a table")
+
+
+def test_names_of_any_length_can_be_written(tmp_path):
+    for name in ("x" * 255, "\u00fc" * 127, "\U0001f3b5" * 62 + ".wav", "a." + "b" * 253):
+        write_text(tmp_path / name, name)
+        assert (tmp_path / name).read_text() == name
+        (tmp_path / name).unlink()
+        with atomic_folder(tmp_path / name) as temporary:
+            (temporary / "x").write_text("")
+    assert len(names(tmp_path)) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there no signal asks whether a process lives")
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    script = """
+import os, sys
+from pathlib import Path
+from jukebox_core.files import atomic_folder, atomic_path
+with atomic_path(Path(sys.argv[1], "a.txt")) as a, atomic_folder(Path(sys.argv[1], "b")) as b:
+    a.write_text("half")
+    (b / "inner").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    killed = subprocess.run(command, cwd=Path(__file__).parent.parent, check=False)
+    assert killed.returncode == -9
+    left = names(tmp_path)
+    assert len(left) == 2
+    alive = [name.replace(f".{pid_of(name)}-", f".{os.getpid()}-") for name in left]
+    host = [re.sub(r"-[0-9a-f]{8}", "-00000000", name) for name in left]
+    mine = [".hidden", ".a.1-x.tmp", "b.tmp", ".cache.tmp"]
+    for name in (*alive, *host, *mine):
+        (tmp_path / name).write_text("kept")
+    write_text(tmp_path / "c.txt", "")
+    assert names(tmp_path) == sorted([*alive, *host, *mine, "c.txt"])
+
+
+def pid_of(name):
+    return re.search(r"\.(\d+)-", name)[1]
 
 
 def test_sha256_of_known_bytes(tmp_path):
