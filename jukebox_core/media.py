@@ -8,7 +8,7 @@ Only those of the last few steps stay.
 
 from __future__ import annotations
 
-import shutil
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core import audio as sound
-from jukebox_core.files import atomic_path
+from jukebox_core.files import atomic_path, remove_owned
 from jukebox_core.losses import magnitudes
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class MediaTracker:
         """Delete those of later steps, which will be made again."""
         for folder in self._steps():
             if folder.name > _name(step):
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
         """Numbers are no media."""
@@ -144,7 +144,7 @@ class MediaTracker:
             with atomic_path(folder / f"{name}.png") as temporary:
                 spectrograms(audio, rate).savefig(temporary, dpi=100)
             for old in self._steps()[: -self._keep]:
-                shutil.rmtree(old)
+                _remove(old)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             print(f"warning: no media of step {step} ({reason})", file=sys.stderr, flush=True)
@@ -154,8 +154,18 @@ class MediaTracker:
 
     def _steps(self) -> list[Path]:
         """The folders there are, by step."""
-        return sorted(self._folder.glob("step_*"))
+        return sorted(
+            p for p in self._folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name)
+        )
 
 
 def _name(step: int) -> str:
     return f"step_{step:08}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a step's folder if it holds nothing but pictures and the waveforms they show."""
+    pictures = {path.name for path in folder.glob("*.png")}
+    sounds = {path.name for path in folder.glob("*.wav")}
+    shown = {name for name in sounds if f"{name.rsplit('.', 2)[0]}.png" in pictures}
+    remove_owned(folder, dict.fromkeys(pictures | shown))

@@ -109,6 +109,20 @@ def test_a_run_that_goes_on_makes_later_steps_again(tmp_path):
         assert content[0] == content[1]
 
 
+def test_what_the_user_put_among_the_media_stays(tmp_path):
+    mine = ["media/step_00000001/notes.wav", "media/step_notes/a.png", "media/step_1/b.png"]
+    tracker = MediaTracker(tmp_path, keep=1)
+    tracker.media(1, "bass", both(), RATE)
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    for step in (2, 3):
+        tracker.media(step, "bass", both(), RATE)
+    tracker.start(0, 9)
+    assert set(mine) < set(names(tmp_path))
+    assert not [name for name in names(tmp_path) if "00000002" in name or "00000003" in name]
+
+
 @pytest.mark.parametrize("why", ("not finite", "no folder"))
 def test_what_cannot_be_written_is_one_line(tmp_path, capsys, why):
     if why == "no folder":
