@@ -26,7 +26,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jukebox_core.checkpoints import load_codec, load_meta, load_prior, provenance, save_model
-from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict, to_dict
+from jukebox_core.config import (
+    Bandwidths,
+    LossConfig,
+    PriorConfig,
+    VQVAEConfig,
+    from_dict,
+    to_dict,
+)
 from jukebox_core.files import atomic_folder, atomic_path
 from jukebox_core.prior.model import AutoregressivePrior, CodebookEmbedding
 from jukebox_core.upstream_layout import (
@@ -44,6 +51,7 @@ from jukebox_core.upstream_layout import (
     prior_tensors,
     without_prefixes,
 )
+from jukebox_core.upstream_loss import bandwidths_of, loss_config, loss_hps
 from jukebox_core.upstream_tables import (
     CountTable,
     read_counts,
@@ -158,6 +166,10 @@ def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
                 raise ValueError(f"its native part has an unfit tensor {name}")
             native[name] = tensor
         meta = _meta("vqvae", config, checkpoint)
+        if checkpoint.native_meta is None:
+            loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
+            meta |= {"loss": to_dict(loss)} if loss else {}
+            meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
         return build_codec(native, config), meta
 
 
@@ -229,7 +241,16 @@ def export_codec(run: str | Path, path: str | Path) -> None:
     names = codec_names(codec.config)
     rest = {name: t for name, t in state.items() if name not in names}
     model = original_tensors(state, names, turn=False)
-    _write_checkpoint(path, codec_hps(codec.config), model, meta, rest)
+    _write_checkpoint(path, codec_hps(codec.config) | _loss_hps(meta), model, meta, rest)
+
+
+def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss of a codec's meta data under the originals' names, empty where it has none."""
+    if "loss" not in meta:
+        return {}
+    loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
+    bandwidths = meta.get("bandwidths")
+    return loss_hps(loss, from_dict(Bandwidths, bandwidths) if bandwidths else None)
 
 
 def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = None) -> None:
