@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from jukebox_core.checkpoints import load_codec, load_meta, load_prior, provenance, save_model
+from jukebox_core.checkpoints import load_codec, load_meta, provenance, save_model, stored_prior
 from jukebox_core.config import (
     Bandwidths,
     LossConfig,
@@ -35,7 +35,8 @@ from jukebox_core.config import (
     to_dict,
 )
 from jukebox_core.files import atomic_folder, atomic_path
-from jukebox_core.prior.model import AutoregressivePrior, CodebookEmbedding
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.tensor_files import save_tensors
 from jukebox_core.upstream_layout import (
     build_codec,
     build_prior,
@@ -199,7 +200,7 @@ def import_prior(
     with _new_folder(output) as folder:
         save_model(folder, prior, {**meta, **(extra or {})})
         if prior.config.embedding == "codebook":
-            save_file(lower, folder / CODEBOOKS)
+            save_tensors(folder / CODEBOOKS, lower)
     return prior.config
 
 
@@ -263,15 +264,13 @@ def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = N
         FileNotFoundError: a run, or a part of it, is missing.
         ValueError: one cannot be read, or the lower codebooks are nowhere.
     """
-    meta, prior = load_meta(run), load_prior(run)
-    lower = _lower_codebooks_for(Path(run), prior, vqvae)
-    names = prior_names(prior.config, top=len(lower))
-    model = original_tensors(prior.state_dict(), names, turn=True)
+    meta, (config, state) = load_meta(run), stored_prior(run)
+    lower = _lower_codebooks_for(Path(run), state.get("embed.codebook"), vqvae)
+    names = prior_names(config, top=len(lower))
+    model = original_tensors(state, names, turn=True)
     model |= {f"bottleneck.level_blocks.{level}.k": t for level, t in enumerate(lower)}
     model = {f"prior.{name}": tensor for name, tensor in model.items()}
-    hps = prior_hps(prior.config) | {
-        "level": len(lower) if prior.config.embedding == "codebook" else 2
-    }
+    hps = prior_hps(config) | {"level": len(lower) if config.embedding == "codebook" else 2}
     _write_checkpoint(path, hps, model, meta, {})
 
 
@@ -294,15 +293,13 @@ def _write_checkpoint(
         torch.save(content, temporary)
 
 
-def _lower_codebooks_for(
-    run: Path, prior: AutoregressivePrior, vqvae: str | Path | None
-) -> list[Tensor]:
-    """The codebooks below the top level, finest first; none for a table of embeddings."""
-    if not isinstance(prior.embed, CodebookEmbedding):
+def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None) -> list[Tensor]:
+    """The codebooks below the top level's, finest first; none for a table of embeddings."""
+    if top is None:
         return []
     if vqvae is not None:
         codec = load_codec(vqvae)
-        if not torch.equal(codec.codebook, prior.embed.codebook):
+        if not torch.equal(codec.codebook, top):
             raise ValueError(f"{vqvae} is another codec: its top codebook is not the prior's")
         return [codec.bottleneck(level).codebook for level in range(codec.top)]
     path = run / CODEBOOKS

@@ -43,7 +43,7 @@ def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
         raise ValueError(f"the multi-scale STFT sizes differ in number: {lengths}")
     return LossConfig(
         **values,
-        spectral_stft=tuple(given.get(name, size) for name, size in single),  # type: ignore[arg-type]
+        spectral_stft=tuple(given.get(name, size) for name, size in single),
         multispectral_stfts=tuple(zip(*sizes, strict=True)),
         relative_spectral=not given.get(_RELATIVE, True),
     )

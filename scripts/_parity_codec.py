@@ -120,8 +120,9 @@ def _objective(fixture: Fixture, report: Report, cls: type[ReconstructionObjecti
             codec.eval()
             decoded = {level: out.audio for level, out in codec(audio).items()}
             objective = make_objective(cls, codec, fixture.info)
-            linear = isinstance(objective, LinearisationObjective)
-            slack = _tie_slack(objective, audio) if linear and mode == "eval" else {}
+            slack = {}
+            if isinstance(objective, LinearisationObjective) and mode == "eval":
+                slack = _tie_slack(objective, audio)
         objective.train(mode == "train")
         out = objective(audio)
         out.loss.backward()
