@@ -23,13 +23,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jukebox_core.config import MaskEstimatorConfig, PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.mask_estimator import MaskEstimator
+from jukebox_core.tensor_files import save_tensors
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "save_meta",
     "save_model",
     "save_state",
+    "stored_prior",
 ]
 
 M = TypeVar("M", bound=nn.Module)
@@ -78,9 +80,9 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
     Tied parameters are written once, under the first of their names.
     """
     folder = Path(folder)
-    tensors = {name: model.state_dict()[name].detach() for name in _own_names(model)}
+    state = model.state_dict()
     with _durable(folder / WEIGHTS) as temporary:
-        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, temporary)
+        save_tensors(temporary, {name: state[name] for name in _own_names(model)})
     save_meta(folder, meta)
 
 
@@ -145,6 +147,25 @@ def load_prior(
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
         )
     return _load(AutoregressivePrior(config), folder, device)
+
+
+def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
+    """The configuration and the weights of a prior's run; tensors stay on the disk until used.
+
+    Tied weights are there under each of their names.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: a part is damaged, of another kind, or does not fit its configuration.
+    """
+    config, _ = _config(folder, "prior", PriorConfig)
+    with torch.device("meta"):
+        prior = AutoregressivePrior(config)
+    weights = _fitting_weights(prior, folder)
+    first: dict[int, str] = {}
+    for name, tensor in prior.state_dict(keep_vars=True).items():
+        weights[name] = weights[first.setdefault(id(tensor), name)]
+    return config, weights
 
 
 def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") -> MaskEstimator:
@@ -314,6 +335,14 @@ def _own_names(model: nn.Module) -> list[str]:
 
 def _load(model: M, folder: str | Path, device: str | torch.device) -> M:
     """Copy a run's weights into `model`, strict about names and shapes."""
+    own = model.state_dict()
+    for name, tensor in _fitting_weights(model, folder).items():
+        own[name].copy_(tensor)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _fitting_weights(model: nn.Module, folder: str | Path) -> dict[str, Tensor]:
+    """A run's weights, which have the names and shapes of `model`'s."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
     own = model.state_dict()
@@ -326,8 +355,7 @@ def _load(model: M, folder: str | Path, device: str | torch.device) -> M:
                 f"{path}: tensor {name} is {tuple(weights[name].shape)}, its configuration says "
                 f"{tuple(own[name].shape)}"
             )
-        own[name].copy_(weights[name])
-    return model.to(device).eval().requires_grad_(False)
+    return weights
 
 
 def _refuse(path: Path, what: str, names: set[str]) -> None:

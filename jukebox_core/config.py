@@ -78,6 +78,9 @@ class LossConfig:
     linf_k: int = 2048
     spectral_stft: tuple[int, int, int] = (2048, 256, 1536)
     """n_fft, hop, window of the single-scale spectral loss and of the spectral bandwidth."""
+    relative_spectral: bool = False
+    """Divide the single-scale spectral loss by the norm of the target's spectrogram instead of the
+    bandwidth (the originals' `use_nonrelative_specloss: false`)."""
     multispectral_stfts: tuple[tuple[int, int, int], ...] = (
         (2048, 240, 1200),
         (1024, 120, 600),

@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
+
+from jukebox_core.tensor_files import save_tensors
 
 __all__ = [
     "atomic_folder",
@@ -239,19 +240,9 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_table(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write tensors and what they are as safetensors, atomically; equal content gives equal bytes.
-
-    safetensors itself writes several entries of metadata in an order that differs from run to run.
-    """
-    data = save({name: x.contiguous() for name, x in tensors.items()}, dict(about))
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(about.items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False, sort_keys=True).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.write(memoryview(data)[8 + size :])
+    """`save_tensors`, atomically."""
+    with atomic_path(path) as temporary:
+        save_tensors(temporary, tensors, about)
 
 
 def _jsonable(value: Any) -> Any:

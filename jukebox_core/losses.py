@@ -9,6 +9,9 @@ from torch import Tensor
 
 from jukebox_core.config import Bandwidths, LossConfig
 
+LEAST_NORM = 2e-3
+"""Norm of a spectrogram below which a relative spectral distance no longer grows."""
+
 
 @lru_cache(maxsize=32)
 def _hann(length: int, device: torch.device) -> Tensor:
@@ -43,10 +46,13 @@ def spectral_distance(target: Tensor, estimate: Tensor, stft: tuple[int, int, in
 
 
 def spectral_convergence(target: Tensor, estimate: Tensor, stft: tuple[int, int, int]) -> Tensor:
-    """Mean over the items of the spectral distance relative to the target's norm."""
+    """Mean over the items of the spectral distance relative to the target's norm.
+
+    Norms below `LEAST_NORM` count as that: a silent target does not divide by zero.
+    """
     spec = magnitudes(target, stft)
     residual = frobenius(spec - magnitudes(estimate, stft))
-    return (residual / frobenius(spec).clamp_min(1e-8)).mean()
+    return (residual / frobenius(spec).clamp_min(LEAST_NORM)).mean()
 
 
 def linf(squared: Tensor, k: int) -> Tensor:
@@ -62,7 +68,10 @@ def reconstruction_terms(
     *,
     spectral: bool = True,
 ) -> dict[str, Tensor]:
-    """The loss terms of one level, normalised: l1, l2, linf, recons (`lmix`), (multi)spectral."""
+    """The loss terms of one level: l1, l2, linf, recons (`lmix`), multispectral and spectral.
+
+    All are divided by their bandwidths, but for a spectral term that is relative to the target.
+    """
     residual = (target - estimate).float()
     squared = residual.square()
     terms = {
@@ -77,7 +86,9 @@ def reconstruction_terms(
     )
     multi = [spectral_distance(target, estimate, s) for s in config.multispectral_stfts]
     terms["multispectral_loss"] = torch.stack(multi).mean() / bandwidths.spec
-    if spectral:
+    if spectral and config.relative_spectral:
+        terms["spectral_loss"] = spectral_convergence(target, estimate, config.spectral_stft)
+    elif spectral:
         distance = spectral_distance(target, estimate, config.spectral_stft)
         terms["spectral_loss"] = distance / bandwidths.spec
     return terms

@@ -22,13 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from jukebox_core.checkpoints import load_codec, load_meta, load_prior, provenance, save_model
-from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict, to_dict
+from jukebox_core.checkpoints import load_codec, load_meta, provenance, save_model, stored_prior
+from jukebox_core.config import (
+    Bandwidths,
+    LossConfig,
+    PriorConfig,
+    VQVAEConfig,
+    from_dict,
+    to_dict,
+)
 from jukebox_core.files import atomic_folder, atomic_path
-from jukebox_core.prior.model import AutoregressivePrior, CodebookEmbedding
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.tensor_files import save_tensors
 from jukebox_core.upstream_layout import (
     build_codec,
     build_prior,
@@ -44,6 +52,7 @@ from jukebox_core.upstream_layout import (
     prior_tensors,
     without_prefixes,
 )
+from jukebox_core.upstream_loss import bandwidths_of, loss_config, loss_hps
 from jukebox_core.upstream_tables import (
     CountTable,
     read_counts,
@@ -158,6 +167,10 @@ def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
                 raise ValueError(f"its native part has an unfit tensor {name}")
             native[name] = tensor
         meta = _meta("vqvae", config, checkpoint)
+        if checkpoint.native_meta is None:
+            loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
+            meta |= {"loss": to_dict(loss)} if loss else {}
+            meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
         return build_codec(native, config), meta
 
 
@@ -187,7 +200,7 @@ def import_prior(
     with _new_folder(output) as folder:
         save_model(folder, prior, {**meta, **(extra or {})})
         if prior.config.embedding == "codebook":
-            save_file(lower, folder / CODEBOOKS)
+            save_tensors(folder / CODEBOOKS, lower)
     return prior.config
 
 
@@ -229,7 +242,16 @@ def export_codec(run: str | Path, path: str | Path) -> None:
     names = codec_names(codec.config)
     rest = {name: t for name, t in state.items() if name not in names}
     model = original_tensors(state, names, turn=False)
-    _write_checkpoint(path, codec_hps(codec.config), model, meta, rest)
+    _write_checkpoint(path, codec_hps(codec.config) | _loss_hps(meta), model, meta, rest)
+
+
+def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss of a codec's meta data under the originals' names, empty where it has none."""
+    if "loss" not in meta:
+        return {}
+    loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
+    bandwidths = meta.get("bandwidths")
+    return loss_hps(loss, from_dict(Bandwidths, bandwidths) if bandwidths else None)
 
 
 def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = None) -> None:
@@ -242,15 +264,13 @@ def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = N
         FileNotFoundError: a run, or a part of it, is missing.
         ValueError: one cannot be read, or the lower codebooks are nowhere.
     """
-    meta, prior = load_meta(run), load_prior(run)
-    lower = _lower_codebooks_for(Path(run), prior, vqvae)
-    names = prior_names(prior.config, top=len(lower))
-    model = original_tensors(prior.state_dict(), names, turn=True)
+    meta, (config, state) = load_meta(run), stored_prior(run)
+    lower = _lower_codebooks_for(Path(run), state.get("embed.codebook"), vqvae)
+    names = prior_names(config, top=len(lower))
+    model = original_tensors(state, names, turn=True)
     model |= {f"bottleneck.level_blocks.{level}.k": t for level, t in enumerate(lower)}
     model = {f"prior.{name}": tensor for name, tensor in model.items()}
-    hps = prior_hps(prior.config) | {
-        "level": len(lower) if prior.config.embedding == "codebook" else 2
-    }
+    hps = prior_hps(config) | {"level": len(lower) if config.embedding == "codebook" else 2}
     _write_checkpoint(path, hps, model, meta, {})
 
 
@@ -273,15 +293,13 @@ def _write_checkpoint(
         torch.save(content, temporary)
 
 
-def _lower_codebooks_for(
-    run: Path, prior: AutoregressivePrior, vqvae: str | Path | None
-) -> list[Tensor]:
-    """The codebooks below the top level, finest first; none for a table of embeddings."""
-    if not isinstance(prior.embed, CodebookEmbedding):
+def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None) -> list[Tensor]:
+    """The codebooks below the top level's, finest first; none for a table of embeddings."""
+    if top is None:
         return []
     if vqvae is not None:
         codec = load_codec(vqvae)
-        if not torch.equal(codec.codebook, prior.embed.codebook):
+        if not torch.equal(codec.codebook, top):
             raise ValueError(f"{vqvae} is another codec: its top codebook is not the prior's")
         return [codec.bottleneck(level).codebook for level in range(codec.top)]
     path = run / CODEBOOKS

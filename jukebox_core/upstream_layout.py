@@ -232,9 +232,12 @@ def prior_names(config: PriorConfig, top: int = 2) -> dict[str, str]:
 def original_tensors(
     native: Mapping[str, Tensor], names: Mapping[str, str], *, turn: bool
 ) -> dict[str, Tensor]:
-    """Native tensors under their original names; `turn` linear weights to [in, out] (priors)."""
+    """Native tensors under their original names; `turn` linear weights to [in, out] (priors).
+
+    They share the memory of `native`: a turned weight is a view, which a file holds as such.
+    """
     return {
-        original: (_turned(name, native[name]) if turn else native[name]).contiguous()
+        original: _turned(name, native[name]) if turn else native[name]
         for name, original in names.items()
     }
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from jukebox_core.config import Bandwidths, LossConfig
-from jukebox_core.losses import spectral_distance
+from jukebox_core.losses import reconstruction_terms
 from jukebox_core.upstream_layout import build_codec, codec_config, codec_names, codec_tensors
+from jukebox_core.upstream_loss import bandwidths_of, loss_config
 from jukebox_core.vqvae.bottleneck import Bottleneck
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
@@ -30,45 +31,37 @@ def codec_from(fixture: Fixture, prefix: str = "sd/") -> VQVAE:
     return codec.requires_grad_(True)
 
 
-def loss_config(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
-    """The loss of a side-car."""
-    loss, config = info["loss_config"], info["config"]
-    if not loss.get("use_nonrelative_specloss", True):
-        raise ValueError("the relative spectral loss is not implemented (no system here uses it)")
-    mix = {"l1": (1.0, 0.0, 0.0), "l2": (0.0, 1.0, 0.0), "linf": (0.0, 0.0, 1.0)}.get(
-        loss.get("loss_fn", "lmix"),
-        tuple(loss.get(f"lmix_{name}", 0.0) for name in ("l1", "l2", "linf")),
-    )
-    stft = info.get("spectral_stft", {})
-    defaults = LossConfig()
-    multi = zip(
-        loss["multispec_loss_n_fft"],
-        loss["multispec_loss_hop_length"],
-        loss["multispec_loss_window_size"],
-        strict=True,
-    )
-    single = defaults.spectral_stft
-    if stft:
-        single = (stft["n_fft"], stft["hop_length"], stft["win_length"])
-    built = LossConfig(
-        commit=config["commit"],
-        spectral=config["spectral"],
-        multispectral=config["multispectral"],
-        lmix_l1=mix[0],
-        lmix_l2=mix[1],
-        lmix_linf=mix[2],
-        linf_k=loss.get("linf_k", defaults.linf_k),
-        spectral_stft=single,
-        multispectral_stfts=tuple(multi),
-    )
-    return built, Bandwidths(**loss["bandwidth"])
+def loss_of(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
+    """The loss of a side-car.
+
+    Raises:
+        ValueError: it names no loss or no bandwidths, or a loss that there is not.
+    """
+    hps = _loss_hps(info)
+    loss, bandwidths = loss_config(hps), bandwidths_of(hps)
+    if loss is None or bandwidths is None:
+        raise ValueError("the side-car names no loss, or no bandwidths")
+    return loss, bandwidths
+
+
+def stft_of(info: dict[str, Any]) -> tuple[int, int, int]:
+    """The single-scale STFT of a side-car, the originals' default where it names none."""
+    return (loss_config(_loss_hps(info)) or LossConfig()).spectral_stft
+
+
+def _loss_hps(info: dict[str, Any]) -> dict[str, Any]:
+    """What a side-car says about the loss, under the originals' names."""
+    stft = dict(info.get("spectral_stft", {}))
+    if "win_length" in stft:
+        stft["window_size"] = stft.pop("win_length")
+    return {**info.get("config", {}), **info.get("loss_config", {}), **stft}
 
 
 def make_objective(
     cls: type[ReconstructionObjective], codec: VQVAE, info: dict[str, Any]
 ) -> ReconstructionObjective:
     """The objective of a side-car."""
-    loss, bandwidths = loss_config(info)
+    loss, bandwidths = loss_of(info)
     alpha = info.get("alpha", info["config"].get("alpha"))
     if alpha is not None and issubclass(cls, LinearisationObjective):
         return cls(codec, loss, bandwidths, alpha)
@@ -126,13 +119,14 @@ def _objective(fixture: Fixture, report: Report, cls: type[ReconstructionObjecti
         with torch.no_grad():
             codec.eval()
             decoded = {level: out.audio for level, out in codec(audio).items()}
-            slack = _tie_slack(codec, audio) if cls is LinearisationObjective else {}
-            codec.train(mode == "train")
-        objective = make_objective(cls, codec, fixture.info).train(mode == "train")
+            objective = make_objective(cls, codec, fixture.info)
+            slack = {}
+            if isinstance(objective, LinearisationObjective) and mode == "eval":
+                slack = _tie_slack(objective, audio)
+        objective.train(mode == "train")
         out = objective(audio)
         out.loss.backward()
         name = f"{cls.__name__} ({mode})"
-        slack = slack if mode == "eval" else {}
         _compare_losses(fixture, report, name, mode, out, decoded, slack)
         finest = decoded[min(decoded)]
         report.close(f"{name} audio", finest, fixture.tensor(f"out/{mode}/x_out").squeeze(-1))
@@ -152,17 +146,18 @@ def _compare_losses(
     decoded: dict[int, Tensor],
     slack: dict[str, float],
 ) -> None:
-    loss, bandwidths = loss_config(fixture.info)
+    loss, bandwidths = loss_of(fixture.info)
     audio = fixture.tensor("in/x").squeeze(-1)
-    metrics = dict(out.metrics)
-    spectral = {
-        f"spectral_loss_l{level + 1}": spectral_distance(audio, x, loss.spectral_stft)
-        / bandwidths.spec
-        for level, x in decoded.items()
-    }
-    spectral["spectral_loss"] = torch.stack(list(spectral.values())).sum()
-    metrics = {**spectral, **metrics}
-    note = "spectral_loss through losses.spectral_distance" if mode == "train" else ""
+    metrics, note = dict(out.metrics), ""
+    if "spectral_loss" not in metrics:  # without weight it is not computed in training
+        spectral = {
+            f"spectral_loss_l{level + 1}": reconstruction_terms(audio, x, loss, bandwidths)[
+                "spectral_loss"
+            ]
+            for level, x in decoded.items()
+        }
+        metrics |= spectral | {"spectral_loss": torch.stack(list(spectral.values())).sum()}
+        note = "spectral_loss through losses.reconstruction_terms"
     if "latent_loss_l1" in metrics:
         metrics["latent_loss"] = metrics["latent_loss_l1"]
         note = "; ".join(filter(None, [note, "recorded latent_loss is level 1's"]))
@@ -177,19 +172,20 @@ def _compare_losses(
     )
 
 
-def _tie_slack(codec: VQVAE, audio: Tensor) -> dict[str, float]:
+def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, float]:
     """How far the choice among tied codes can move the evaluated latent losses.
 
     At alpha = (0.5, 0.5) the mean of two codes is exactly as far from both; rounding chooses.
     """
     slack = {}
-    first, second = audio.chunk(2)
+    codec = objective.codec
+    (a, b), (first, second) = objective.alpha, audio.chunk(2)
     for level in codec.levels:
         bottleneck = codec.bottleneck(level)
         quantised = bottleneck.decode(bottleneck.encode(codec.latents(audio, level)))
         q0, q1 = quantised.chunk(2)
-        distances = squared_distances(0.5 * q0 + 0.5 * q1, bottleneck.codebook)  # [B, T, K]
-        target = codec.latents(0.5 * first + 0.5 * second, level)
+        distances = squared_distances(a * q0 + b * q1, bottleneck.codebook)  # [B, T, K]
+        target = codec.latents(a * first + b * second, level)
         wanted = bottleneck.decode(bottleneck.encode(target))
         losses = squared_distances(wanted, bottleneck.codebook)  # [B, T, K]
         tied = distances <= distances.min(-1, keepdim=True).values + 1e-6

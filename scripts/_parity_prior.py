@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -131,10 +133,14 @@ def param_listing(fixture: Fixture, report: Report) -> None:
             continue
         table = "prior.x_emb.weight" in listed
         preset = PRESETS["jukebox_5b" if table else "paper"]
+        downs = re.search(r"downs ([\d,]+)", title)
+        codec = PRESETS["paper"].vqvae
+        if downs is not None:
+            codec = replace(codec, downs_t=tuple(map(int, downs[1].split(","))))
         with torch.device("meta"):
             if kind == "vqvae":
-                model: torch.nn.Module = VQVAE(PRESETS["paper"].vqvae)
-                names = codec_names(PRESETS["paper"].vqvae)
+                model: torch.nn.Module = VQVAE(codec)
+                names = codec_names(codec)
             else:
                 model = AutoregressivePrior(preset.prior)
                 names = prior_names(preset.prior)

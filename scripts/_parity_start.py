@@ -36,13 +36,12 @@ def drawn_codec(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
     """The codec's parameters at the start and their seed, None where it is not found."""
     tensors = fixture.under("sd_before/")
     names = [name for name in tensors if not name.startswith("bottleneck.")]
-    levels = sorted({name.split(".")[1] for name in names})
-    built = [
-        name
-        for level in levels
-        for part in ("encoders", "decoders")
-        for name in _as_built([n for n in names if n.startswith(f"{part}.{level}.")])
-    ]
+    levels = sorted({name.split(".")[1] for name in names}, key=int)
+    reversed_stacks = fixture.info["config"].get("reverse_decoder_dilation", True)
+    parts = [f"{part}.{level}." for level in levels for part in ("encoders", "decoders")]
+    built = [n for part in parts for n in names if n.startswith(part)]
+    if reversed_stacks:
+        built = _as_built(built)
     for seed in _seeds(fixture.path.parent):
         first = _uniform(_generator(seed), tensors[built[0]].shape)
         if _correlation(first, tensors[built[0]]) < 0.9:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,15 @@ from jukebox_core.upstream_optim import (
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
-from scripts._parity import EXACT, TRAJECTORY, Fixture, Report, check, sub_config
+from scripts._parity import (
+    EXACT,
+    TRAJECTORY,
+    Fixture,
+    Report,
+    check,
+    relative_error,
+    sub_config,
+)
 from scripts._parity_codec import codec_from, make_objective
 from scripts._parity_prior import prior_from
 from scripts._parity_start import (
@@ -96,8 +104,9 @@ def _schedules(fixture: Fixture, report: Report) -> None:
 
 def _loss_scale(fixture: Fixture, report: Report) -> None:
     info = fixture.info["loss_scaler"]
-    growth = re.fullmatch(r"2\*\*\(1/([\d.]+)\)", str(info.get("scale_factor", "2**(1/250)")))
-    scale = LossScale(info["init"], 2 ** (1 / float(growth[1])) if growth else math.nan)
+    factor = str(info.get("scale_factor", "2**(1/250)"))
+    root = re.fullmatch(r"2 ?\*\* ?\(1(?:\.0)? ?/ ?([\d.]+)\)", factor)
+    scale = LossScale(info["init"], 2 ** (1 / float(root[1])) if root else float(factor))
     for overflow, after in zip(info["overflow_sequence"], info["scale_after"], strict=True):
         report.close("LossScale", scale.update(bool(overflow)), after)
 
@@ -107,17 +116,16 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
     """Codec training steps: loss, gradient norm, metrics of every step, weights after the last."""
     info = fixture.info
     codec = codec_from(fixture, "sd_before/").train()
-    usage = info["restore_k_num_tokens"] / codec.config.l_bins
+    tokens = info["restore_k_num_tokens"]
     for level in codec.levels:
-        codec.bottleneck(level).restore_averages(usage)
-    # The side-car names neither loss nor bandwidths: they are those of the loss fixture.
-    plain = info["fork"] == "lass"
-    loss = info.get("loss_config") or sibling_info(fixture, "vqvae_loss").get("loss_config")
-    if loss is None:
-        report.fail("objective", "neither this side-car nor vqvae_loss.json has a loss_config")
+        used = tokens[level] if isinstance(tokens, list) else tokens
+        codec.bottleneck(level).restore_averages(used / codec.config.l_bins)
+    cls = ReconstructionObjective if info["fork"] == "lass" else LinearisationObjective
+    objectives = [make_objective(cls, codec, possible) for possible in _with_losses(fixture)]
+    if not objectives:
+        report.fail("objective", "neither this side-car nor a sibling's has a loss_config")
         return
-    cls = ReconstructionObjective if plain else LinearisationObjective
-    objective = make_objective(cls, codec, {**info, "loss_config": loss})
+    objective = objectives[0]
     audio = fixture.tensor("in/x").squeeze(-1)
     names = codec_names(codec.config)
     if recorded_by_reference(fixture):
@@ -126,9 +134,38 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
             codec.load_state_dict(_with_codebooks_after(fixture, codec), strict=False)
             _last_loss(fixture, report, objective, audio)
             return
+    objective = min(objectives, key=lambda each: _first_error(each, audio, info["steps"][0]))
     _trajectory(fixture, report, cls.__name__, objective, audio)
     after = original_tensors(codec.state_dict(), names, turn=False)
     _compare_weights(fixture, report, f"{cls.__name__} weights", after)
+
+
+def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
+    """The side-car with every loss that it may have been recorded with.
+
+    Where it names none, that of a loss fixture in the folder, whole or with the originals' default
+    terms; the first recorded step tells which.
+    """
+    info = fixture.info
+    if "loss_config" in info:
+        return [info]
+    names = ["vqvae_loss", "lqvae_loss"]
+    found = []
+    for name in names if info["fork"] == "lass" else reversed(names):
+        sibling = sibling_info(fixture, name)
+        if loss := sibling.get("loss_config"):
+            keys = sibling.keys() & {"loss_config", "spectral_stft", "alpha"}
+            found.append(info | {key: sibling[key] for key in keys})
+            found.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
+    return found
+
+
+@torch.no_grad()
+def _first_error(objective: nn.Module, audio: Tensor, recorded: Mapping[str, float]) -> float:
+    """How far the terms of the first recorded step are from an objective's."""
+    out = copy.deepcopy(objective)(audio)
+    terms = {**out.metrics, "loss": out.loss}
+    return max(relative_error(terms[k], v) for k, v in recorded.items() if k in terms)
 
 
 def _with_codebooks_after(fixture: Fixture, codec: VQVAE) -> dict[str, Tensor]:

@@ -188,11 +188,11 @@ def test_a_failed_write_leaves_the_old_weights(tmp_path, monkeypatch):
     codec = codec_run(tmp_path)
     before = fingerprint(tmp_path)
 
-    def fail(tensors, path):
+    def fail(path, tensors):
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoints, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         save_model(tmp_path, codec, {})
     assert fingerprint(tmp_path) == before
