@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -107,9 +108,10 @@ def require_types(config: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def _annotations(kind: Any) -> dict[str, Any]:
+def _annotations(kind: Hashable) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields}
 
 
 def _require_type(name: str, value: Any, annotation: Any) -> None:

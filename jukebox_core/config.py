@@ -17,7 +17,7 @@ from jukebox_core.checks import require, require_fields, require_types
 T = TypeVar("T")
 
 _WIDEST = 65_536  # channels: the largest tensor of such layers still has a size that int64 counts
-_MOST_BLOCKS = 8192
+_MOST_BLOCKS = 4096
 _LONGEST = 1 << 20  # samples: hops, STFTs, dilations
 
 
@@ -204,7 +204,7 @@ class PriorConfig:
             )
         require_fields(self, "n_ctx", "l_bins", whole=True, at_least=1, at_most=2**31 - 1)
         require_fields(self, "width", "emb_width", whole=True, at_least=1, at_most=_WIDEST)
-        require_fields(self, "depth", whole=True, at_least=1, at_most=_MOST_BLOCKS)
+        require_fields(self, "depth", whole=True, at_least=1, at_most=1024)
         require_fields(self, "heads", "blocks", whole=True, at_least=1)
         require_fields(self, "m_attn", "m_mlp", above=0, at_most=_WIDEST)
         require_fields(self, "init_scale", at_least=0, at_most=1000)
@@ -257,7 +257,7 @@ class MaskEstimatorConfig:
         require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
         require_fields(self, "n_fft", "hop", whole=True, at_least=1, at_most=_LONGEST)
         require_fields(self, "hidden", whole=True, at_least=1, at_most=_WIDEST)
-        require_fields(self, "layers", whole=True, at_least=1, at_most=_MOST_BLOCKS)
+        require_fields(self, "layers", whole=True, at_least=1, at_most=1024)
         require_fields(self, "dropout", at_least=0, below=1)
         if self.n_fft % (2 * self.hop):
             raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
@@ -349,8 +349,8 @@ class Preset:
         """Refuse parts of another kind and windows that the prior does not hold."""
         require_types(self)
         require_fields(self, "candidates", whole=True, at_least=1)
-        bound = {"at_most": self.prior.n_ctx, "hint": "the prior's n_ctx"}
-        require_fields(self, "window", whole=True, at_least=1, **bound)
+        most = self.prior.n_ctx
+        require_fields(self, "window", whole=True, at_least=1, at_most=most, hint="prior.n_ctx")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -362,8 +362,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The configuration `cls` from a (JSON) dictionary, strict about names.
 
     Raises:
-        ValueError: an unknown or missing field, named.
+        ValueError: an unknown or missing field, named; or no dictionary.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is {values!r}, expected its fields by name")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:

@@ -140,7 +140,9 @@ def test_shifted_copies_are_the_codes_of_the_shifted_song(codec, tiny_data):
         assert song.codes.shape[1] == whole.shape[1] // HOP - 1
         first = whole[:, : song.codes.shape[1] * HOP]
         assert torch.equal(song.codes[0].long(), codec.encode(first)[0])
-    with pytest.raises(ValueError, match="shifts is 17, expected an integer at least 1 and at most 16"):
+    with pytest.raises(
+        ValueError, match="shifts is 17, expected an integer at least 1 and at most 16"
+    ):
         encode_songs(codec, tracks, "bass", 1000, 17)
     with pytest.raises(ValueError, match="no song is as long as a crop of"):
         encode_songs(codec, tracks, "bass", 10**6)
