@@ -5,17 +5,26 @@ A resumed run just starts at the right one.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from jukebox_core.checks import require
+from jukebox_core.runtime import available_cores
 from jukebox_core.unreadable import warn_on_stderr
 
 __all__ = ["Batches", "Items", "collate"]
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux has the memory that processes share."""
+PREFETCHED = 2
+"""Batches that every worker has ready, PyTorch's default."""
 
 
 class Items(Protocol):
@@ -41,7 +50,8 @@ class Batches:
     `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
 
     Raises:
-        ValueError: `batch_size` does not divide that way.
+        ValueError: `batch_size` does not divide that way, or the machine is too small for so many
+            workers.
     """
 
     items: Items
@@ -53,7 +63,11 @@ class Batches:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide."""
+        """Refuse a batch size that does not divide, and more workers than the cores serve."""
+        cores = available_cores()
+        most = max(16, 4 * cores)
+        hint = f"this machine has {cores} cores"
+        require("workers", self.workers, whole=True, at_least=0, at_most=most, hint=hint)
         unit = self.items.rows * self.processes * self.accumulate
         if self.batch_size < 1 or self.batch_size % unit:
             raise ValueError(
@@ -87,15 +101,17 @@ class Batches:
             warn: is told, in this process, of every file that the items could not read, once.
 
         Raises:
-            ValueError: on reading; an item cannot be made, or more than a tenth of the songs not
-                be read.
+            ValueError: the memory that processes share is too small for the workers' batches. On
+                reading: an item cannot be made, or more than a tenth of the songs not be read.
         """
+        self.require_shared_memory()
         loader: DataLoader = DataLoader(
             _Batch(self.items),
-            sampler=list(self.indices(start, stop)),
+            sampler=_Sampler(lambda: self.indices(start, stop)),
             batch_size=None,  # the sampler's elements are batches
             collate_fn=_as_it_is,
             num_workers=self.workers,
+            prefetch_factor=PREFETCHED if self.workers else None,
             pin_memory=self.pin_memory,
             # A generator of its own: the loader would draw from the global one, which would make
             # a resumed run differ from one that never stopped.
@@ -104,6 +120,29 @@ class Batches:
         # The workers start here and not with the first batch: what the caller does to the
         # process in between, such as to its signals, is not theirs.
         return self._unpacked(iter(loader), warn)
+
+    def require_shared_memory(self, loaders: int = 1) -> None:
+        """Refuse workers whose batches do not fit the shared memory: a bus error would end them.
+
+        Args:
+            loaders: how many sets of workers run at the same time, each like this one's.
+
+        Raises:
+            ValueError: the memory is too small; both sizes are named.
+        """
+        if not self.workers or not SHARED_MEMORY.is_dir():
+            return
+        rows = self.batch_size // (self.processes * self.accumulate)
+        batch = rows * self.items[0][0].nbytes
+        # One batch is in use besides those that wait.
+        needed = loaders * self.processes * (self.workers * PREFETCHED + 1) * batch
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise ValueError(
+                f"workers is {self.workers}: the batches that they prepare take "
+                f"{needed / 1e6:,.1f} MB of {SHARED_MEMORY}, which has {free / 1e6:,.1f} MB free; "
+                "use fewer workers or smaller batches, or enlarge it (docker run --shm-size)"
+            )
 
     def _unpacked(self, loaded: Iterator[_Loaded], warn: Callable[[str], None]) -> Iterator[Tensor]:
         unreadable = getattr(self.items, "unreadable", None)
@@ -126,6 +165,16 @@ class _Loaded(NamedTuple):
 
     batch: Tensor | ValueError
     files: dict[str, tuple[str, str]]
+
+
+class _Sampler:
+    """What a data loader reads, made as it is read: there may be more than memory holds."""
+
+    def __init__(self, indices: Callable[[], Iterator[list[int]]]):
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._indices()
 
 
 class _Batch(Dataset):

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from jukebox_core.checks import require
 from jukebox_core.config import MaskEstimatorConfig, PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.model import AutoregressivePrior
@@ -39,6 +40,7 @@ __all__ = [
     "STATE",
     "WEIGHTS",
     "fingerprint",
+    "first_nonfinite",
     "load_codec",
     "load_mask_estimator",
     "load_meta",
@@ -78,11 +80,19 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
     """Write weights.safetensors and meta.json; `format` is added to the meta data.
 
     Tied parameters are written once, under the first of their names.
+
+    Raises:
+        ValueError: a tensor has NaN or infinite values; nothing is written.
+        OSError: the files cannot be written.
     """
     folder = Path(folder)
     state = model.state_dict()
+    tensors = {name: state[name] for name in _own_names(model)}
+    broken = first_nonfinite(tensors.items())
+    if broken is not None:
+        raise ValueError(f"tensor {broken} has NaN or infinite values: {folder} is not written")
     with _durable(folder / WEIGHTS) as temporary:
-        save_tensors(temporary, {name: state[name] for name in _own_names(model)})
+        save_tensors(temporary, tensors)
     save_meta(folder, meta)
 
 
@@ -116,10 +126,11 @@ def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is damaged, of another kind, or does not fit its configuration.
+        ValueError: a part is damaged, of another kind, does not fit its configuration, or has
+            values that are not finite.
     """
     config, _ = _config(folder, "vqvae", VQVAEConfig)
-    return _load(VQVAE(config), folder, device)
+    return _load(lambda: VQVAE(config), folder, device)
 
 
 def load_prior(
@@ -136,8 +147,8 @@ def load_prior(
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is damaged, of another kind, does not fit its configuration, or the
-            prior was trained on the codes of another codec.
+        ValueError: a part is damaged, of another kind, does not fit its configuration, has values
+            that are not finite, or the prior was trained on the codes of another codec.
     """
     config, meta = _config(folder, "prior", PriorConfig)
     trained_on = meta.get("vqvae_fingerprint")
@@ -146,7 +157,7 @@ def load_prior(
             f"{folder} was trained on the codes of another codec (fingerprint "
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
         )
-    return _load(AutoregressivePrior(config), folder, device)
+    return _load(lambda: AutoregressivePrior(config), folder, device)
 
 
 def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
@@ -173,13 +184,16 @@ def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") 
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is damaged, of another kind, or does not fit its configuration.
+        ValueError: a part is damaged, of another kind, does not fit its configuration, or has
+            values that are not finite.
     """
     config, meta = _config(folder, "mask_estimator", MaskEstimatorConfig)
     alpha = meta.get("alpha")
     if not isinstance(alpha, dict) or not alpha:
         raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
-    return _load(MaskEstimator(config, alpha), folder, device)
+    for source, gain in alpha.items():
+        require(f"{Path(folder) / META}: alpha of {source}", gain, above=0)
+    return _load(lambda: MaskEstimator(config, alpha), folder, device)
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -219,7 +233,8 @@ def open_run(
     """What there is to do in a run folder.
 
     Raises:
-        ValueError: it holds a run that differs from `identity`; the differences are named.
+        ValueError: it holds a run that differs from `identity`; the differences are named. Or its
+            weights are not finite, or its meta data do not tell how far it is.
     """
     folder = Path(folder)
     if not (folder / META).is_file():
@@ -231,7 +246,11 @@ def open_run(
             f"{folder} holds another run ({'; '.join(differences)}); "
             "choose another --output or the flags it was started with"
         )
+    for name in ("step", "elapsed"):
+        require(f"{folder / META}: {name}", meta.get(name), at_least=0)
     if meta["step"] >= steps or (max_seconds is not None and meta["elapsed"] >= max_seconds):
+        if (folder / WEIGHTS).is_file():
+            _read_weights(folder)
         return "finished"
     return "resume" if (folder / STATE).is_file() else "new"
 
@@ -317,12 +336,30 @@ def _config(folder: str | Path, kind: str, cls: type) -> tuple[Any, dict[str, An
 
 
 def _read_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of weights.safetensors, all of them finite."""
     path = run_part(folder, WEIGHTS)
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is damaged or truncated ({reason}): copy it again") from error
+    broken = first_nonfinite(weights.items())
+    if broken is not None:
+        raise ValueError(
+            f"{path}: tensor {broken} has NaN or infinite values; its training diverged: train "
+            "again, with a lower learning rate"
+        )
+    return weights
+
+
+def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with NaN or infinite values; None where all are finite."""
+    for name, tensor in tensors:
+        # Two numbers instead of a mask of the tensor's size; NaN is both of them.
+        if tensor.is_floating_point() and tensor.numel():
+            if not torch.stack(tensor.aminmax()).isfinite().all():
+                return name
+    return None
 
 
 def _own_names(model: nn.Module) -> list[str]:
@@ -333,27 +370,32 @@ def _own_names(model: nn.Module) -> list[str]:
     return list(first.values())
 
 
-def _load(model: M, folder: str | Path, device: str | torch.device) -> M:
-    """Copy a run's weights into `model`, strict about names and shapes."""
+def _load(build: Callable[[], M], folder: str | Path, device: str | torch.device) -> M:
+    """The model that `build` makes, with a run's weights; strict about names and shapes."""
+    # Without data first: meta data may ask for a model that no memory holds.
+    with torch.device("meta"):
+        outline = build()
+    weights = _fitting_weights(outline, folder)
+    model = build()
     own = model.state_dict()
-    for name, tensor in _fitting_weights(model, folder).items():
+    for name, tensor in weights.items():
         own[name].copy_(tensor)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _fitting_weights(model: nn.Module, folder: str | Path) -> dict[str, Tensor]:
-    """A run's weights, which have the names and shapes of `model`'s."""
+def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor]:
+    """A run's weights, which have the names and shapes of the outline's."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
-    own = model.state_dict()
-    expected = set(_own_names(model))
+    shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    expected = set(_own_names(outline))
     _refuse(path, "misses the tensor", expected - set(weights))
     _refuse(path, "has the unknown tensor", set(weights) - expected)
     for name in sorted(expected):
-        if weights[name].shape != own[name].shape:
+        if weights[name].shape != shapes[name]:
             raise ValueError(
                 f"{path}: tensor {name} is {tuple(weights[name].shape)}, its configuration says "
-                f"{tuple(own[name].shape)}"
+                f"{tuple(shapes[name])}"
             )
     return weights
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Hashable
+from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["require", "require_fields"]
+__all__ = ["require", "require_fields", "require_types"]
 
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # of int64 and float32, which tensors hold
 
@@ -85,3 +89,70 @@ def require_fields(config: Any, *names: str, optional: bool = False, **bounds: A
                 require(f"{name}[{index}]", element, **bounds)
         else:
             require(name, value, **bounds)
+
+
+def require_types(config: Any) -> None:
+    """Refuse a dataclass whose fields do not hold what their annotations name.
+
+    Understood are numbers (finite ones only), strings, booleans, other classes, literals, tuples
+    of these, and unions. Bounds are `require_fields`'s.
+
+    Args:
+        config: usually `self`, in `__post_init__`.
+
+    Raises:
+        ValueError: As `require`.
+    """
+    for name, annotation in _annotations(type(config)).items():
+        _require_type(name, getattr(config, name), annotation)
+
+
+@lru_cache(maxsize=64)
+def _annotations(kind: Hashable) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields}
+
+
+def _require_type(name: str, value: Any, annotation: Any) -> None:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        options = [option for option in arguments if option is not NoneType]
+        if value is None and len(options) < len(arguments):
+            return
+        if len(options) == 1:
+            _require_type(name, value, options[0])
+        elif not any(_holds(value, option) for option in options):
+            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+    elif origin is tuple:
+        if not isinstance(value, tuple):
+            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        if len(value) != len(arguments):
+            raise ValueError(f"{name} is {value!r}, expected {len(arguments)} values")
+        for index, (element, inner) in enumerate(zip(value, arguments, strict=True)):
+            _require_type(f"{name}[{index}]", element, inner)
+    elif annotation in (int, float):
+        require(name, value, whole=annotation is int)
+    elif not (value in arguments if origin is Literal else isinstance(value, annotation)):
+        raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+
+
+def _holds(value: Any, annotation: Any) -> bool:
+    try:
+        _require_type("", value, annotation)
+    except ValueError:
+        return False
+    return True
+
+
+def _words(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    names = {int: "an integer", float: "a finite number", str: "a string", tuple: "a list"}
+    names |= {bool: "True or False", NoneType: "nothing"}
+    return names.get(origin or annotation) or f"a {annotation.__name__}"

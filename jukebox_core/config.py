@@ -12,7 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from jukebox_core.checks import require, require_fields, require_types
+
 T = TypeVar("T")
+
+_WIDEST = 65_536  # channels: the largest tensor of such layers still has a size that int64 counts
+_MOST_BLOCKS = 4096
+_LONGEST = 1 << 20  # samples: hops, STFTs, dilations
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,51 @@ class VQVAEConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        require_types(self)
+        # The largest rate of FLAC, in which data sets are stored.
+        require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
+        require_fields(self, "levels", whole=True, at_least=1, at_most=32)
         for name in ("downs_t", "strides_t", "multipliers"):
             value = getattr(self, name)
             if len(value) != self.levels:
                 raise ValueError(f"{name} has {len(value)} entries, levels is {self.levels}")
-        for name in ("sample_rate", "levels", "l_bins", "emb_width", "width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        require_fields(self, "l_bins", whole=True, at_least=1, at_most=2**31 - 1)  # int32 in tables
+        require_fields(self, "emb_width", "width", whole=True, at_least=1, at_most=_WIDEST)
+        require_fields(self, "depth", "downs_t", "multipliers", whole=True, at_least=1)
+        require_fields(self, "dilation_cycle", optional=True, whole=True, at_least=1)
+        require_fields(self, "dilation_growth_rate", "strides_t", whole=True, at_least=1)
+        require_fields(self, "l_mu", at_least=0, at_most=1)
+        require_fields(self, "revival_threshold", at_least=0)
+        require_fields(self, "m_conv", above=0, at_most=_WIDEST)
+        self._require_sizes()
+
+    def _require_sizes(self) -> None:
+        """Refuse products of fields that no model has, before anything of that size is made."""
+        octaves = zip(self.strides_t, self.downs_t, strict=True)
+        if sum(down * math.log2(stride) for stride, down in octaves) > math.log2(_LONGEST):
+            raise ValueError(
+                f"strides_t {self.strides_t} and downs_t {self.downs_t} make a hop of more than "
+                f"{_LONGEST:,} samples"
+            )
+        depths = [self.depth * multiplier for multiplier in self.multipliers]
+        blocks = sum(2 * depths[n] * sum(self.downs_t[: n + 1]) for n in self.built_levels)
+        if blocks > _MOST_BLOCKS:
+            raise ValueError(
+                f"depth {self.depth}, multipliers {self.multipliers} and downs_t {self.downs_t} "
+                f"make {blocks:,} residual blocks, expected at most {_MOST_BLOCKS:,}"
+            )
+        exponent = min(max(depths), self.dilation_cycle or max(depths)) - 1
+        if exponent * math.log2(self.dilation_growth_rate) > math.log2(_LONGEST):
+            raise ValueError(
+                f"dilation_growth_rate {self.dilation_growth_rate} makes a dilation of "
+                f"{self.dilation_growth_rate}^{exponent} (depth {self.depth}, multipliers "
+                f"{self.multipliers}, dilation_cycle {self.dilation_cycle}), expected at most "
+                f"{_LONGEST:,}"
+            )
+        widths = [self.width * multiplier for multiplier in self.multipliers]
+        require("width x multipliers", max(widths), at_most=_WIDEST)
+        require("int(m_conv x width x multipliers)", int(self.m_conv * min(widths)), at_least=1)
+        require("m_conv x width x multipliers", self.m_conv * max(widths), at_most=_WIDEST)
 
     @property
     def hops(self) -> tuple[int, ...]:
@@ -87,6 +131,24 @@ class LossConfig:
         (512, 50, 240),
     )
 
+    def __post_init__(self) -> None:
+        """Refuse what is no loss."""
+        require_types(self)
+        require_fields(self, "commit", "spectral", "multispectral", "linearisation", at_least=0)
+        require_fields(self, "lmix_l1", "lmix_l2", "lmix_linf", at_least=0)
+        require_fields(self, "linf_k", whole=True, at_least=1)
+        if not self.multispectral_stfts:
+            raise ValueError("multispectral_stfts is empty, expected at least one STFT")
+        stfts = {
+            f"multispectral_stfts[{n}]": stft for n, stft in enumerate(self.multispectral_stfts)
+        }
+        for name, (n_fft, hop, window) in {"spectral_stft": self.spectral_stft, **stfts}.items():
+            if not 1 <= hop <= window <= n_fft <= _LONGEST:
+                raise ValueError(
+                    f"{name} is {(n_fft, hop, window)}, expected n_fft, hop, window with 1 <= hop "
+                    f"<= window <= n_fft <= {_LONGEST:,}"
+                )
+
 
 @dataclass(frozen=True)
 class Bandwidths:
@@ -98,9 +160,11 @@ class Bandwidths:
 
     def __post_init__(self) -> None:
         """Refuse a bandwidth that would turn the loss into inf or NaN."""
-        for name, value in dataclasses.asdict(self).items():
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"bandwidth {name} is {value}; is the training audio silent?")
+        for name, value in vars(self).items():
+            # Below that, a loss of float32 divided by it is soon infinite.
+            require(
+                f"bandwidth {name}", value, at_least=1e-30, hint="is the training audio silent?"
+            )
 
 
 ATTENTION_PATTERNS: Mapping[int, tuple[str, ...]] = {
@@ -135,15 +199,29 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        require_types(self)
         if self.attn_order not in ATTENTION_PATTERNS:
             raise ValueError(
                 f"attn_order is {self.attn_order}; implemented are "
                 f"{', '.join(map(str, ATTENTION_PATTERNS))} (no lyrics, no encoder attention)"
             )
+        require_fields(self, "n_ctx", "l_bins", whole=True, at_least=1, at_most=2**31 - 1)
+        require_fields(self, "width", "emb_width", whole=True, at_least=1, at_most=_WIDEST)
+        require_fields(self, "depth", whole=True, at_least=1, at_most=1024)
+        require_fields(self, "heads", "blocks", whole=True, at_least=1)
+        require_fields(self, "m_attn", "m_mlp", above=0, at_most=_WIDEST)
+        require_fields(self, "init_scale", at_least=0, at_most=1000)
+        require_fields(self, "dropout", at_least=0, below=1)
+        for name in ("m_attn", "m_mlp"):
+            product = int(getattr(self, name) * self.width)
+            require(f"int({name} x width)", product, at_least=1, at_most=_WIDEST)
         if self.n_ctx % self.blocks:
             raise ValueError(f"n_ctx {self.n_ctx} is not a multiple of blocks {self.blocks}")
         if self.attn_width % self.heads:
-            raise ValueError(f"attention width {self.attn_width} does not divide into {self.heads}")
+            raise ValueError(
+                f"heads is {self.heads}, which does not divide the attention's width "
+                f"{self.attn_width} (int(m_attn x width))"
+            )
 
     @property
     def block_length(self) -> int:
@@ -178,15 +256,16 @@ class MaskEstimatorConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        for name in ("sample_rate", "hop", "hidden", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
-        if self.n_fft < 1 or self.n_fft % (2 * self.hop):
+        require_types(self)
+        require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
+        require_fields(self, "n_fft", "hop", whole=True, at_least=1, at_most=_LONGEST)
+        require_fields(self, "hidden", whole=True, at_least=1, at_most=_WIDEST)
+        require_fields(self, "layers", whole=True, at_least=1, at_most=1024)
+        require_fields(self, "dropout", at_least=0, below=1)
+        if self.n_fft % (2 * self.hop):
             raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
         if self.hidden % 2:
             raise ValueError(f"hidden is {self.hidden}; two directions need an even number")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 up to 1")
 
 
 @dataclass(frozen=True)
@@ -201,8 +280,19 @@ class OptimConfig:
     decay_steps: int = 0
     """Cosine decay to zero over the last `decay_steps` steps; 0 keeps the rate constant."""
     grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
     ema_decay: float = 0.999
     """Weight averaging per optimiser step; 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot optimise."""
+        require_types(self)
+        require_fields(self, "lr", "weight_decay", "grad_clip", at_least=0)
+        require_fields(self, "betas", at_least=0, below=1)
+        # Below that, float32 takes it for zero: a gradient of zero would be divided by zero.
+        require_fields(self, "eps", at_least=1e-30)
+        require_fields(self, "warmup_steps", "decay_steps", whole=True, at_least=0)
+        require_fields(self, "ema_decay", at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -217,9 +307,21 @@ class TrainConfig:
     log_every: int = 20
     validate_every: int = 500
     validate_batches: int = 8
+    """Batches of the validation set; 0 does not validate."""
     checkpoint_every: int = 500
     workers: int = 0
+    """Processes that load the batches; 0: the training process does."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        require_types(self)
+        require_fields(self, "steps", "crop", whole=True, at_least=1)
+        require_fields(self, "batch_size", whole=True, at_least=1, at_most=1_000_000)
+        require_fields(self, "log_every", "validate_every", whole=True, at_least=1)
+        require_fields(self, "checkpoint_every", whole=True, at_least=1)
+        require_fields(self, "validate_batches", "workers", whole=True, at_least=0)
+        require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
 
 
 @dataclass(frozen=True)
@@ -246,6 +348,13 @@ class Preset:
     activation_checkpointing: bool = False
     """Train the prior with less memory in more time."""
 
+    def __post_init__(self) -> None:
+        """Refuse parts of another kind and windows that the prior does not hold."""
+        require_types(self)
+        require_fields(self, "candidates", whole=True, at_least=1)
+        most = self.prior.n_ctx
+        require_fields(self, "window", whole=True, at_least=1, at_most=most, hint="prior.n_ctx")
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A JSON-ready dictionary of a configuration."""
@@ -256,8 +365,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The configuration `cls` from a (JSON) dictionary, strict about names.
 
     Raises:
-        ValueError: an unknown or missing field, named.
+        ValueError: an unknown or missing field, named; or no dictionary.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is {values!r}, expected its fields by name")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from jukebox_core import audio
 from jukebox_core.audio_cache import AudioCache
 from jukebox_core.batches import Batches, Items, collate
+from jukebox_core.checks import require_fields, require_types
 from jukebox_core.manifest import Manifest, Track
 from jukebox_core.transposition import span, transpose
 from jukebox_core.unreadable import Unreadable
@@ -51,6 +52,12 @@ class Augmentation:
     """Every source is inverted with probability one half."""
     transpose_semitones: int = 0
     """A place is transposed by -transpose_semitones to +transpose_semitones, all equally likely."""
+
+    def __post_init__(self) -> None:
+        """Refuse changes that no music survives."""
+        require_types(self)
+        require_fields(self, "gain_db", at_least=0, at_most=120)
+        require_fields(self, "transpose_semitones", whole=True, at_least=0, at_most=48)
 
     def semitones(self, generator: np.random.Generator) -> int:
         """By how much a place is transposed; its sources keep together."""
@@ -111,10 +118,10 @@ class CropDataset(Dataset):
         self.names = rows.get(self.contents, self._sources)
         """What every row holds."""
         self.rows = len(self.names)
-        most = self.augmentation.transpose_semitones
-        if most < 0:
-            raise ValueError(f"transpose_semitones is {most}, expected >= 0")
-        self._songs = long_enough(self.tracks, span(self.crop, most))
+        require_fields(self, "crop", whole=True, at_least=1)
+        require_fields(self, "seed", whole=True, at_least=0)
+        longest = span(self.crop, self.augmentation.transpose_semitones)
+        self._songs = long_enough(self.tracks, longest)
         self.unreadable = Unreadable(len(self._songs))
         """Files that could not be read; more than a tenth of the songs is an error."""
         lengths = np.array([track.samples for track in self._songs], dtype=np.float64)

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -26,15 +26,19 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from jukebox_core.checks import require
+
 __all__ = [
     "Precision",
     "Ranks",
     "Signals",
+    "available_cores",
     "generator_states",
     "launch",
     "make_fabric",
     "seed_everything",
     "set_generator_states",
+    "set_threads",
     "share_of_cores",
 ]
 
@@ -59,34 +63,81 @@ def make_fabric(
     `num_nodes` count where nothing else did.
 
     Raises:
-        ValueError: the device is not there, the precision is of no use on it, or the processes
-            cannot find each other.
+        ValueError: the device is not there, the precision is of no use on it, there are not so
+            many devices, or the processes cannot find each other.
     """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    name, _, index = device.partition(":")
-    if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
-    known = {"cpu": True, "cuda": cuda, "mps": mps}
-    if not known.get(name, False) or (index and not index.isdigit()):
-        have = ", ".join(n for n, available in known.items() if available)
-        raise ValueError(f"device {device!r} cannot be used here; there is {have}")
+    name, index = _device(device)
+    if precision not in get_args(Precision):
+        expected = ", ".join(get_args(Precision))
+        raise ValueError(f"precision is {precision!r}, expected one of {expected}")
     if precision == "16-mixed" and name != "cuda":
         raise ValueError(f"precision 16-mixed needs CUDA, the device is {name}; use bf16-mixed")
+    require("devices", devices, whole=True, at_least=1)
+    require("num_nodes", num_nodes, whole=True, at_least=1)
     environment, world, here = _launched()
     plugins: list[Any] = []
     if environment is not None and world > 1:
         devices, num_nodes = here, _nodes(world, here)
         plugins.append(environment)
+    else:
+        # Processes on a CPU may outnumber its cores by a few, as tests have them.
+        most = max(8, available_cores()) if name == "cpu" else _device_counts()[name]
+        require("devices", devices, whole=True, at_most=most, hint=f"this machine, {name}")
+        _require_launcher(num_nodes)
     many = devices * num_nodes > 1
+    if many and index is not None:
+        raise ValueError(
+            f"device {device} for {devices * num_nodes} processes; leave out the number"
+        )
     if precision != "32":
         plugins.append(_KeepInputs(precision, name))
     return Fabric(
         accelerator=name,
-        devices=[int(index)] if index and name == "cuda" else devices,
+        devices=[index] if index is not None and name == "cuda" else devices,
         num_nodes=num_nodes,
         strategy=_ddp() if many else "auto",
         plugins=plugins or None,
     )
+
+
+def _device_counts() -> dict[str, int]:
+    """{kind: how many there are}; a machine's CPUs are one device."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return {"cpu": 1, "cuda": cuda, "mps": int(torch.backends.mps.is_available())}
+
+
+def _device(device: str) -> tuple[str, int | None]:
+    """Kind and number of a device, `auto` decided.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    counts = _device_counts()
+    if device == "auto":
+        return ("cuda" if counts["cuda"] else "mps" if counts["mps"] else "cpu"), None
+    kind, colon, index = str(device).partition(":")
+    if counts.get(kind, 0) and not colon:
+        return kind, None
+    if index in map(str, range(counts.get(kind, 0))):
+        return kind, int(index)
+    have = ", ".join(f"{n} {kind}" if n > 1 else kind for kind, n in counts.items() if n)
+    raise ValueError(f"device {device!r} cannot be used here; there is {have}")
+
+
+def _require_launcher(num_nodes: int) -> None:
+    """Refuse several machines whose processes would wait for each other without end.
+
+    Raises:
+        ValueError: nothing says where they meet.
+    """
+    missing = [
+        name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)
+    ]
+    if num_nodes > 1 and missing:
+        raise ValueError(
+            f"num_nodes is {num_nodes}, and nothing started the other machines' processes: use "
+            f"torchrun, mpiexec or srun, or set {', '.join(missing)} on every machine"
+        )
 
 
 def _ddp() -> DDPStrategy:
@@ -192,18 +243,35 @@ class Ranks:
         torch.cuda.set_device(index)
         return f"cuda:{index}"
 
-    def threads(self) -> int | None:
-        """CPU threads for this rank: its share of the cores; None: alone, as PyTorch has it."""
-        return share_of_cores(self.local_size)
-
 
 def share_of_cores(processes: int) -> int | None:
     """CPU threads for one of so many processes of this machine; None: alone, as PyTorch has it."""
-    if processes == 1:
-        return None
+    return None if processes == 1 else max(1, available_cores() // processes)
+
+
+def available_cores() -> int:
+    """CPU cores that this process may run on."""
     own = getattr(os, "sched_getaffinity", None)
-    cores = len(own(0)) if own else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return len(own(0)) if own else os.cpu_count() or 1
+
+
+def set_threads(threads: int | None, processes: int = 1) -> None:
+    """Set the CPU threads of PyTorch in this process.
+
+    Args:
+        threads: how many; None: this process's share of the cores, as PyTorch has it if alone.
+        processes: that share this machine.
+
+    Raises:
+        ValueError: no number of threads, or so many that starting them may end the process.
+    """
+    if threads is not None:
+        cores = available_cores()
+        hint = f"this machine has {cores} cores"
+        require("threads", threads, whole=True, at_least=1, at_most=max(256, cores), hint=hint)
+    count = share_of_cores(processes) if threads is None else threads
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def _nodes(world: int, here: int) -> int:

@@ -20,7 +20,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
-from jukebox_core.checkpoints import STATE, load_state, save_model, save_state
+from jukebox_core.checkpoints import (
+    STATE,
+    WEIGHTS,
+    first_nonfinite,
+    load_state,
+    save_model,
+    save_state,
+)
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets import Batches
 from jukebox_core.media import Clips
@@ -112,6 +119,7 @@ class Trainer:
         self._snapshots = snapshots or Snapshots(folder)
         self._sharded = sharded and fabric.world_size > 1
         self._step = self._saved = 0
+        self._validated = -1
         self._elapsed = 0.0
         self._nonfinite = 0
         self._sums: dict[str, Tensor] = {}
@@ -139,7 +147,8 @@ class Trainer:
             samples_per_epoch: samples of the training songs, for the epoch that is logged.
 
         Raises:
-            ValueError: the loss stays non-finite, or the stored state is damaged.
+            ValueError: the weights or the loss are not finite, in which case the last checkpoint
+                stays as it is; or the stored state is damaged.
             SystemExit: SIGTERM (143) or Ctrl-C (130), after a checkpoint.
         """
         self._setup(objective, model)
@@ -189,7 +198,7 @@ class Trainer:
         buffers = [buffer.clone() for buffer in self._bare.buffers()]
         metrics: dict[str, Tensor] = {}
         for part in range(accumulate):
-            batch = fabric.to_device(next(data))
+            batch = self._last_batch = fabric.to_device(next(data))
             with fabric.no_backward_sync(self._objective, enabled=part < accumulate - 1):
                 output = self._objective(batch, self._generator)
                 fabric.backward(output.loss / accumulate)
@@ -211,6 +220,7 @@ class Trainer:
             self._count += 1
         else:
             self._skip(buffers)
+        self._last_loss = metrics["loss"]
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
 
@@ -227,12 +237,46 @@ class Trainer:
             self._optimizer.step()  # the scaler skips it, and lowers the loss scale
         self._nonfinite += 1
         if self._nonfinite >= NONFINITE_LIMIT:
-            raise ValueError(
+            raise self._diverged(
                 f"the loss or its gradient was not finite for {self._nonfinite} steps in a row, up "
-                f"to step {self._step + 1}: lower --optim.lr, or use --precision 32 "
-                f"({self._folder} keeps the last checkpoint)"
+                f"to step {self._step + 1}"
             )
         self._tracker.warn(f"step {self._step + 1} skipped: its loss or gradient is not finite")
+
+    def _diverged(self, reason: str) -> ValueError:
+        kept = (self._folder / WEIGHTS).is_file()
+        last = f"{self._folder} keeps the last checkpoint" if kept else "there is no checkpoint"
+        return ValueError(f"{reason}: lower the learning rate, or train in float32 ({last})")
+
+    def _nonfinite_tensor(self) -> str | None:
+        """The first parameter, average or buffer that is not finite."""
+        names = [name for name, p in self._bare.named_parameters() if p.requires_grad]
+        averages = zip(names, self._average.values, strict=False)  # there may be none
+        return first_nonfinite([*self._bare.state_dict().items(), *averages])
+
+    @torch.no_grad()
+    def _require_finite(self, finished: bool) -> None:
+        """Refuse to write weights that are not finite, or whose loss is not.
+
+        Raises:
+            ValueError: on all processes, where it is so on one.
+        """
+        broken = self._nonfinite_tensor()
+        if not self._finite(torch.tensor(math.nan if broken else 0.0, device=self._fabric.device)):
+            raise self._diverged(
+                f"the tensor {broken or 'of another process'} is not finite at step {self._step}"
+            )
+        if self._validated != self._step:
+            self._objective.eval()
+            with self._average.applied():
+                loss = self._objective(self._last_batch, self._generator).loss
+            self._objective.train()
+            if not self._finite(loss):
+                raise self._diverged(f"the loss of the weights of step {self._step} is not finite")
+        if finished and self._nonfinite == self._step:
+            raise self._diverged(f"none of the {self._step} steps had a finite loss and gradient")
+        if finished and not self._finite(self._last_loss):
+            raise self._diverged(f"the loss of the last step, {self._step}, is not finite")
 
     def _out_of_time(self) -> bool:
         return self._max_seconds is not None and self._elapsed >= self._max_seconds
@@ -289,6 +333,10 @@ class Trainer:
                 count += 1
             if count:
                 self._log("validation", self._mean(sums, count))
+                loss = self._metrics["validation"]["loss"]
+                if not math.isfinite(loss):
+                    raise self._diverged(f"the validation loss of step {self._step} is {loss}")
+                self._validated = self._step
                 self._keep_best()
         self._objective.train()
 
@@ -339,7 +387,9 @@ class Trainer:
 
         Raises:
             OSError: the last one cannot be written.
+            ValueError: the weights or their loss are not finite.
         """
+        self._require_finite(finished)
         generators = _gather(self._fabric, self._generators())
         if self._sharded:
             cast(ZeroRedundancyOptimizer, self._state_of).consolidate_state_dict(0)
@@ -417,6 +467,12 @@ class Trainer:
                 f"{self._folder / STATE} does not fit this run ({reason}); delete the folder to "
                 "train afresh"
             ) from error
+        broken = self._nonfinite_tensor()
+        if broken is not None:
+            raise ValueError(
+                f"{self._folder / STATE}: tensor {broken} has NaN or infinite values; delete the "
+                "folder to train afresh"
+            )
 
     def _generators(self) -> dict[str, Any]:
         return generator_states(self._fabric.device) | {"own": self._generator.get_state()}

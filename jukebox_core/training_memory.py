@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ __all__ = [
     "TrainingBytes",
     "crops_that_fit",
     "fake_tensors",
+    "require_memory",
     "saved_bytes",
     "training_bytes",
 ]
@@ -55,6 +56,12 @@ class TrainingBytes(NamedTuple):
 
 def training_bytes(objective: nn.Module, batch: Tensor, averaged: bool = True) -> TrainingBytes:
     """Of `objective`, whose forward pass over the batch [B, T] shows the activations."""
+    model = _model_bytes(objective, averaged)
+    return model._replace(activations=saved_bytes(objective, batch) / len(batch))
+
+
+def _model_bytes(objective: nn.Module, averaged: bool) -> TrainingBytes:
+    """Without activations."""
     every = [*objective.parameters(), *objective.buffers()]
     trained = sum(p.nbytes for p in objective.parameters() if p.requires_grad)
     return TrainingBytes(
@@ -62,7 +69,57 @@ def training_bytes(objective: nn.Module, batch: Tensor, averaged: bool = True) -
         gradients=trained,
         optimiser=2 * trained,
         average=trained if averaged else 0,
-        activations=saved_bytes(objective, batch) / len(batch),
+        activations=0.0,
+    )
+
+
+def require_memory(
+    build: Callable[[], nn.Module],
+    batch: Callable[[], Tensor],
+    crops: int,
+    device: torch.device,
+    *,
+    processes: int = 1,
+    averaged: bool = True,
+    moments: float = 1.0,
+    mixed: bool = False,
+) -> None:
+    """Refuse a training that the memory cannot hold, before any of it is allocated.
+
+    What is counted is the least that a step needs: some trainings that pass are too large still.
+
+    Args:
+        build: makes the objective; called within `fake_tensors`.
+        batch: makes a few crops [B, T], or codes; called there, too.
+        crops: computed at a time by one process.
+        device: of the training.
+        processes: that share the device's memory.
+        averaged: a weight average is kept.
+        moments: share of the optimiser's state that one process keeps.
+        mixed: activations have 16 bits where that is of use.
+
+    Raises:
+        ValueError: more is needed than is free; both figures are named.
+    """
+    free = free_bytes(device) / processes
+    with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        objective = build()
+        model = _model_bytes(objective, averaged)
+        fixed = model.fixed - (1 - moments) * model.optimiser
+        activations = 0.0
+        # Codebooks of several processes exchange sums, which fake tensors cannot.
+        if fixed <= free and not torch.distributed.is_initialized():
+            few = batch()
+            activations = crops * saved_bytes(objective, few) / len(few)
+    if fixed + activations <= free:
+        return
+    parts = f"{fixed / 1e9:,.1f} GB for parameters, gradients and the optimiser"
+    if activations:
+        parts += f", {activations / 1e9:,.1f} GB for {crops:,} crops computed at a time"
+    raise ValueError(
+        f"training needs at least {(fixed + activations) / 1e9:,.1f} GB of memory ({parts}), "
+        f"{free / 1e9:,.1f} GB are free on {device}"
+        + (f" for each of {processes} processes" if processes > 1 else "")
     )
 
 

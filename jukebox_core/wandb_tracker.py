@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
+from jukebox_core.checks import require_types
 from jukebox_core.files import write_json
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["WandbConfig", "WandbTracker"]
 
 WANDB_RUN = "wandb.json"
+_NOT_IN_PROJECTS = "/\\#?%:"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class WandbConfig:
     name: str | None = None
     """Name of the run; default: its folder's."""
     tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names that Weights & Biases does not take."""
+        require_types(self)
+        for name in ("project", "entity", "name"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= len(value.strip()) <= 128:
+                raise ValueError(f"wandb {name} is {value!r}, expected 1 to 128 characters")
+        if set(self.project) & set(_NOT_IN_PROJECTS):
+            raise ValueError(
+                f"wandb project is {self.project!r}, expected none of {_NOT_IN_PROJECTS}"
+            )
+        for index, tag in enumerate(self.tags):
+            if not 1 <= len(tag) <= 64:
+                raise ValueError(f"wandb tags[{index}] is {tag!r}, expected 1 to 64 characters")
 
     def resolved(self) -> str:
         """The mode, `auto` decided."""

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.checkpoints import META, load_meta, open_run, provenance
+from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
 from jukebox_core.datasets import Batches, Items, split_for_validation
 from jukebox_core.manifest import Manifest, Track, load_manifest
 from jukebox_core.media import Clips, MediaTracker
-from jukebox_core.runtime import Precision, launch, make_fabric, seed_everything, share_of_cores
+from jukebox_core.runtime import Precision, launch, make_fabric, seed_everything, set_threads
 from jukebox_core.snapshots import Snapshots
 from jukebox_core.tracking import (
     ConsoleTracker,
@@ -30,12 +31,11 @@ from jukebox_core.tracking import (
     WandbTracker,
 )
 from jukebox_core.trainer import CollapseWatch, Trainer
-from jukebox_core.training_memory import crops_that_fit
+from jukebox_core.training_memory import crops_that_fit, require_memory
 from scripts._cli import program
 
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
 DEFAULT_PRESET: PresetName = "demo"
-_COUNTS = ("steps", "batch_size", "crop", "log_every", "validate_every", "checkpoint_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,16 @@ class TrainingArgs:
     """Tags of the run."""
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse what no other class checks."""
+        require_types(self)
+        require_fields(self, "devices", "num_nodes", whole=True, at_least=1)
+        require_fields(self, "keep", "keep_media", whole=True, at_least=0)
+        require_fields(self, "max_seconds", optional=True, above=0)
+        require_fields(self, "seed", optional=True, whole=True, at_least=0, at_most=2**63 - 1)
+        if isinstance(self.batch, int):
+            require_fields(self, "batch", whole=True, at_least=1)
 
 
 def run_with_presets(
@@ -173,8 +183,20 @@ def parts_of_batch(items: int, rows: int, crops: int) -> int:
         ValueError: one item has more.
     """
     if crops < rows:
-        raise ValueError(f"--batch is {crops}; an item is {rows} crops, expected at least {rows}")
+        raise ValueError(f"batch is {crops}; an item is {rows} crops, expected at least {rows}")
     return next(n for n in range(1, items + 1) if not items % n and rows * items // n <= crops)
+
+
+class _Blank:
+    """Items of zeros, of the size of a training's own."""
+
+    def __init__(self, rows: int, length: int, dtype: torch.dtype):
+        self.rows = rows
+        self._length = length
+        self._dtype = dtype
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.zeros(self.rows, self._length, dtype=self._dtype)
 
 
 class TrainingItems(Items, Protocol):
@@ -190,23 +212,21 @@ class Run:
         """Choose the devices and seed the generators.
 
         Raises:
-            ValueError: a count that cannot be, or a device that is not there.
+            ValueError: a device that is not there, names that Weights & Biases does not take.
         """
         self.args = args
         seed = args.train.seed if args.seed is None else args.seed
         self.train: TrainConfig = replace(args.train, seed=seed)
-        for name in _COUNTS:
-            if getattr(self.train, name) < 1:
-                flag = f"--train.{name.replace('_', '-')}"
-                raise ValueError(f"{flag} is {getattr(self.train, name)}, expected at least 1")
-        if args.max_seconds is not None and args.max_seconds <= 0:
-            raise ValueError(f"--max-seconds is {args.max_seconds}, expected more than 0")
+        name = args.wandb_name
+        if name is None:
+            name = "/".join(args.output.resolve().parts[-2:])[-128:]
+        self._wandb = WandbConfig(
+            args.wandb, args.wandb_project, args.wandb_entity, name, args.wandb_tags
+        )
         self.fabric = make_fabric(args.device, args.precision, args.devices, args.num_nodes)
+        self._local = getattr(self.fabric.strategy, "num_processes", 1)
+        set_threads(args.threads, self._local)
         launch(self.fabric)
-        local = getattr(self.fabric.strategy, "num_processes", 1)
-        threads = args.threads or share_of_cores(local)
-        if threads:
-            torch.set_num_threads(threads)
         seed_everything(seed + self.fabric.global_rank)
 
     def open_data(self, sample_rate: int) -> Data:
@@ -253,6 +273,44 @@ class Run:
         """What meta.json says about a run besides its identity."""
         about = {"preset": self.args.preset, "seed": self.train.seed}
         return about | {"precision": self.args.precision, "command": command} | provenance()
+
+    def require(
+        self,
+        build: Callable[[], nn.Module],
+        rows: int,
+        length: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Refuse what the machine cannot train, before any work.
+
+        Args:
+            build: makes the objective; it is called without memory for its tensors.
+            rows: of an item.
+            length: of a row.
+            dtype: of an item.
+
+        Raises:
+            ValueError: the batch size does not divide, or there are too many workers, or too little
+                memory.
+        """
+        args, blank = self.args, _Blank(rows, length, dtype)
+        self._batches(blank, 1)  # whether the batch divides at all
+        own = self.train.batch_size // self.fabric.world_size
+        crops = rows if args.batch == "auto" else own if args.batch is None else args.batch
+        parts = parts_of_batch(own // rows, rows, crops)
+        self._batches(blank, parts).require_shared_memory(loaders=2)  # training and validation
+        on_cpu = self.fabric.device.type == "cpu"
+        require_memory(
+            build,
+            # Two items: an objective may need an even number of crops.
+            lambda: torch.cat([blank[0], blank[1]]),
+            own // parts,
+            self.fabric.device,
+            processes=self._local if on_cpu else 1,
+            averaged=args.optim.ema_decay > 0,
+            moments=1 / self.fabric.world_size if args.shard_optimizer else 1.0,
+            mixed=args.precision != "32",
+        )
 
     def fit(
         self,
@@ -301,11 +359,12 @@ class Run:
         if batch == "auto":
             # A run that goes on keeps its parts: the codebook is updated after each.
             if (self.args.output / META).is_file():
-                return load_meta(self.args.output)["parts"]
+                parts: Any = load_meta(self.args.output).get("parts")
+                require(f"{self.args.output / META}: parts", parts, whole=True, at_least=1)
+                return parts
             objective.to(self.fabric.device)
-            local = getattr(self.fabric.strategy, "num_processes", 1)
             # On a GPU of one's own, or in the host's memory that all share.
-            sharing = local if self.fabric.device.type == "cpu" else 1
+            sharing = self._local if self.fabric.device.type == "cpu" else 1
             with self.fabric.autocast():
                 batch = crops_that_fit(objective, items[0], self.fabric.device, sharing)
         return parts_of_batch(max(1, own // items.rows), items.rows, batch)
@@ -335,16 +394,12 @@ class Run:
             return Trackers()
         args = self.args
         args.output.mkdir(parents=True, exist_ok=True)
-        name = args.wandb_name or "/".join(args.output.parts[-2:])
-        wandb = WandbConfig(
-            args.wandb, args.wandb_project, args.wandb_entity, name, args.wandb_tags
-        )
         folder = args.output
         return Trackers(
             [
                 CsvTracker(folder),
                 MediaTracker(folder, args.keep_media),
                 ConsoleTracker(folder.name),
-                WandbTracker(folder, wandb, meta),
+                WandbTracker(folder, self._wandb, meta),
             ]
         )

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from jukebox_core.checkpoints import load_codec, provenance
+from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import PRESETS, TrainConfig
 from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
@@ -105,6 +106,15 @@ class Args:
     cores: int | None = None
     """CPU cores to use; default: all."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no variant can take."""
+        require_types(self)
+        require_fields(self, "steps_share", above=0, at_most=1)
+        counts = ("count_iterations", "chunks", "candidates", "chunk_codes")
+        require_fields(self, *counts, whole=True, at_least=1)
+        require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
+        require_fields(self, "cores", optional=True, whole=True, at_least=1)
+
 
 @program
 def main(args: Args) -> None:
@@ -133,8 +143,6 @@ def check(args: Args) -> list[str]:
         raise ValueError(f"--variants names {', '.join(unknown)}; there are {known}")
     if args.preset not in PRESETS:
         raise ValueError(f"--preset is {args.preset}, expected one of {', '.join(PRESETS)}")
-    if not 0 < args.steps_share <= 1:
-        raise ValueError(f"--steps-share is {args.steps_share}, expected a part from 0 to 1")
     return [name for name in (*CODEC, *PRIOR) if name in (BASE, *args.variants)]
 
 

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-import torch
 import tyro
 
+from jukebox_core.runtime import set_threads
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from scripts._cli import program
@@ -69,8 +69,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Show the page until Ctrl-C."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     stopped = threading.Event()
     with _noted(stopped), opened(args) as address:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)

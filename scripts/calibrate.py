@@ -19,6 +19,7 @@ import torch
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.datasets import CropDataset
 from jukebox_core.manifest import load_manifest
+from jukebox_core.runtime import set_threads
 from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
 from scripts._cli import program
 from scripts._models import pick_device
@@ -58,8 +59,7 @@ def main(args: Args) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     if args.n_fft < 8 or args.n_fft % 8:
         raise ValueError(f"--n-fft is {args.n_fft}, expected a positive multiple of 8")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     codec = load_codec(args.vqvae, pick_device(args.device))
     manifest = load_manifest(args.data)
     if manifest.sample_rate != codec.config.sample_rate:

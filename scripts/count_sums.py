@@ -29,13 +29,12 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.manifest import Manifest, Track, load_manifest
-from jukebox_core.runtime import Ranks
+from jukebox_core.runtime import Ranks, set_threads
 from jukebox_core.vqvae.model import VQVAE
 from lass.counting import KEPT, PairCounting, Triples
 from lass.counts import BUFFER, CountsFile, TripleCounter, merge_counts
@@ -100,9 +99,7 @@ def _merge(args: Args) -> str:
 
 def _count(args: Args, ranks: Ranks) -> str:
     """Count on all ranks, add up on the first; what was done, in one line."""
-    threads = args.threads or ranks.threads()
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(args.threads, ranks.local_size)
     task = ranks.together(lambda: _open(args, ranks.device(args.device)))
     with ExitStack() as stack:
         total = ranks.together(lambda: Total.open(args, task, stack) if ranks.rank == 0 else None)

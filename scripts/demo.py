@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jukebox_core.checks import require_fields
 from jukebox_core.files import write_json
 from scripts._cli import program
 from scripts._models import FAMILY, METHODS
@@ -47,6 +48,10 @@ class Args:
     """Of everything random."""
     cores: int | None = None
     """CPU cores to use; default: all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what the stages are not given as flags of theirs."""
+        require_fields(self, "cores", optional=True, whole=True, at_least=1)
 
 
 @dataclass(frozen=True)

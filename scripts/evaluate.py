@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import tyro
 
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
+from jukebox_core.runtime import set_threads
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from scripts._cli import program
@@ -94,8 +94,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Evaluate, write the JSON, print the table."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     results = evaluate(args)
     if args.parts_only:
         return

@@ -10,9 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.runtime import set_threads
 from lqvae.sums import ALPHA, code_sums, save_sums
 from scripts._cli import program
 
@@ -34,8 +33,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Compute and write the table."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     codec = load_codec(args.vqvae)
     began = time.monotonic()
     table = code_sums(codec.codebook, args.alpha)

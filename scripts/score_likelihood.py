@@ -34,6 +34,7 @@ from hybrid.kernel import Kernel
 from jukebox_core.checkpoints import fingerprint, load_codec, provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
+from jukebox_core.runtime import set_threads
 from jukebox_core.separation.protocols import Likelihood
 from lass.backoff import Marginals, Overall
 from lass.counting import PairCounting
@@ -86,8 +87,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Print a table per family of models, and write the JSON."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     families = [f for f in FAMILIES if (args.models / f / "counts.safetensors").is_file()]
     if not families:
         raise FileNotFoundError(

@@ -25,6 +25,7 @@ from torch import Tensor
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
+from jukebox_core.runtime import set_threads
 from jukebox_core.separation.refinement import stft
 from jukebox_core.separation.selection import Candidates, PosteriorMean
 from jukebox_core.separation.separator import Separator
@@ -70,8 +71,7 @@ def main(args: Args) -> None:
     """Print one line per way of drawing, and write the JSON."""
     if args.candidates < 4:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    set_threads(args.threads)
     rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:

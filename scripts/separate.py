@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from jukebox_core.audio_stream import open_audio
 from jukebox_core.checkpoints import provenance
 from jukebox_core.files import atomic_folder, check_owned
-from jukebox_core.runtime import Ranks
+from jukebox_core.runtime import Ranks, set_threads
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from scripts._cli import program
@@ -108,9 +107,7 @@ def main(args: Args) -> int:
     """Separate every file; missing ones are refused before any work, others reported at the end."""
     ranks = Ranks()
     plan = ranks.on_first(lambda: make_plan(args, ranks.size))
-    threads = args.threads or ranks.threads()
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(args.threads, ranks.local_size)
     if ranks.rank == 0:
         for job in plan.done:
             print(f"{job.path}: finished in {job.folder} (--overwrite to separate it again)")

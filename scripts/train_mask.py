@@ -59,6 +59,7 @@ def train_mask(args: Args, command: str) -> None:
     alpha = data.manifest.alpha
     if len(alpha) < 2:
         raise ValueError(f"{args.data} has the source {', '.join(alpha)} alone: nothing to mask")
+    augmentation = Augmentation(args.gain_db)
     identity = run.identity(data) | {
         "kind": "mask_estimator",
         "config": to_dict(args.mask),
@@ -70,7 +71,8 @@ def train_mask(args: Args, command: str) -> None:
     plain = CropDataset(
         data.train, "sources", args.train.crop, alpha, run.train.seed, args.skip_silent
     )
-    items = replace(plain, pairing=args.pairing, augmentation=Augmentation(args.gain_db))
+    items = replace(plain, pairing=args.pairing, augmentation=augmentation)
+    run.require(lambda: MaskObjective(MaskEstimator(args.mask, alpha)), items.rows, args.train.crop)
     estimator = MaskEstimator(args.mask, alpha)
     first = replace(items, contents="mixtures")
     estimator.standardise(collate([first[index] for index in range(STANDARDISED_ON)]))

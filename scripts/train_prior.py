@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
 from jukebox_core.config import PriorConfig, to_dict
 from jukebox_core.datasets import Augmentation, CropDataset
@@ -102,10 +104,10 @@ def train_prior(args: Args, command: str) -> None:
     if run.already_finished(identity):
         return
     crop, hop, seed = args.train.crop, codec.config.hop, run.train.seed
+    augmentation = Augmentation(transpose_semitones=args.transpose_semitones)
 
     def items(tracks: list[Track], shifts: int, keys: int) -> CodeDataset | CropDataset:
         if identity["codes_from"] == "audio":
-            augmentation = Augmentation(transpose_semitones=keys)
             return CropDataset(
                 tracks,
                 args.source,
@@ -113,11 +115,12 @@ def train_prior(args: Args, command: str) -> None:
                 data.manifest.alpha,
                 seed,
                 args.skip_silent,
-                augmentation=augmentation,
+                augmentation=replace(augmentation, transpose_semitones=keys),
             )
         songs = encode_songs(codec, tracks, args.source, crop, shifts, keys)
         return CodeDataset(songs, crop // hop, hop, seed, args.skip_silent)
 
+    run.require(lambda: build(args), 1, crop // hop, torch.int64)
     prior = AutoregressivePrior(args.prior)
     if args.prior.embedding == "codebook":
         prior.set_codebook(codec.codebook.cpu())
@@ -129,6 +132,13 @@ def train_prior(args: Args, command: str) -> None:
         lambda: items(data.validation, 1, 0),
         meta=identity | run.meta(command) | {"objective": load_meta(args.vqvae).get("objective")},
     )
+
+
+def build(args: Args) -> PriorObjective:
+    """The objective without its codec, for codes."""
+    prior = AutoregressivePrior(args.prior)
+    prior.activation_checkpointing = args.activation_checkpointing
+    return PriorObjective(None, prior, args.code_noise)
 
 
 def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:

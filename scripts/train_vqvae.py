@@ -19,9 +19,10 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from jukebox_core.checkpoints import load_meta
+from jukebox_core.checkpoints import META, load_meta
+from jukebox_core.checks import require_fields
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig, from_dict, to_dict
 from jukebox_core.datasets import Augmentation, CropDataset, collate
 from jukebox_core.losses import BandwidthMeter
@@ -53,6 +54,11 @@ class Args(training.TrainingArgs):
     """Audio that the normalisers of the loss are measured on."""
     vqvae: VQVAEConfig = VQVAEConfig()
     loss: LossConfig = LossConfig()
+
+    def __post_init__(self) -> None:
+        """Refuse what no other class checks."""
+        super().__post_init__()
+        require_fields(self, "bandwidth_seconds", above=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,15 +106,18 @@ def train_codec(args: Args, command: str) -> None:
         args.pairing,
     )
     items = replace(plain, augmentation=augmentation)
+    alpha = tuple(data.manifest.alpha.values())
+
+    def objective(codec: VQVAE, bandwidths: Bandwidths) -> ReconstructionObjective:
+        if args.objective == "reconstruction":
+            return ReconstructionObjective(codec, args.loss, bandwidths)
+        return LinearisationObjective(codec, args.loss, bandwidths, alpha)
+
+    run.require(lambda: objective(VQVAE(args.vqvae), Bandwidths()), items.rows, args.train.crop)
     bandwidths = known_bandwidths(args) or measure_bandwidths(args, items)
     codec = VQVAE(args.vqvae)
-    alpha = tuple(data.manifest.alpha.values())
-    build = {
-        "reconstruction": lambda: ReconstructionObjective(codec, args.loss, bandwidths),
-        "linearisation": lambda: LinearisationObjective(codec, args.loss, bandwidths, alpha),
-    }
     run.fit(
-        build[args.objective](),
+        objective(codec, bandwidths),
         codec,
         items,
         lambda: replace(plain, tracks=data.validation),
@@ -138,10 +147,12 @@ def check(args: Args, sources: int) -> None:
 
 def known_bandwidths(args: Args) -> Bandwidths | None:
     """The normalisers of the run that is continued."""
-    if not (args.output / "meta.json").is_file():
+    if not (args.output / META).is_file():
         return None
-    stored: dict[str, Any] = load_meta(args.output)["bandwidths"]
-    return from_dict(Bandwidths, stored)
+    try:
+        return from_dict(Bandwidths, load_meta(args.output).get("bandwidths"))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{args.output / META}: {error}") from error
 
 
 def measure_bandwidths(args: Args, items: CropDataset) -> Bandwidths:

@@ -4,7 +4,7 @@ test_separate_script.py for several."""
 import pytest
 import torch
 
-from jukebox_core.runtime import Ranks
+from jukebox_core.runtime import Ranks, share_of_cores
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -22,15 +22,15 @@ def test_one_process_talks_to_itself(alone):
     assert alone.on_first(lambda: [1]) == [1] and alone.together(lambda: 2) == 2
     with pytest.raises(ZeroDivisionError):
         alone.together(lambda: 1 // 0)
-    assert alone.threads() is None and alone.device("cuda:3") == "cuda:3"
+    assert share_of_cores(alone.local_size) is None and alone.device("cuda:3") == "cuda:3"
 
 
 def test_processes_of_one_machine_share_its_cores_and_gpus(alone, monkeypatch):
     alone.local_rank, alone.local_size = 5, 8
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(20)), raising=False)
-    assert alone.threads() == 2
+    assert share_of_cores(alone.local_size) == 2
     alone.local_size = 64
-    assert alone.threads() == 1
+    assert share_of_cores(alone.local_size) == 1
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

@@ -377,8 +377,8 @@ def test_short_songs_are_reported(tmp_path, capsys):
         (("--train.crop", "4100"), "--train.crop is 4100, not a multiple of the hop, 16 samples"),
         (("--train.crop", "1024"), "--train.crop is 1024; a loss of n_fft 2048 needs a longer one"),
         (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
-        (("--train.steps", "0"), "--train.steps is 0, expected at least 1"),
-        (("--max-seconds", "0"), "--max-seconds is 0.0, expected more than 0"),
+        (("--train.steps", "0"), "steps is 0, expected an integer at least 1"),
+        (("--max-seconds", "0"), "max_seconds is 0.0, expected a finite number above 0"),
         (("--device", "abacus"), "device 'abacus' cannot be used here"),
         (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the model at 44100"),
         (("--vqvae.levels", "3"), "downs_t has 2 entries, levels is 3"),
@@ -508,4 +508,4 @@ def test_a_batch_is_computed_in_parts_that_fit(tmp_path, tiny_data, monkeypatch)
 
 def test_a_batch_too_small_is_refused(tmp_path, tiny_data, capsys):
     flags = codec_flags(tiny_data, tmp_path / "run", "--batch", "1")
-    assert "--batch is 1; an item is 2 crops" in error_of(capsys, train_vqvae.main(flags))
+    assert "batch is 1; an item is 2 crops" in error_of(capsys, train_vqvae.main(flags))

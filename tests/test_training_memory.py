@@ -93,7 +93,7 @@ def test_parts_of_a_batch():
         found = parts_of_batch(items, rows, crops)
         options = [n for n in range(1, items + 1) if items % n == 0]
         assert found == min(n for n in options if rows * items / n <= crops)
-    with pytest.raises(ValueError, match="--batch is 1; an item is 2 crops"):
+    with pytest.raises(ValueError, match="batch is 1; an item is 2 crops"):
         parts_of_batch(4, 2, 1)
 
 

@@ -100,7 +100,9 @@ def test_only_songs_long_enough_for_the_highest_key_are_drawn_from(tmp_path):
     assert (items(0).samples, items(12).samples) == (4096 + 9000, 9000)
     with pytest.raises(ValueError, match="no song is as long as a crop of 16386 samples"):
         items(24)
-    with pytest.raises(ValueError, match="transpose_semitones is -1, expected >= 0"):
+    with pytest.raises(
+        ValueError, match="transpose_semitones is -1, expected an integer at least 0"
+    ):
         items(-1)
 
 

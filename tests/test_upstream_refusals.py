@@ -160,9 +160,9 @@ def test_contradicting_or_unknown_hps_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("hps", "message"),
     [
-        ({"width": "wide"}, "a hyper-parameter is unusable"),
+        ({"width": "wide"}, "width is 'wide', expected an integer"),
         ({"downs_t": 2}, "a hyper-parameter is unusable"),
-        ({"l_bins": 12.5}, "a hyper-parameter is unusable"),
+        ({"l_bins": 12.5}, "l_bins is 12.5, expected an integer"),
     ],
 )
 def test_unusable_hps_are_refused(tmp_path, capsys, hps, message):

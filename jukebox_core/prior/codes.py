@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jukebox_core.audio_cache import AudioCache
+from jukebox_core.checks import require
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets import long_enough
 from jukebox_core.manifest import Track
@@ -102,10 +103,8 @@ def encode_songs(
     """
     hop = codec.config.hop
     keys = range(-transpose_semitones, transpose_semitones + 1)
-    if not keys:
-        raise ValueError(f"transpose_semitones is {transpose_semitones}, expected >= 0")
-    if not 1 <= shifts <= hop:
-        raise ValueError(f"{shifts} shifted copies; a code is {hop} samples: expected 1 to {hop}")
+    require("transpose_semitones", transpose_semitones, whole=True, at_least=0)
+    require("shifts", shifts, whole=True, at_least=1, at_most=hop, hint="samples in a code")
     songs = []
     usable = long_enough(tracks, span(crop + hop, transpose_semitones))
     unreadable, files = Unreadable(len(usable)), AudioCache(0)
@@ -147,7 +146,9 @@ def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Te
     context = -(-encoder_reach(config) // hop)
     device = codec.codebook.device
     seconds = WINDOW_SECONDS.get(device.type, 10)
-    window = window or max(4 * context, seconds * config.sample_rate // hop)
+    if window is None:
+        window = max(4 * context, seconds * config.sample_rate // hop)
+    require("window", window, whole=True, at_least=1)
     parts = []
     for start in range(0, total, window):
         stop = min(start + window, total)
@@ -161,7 +162,7 @@ def encoder_reach(config: VQVAEConfig) -> int:
     """How many samples to either side the top level's encoder sees of a code, at most."""
     level = config.levels - 1
     depth = config.depth * config.multipliers[level]
-    cycle = config.dilation_cycle or depth
+    cycle = depth if config.dilation_cycle is None else config.dilation_cycle
     dilations = sum(config.dilation_growth_rate ** (block % cycle) for block in range(depth))
     reach, scale = 0, 1
     for downs, stride in zip(config.downs_t, config.strides_t, strict=True):

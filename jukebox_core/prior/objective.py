@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jukebox_core.checks import require
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ObjectiveOutput
@@ -31,8 +32,7 @@ class PriorObjective(nn.Module):
             ValueError: codec and prior have different numbers of codes, or the noise is no share.
         """
         super().__init__()
-        if not 0 <= code_noise <= 0.5:
-            raise ValueError(f"code noise is {code_noise}, expected a share from 0 to 0.5")
+        require("code_noise", code_noise, at_least=0, at_most=0.5)
         if codec is not None and codec.config.l_bins != prior.n_codes:
             raise ValueError(
                 f"the codec has {codec.config.l_bins} codes, the prior {prior.n_codes}"

@@ -25,7 +25,7 @@ class ResidualBlock(nn.Module):
 def residual_stack(config: VQVAEConfig, level: int, *, reverse: bool) -> nn.Sequential:
     """The residual blocks of one down- or upsampling step in the stack of `level`."""
     width, depth = stage_size(config, level)
-    cycle = config.dilation_cycle or depth
+    cycle = depth if config.dilation_cycle is None else config.dilation_cycle
     dilations = [config.dilation_growth_rate ** (block % cycle) for block in range(depth)]
     if reverse:
         dilations.reverse()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PART = 1 << 20  # distances computed at a time on a CPU
+_FORGOTTEN = 1e-20  # averaged counts below that are no basis for a mean
 
 
 class Quantised(NamedTuple):
@@ -157,7 +158,9 @@ class Bottleneck(nn.Module):
         self.ema_sum.mul_(self.mu).add_(sums, alpha=1 - self.mu)
         self.ema_count.mul_(self.mu).add_(counts, alpha=1 - self.mu)
         alive = (self.ema_count >= self.revival_threshold).unsqueeze(1)  # [K, 1]
-        mean = self.ema_sum / self.ema_count.unsqueeze(1)
+        count = self.ema_count.unsqueeze(1)
+        # With a threshold of zero a code that is never used again keeps its place.
+        mean = torch.where(count > _FORGOTTEN, self.ema_sum / count, self.codebook)
         updated = torch.where(alive, mean, replacements)
         probabilities = counts / counts.sum()
         metrics = {

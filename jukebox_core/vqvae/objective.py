@@ -23,7 +23,18 @@ class ReconstructionObjective(nn.Module):
     """The plain Jukebox loss: recons + spectral + multispectral + commit, summed over levels."""
 
     def __init__(self, codec: VQVAE, config: LossConfig, bandwidths: Bandwidths):
+        """Wrap `codec`.
+
+        Raises:
+            ValueError: a stride is odd: the decoded waveform would not have the input's length.
+        """
         super().__init__()
+        for index, stride in enumerate(codec.config.strides_t):
+            if stride % 2:
+                raise ValueError(
+                    f"strides_t[{index}] is {stride}, expected an even number: with an odd stride "
+                    "the decoded waveform differs in length from the input"
+                )
         self.codec = codec
         self.config = config
         self.bandwidths = bandwidths
