@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from jukebox_core.checkpoints import provenance
-from jukebox_core.files import write_json
+from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.refinement import stft
 from jukebox_core.separation.selection import Candidates, PosteriorMean
@@ -70,6 +70,9 @@ def main(args: Args) -> None:
     """Print one line per way of drawing, and write the JSON."""
     if args.candidates < 4:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
+    if args.output is not None:
+        written = json_with("variants.0.correlation", "asked.within")
+        check_replaceable(args.output, written, "a table of uncertainties")
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
