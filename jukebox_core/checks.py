@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -103,15 +102,15 @@ def require_types(config: Any) -> None:
     Raises:
         ValueError: As `require`.
     """
-    for name, annotation in _annotations(type(config)).items():
+    kind: Any = type(config)
+    for name, annotation in _annotations(kind).items():
         _require_type(name, getattr(config, name), annotation)
 
 
 @lru_cache(maxsize=64)
-def _annotations(kind: Hashable) -> dict[str, Any]:
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    return {field.name: hints[field.name] for field in fields}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _require_type(name: str, value: Any, annotation: Any) -> None:

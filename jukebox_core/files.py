@@ -15,11 +15,13 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from jukebox_core.tensor_files import save_tensors
@@ -29,7 +31,10 @@ __all__ = [
     "atomic_path",
     "check_owned",
     "check_replaceable",
+    "check_writable",
     "json_with",
+    "library_writes",
+    "marked",
     "remove_leftovers",
     "remove_owned",
     "sha256",
@@ -41,6 +46,7 @@ __all__ = [
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
 _SCATTERED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # by file managers, in any folder
+_HEAD = 4096  # bytes at the beginning of a file in which `marked` looks for its mark
 _cleaned: set[Path] = set()  # folders whose leftovers this process has removed
 
 
@@ -121,23 +127,55 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def library_writes(path: str | Path) -> Iterator[None]:
+    """Turn what torch and safetensors raise on a full disk, while they write `path`, into OSError.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse an output path in a folder that cannot be made or written to.
+
+    Raises:
+        OSError: A part of the path is a file, or the folder cannot be written to.
+    """
+    _check_regular(Path(path))
+    folder = Path(os.path.realpath(path)).parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # asks a read-only file system as well
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str) -> None:
-    """Refuse an output path where something lies that a run of ours did not write.
+    """Refuse an output path that cannot be written, or where a file lies that is not ours.
 
     Args:
         path: of a file to write. A missing and an empty file may be written.
         ours: tells from the content whether a former run wrote a file; its ValueError, KeyError,
-            TypeError or AttributeError means no.
+            TypeError, AttributeError or RecursionError means no.
         what: the kind of file that may be replaced, such as "a report".
 
     Raises:
         FileExistsError: The file holds something else, or is no regular file.
+        OSError: As `check_writable`.
     """
     path = Path(path)
-    _check_regular(path)
+    check_writable(path)
     if not path.exists() or path.stat().st_size == 0:
         return
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if ours(path):
             return
     raise FileExistsError(
@@ -147,11 +185,40 @@ def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str)
 
 
 def json_with(*keys: str) -> Callable[[Path], bool]:
-    """For `check_replaceable`: whether a file is a JSON object with these keys."""
+    """For `check_replaceable`: whether a file is a JSON object with these keys.
+
+    A dot leads into an inner object or list: `rows.0.name` is the key `name` of the first row.
+    """
 
     def ours(path: Path) -> bool:
+        with open(path, "rb") as file:
+            if not file.read(64).lstrip().startswith(b"{"):
+                return False  # a table of gigabytes is not read
         content = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(content, dict) and set(keys) <= content.keys()
+        return all(_holds(content, key.split(".")) for key in keys)
+
+    return ours
+
+
+def _holds(value: Any, names: Sequence[str]) -> bool:
+    for name in names:
+        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        elif isinstance(value, dict) and name in value:
+            value = value[name]
+        else:
+            return False
+    return True
+
+
+def marked(start: str | bytes, *marks: str | bytes) -> Callable[[Path], bool]:
+    """For `check_replaceable`: whether a file begins with `start` and soon has one of the marks."""
+    first, *others = (x.encode() if isinstance(x, str) else x for x in (start, *marks))
+
+    def ours(path: Path) -> bool:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        return head.startswith(first) and any(mark in head for mark in others)
 
     return ours
 

@@ -34,7 +34,7 @@ from jukebox_core.config import (
     from_dict,
     to_dict,
 )
-from jukebox_core.files import atomic_folder, atomic_path
+from jukebox_core.files import atomic_folder, atomic_path, library_writes
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.tensor_files import save_tensors
 from jukebox_core.upstream_layout import (
@@ -55,6 +55,7 @@ from jukebox_core.upstream_layout import (
 from jukebox_core.upstream_loss import bandwidths_of, loss_config, loss_hps
 from jukebox_core.upstream_tables import (
     CountTable,
+    check_new,
     read_counts,
     read_sums,
     read_torch,
@@ -149,10 +150,11 @@ def import_codec(
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or is not what its hps say; nothing is written.
     """
+    check_new(output)
     checkpoint = read_checkpoint(path, hps)
     checkpoint.expect("vqvae")
     codec, meta = codec_of(checkpoint)
-    with _new_folder(output) as folder:
+    with atomic_folder(output) as folder:
         save_model(folder, codec, meta)
     return codec.config
 
@@ -193,11 +195,12 @@ def import_prior(
         ValueError: it cannot be read, is not what its hps say, or needs conditioning that is not
             implemented; nothing is written.
     """
+    check_new(output)
     checkpoint = read_checkpoint(path, hps)
     checkpoint.expect("prior")
     prior, meta = prior_of(checkpoint)
     lower = {str(k): t.float() for k, t in lower_codebooks(checkpoint.tensors).items()}
-    with _new_folder(output) as folder:
+    with atomic_folder(output) as folder, library_writes(output):
         save_model(folder, prior, {**meta, **(extra or {})})
         if prior.config.embedding == "codebook":
             save_tensors(folder / CODEBOOKS, lower)
@@ -233,8 +236,10 @@ def export_codec(run: str | Path, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: the run, or a part of it, is missing.
-        ValueError: it cannot be read, or has the top level alone.
+        ValueError: it cannot be read, has the top level alone, or `path` exists.
+        OSError: the checkpoint cannot be written.
     """
+    check_new(path)
     meta, codec = load_meta(run), load_codec(run)
     if codec.config.top_only:
         raise ValueError(f"{run} holds the top level alone; the original format needs all levels")
@@ -262,8 +267,10 @@ def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = N
 
     Raises:
         FileNotFoundError: a run, or a part of it, is missing.
-        ValueError: one cannot be read, or the lower codebooks are nowhere.
+        ValueError: one cannot be read, the lower codebooks are nowhere, or `path` exists.
+        OSError: the checkpoint cannot be written.
     """
+    check_new(path)
     meta, (config, state) = load_meta(run), stored_prior(run)
     lower = _lower_codebooks_for(Path(run), state.get("embed.codebook"), vqvae)
     names = prior_names(config, top=len(lower))
@@ -289,7 +296,7 @@ def _write_checkpoint(
         "step": int(meta.get("step") or 0),
         "native": {"meta": json.dumps(meta), "tensors": dict(rest)},
     }
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, library_writes(path):
         torch.save(content, temporary)
 
 
@@ -366,12 +373,6 @@ class _named:
             raise ValueError(f"{self._path}: a hyper-parameter is unusable ({error})") from error
         if isinstance(error, ValueError) and not str(error).startswith(str(self._path)):
             raise ValueError(f"{self._path}: {error}") from error
-
-
-def _new_folder(output: str | Path) -> Any:
-    if Path(output).exists():
-        raise ValueError(f"{output} exists; choose another folder or remove it first")
-    return atomic_folder(output)
 
 
 def _plain(value: Any) -> Any:

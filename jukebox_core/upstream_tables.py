@@ -6,6 +6,7 @@ Counts are `sum_dist_N.npz` as `sparse` 0.13 writes a `[K, K, K]` array; code su
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.files import atomic_path
+from jukebox_core.files import atomic_path, check_writable, library_writes
 
-__all__ = ["CountTable", "read_counts", "read_sums", "read_torch", "write_counts", "write_sums"]
+__all__ = [
+    "CountTable",
+    "check_new",
+    "read_counts",
+    "read_sums",
+    "read_torch",
+    "write_counts",
+    "write_sums",
+]
 
 _DAMAGE = (
     RuntimeError,
@@ -115,8 +124,16 @@ def write_counts(
 ) -> None:
     """Write `sum_dist_N.npz`, entries in ascending order of (first, second, mixture).
 
-    `extra` are further arrays, which the original programs do not look at.
+    Args:
+        path: of a new file.
+        table: the counts.
+        extra: further arrays, which the original programs do not look at.
+
+    Raises:
+        ValueError: the file exists.
+        OSError: it cannot be written.
     """
+    check_new(path)
     coords, counts = table.coords.cpu().numpy(), table.counts.cpu().numpy()
     order = np.lexsort(coords[::-1])
     arrays: dict[str, Any] = {
@@ -151,9 +168,27 @@ def read_sums(path: str | Path) -> Tensor:
 
 
 def write_sums(path: str | Path, table: Tensor) -> None:
-    """Write `codebook_sum_precalc.pt` from a table [K, K]."""
-    with atomic_path(path) as temporary:
+    """Write `codebook_sum_precalc.pt`, a new file, from a table [K, K].
+
+    Raises:
+        ValueError: the file exists.
+        OSError: it cannot be written.
+    """
+    check_new(path)
+    with atomic_path(path) as temporary, library_writes(path):
         torch.save(table.to(torch.int64).reshape(1, -1).contiguous(), temporary)
+
+
+def check_new(path: str | Path) -> None:
+    """Refuse to write a converted model or table over anything.
+
+    Raises:
+        ValueError: something is there.
+        OSError: nothing can be written there.
+    """
+    if os.path.exists(path):
+        raise ValueError(f"{path} exists; choose another name or remove it first")
+    check_writable(path)
 
 
 def _existing(path: str | Path) -> Path:

@@ -9,17 +9,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jukebox_core.files import atomic_path
+from scripts._figures import save_figure
 from scripts._results import NAMES, SYSTEMS
 
-__all__ = ["shown", "write_plots"]
+__all__ = ["plot_names", "shown", "write_plots"]
+
+_BARS, _SCATTER = "ablation.png", "sdr_scatter.png"
+
+
+def plot_names(sources: Sequence[str]) -> tuple[str, ...]:
+    """The files that `write_plots` writes."""
+    return (_BARS, _SCATTER) if len(sources) == 2 else (_BARS,)
 
 
 def write_plots(folder: Path, lines: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
     """ablation.png, the rows' means with intervals, and sdr_scatter.png, the refined chunks."""
-    _save(_bars(lines), folder / "ablation.png")
-    if len(sources) == 2:
-        _save(_scatter(lines, sources), folder / "sdr_scatter.png")
+    figures = {_BARS: lambda: _bars(lines), _SCATTER: lambda: _scatter(lines, sources)}
+    for name in plot_names(sources):
+        save_figure(figures[name](), folder / name, "ablate")
 
 
 USE_THE_TRUTH = ("oracle", "codec", "ideal")
@@ -67,8 +74,3 @@ def _scatter(lines: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Figu
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format=path.suffix[1:])

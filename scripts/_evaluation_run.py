@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.separator import Separator
 from scripts._evaluation import Chunk, Estimate, codec_round_trip, entry, system_estimates
 from scripts._evaluation_meta import describe_model, fingerprints
+from scripts._evaluation_outputs import HEARD, PLAYED, Outputs
 from scripts._models import FAMILY, METHODS, Method, pick_device
 from scripts._results import NAMES
 
@@ -37,8 +37,6 @@ __all__ = ["Run"]
 
 _CODEC_ORDER: tuple[Method, ...] = ("hybrid", "lqvae", "lass")
 _TIMED = ("hpss", "nmf", "supervised")  # baselines that separate
-_HEARD = ("nmf", "supervised")  # baselines that examples are written of
-_PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}  # estimate: suffix of its examples
 
 
 @dataclass
@@ -48,18 +46,14 @@ class Run:
     args: Args
     manifest: Manifest
     chunks: list[Chunk]
+    outputs: Outputs
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
-        """Of the parts."""
-        return self.args.output.with_name(self.args.output.name + ".parts")
-
-    @property
-    def audio(self) -> Path:
-        """Of the examples."""
-        return self.args.output.with_name(self.args.output.stem + "_audio")
+        """Folder of the results, which the examples' names are relative to."""
+        return self.args.output.parent
 
     @property
     def items(self) -> list[dict[str, Any]]:
@@ -75,6 +69,7 @@ class Run:
         }
 
         def score() -> dict[str, Any]:
+            self._announce(method)
             batch = self.args.batch or separator.fitting_batch()
             items, seconds = [], 0.0
             with tqdm(desc=method, unit="step", disable=None, leave=False) as bar:
@@ -84,7 +79,7 @@ class Run:
                     self._write_uncertainty(i, method, made.uncertainty, separator.refinement)
                     for estimate in made.estimates:
                         items.append(self._entry(i, chunk, method, estimate))
-                        suffix = _PLAYED.get((estimate.estimate, estimate.refined))
+                        suffix = PLAYED.get((estimate.estimate, estimate.refined))
                         if suffix is not None:
                             self._write_example(i, method + suffix, estimate.stems)
             return {"chunks": items, "seconds_per_chunk": seconds / len(self.chunks)}
@@ -94,6 +89,7 @@ class Run:
     def baselines(self, separators: dict[Method, Separator]) -> None:
         """Score what gives the systems' scores a meaning."""
         wanted, alpha = self.args.baselines, self.manifest.alpha
+        self._announce("truth")
         for i, chunk in enumerate(self.chunks):
             self._write_example(i, "truth", chunk.sources)
             self._write_example(i, "", {"mixture": chunk.mixture})
@@ -127,14 +123,15 @@ class Run:
 
     def examples(self) -> list[dict[str, Any]]:
         """What was written for listening; paths are relative to the JSON's folder."""
-        groups = [m + suffix for m in self.args.methods for suffix in _PLAYED.values()]
-        groups += [name for name in _HEARD if name in self.parts]
+        groups = [m + suffix for m in self.args.methods for suffix in PLAYED.values()]
+        groups += [name for name in HEARD if name in self.parts]
         described = []
+        name = self.outputs.example
         for i, chunk in enumerate(self.chunks[: self.args.examples]):
-            files: dict[str, Any] = {"mixture": self._example(i, "", "mixture")}
+            files: dict[str, Any] = {"mixture": name(i, "", "mixture")}
             for group in ("truth", *groups):
-                files[group] = {s: self._example(i, group, s) for s in self.manifest.sources}
-            unsure = {m: self._example(i, m, "uncertainty", "npz") for m in self.args.methods}
+                files[group] = {s: name(i, group, s) for s in self.manifest.sources}
+            unsure = {m: name(i, m, "uncertainty", "npz") for m in self.args.methods}
             described.append(
                 {
                     "chunk": i,
@@ -145,14 +142,6 @@ class Run:
                 }
             )
         return described
-
-    def finish(self) -> None:
-        """Remove the parts, and examples that are not of this run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        known = {self.audio.parent / name for name in _strings(self.examples())}
-        for path in self.audio.glob("*.*"):
-            if path not in known and path.suffix in (".flac", ".npz"):
-                path.unlink()
 
     def _supervised(self) -> None:
         """The mask estimator of MODELS/mask_estimator; a note where there is none.
@@ -206,12 +195,14 @@ class Run:
         separate: Callable[[Chunk], dict[str, Tensor]],
     ) -> None:
         def score() -> dict[str, Any]:
+            if method in HEARD:
+                self._announce(method)
             items, seconds = [], 0.0
             for i, chunk in enumerate(self.chunks):
                 began = time.perf_counter()
                 stems = separate(chunk)
                 seconds += time.perf_counter() - began
-                if method in _HEARD:
+                if method in HEARD:
                     self._write_example(i, method, stems)
                 items.append(self._entry(i, chunk, method, Estimate(estimate, False, stems)))
             timed = seconds / len(self.chunks) if method in _TIMED else None
@@ -237,7 +228,7 @@ class Run:
             "museval": self.args.museval,
         }
         key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-        path = self.folder / f"{method}.json"
+        path = self.outputs.part(method)
         part = _read_part(path)
         if part.get("key") != key or not self._has_examples(method):
             path.unlink(missing_ok=True)  # from here on its examples are another run's
@@ -247,29 +238,27 @@ class Run:
 
     def _has_examples(self, method: str) -> bool:
         """Whether a system's audio and uncertainty are there, a baseline's audio."""
-        system = method in METHODS
-        shown = range(min(self.args.examples, len(self.chunks)) * (system or method in _HEARD))
-        names = [
-            self._example(i, method + suffix, source)
-            for i in shown
-            for suffix in (_PLAYED.values() if system else ("",))
-            for source in self.manifest.sources
-        ] + [self._example(i, method, "uncertainty", "npz") for i in shown if system]
-        return all((self.audio.parent / name).is_file() for name in names)
+        count = min(self.args.examples, len(self.chunks))
+        names = self.outputs.examples(method, count if method in (*METHODS, *HEARD) else 0)
+        return all((self.folder / name).is_file() for name in names)
+
+    def _announce(self, method: str) -> None:
+        count = min(self.args.examples, len(self.chunks))
+        self.outputs.announce(method, self.outputs.examples(method, count))
 
     def _write_example(self, i: int, group: str, stems: dict[str, Tensor]) -> None:
         """Stems at the level at which they stand in the mixture, where 1.0 is full scale."""
         if i >= self.args.examples:
             return
         for name, x in stems.items():
-            path = self.audio.parent / self._example(i, group, name)
+            path = self.folder / self.outputs.example(i, group, name)
             audio_io.save(path, self.manifest.alpha.get(name, 1.0) * x, self.manifest.sample_rate)
 
     def _write_uncertainty(self, i: int, method: str, values: Tensor, mask: RatioMask) -> None:
         """Of an example [F, frames], with the hertz between bins and the seconds between frames."""
         if i >= self.args.examples:
             return
-        path = self.audio.parent / self._example(i, method, "uncertainty", "npz")
+        path = self.folder / self.outputs.example(i, method, "uncertainty", "npz")
         rate = self.manifest.sample_rate
         with atomic_path(path) as temporary:
             np.savez_compressed(
@@ -278,10 +267,6 @@ class Run:
                 hertz=rate / mask.n_fft,
                 seconds=mask.hop / rate,
             )
-
-    def _example(self, i: int, group: str, name: str, suffix: str = "flac") -> str:
-        stem = "_".join(part for part in (f"{i:02d}", group, name) if part)
-        return f"{self.audio.name}/{stem}.{suffix}"
 
 
 def _read_part(path: Path) -> dict[str, Any]:
@@ -295,14 +280,6 @@ def _read_part(path: Path) -> dict[str, Any]:
 
 def _first(stems: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: x[0] for name, x in stems.items()}
-
-
-def _strings(value: Any) -> list[str]:
-    """All strings inside."""
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in inner for text in _strings(item)]
 
 
 def _bar(bar: tqdm) -> Callable[[int, int], None]:

@@ -9,10 +9,13 @@ import base64
 import html
 import importlib
 import io
+import itertools
+import os
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,7 +25,7 @@ import torch
 
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import fingerprint
-from jukebox_core.files import atomic_path
+from jukebox_core.files import atomic_path, check_replaceable
 from jukebox_core.manifest import load_manifest
 from lqvae.sums import load_sums
 from scripts import demo
@@ -188,6 +191,7 @@ def excerpt(data: Path, output: Path, seconds: float = 9.0) -> Path:
 
     Raises:
         ValueError: the data set has no test songs.
+        FileExistsError: `output` holds other audio.
     """
     manifest = load_manifest(data)
     tracks = sorted(manifest.split("test"), key=lambda track: track.name)
@@ -196,8 +200,14 @@ def excerpt(data: Path, output: Path, seconds: float = 9.0) -> Path:
     length = min(tracks[0].samples, round(seconds * manifest.sample_rate))
     start = (tracks[0].samples - length) // 2
     middle = audio_io.load_segment(tracks[0].mixture, start, length)
+    check_replaceable(output, partial(_holds, middle, manifest.sample_rate), "this excerpt")
     audio_io.save(output, middle, manifest.sample_rate)
     return output
+
+
+def _holds(samples: torch.Tensor, rate: int, path: Path) -> bool:
+    found, at = audio_io.load(path)
+    return at == rate and torch.equal(found, torch.atleast_2d(samples))
 
 
 def has_sums(family: Path) -> bool:
@@ -354,9 +364,14 @@ class Upload:
             files = importlib.import_module("google.colab.files")
         except ImportError:
             return self._button()
-        for name, content in files.upload().items():
+        before = set(os.listdir())
+        contents = files.upload()
+        for name, content in contents.items():
             self._keep(name, content)
-            Path(name).unlink(missing_ok=True)  # Colab leaves a copy in the working folder
+        # Colab leaves copies in the working folder, under another name where one was taken.
+        for copy in map(Path, set(os.listdir()) - before):
+            if copy.is_file() and copy.read_bytes() in contents.values():
+                copy.unlink()
         return None
 
     def file(self) -> Path | None:
@@ -378,8 +393,14 @@ class Upload:
         return self._widget
 
     def _keep(self, name: str, content: bytes) -> None:
-        """Write a file under a name that every shell takes as it is."""
-        plain = re.sub(r"[^\w.-]+", "_", PurePosixPath(name.replace("\\", "/")).name)
-        with atomic_path(self._folder / plain) as temporary:
-            temporary.write_bytes(content)
-        self._file = self._folder / plain
+        """Write a file under a name that every shell takes as it is, and no other file has."""
+        plain = Path(re.sub(r"[^\w.-]+", "_", PurePosixPath(name.replace("\\", "/")).name))
+        path = self._folder / plain
+        for number in itertools.count(2):
+            if not path.exists() or (path.is_file() and path.read_bytes() == content):
+                break
+            path = self._folder / f"{plain.stem}-{number}{plain.suffix}"
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+        self._file = path

@@ -5,7 +5,12 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-__all__ = ["SCRIPT", "STYLE", "document", "missing"]
+from jukebox_core.files import marked
+
+__all__ = ["SCRIPT", "STYLE", "TITLE", "document", "is_report", "missing"]
+
+TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
+"""Title of the report."""
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "_report.css").read_text(encoding="utf-8")
@@ -17,6 +22,9 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; media-src data:"
 )
+_GENERATOR = '<meta name="generator" content="latent-separation report">'
+is_report = marked("<!doctype html>", _GENERATOR, f"<title>{html.escape(TITLE)}</title>")
+"""For `files.check_replaceable`: a report; those of earlier versions have the title only."""
 
 
 def document(title: str, body: str) -> str:
@@ -24,7 +32,7 @@ def document(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{_GENERATOR}\n'
         f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n'
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"

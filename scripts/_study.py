@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jukebox_core.checkpoints import load_codec
-from jukebox_core.files import sha256, write_json
+from jukebox_core.files import check_replaceable, json_with, sha256, write_json
 from jukebox_core.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.separation import metrics
 from jukebox_core.separation.refinement import RatioMask
@@ -240,6 +240,7 @@ def run_draws(
     Raises:
         ValueError: the tuned file is damaged.
         FileNotFoundError: a part of the models or of the data is missing.
+        FileExistsError: a file that is not ours lies where scores would be written.
     """
     resolved = {draw: _resolved(study, draw) for draw in draws}
     wanted: dict[Draw, dict[str, Way]] = {}
@@ -249,6 +250,8 @@ def run_draws(
     stored = {draw: _stored(paths[draw], ways) for draw, ways in wanted.items()}
     found = {draw: scores for draw, scores in stored.items() if scores is not None}
     missing = [(draw, ways, paths[draw]) for draw, ways in wanted.items() if draw not in found]
+    for _, _, path in missing:
+        check_replaceable(path, json_with("ways", "values", "seconds"), "a file of scores")
     with tqdm(total=len(missing), unit="draw", disable=None) as bar:
         for draw, scores in _scored(study, missing, jobs):
             found[draw] = scores

@@ -24,7 +24,7 @@ from torch import Tensor
 from hybrid import POOLED_WEIGHT
 from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
 from jukebox_core.config import PRESETS
-from jukebox_core.files import write_json, write_text
+from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation import baselines, metrics
 from jukebox_core.separation.nmf import nmf
@@ -38,9 +38,10 @@ from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, Sp
 from jukebox_core.separation.statistics import bootstrap_mean, paired_difference
 from lass.likelihood import BACKOFF, WEIGHT
 from lqvae.likelihood import SIGMA
-from scripts._ablation_plots import shown, write_plots
+from scripts._ablation_plots import plot_names, shown, write_plots
 from scripts._cli import program
 from scripts._evaluation import Chunk, codec_round_trip
+from scripts._figures import is_figure_of, is_png_of_matplotlib
 from scripts._models import FAMILY, METHODS, Method, refinement_of
 from scripts._settings import AFTERWARDS, Settings, resolve
 from scripts._study import (
@@ -71,6 +72,7 @@ PUBLISHED = {
 }
 """The sampling of the original systems."""
 MASK = RatioMask()
+_ROWS, _TABLES = "ablation.json", "ablation.md"
 
 
 class Row(NamedTuple):
@@ -115,6 +117,8 @@ def main(args: Args) -> None:
     for name in ("chunks", "candidates", "seeds", "jobs"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
+    sources = load_manifest(args.data).sources
+    check_outputs(args.output, sources)
     study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
     rows = list(plan(args))
     known, wanted = ways(args), defaultdict[Draw, dict[str, Way]](dict)
@@ -122,26 +126,55 @@ def main(args: Args) -> None:
         for draw in _seeded(row.draw, args.seeds):
             wanted[draw][row.way] = known[row.way]
     found = run_draws(study, wanted, args.output / "parts", args.jobs)
-    scores = Table(rows, found, args.seeds, load_manifest(args.data).sources)
+    scores = Table(rows, found, args.seeds, sources)
     for name, values in baseline_scores(args, study):
         scores.add(f"baseline: {name}", values)
     lines = [scores.line(name) for name in scores.rows]
     comparisons = list(compare(lines))
     settings = {method: resolve(Settings(), args.models, method) for method in METHODS}
     write_json(
-        args.output / "ablation.json",
+        args.output / _ROWS,
         {
             "rows": lines,
             "comparisons": comparisons,
             "settings": settings,
             "study": study.identity() | {"candidates": args.candidates, "seeds": args.seeds},
+            "files": [_TABLES, *plot_names(sources)],
             **provenance(),
         },
     )
     text = markdown(lines, comparisons)
-    write_text(args.output / "ablation.md", text)
+    write_text(args.output / _TABLES, text)
     write_plots(args.output, lines, scores.sources)
     print(text)
+
+
+def check_outputs(folder: Path, sources: Sequence[str]) -> None:
+    """Refuse a folder where the tables or plots would replace a file that is not an ablation's.
+
+    Raises:
+        FileExistsError: there is one, or something that is no file.
+        OSError: the folder cannot be written to.
+    """
+    check_replaceable(folder / _ROWS, is_ablation, "an ablation")
+    check_replaceable(folder / _TABLES, marked("| row |", "| seeds ± | s / chunk |"), "a table")
+    own = is_figure_of("ablate")
+    earlier = _is_of_an_earlier_version(folder / _ROWS)
+    for name in plot_names(sources):
+        check_replaceable(
+            folder / name,
+            lambda path: own(path) or (earlier and is_png_of_matplotlib(path)),
+            "a plot of an ablation",
+        )
+
+
+is_ablation = json_with("rows.0.row", "comparisons")
+"""For `files.check_replaceable`: whether a file is an ablation.json."""
+
+
+def _is_of_an_earlier_version(path: Path) -> bool:
+    """Whether ablation.json is one that lists no files; the plots beside it bear no mark then."""
+    return path.is_file() and is_ablation(path) and not json_with("files")(path)
 
 
 def ways(args: Args) -> dict[str, Way]:

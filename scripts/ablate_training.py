@@ -27,7 +27,7 @@ import torch
 from jukebox_core.checkpoints import load_codec, provenance
 from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import PRESETS, TrainConfig
-from jukebox_core.files import write_json
+from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.metrics import sdr
 from jukebox_core.separation.statistics import paired_difference
@@ -122,16 +122,20 @@ def main(args: Args) -> None:
     names = check(args)
     cores = args.cores or os.cpu_count() or 1
     sources = load_manifest(args.data).sources
-    first = [name for name in names if name in CODEC]
-    Runner([s for name in first for s in stages(args, name, sources)], args.output, cores).run()
-    rest = [name for name in names if name in PRIOR]
+    table = args.output / "training.json"
+    check_replaceable(table, json_with("variants.0.codec_sdr_mixtures"), "a table of variants")
+    first, rest = ([name for name in names if name in group] for group in (CODEC, PRIOR))
+    codecs, priors = (
+        Runner([s for name in some for s in stages(args, name, sources)], at, cores)
+        for some, at in ((first, args.output), (rest, args.output / "priors"))
+    )
+    codecs.run()
     for name in rest:
         share_base(args, name)
     if rest:
-        plan = [s for name in rest for s in stages(args, name, sources)]
-        Runner(plan, args.output / "priors", cores).run()
+        priors.run()
     rows = list(measure(args, names, sources))
-    write_json(args.output / "training.json", {"variants": rows, **provenance()})
+    write_json(table, {"variants": rows, **provenance()})
     print(format_rows(rows, sources))
 
 
@@ -238,10 +242,11 @@ def share_base(args: Args, name: str) -> None:
     base, own = (folder(args, n) / "models" / "linearisation" for n in (BASE, name))
     if own.is_dir():
         return
-    own.mkdir(parents=True)
-    for table in ("counts.safetensors", "sums.safetensors"):
-        shutil.copyfile(base / table, own / table)
-    shutil.copytree(base / "vqvae", own / "vqvae", ignore=shutil.ignore_patterns("state.pt"))
+    with atomic_folder(own) as temporary:
+        for table in ("counts.safetensors", "sums.safetensors"):
+            shutil.copyfile(base / table, temporary / table)
+        ignored = shutil.ignore_patterns("state.pt")
+        shutil.copytree(base / "vqvae", temporary / "vqvae", ignore=ignored)
 
 
 def measure(args: Args, names: Sequence[str], sources: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from jukebox_core.files import atomic_path, write_json
+from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from scripts import (  # noqa: F401
     _parity_codec,
     _parity_data,
@@ -83,6 +83,10 @@ second time (its beams are scored here, and found to have the recorded true scor
 implemented: attention to an encoder, lyrics and label conditioning, which no system here uses;
 loading such weights is refused.
 """
+_IS_MARKDOWN = marked(
+    "# Numerical parity",
+    "python -m scripts.check_parity --fixtures DIR --markdown docs/parity.md",
+)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,23 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{introduction}\n{markdown_table(rows)}\n\n{summary(rows)}\n"
 
 
+def check_outputs(args: Args) -> None:
+    """Refuse to replace a file that is no table of this program.
+
+    Raises:
+        FileExistsError: there is one, or something that is no file.
+        OSError: a file cannot be written there.
+        ValueError: both tables have the same name.
+    """
+    if args.output is not None:
+        check_replaceable(args.output, json_with("ok", "rows.0.fixture"), "a table of parity")
+    if args.markdown is not None:
+        check_replaceable(args.markdown, _IS_MARKDOWN, "a table of parity")
+    if args.output is not None and args.markdown is not None:
+        if args.output.resolve() == args.markdown.resolve():
+            raise ValueError(f"both tables would be written to {args.output}")
+
+
 def summary(rows: Sequence[Row]) -> str:
     """One sentence."""
     compared = [row for row in rows if row.error is not None]
@@ -139,6 +160,7 @@ def summary(rows: Sequence[Row]) -> str:
 @program
 def main(args: Args) -> int:
     """Run, print and write the table; the status says whether all is within tolerance."""
+    check_outputs(args)
     rows = run(args.fixtures)
     if args.json:
         print(json.dumps(as_json(rows), indent=2))
@@ -147,8 +169,7 @@ def main(args: Args) -> int:
     if args.output is not None:
         write_json(args.output, as_json(rows))
     if args.markdown is not None:
-        with atomic_path(args.markdown) as temporary:
-            temporary.write_text(markdown(rows), encoding="utf-8")
+        write_text(args.markdown, markdown(rows))
     failed = [f"{row.fixture} {row.function}" for row in rows if not row.ok]
     if failed:
         more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""

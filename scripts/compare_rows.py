@@ -12,13 +12,13 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from jukebox_core.files import write_json
+from jukebox_core.files import check_writable, write_json
 from scripts._cli import program
-from scripts.ablate import compare, markdown
+from scripts.ablate import compare, is_ablation, markdown
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,31 @@ def main(args: Args) -> None:
     """Rewrite every file, print its tables."""
     if not args.files:
         raise ValueError("no file is given")
-    for path in args.files:
-        try:
+    answered = [(path, *answer(path)) for path in args.files]
+    for path, content, tables in answered:
+        write_json(path, content)
+        print(f"{path}\n\n{tables}")
+
+
+def answer(path: Path) -> tuple[dict[str, Any], str]:
+    """The new content of an ablation.json, and its tables.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileExistsError: it is a folder, device, pipe or socket.
+        ValueError: it is no ablation.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    check_writable(path)
+    try:
+        if is_ablation(path):
             stored = json.loads(path.read_text(encoding="utf-8"))
             comparisons = list(compare(stored["rows"]))
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no ablation: {error!r}") from error
-        write_json(path, stored | {"comparisons": comparisons})
-        print(f"{path}\n\n{markdown(stored['rows'], comparisons)}")
+            return stored | {"comparisons": comparisons}, markdown(stored["rows"], comparisons)
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no ablation: {error!r}") from error
+    raise ValueError(f"{path} is no ablation: it lacks rows or comparisons")
 
 
 if __name__ == "__main__":

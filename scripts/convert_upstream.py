@@ -35,7 +35,7 @@ from jukebox_core.upstream import (
     import_prior,
     read_checkpoint,
 )
-from jukebox_core.upstream_tables import read_sums, write_sums
+from jukebox_core.upstream_tables import check_new, read_sums, write_sums
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import load_counts, save_counts
 from lass.upstream import read_original_counts, write_original_counts
@@ -70,8 +70,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Convert one file; nothing is written where it is not what it should be."""
-    if args.output.exists():
-        raise ValueError(f"{args.output} exists; choose another name or remove it first")
+    check_new(args.output)
     convert = {
         ("codec", False): _codec,
         ("codec", True): _codec_back,

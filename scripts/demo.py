@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,10 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jukebox_core.checks import require_fields
-from jukebox_core.files import write_json
+from jukebox_core.files import check_replaceable, write_json
 from scripts._cli import program
+from scripts._evaluation_outputs import EXAMPLES, Outputs
 from scripts._models import FAMILY, METHODS
-from scripts._results import format_table, load_results
+from scripts._report_page import is_report
+from scripts._results import NAMES, format_table, load_results
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
@@ -217,9 +220,17 @@ class Ledger:
     """Which stages are done, kept in a file: a stage is done again when an earlier one was."""
 
     def __init__(self, path: Path):
+        """Read the file where there is one.
+
+        Raises:
+            FileExistsError: it is no such record.
+            OSError: it cannot be written.
+        """
+        check_replaceable(path, _is_ledger, "a record of stages")
         self._path = path
+        self.begun = path.is_file()
         self._done: dict[str, str] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            json.loads(path.read_text(encoding="utf-8") or "{}") if self.begun else {}
         )
 
     def is_done(self, stage: Stage) -> bool:
@@ -227,20 +238,42 @@ class Ledger:
         there = stage.product is None or stage.product.exists()
         return there and self._done.get(stage.name) == stage.key()
 
+    def begin(self) -> None:
+        """Write the file, so that what lies beside it is known to be ours."""
+        write_json(self._path, self._done)
+
     def add(self, stage: Stage) -> None:
         """Remember a finished stage."""
         self._done[stage.name] = stage.key()
         write_json(self._path, self._done)
 
 
+def _is_ledger(path: Path) -> bool:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return all(re.fullmatch("[0-9a-f]{64}", key) for key in content.values())
+
+
 class Runner:
     """Starts stages as their turn comes and the cores allow, and shows where they are."""
 
     def __init__(self, plan: Sequence[Stage], output: Path, cores: int):
+        """Plan the stages.
+
+        Args:
+            plan: the stages, in the order in which those that are ready are started.
+            output: folder of stages.json and of the logs.
+            cores: how many to share out.
+
+        Raises:
+            FileExistsError: a log or stages.json would replace a file of another kind.
+            OSError: these cannot be written.
+        """
         self._plan = list(plan)
         self._output = output
         self._cores = cores
         self._ledger = Ledger(output / "stages.json")
+        for stage in self._plan:
+            check_replaceable(self._log(stage), lambda _: self._ledger.begun, "a log")
         self._finished: set[str] = set()
         self._fresh: set[str] = set()
         self._running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
@@ -249,7 +282,9 @@ class Runner:
 
     def run(self) -> None:
         """Run everything that is not done; raises ValueError where a stage fails."""
-        (self._output / "logs").mkdir(parents=True, exist_ok=True)
+        self._began = time.monotonic()
+        self._ledger.begin()
+        (self._output / "logs").mkdir(exist_ok=True)
         try:
             while len(self._finished) < len(self._plan):
                 self._start_ready()
@@ -345,11 +380,13 @@ def _progress(stage: Stage) -> str:
 def main(args: Args) -> None:
     """Run the plan, then show the table."""
     cores = args.cores or os.cpu_count() or 1
-    runner = Runner(stages(args), args.output, cores)
-    runner.run()
-    results = args.output / "results.json"
+    results, report = args.output / "results.json", args.output / "report.html"
+    # Their programs ask as well, but only when the models are trained.
+    Outputs(results, SOURCES).check(NAMES, (), min(EXAMPLES, args.chunks))
+    check_replaceable(report, is_report, "a report")
+    Runner(stages(args), args.output, cores).run()
     print(format_table(load_results(results)))
-    print(f"\nresults: {results}\nreport:  {args.output / 'report.html'}")
+    print(f"\nresults: {results}\nreport:  {report}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from typing import Any, Literal
 import tyro
 
 from jukebox_core.checkpoints import provenance
-from jukebox_core.files import write_json
 from jukebox_core.manifest import Manifest, load_manifest
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.acceleration import Precision
@@ -36,6 +35,7 @@ from scripts._evaluation_meta import (
     describe_model,
     machine,
 )
+from scripts._evaluation_outputs import EXAMPLES, Outputs
 from scripts._evaluation_run import Run
 from scripts._models import METHODS, Method, build_separator, sampler_of
 from scripts._results import find_row, format_table, make_rows
@@ -77,7 +77,7 @@ class Args:
     """Codes per chunk, at most the models' window."""
     batch: int | None = None
     """Chunks sampled together; default: what fits the memory. It has no part in the scores."""
-    examples: int = 3
+    examples: int = EXAMPLES
     """Chunks whose audio is written."""
     seed_silence_rule: bool = False
     """Choose chunks by the original systems' rule of silence."""
@@ -106,12 +106,14 @@ def evaluate(args: Args) -> dict[str, Any]:
     """Score everything; the results are also written to `args.output` (not with `parts_only`)."""
     _check(args)
     manifest = load_manifest(args.data)
+    outputs = Outputs(args.output, manifest.sources)
+    outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
     separators = {method: _build(method, args) for method in args.methods}
     hop, length = _chunk_length(separators, manifest, args)
     rule, silent = silence_rule(args.seed_silence_rule)
     chunks, left_out = choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
     with_alpha(chunks, manifest.alpha)
-    run = Run(args, manifest, chunks)
+    run = Run(args, manifest, chunks, outputs)
     if len(chunks) < args.chunks:
         run.notes.append(f"{args.chunks} chunks were asked for, the songs have {len(chunks)}")
     if len({chunk.track for chunk in chunks}) < len(chunks):
@@ -160,8 +162,7 @@ def evaluate(args: Args) -> dict[str, Any]:
             if part["seconds_per_chunk"] is not None
         },
     }
-    write_json(args.output, results)
-    run.finish()
+    outputs.write(results)
     return results
 
 

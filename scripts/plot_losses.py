@@ -16,12 +16,15 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
-from jukebox_core.files import atomic_path
+from jukebox_core.files import check_replaceable
 from jukebox_core.tracking import METRICS, Row, read_metrics
 from scripts._cli import program
+from scripts._figures import is_figure_of, save_figure
 
 FAMILIES = {"reconstruction": "LASS", "linearisation": "LQ-VAE and hybrid"}
 SPLITS = {"train": "train", "test": "validation"}
+KINDS = {"vqvae": ("Codec", "loss"), "prior": ("Prior", "bits per code")}
+"""{kind of model: (title, unit)}."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,19 @@ def main(args: Args) -> None:
         raise FileNotFoundError(
             f"{args.models} has no {METRICS} in FAMILY/vqvae or FAMILY/prior_SOURCE; train first"
         )
-    for kind, title in (("vqvae", "Codec"), ("prior", "Prior")):
+    kinds = [kind for kind in KINDS if any(of == kind for of, _ in curves)]
+    paths = {
+        (kind, name): args.output / f"{kind}_loss_{name}.{args.format}"
+        for kind in kinds
+        for name in SPLITS
+    }
+    for path in paths.values():
+        check_replaceable(path, is_figure_of("plot_losses"), "a figure of losses")
+    for (kind, name), path in paths.items():
+        title, unit = KINDS[kind]
         runs = {label: rows for (of, label), rows in curves.items() if of == kind}
-        for name, split in SPLITS.items():
-            if runs:
-                path = args.output / f"{kind}_loss_{name}.{args.format}"
-                unit = "loss" if kind == "vqvae" else "bits per code"
-                draw(path, f"{title}, {name}", unit, losses(runs, split))
-                print(path)
+        draw(path, f"{title}, {name}", unit, losses(runs, SPLITS[name]))
+        print(path)
 
 
 def find_curves(models: Path) -> dict[tuple[str, str], list[Row]]:
@@ -86,8 +94,7 @@ def draw(path: Path, title: str, unit: str, curves: dict[str, list[tuple[float, 
     axes.set(title=title, xlabel="epoch", ylabel=unit)
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_figure(figure, path, "plot_losses")
 
 
 if __name__ == "__main__":

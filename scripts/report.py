@@ -18,18 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jukebox_core.files import atomic_path
+from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.tracking import METRICS as METRICS_FILE
 from jukebox_core.tracking import Row, read_metrics
 from scripts import _report_plots as plots
 from scripts import _report_tables as tables
 from scripts._cli import program
 from scripts._report_audio import listen
-from scripts._report_page import document, missing
+from scripts._report_page import TITLE, document, is_report, missing
 from scripts._report_text import headline
 from scripts._results import load_results, sources_of
 
-TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
 QUESTION = (
     "LQ-VAE trains its codec so that sums of latents are latents of sums and scores pairs of codes "
     "by a Gaussian; LASS leaves the codec as it is and counts which codes mix to which. "
@@ -67,9 +66,8 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Write the page."""
-    page = build_page(args.runs)
-    with atomic_path(args.output) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    check_replaceable(args.output, is_report, "a report")
+    write_text(args.output, build_page(args.runs))
     print(args.output)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from hybrid import PooledLikelihood
 from hybrid.kernel import Kernel
 from jukebox_core.checkpoints import fingerprint, load_codec, provenance
-from jukebox_core.files import write_json
+from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.protocols import Likelihood
@@ -88,6 +88,9 @@ class Args:
 def main(args: Args) -> None:
     """Print a table per family of models, and write the JSON."""
     set_threads(args.threads)
+    if args.output is not None:
+        written = json_with("variants", "asked.iterations", "asked.compared")
+        check_replaceable(args.output, written, "a table of likelihoods")
     families = [f for f in FAMILIES if (args.models / f / "counts.safetensors").is_file()]
     if not families:
         raise FileNotFoundError(

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from jukebox_core.checkpoints import provenance
-from jukebox_core.files import write_json
+from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.refinement import stft
@@ -72,6 +72,9 @@ def main(args: Args) -> None:
     if args.candidates < 4:
         raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
     set_threads(args.threads)
+    if args.output is not None:
+        written = json_with("variants.0.correlation", "asked.within")
+        check_replaceable(args.output, written, "a table of uncertainties")
     rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from jukebox_core.checkpoints import provenance
-from jukebox_core.files import write_json
+from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.statistics import paired_difference
 from scripts._cli import program
@@ -182,6 +182,8 @@ def main(args: Args) -> None:
             raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     if args.method not in METHODS:
         raise ValueError(f"--method is {args.method}, expected one of {', '.join(METHODS)}")
+    path = tuned_path(args.models, args.method)
+    check_replaceable(path, json_with("options", "tried", "study"), "settings")
     chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
     study = Study(args.models, args.data, *chosen, tuned=False)
     tuning = Tuning(args, study)
@@ -197,7 +199,6 @@ def main(args: Args) -> None:
             f"{setting:48} {tried['sdr']:6.2f} dB  {tried['gain']:+.2f} "
             f"[{low:+.2f}, {high:+.2f}]{took}"
         )
-    path = tuned_path(args.models, args.method)
     write_json(
         path,
         {

@@ -1,0 +1,37 @@
+"""Writing matplotlib's figures so that a later run recognises them as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from jukebox_core.files import atomic_path, marked
+
+__all__ = ["is_figure_of", "is_png_of_matplotlib", "save_figure"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_SOFTWARE = b"tEXtSoftware\0"
+
+is_png_of_matplotlib = marked(_PNG, _SOFTWARE + b"Matplotlib")
+"""For `files.check_replaceable`: earlier versions marked their PNG files no further."""
+
+
+def save_figure(figure: Figure, path: Path, program: str) -> None:
+    """Write a figure as PNG or SVG, by the suffix, marked with the program that drew it."""
+    suffix = path.suffix[1:]
+    field = "Creator" if suffix == "svg" else "Software"
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=suffix, metadata={field: _name(program)})
+
+
+def is_figure_of(program: str) -> Callable[[Path], bool]:
+    """For `files.check_replaceable`: whether `save_figure` wrote a file for this program."""
+    name = _name(program).encode()
+    png, svg = marked(_PNG, _SOFTWARE + name), marked("<?xml", b"<dc:title>" + name)
+    return lambda path: png(path) or svg(path)
+
+
+def _name(program: str) -> str:
+    return f"latent-separation {program}"
