@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jukebox_core.checks import require_fields
+from jukebox_core.config import PRESETS
 from jukebox_core.files import write_json
 from scripts._cli import program
 from scripts._models import FAMILY, METHODS
@@ -47,6 +49,15 @@ class Args:
     """Of everything random."""
     cores: int | None = None
     """CPU cores to use; default: all."""
+
+    def __post_init__(self) -> None:
+        """Refuse what a stage would refuse after others have run."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        require_fields(self, "tracks", "chunks", "count_iterations", whole=True, at_least=1)
+        require_fields(self, "seconds", above=0)
+        require_fields(self, "seed", whole=True, at_least=0)
+        require_fields(self, "cores", optional=True, whole=True, at_least=1)
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ def stages(args: Args) -> list[Stage]:
         str(results),
     )
     # One method per process; the number of threads is given to all, since it identifies the parts.
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
+    threads = max(1, _cores(args) // len(METHODS))
     score += ("--chunks", str(args.chunks), "--threads", str(threads), *seed)
     for method in METHODS:
         objective = FAMILY[method]
@@ -206,6 +217,10 @@ def stages(args: Args) -> list[Stage]:
         )
     )
     return plan
+
+
+def _cores(args: Args) -> int:
+    return os.cpu_count() or 1 if args.cores is None else args.cores
 
 
 class Ledger:
@@ -339,8 +354,7 @@ def _progress(stage: Stage) -> str:
 @program
 def main(args: Args) -> None:
     """Run the plan, then show the table."""
-    cores = args.cores or os.cpu_count() or 1
-    runner = Runner(stages(args), args.output, cores)
+    runner = Runner(stages(args), args.output, _cores(args))
     runner.run()
     results = args.output / "results.json"
     print(format_table(load_results(results)))

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS, Bandwidths, LossConfig, Preset
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
@@ -41,6 +42,12 @@ class Args:
     """Devices' memory in GB."""
     json: bool = False
     """End with one line of JSON."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no device has."""
+        if not self.memory:
+            raise ValueError("memory is empty, expected one size or more")
+        require_fields(self, "memory", above=0)
 
 
 @program

@@ -42,7 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs/site")]
 import flags as site_flags  # noqa: E402
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
-from sweep_inputs import make_inputs  # noqa: E402
+from sweep_inputs import make  # noqa: E402
 from sweep_programs import BASES  # noqa: E402
 from sweep_rules import (  # noqa: E402
     BASE,
@@ -84,7 +84,7 @@ class Args:
     seconds: float = 20.0
     """What runs longer, waiting for a core not counted, hangs."""
     inputs: Path | None = None
-    """Folder of inputs to use, or to make; default: made, and removed at the end."""
+    """Folder of inputs to use; what is not in it is made. Default: all, removed at the end."""
 
 
 @program
@@ -96,20 +96,19 @@ def main(args: Args) -> int:
         raise ValueError("no program, flag and value is so called")
     with tempfile.TemporaryDirectory(prefix="sweep-") as temporary:
         inputs = args.inputs or Path(temporary) / "inputs"
-        if not inputs.is_dir():
-            in_child(lambda: make_inputs(inputs))
         names = list(dict.fromkeys(case.program for case in chosen))
-        for row in sweep(base_cases(names), inputs, Path(temporary), args.jobs, args.seconds):
-            if not accepted(row):
-                raise ValueError(f"the base command fails: {row['command']}: {row['stderr']}")
+        in_child(lambda: [make(inputs, n) for name in names for n in BASES[name].inputs()])
         rows = _stored(args.json)
-        left = [case for case in chosen if case.key not in rows]
+        every = [*base_cases(names), *chosen]
+        left = [case for case in every if case.key not in rows]
         log = open(args.json, "a", encoding="utf-8") if args.json else None  # noqa: SIM115
         with log or contextlib.nullcontext():
             bar = tqdm(total=len(left), disable=None)
             for row in sweep(left, inputs, Path(temporary), args.jobs, args.seconds):
                 rows[row["case"]] = row
                 bar.update()
+                if row["value"] == BASE and not accepted(row):
+                    raise ValueError(f"the base command fails: {row['command']}: {row['stderr']}")
                 if log is not None:
                     print(json.dumps(row), file=log, flush=True)
     found = [rows[case.key] for case in chosen]
@@ -360,7 +359,7 @@ def in_child(run: Any) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder)
-        pid = fork(lambda: run() and 0, said, ROOT)
+        pid = fork(lambda: (run(), 0)[1], said, ROOT)
         _, status = os.waitpid(pid, 0)
         if status:
             raise ValueError((said / "stderr").read_text()[-2000:])

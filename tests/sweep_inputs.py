@@ -1,4 +1,4 @@
-"""Small inputs of every program, made once for a sweep (`tests.sweep_flags`)."""
+"""Small inputs of the programs, each made when a base command of a sweep first names it."""
 
 from __future__ import annotations
 
@@ -15,71 +15,102 @@ from jukebox_core import audio
 from jukebox_core.files import write_json
 from tests.conftest import RATE, tone_and_noise, train_tiny_models, write_tiny_data
 
-
-def make_inputs(folder: Path, data: Path | None = None, models: Path | None = None) -> Path:
-    """Fill `folder` with everything that base commands read.
-
-    Args:
-        folder: new.
-        data: a tiny prepared data set to copy; None: it is written.
-        models: models trained on it to copy; None: they are trained.
-    """
-    if data is None:
-        write_tiny_data(folder / "data")
-    else:
-        shutil.copytree(data, folder / "data")
-    if models is None:
-        train_tiny_models(folder / "models", folder / "data")
-    else:
-        shutil.copytree(models, folder / "models")
-    for state in (folder / "models").rglob("state.pt"):  # large, and read by nothing here
-        state.unlink()
-    song = sum(tone_and_noise(9, 2 * RATE).values()) / 2
-    audio.save(folder / "song.wav", song[None], RATE)
-    for split, number in (("train", 1), ("validation", 2), ("test", 3)):
-        write_track(folder / f"slakh/{split}/Track{number:05d}", "Bass", "Drums", seed=number)
-    for number in (1, 2, 3):
-        write_track(folder / f"plain/Track{number:05d}", "Bass", "Drums", seed=number)
-    notes = [(40 + step, step / 4, step / 4 + 0.2) for step in range(8)]
-    write_midi(folder / "midi/song.mid", (33, False, notes), (0, True, notes))
-    write_runs(folder / "runs")
-    (folder / "fixtures").mkdir()
-    codec_fixture(folder / "fixtures")
-    save_checkpoint(folder / "codec.pth.tar", codec_tensors(), CODEC_HPS)
-    _derive(folder)
-    return folder
+CALIBRATED = ("reconstruction", "linearisation")
 
 
-def _derive(folder: Path) -> None:
-    """What other programs make of the above."""
-    from scripts import ablate, calibrate, convert_upstream, train_mask
+def make(folder: Path, name: str) -> Path:
+    """The input `name` of the folder: as it is there, or made."""
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _MAKERS[name](path)
+    return path
 
-    data, models = folder / "data", folder / "models"
-    for family in ("reconstruction", "linearisation"):
+
+def _models(path: Path) -> None:
+    train_tiny_models(path, make(path.parent, "data"))
+    complete(path)
+
+
+def complete(models: Path) -> None:
+    """Add what `train_tiny_models` leaves out: calibration and mask estimator."""
+    from scripts import calibrate, train_mask
+
+    data = make(models.parent, "data")
+    for family in CALIBRATED:
         codec, output = models / family / "vqvae", models / family / "calibration.safetensors"
         flags = ["--vqvae", codec, "--data", data, "--output", output, "--crops", "4"]
         _do(calibrate, *flags, "--codes", "128", "--n-fft", "256", "--device", "cpu")
     flags = ["--data", data, "--output", models / "mask_estimator", "--preset", "tiny"]
     _do(train_mask, *flags, "--device", "cpu", "--wandb", "disabled")
-    (models / "mask_estimator/state.pt").unlink(missing_ok=True)
-    for kind, native, original in (
-        ("counts", "counts.safetensors", "counts.npz"),
-        ("sums", "sums.safetensors", "sums.pt"),
-    ):
-        flags = ["--kind", kind, "--input", models / "linearisation" / native]
-        _do(convert_upstream, *flags, "--output", folder / original, "--back")
-    flags = ["--models", models, "--data", data, "--output", folder / "ablation", "--no-parts"]
+    for state in models.rglob("state.pt"):  # large, and read by nothing here
+        state.unlink()
+
+
+def _song(path: Path) -> None:
+    audio.save(path, sum(tone_and_noise(9, 2 * RATE).values())[None] / 2, RATE)
+
+
+def _slakh(path: Path) -> None:
+    for number, split in enumerate(("train", "validation", "test"), start=1):
+        write_track(path / split / f"Track{number:05d}", "Bass", "Drums", seed=number)
+
+
+def _slakh_without_splits(path: Path) -> None:
+    for number in (1, 2, 3):
+        write_track(path / f"Track{number:05d}", "Bass", "Drums", seed=number)
+
+
+def _midi(path: Path) -> None:
+    notes = [(40 + step, step / 4, step / 4 + 0.2) for step in range(8)]
+    write_midi(path / "song.mid", (33, False, notes), (0, True, notes))
+
+
+def _fixtures(path: Path) -> None:
+    path.mkdir()
+    codec_fixture(path)
+
+
+def _hps(path: Path) -> None:
+    plain = {n: value.item() if hasattr(value, "item") else value for n, value in CODEC_HPS.items()}
+    write_json(path, plain)
+
+
+def _original(path: Path) -> None:
+    """The table of a name's stem in the original format."""
+    from scripts import convert_upstream
+
+    native = make(path.parent, "models") / "linearisation" / f"{path.stem}.safetensors"
+    _do(convert_upstream, "--kind", path.stem, "--input", native, "--output", path, "--back")
+
+
+def _ablation(path: Path) -> None:
+    from scripts import ablate
+
+    made = path.parent / "ablation"
+    flags = ["--models", make(path.parent, "models"), "--data", make(path.parent, "data")]
     flags += ["--chunks", "2", "--candidates", "4", "--seeds", "1", "--chunk-codes", "128"]
-    _do(ablate, *flags, "--jobs", "1")
-    shutil.copyfile(folder / "ablation/ablation.json", folder / "ablation.json")
-    shutil.rmtree(folder / "ablation")
-    write_json(folder / "hps.json", {name: _plain(value) for name, value in CODEC_HPS.items()})
-
-
-def _plain(value):
-    """A NumPy scalar as Python's own."""
-    return value.item() if hasattr(value, "item") else value
+    _do(ablate, *flags, "--output", made, "--no-parts", "--jobs", "1")
+    shutil.copyfile(made / "ablation.json", path)
+    shutil.rmtree(made)
 
 
 def _do(script, *flags) -> None:
     assert script.main([str(flag) for flag in flags]) == 0
+
+
+_MAKERS = {
+    "ablation.json": _ablation,
+    "codec.pth.tar": lambda path: save_checkpoint(path, codec_tensors(), CODEC_HPS),
+    "counts.npz": _original,
+    "data": write_tiny_data,
+    "fixtures": _fixtures,
+    "hps.json": _hps,
+    "midi": _midi,
+    "models": _models,
+    "plain": _slakh_without_splits,
+    "runs": write_runs,
+    "slakh": _slakh,
+    "song.wav": _song,
+    "sums.pt": _original,
+}

@@ -29,6 +29,11 @@ class Base:
     ready: str | None = None
     writes: tuple[str, ...] = ()
 
+    def inputs(self) -> set[str]:
+        """Names of what the commands read."""
+        words = " ".join([self.words, *self.instead.values()]).split()
+        return {word.split("/")[1] for word in words if word.startswith("in/")}
+
     def command(self, flag: str) -> dict[str, list[str]]:
         """{flag: values} of the command whose flag is replaced; positional ones under ''."""
         found: dict[str, list[str]] = {"": []}
@@ -53,7 +58,7 @@ _COUNT = (
     "--vqvae in/models/linearisation/vqvae --data in/data --output out.safetensors --iterations 2"
     " --pairs 2 --crop 64 --device cpu"
 )
-_VQVAE = f"{_TRAIN} --objective linearisation"
+_VQVAE = f"{_TRAIN} --objective linearisation --keep-media 0 --bandwidth-seconds 1"
 
 BASES: Mapping[str, Base] = {
     "ablate": Base(f"{_STUDY} --output out --no-parts --seeds 1 --jobs 1"),

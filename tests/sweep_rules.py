@@ -57,7 +57,8 @@ OUTPUTS = frozenset({"--output", "--markdown"})
 # Recorded under the same name for another thing.
 RECORDED_OTHERWISE = frozenset({("evaluate", "--chunks")})
 UNHELPFUL = re.compile(
-    r"could be instantiated|Got errors|Overflow when|rmtree|out of range for|\[Errno|std::|\bNoneType"
+    r"could be instantiated|Got errors|Overflow when|rmtree|out of range for"
+    r"|\[Errno|std::|\bNoneType"
 )
 
 
@@ -125,11 +126,13 @@ def flag_of(action: Any) -> Flag | None:
 
 
 def values_of(flag: Flag) -> Iterator[str]:
-    """The values to try; numbers that are no path or word are not tried as these."""
+    """The values to try; of those that are all the same to a flag, one or two."""
     for value in VALUES:
         if value == "none" and not flag.many:
             continue
         if value in ("-inf", "1e-300") and "FLOAT" not in flag.kinds:
+            continue
+        if value in ("nan", "inf", "1e30", "huge") and flag.kinds == {"PATH"}:
             continue
         if value == "billion" and not flag.kinds & {"INT", "FLOAT"}:
             continue
