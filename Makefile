@@ -1,6 +1,7 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
 # make results   after it: settings tuned on validation songs, the tables of docs/results.md (hours)
 # make test   environment and the whole test suite
+# make sweep   every flag of every program with values that nobody means (an hour or so)
 # make docs   the documents as a site, in build/site
 #
 # PYTHON=python3.12 picks the interpreter; PIP_FLAGS adds to every `pip install`, for example
@@ -22,7 +23,7 @@ TUNE_CANDIDATES ?= 16
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
-.PHONY: demo results test check docs clean
+.PHONY: demo results test check sweep docs clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
@@ -54,6 +55,9 @@ $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 
 test: check
 	$(BIN)/python -m pytest -n auto
+
+sweep: $(READY)
+	$(BIN)/python -m tests.sweep_flags
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.files import write_table
 
 ALPHA = (0.5, 0.5)
@@ -27,17 +28,26 @@ def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
         alpha: weights of the first and the second source.
 
     Raises:
-        ValueError: the codebook is not [K, D] or not finite, or there are not two weights.
+        ValueError: the codebook is not [K, D] or not finite, or the weights are not two, negative,
+            both 0, or too large for float32.
     """
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
         raise ValueError(f"codebook is {tuple(codebook.shape)}, expected [K, D] of finite numbers")
-    if len(alpha) != 2:
-        raise ValueError(f"alpha has {len(alpha)} weights, expected two")
+    _check_weights(alpha)
     search = _Search(codebook.detach().cpu().double().numpy(), (float(alpha[0]), float(alpha[1])))
     table = np.stack([search.row(i) for i in range(len(codebook))])
     if search.symmetric:
         table = np.triu(table) + np.triu(table, 1).T
     return torch.from_numpy(table)
+
+
+def _check_weights(alpha: Sequence[float]) -> None:
+    if len(alpha) != 2:
+        raise ValueError(f"alpha has {len(alpha)} weights, expected two")
+    for index, weight in enumerate(alpha):
+        require(f"alpha[{index}]", weight, at_least=0)
+    if not any(alpha):
+        raise ValueError(f"alpha is {tuple(alpha)}, expected a weight above 0")
 
 
 class _Search:
@@ -61,6 +71,8 @@ class _Search:
         # Either table is rounded once and so is their sum: three errors of half an ulp per value.
         largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
         self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
+        if not largest < np.finfo(np.float32).max / 4:
+            raise ValueError(f"alpha is {alpha}, too large for this codebook")
         self._by_first = (self._norms - 2 * alpha[0] * self._products).astype(np.float32)
         self._by_second = (-2 * alpha[1] * self._products).astype(np.float32)
 
@@ -89,7 +101,12 @@ class _Search:
 
 
 def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:
-    """Write a table [K, K] atomically, marked with the codec it belongs to."""
+    """Write a table [K, K] atomically, marked with the codec it belongs to.
+
+    Raises:
+        ValueError: the weights are not two, negative, or both 0.
+    """
+    _check_weights(alpha)
     metadata = {
         "kind": "code_sums",
         "codec": codec_fingerprint,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jukebox_core.checks import require_fields
+from jukebox_core.config import PRESETS
 from jukebox_core.files import check_replaceable, write_json
 from scripts._cli import program
 from scripts._evaluation_outputs import EXAMPLES, Outputs
@@ -53,7 +54,12 @@ class Args:
     """CPU cores to use; default: all."""
 
     def __post_init__(self) -> None:
-        """Refuse what the stages are not given as flags of theirs."""
+        """Refuse what a stage would refuse after others have run."""
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
+        require_fields(self, "tracks", "chunks", "count_iterations", whole=True, at_least=1)
+        require_fields(self, "seconds", above=0)
+        require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
 
 
@@ -179,7 +185,7 @@ def stages(args: Args) -> list[Stage]:
         str(results),
     )
     # One method per process; the number of threads is given to all, since it identifies the parts.
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
+    threads = max(1, _cores(args) // len(METHODS))
     score += ("--chunks", str(args.chunks), "--threads", str(threads), *seed)
     for method in METHODS:
         objective = FAMILY[method]
@@ -214,6 +220,10 @@ def stages(args: Args) -> list[Stage]:
         )
     )
     return plan
+
+
+def _cores(args: Args) -> int:
+    return os.cpu_count() or 1 if args.cores is None else args.cores
 
 
 class Ledger:
@@ -379,12 +389,11 @@ def _progress(stage: Stage) -> str:
 @program
 def main(args: Args) -> None:
     """Run the plan, then show the table."""
-    cores = args.cores or os.cpu_count() or 1
     results, report = args.output / "results.json", args.output / "report.html"
     # Their programs ask as well, but only when the models are trained.
     Outputs(results, SOURCES).check(NAMES, (), min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
-    Runner(stages(args), args.output, cores).run()
+    Runner(stages(args), args.output, _cores(args)).run()
     print(format_table(load_results(results)))
     print(f"\nresults: {results}\nreport:  {report}")
 

@@ -44,8 +44,10 @@ class Args:
     """End with one line of JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no memory."""
+        """Refuse sizes that no device has."""
         require_types(self)
+        if not self.memory:
+            raise ValueError("memory is empty, expected one size or more")
         require_fields(self, "memory", above=0)
 
 

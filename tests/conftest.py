@@ -69,6 +69,37 @@ def write_data_set(folder: Path, songs: dict[str, tuple[str, dict[str, torch.Ten
     return folder
 
 
+def write_tiny_data(folder: Path) -> Path:
+    """A prepared data set: 4 training songs, 1 for validation, 2 for the test, 3 s each."""
+    songs = {
+        f"Track{number:05d}": (split, tone_and_noise(number, 3 * RATE))
+        for number, split in enumerate(SPLITS, start=1)
+    }
+    return write_data_set(folder, songs)
+
+
+def train_tiny_models(folder: Path, data: Path) -> Path:
+    """A models folder: codec, two priors and tables of both families, trained for a few steps."""
+    from scripts import count_sums, precompute_sums, train_prior, train_vqvae
+
+    common = ["--data", str(data), "--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
+    for objective in ("reconstruction", "linearisation"):
+        codec = folder / objective / "vqvae"
+        flags = ["--objective", objective, "--output", str(codec), *common]
+        assert train_vqvae.main(flags) == 0
+        for source in ("bass", "drums"):
+            output = folder / objective / f"prior_{source}"
+            flags = ["--vqvae", str(codec), "--source", source, "--output", str(output)]
+            assert train_prior.main([*flags, *common]) == 0
+        flags = ["--vqvae", str(codec), "--data", str(data), "--device", "cpu"]
+        output = folder / objective / "counts.safetensors"
+        assert count_sums.main([*flags, "--output", str(output), "--iterations", "20"]) == 0
+        if objective == "linearisation":
+            output = folder / objective / "sums.safetensors"
+            assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
+    return folder
+
+
 @contextmanager
 def made_once(tmp_path_factory, worker_id: str, name: str):
     """A folder that the processes of a test run share: (path, whether it is already made)."""
@@ -88,49 +119,19 @@ def worker_id(request):
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory, worker_id) -> Path:
-    """A prepared data set: 4 training songs, 1 for validation, 2 for the test, 3 s each."""
+    """`write_tiny_data`, once for all processes."""
     with made_once(tmp_path_factory, worker_id, "tiny_data") as (folder, done):
         if not done:
-            songs = {
-                f"Track{number:05d}": (split, tone_and_noise(number, 3 * RATE))
-                for number, split in enumerate(SPLITS, start=1)
-            }
-            write_data_set(folder, songs)
+            write_tiny_data(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
-    """A models folder: codec, two priors and tables of both families, trained for a few steps."""
-    from scripts import count_sums, precompute_sums, train_prior, train_vqvae
-
-    common = [
-        "--data",
-        str(tiny_data),
-        "--preset",
-        "tiny",
-        "--device",
-        "cpu",
-        "--wandb",
-        "disabled",
-    ]
+    """`train_tiny_models`, once for all processes."""
     with made_once(tmp_path_factory, worker_id, "tiny_models") as (folder, done):
-        for objective in ("reconstruction", "linearisation"):
-            if done:
-                break
-            codec = folder / objective / "vqvae"
-            flags = ["--objective", objective, "--output", str(codec), *common]
-            assert train_vqvae.main(flags) == 0
-            for source in ("bass", "drums"):
-                output = folder / objective / f"prior_{source}"
-                flags = ["--vqvae", str(codec), "--source", source, "--output", str(output)]
-                assert train_prior.main([*flags, *common]) == 0
-            flags = ["--vqvae", str(codec), "--data", str(tiny_data), "--device", "cpu"]
-            output = folder / objective / "counts.safetensors"
-            assert count_sums.main([*flags, "--output", str(output), "--iterations", "20"]) == 0
-            if objective == "linearisation":
-                output = folder / objective / "sums.safetensors"
-                assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
+        if not done:
+            train_tiny_models(folder, tiny_data)
     return folder
 
 

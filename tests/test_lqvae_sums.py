@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lqvae.sums import _Search, code_sums
+from lqvae.sums import _Search, code_sums, save_sums
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -62,6 +62,17 @@ def test_a_bad_codebook_is_refused():
         code_sums(torch.zeros(3))
     with pytest.raises(ValueError, match="alpha has 3 weights"):
         code_sums(torch.zeros(2, 2), (0.3, 0.3, 0.4))
+
+
+@pytest.mark.parametrize("weight", (float("nan"), float("inf"), -1.0, 1e38, 1e300))
+def test_weights_that_cannot_be_are_refused(weight, tmp_path):
+    for alpha in ((weight, 0.5), (0.5, weight), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="alpha"):
+            code_sums(random_book(4, 2), alpha)
+    if not abs(weight) < 1e300:
+        with pytest.raises(ValueError, match="alpha"):
+            save_sums(tmp_path / "sums.safetensors", torch.zeros(2, 2), "", (weight, 0.5))
+        assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("alpha", ((0.5, 0.5), (0.7, 0.3)))

@@ -107,3 +107,10 @@ def test_the_table(capsys):
         fixed = sum(row[n] for n in ("parameters", "gradients", "optimiser", "average"))
         free = training_memory.SHARE * 1e9 - fixed
         assert row["crops"]["1"] == int(free / row["activations"])
+
+
+@pytest.mark.parametrize("memory", (["0"], ["-1"], ["nan"], ["inf"], ["1e300"], ["16", "0"], []))
+def test_memory_that_no_device_has_is_refused(memory, capsys):
+    assert script.main(["--preset", "tiny", "--memory", *memory]) in (1, 2)
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1 and "memory" in said.err and not said.out

@@ -32,7 +32,7 @@ def section(name: str) -> str:
     module = importlib.import_module(f"scripts.{name}")
     about = inspect.cleandoc(module.__doc__ or "")
     parser = parser_of(module)
-    rows = ["| flag | default | |", "|---|---|---|", *map(_row, _flags(parser))]
+    rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(parser))]
     return "\n".join([f"## {name} {{ #{name} }}", "", about, "", *rows, ""])
 
 
@@ -54,7 +54,8 @@ def parser_of(module: Any) -> argparse.ArgumentParser:
     return tyro.extras.get_parser(asked[0])
 
 
-def _flags(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+def flags_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The parser's flags, without --help."""
     return (action for action in parser._actions if "--help" not in action.option_strings)
 
 

@@ -1,0 +1,40 @@
+"""scripts.demo: what its stages would refuse is refused before the first."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts import demo
+from scripts.demo import Args, stages
+
+NUMBERS = {"tracks": 1, "chunks": 1, "count_iterations": 1, "seed": 0, "cores": 1}  # the least
+
+
+@given(st.sampled_from(sorted(NUMBERS)), st.integers() | st.integers(-3, 3))
+def test_any_number_makes_a_plan_or_is_named(name, value):
+    if NUMBERS[name] <= value < 2**63:
+        assert stages(Args(**{name: value}))
+    else:
+        with pytest.raises(ValueError, match=f"^{name} is "):
+            Args(**{name: value})
+
+
+@given(st.floats() | st.sampled_from([0.0, -1.0, math.nan, math.inf]))
+def test_any_length_of_a_song_makes_a_plan_or_is_named(seconds):
+    if 0 < seconds < 3.4e38:
+        assert stages(Args(seconds=seconds))
+    else:
+        with pytest.raises(ValueError, match="^seconds is "):
+            Args(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    "flags", (("--preset", "nonsense"), ("--tracks", "0"), ("--seconds", "nan"), ("--cores", "0"))
+)
+def test_nothing_is_started_with_a_value_that_cannot_be(flags, tmp_path, capsys):
+    assert demo.main(["--output", str(tmp_path / "out"), *flags]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and flags[0][2:] in said
+    assert not any(tmp_path.iterdir())
