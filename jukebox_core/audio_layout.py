@@ -287,10 +287,13 @@ def _mpeg(path: Path, stretches: list[Stretch]) -> Layout:
         seconds += stretch.frames * stretch.samples / stretch.kind.rate
         missing += stretch.missing * stretch.samples / stretch.kind.rate
     warning = None
+    skipped = sum(stretch.skipped for stretch in stretches)
     if missing:
         warning = (
-            f"{path} is damaged (truncated): {seconds:.1f} of {seconds + missing:.1f} s are there"
+            f"{path} is damaged (truncated): {seconds:.2f} of {seconds + missing:.2f} s are there"
         )
     elif any(stretch.cut for stretch in stretches):
         warning = f"{path} is damaged (truncated): the last frame is incomplete"
+    elif skipped:
+        warning = f"{path} is damaged: {skipped:,} bytes between its frames are no audio"
     return Layout(tuple(parts), audio=True, warning=warning)

@@ -10,9 +10,10 @@ import io
 import math
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import soundfile
@@ -233,7 +234,9 @@ class AudioWriter:
         self._open = contextlib.ExitStack()
         with self._cleaning():
             temporary = self._open.enter_context(atomic_path(self.path))
-            self._target = _Target(self._open.enter_context(open(temporary, "wb")))
+            file = self._open.enter_context(open(temporary, "wb", buffering=0))
+            self._target = _Target(file)
+            self._open.callback(self._target.stop)
             self._encoder: _Encoder
             if suffix == ".wav" and subtype == "FLOAT":
                 self._encoder = _FloatWav(self._target, self.path, rate, channels, frames)
@@ -274,10 +277,12 @@ class AudioWriter:
         Raises:
             OSError: as `write`.
         """
+        if self._target.stopped:
+            return
         with self._cleaning():
             self._encoder.close()
-            self._target.finish()
-        self._open.close()
+            self._target.check()
+            self._open.close()
 
     def __enter__(self) -> AudioWriter:
         return self
@@ -286,7 +291,6 @@ class AudioWriter:
         if error is None:
             self.close()
         else:
-            self._encoder.close()
             self._open.__exit__(kind, error, trace)
 
     @contextlib.contextmanager
@@ -315,25 +319,28 @@ def quantised(samples: np.ndarray, bits: int) -> np.ndarray:
 class _Target(io.RawIOBase):
     """The file that an encoder writes to; keeps the first error, which libsndfile would lose.
 
-    After an error it takes everything and writes nothing.
+    After an error, or once it is stopped, it takes everything and writes nothing.
     """
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.RawIOBase):
         self._file = file
         self._error: OSError | None = None
+        self.stopped = False
 
     def check(self) -> None:
         """Raise the error there was."""
         if self._error is not None:
             raise self._error
 
-    def finish(self) -> None:
-        """Have everything written."""
-        self._try(self._file.flush, None)
-        self.check()
+    def stop(self) -> None:
+        """Leave the file alone from now on."""
+        self.stopped = True
 
     def write(self, data: Any) -> int:
-        return self._try(lambda: self._file.write(data), len(data))
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[self._try(partial(self._file.write, rest), len(rest)) :]
+        return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._try(lambda: self._file.seek(offset, whence), 0)
@@ -344,10 +351,10 @@ class _Target(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         return 0
 
-    def _try(self, action: Any, otherwise: Any) -> Any:
-        if self._error is None:
+    def _try(self, action: Callable[[], int | None], otherwise: int) -> int:
+        if self._error is None and not self.stopped:
             try:
-                return action()
+                return action() or 0
             except OSError as error:
                 self._error = error
         return otherwise

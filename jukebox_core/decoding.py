@@ -24,6 +24,8 @@ _EXACT = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 """Formats of libsndfile that seek to the sample, and whose headers tell the exact length."""
 _UNKNOWN = 1 << 62
 """libsndfile gives a larger length where the header tells none."""
+_FLAC = b"fLaC\0\0\0\x22"
+"""How a FLAC file begins: its name, then the header of the block STREAMINFO."""
 _RATES = (100, 10_000_000)
 _BLOCK_VALUES = 1 << 22
 """Samples of all channels that are decoded together, at most."""
@@ -126,6 +128,7 @@ class Sound:
                 while done - before < sound.frames:
                     left = sound.frames - (done - before)
                     samples = self._read(sound, min(size, left), done)
+                    sound.source.check(self._name)
                     if not len(samples):
                         break
                     done += len(samples)
@@ -143,12 +146,15 @@ class Sound:
         if self.exact:
             self._check_inside(start, length, self.frames)
             # Not `_Forward`: a seek is what is wanted.
-            with soundfile.SoundFile(_Bytes(self._file, self._layout.parts[0])) as sound:
+            source = _Bytes(self._file, self._layout.parts[0])
+            with soundfile.SoundFile(source) as sound:
                 try:
                     sound.seek(start)
                     samples = sound.read(length, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
+                    source.check(self._name)
                     raise ValueError(f"{self._name} is damaged: {one_line(error)}") from error
+            source.check(self._name)
             if len(samples) != length:
                 raise ValueError(
                     f"{self._name} is damaged: {len(samples)} of {length} samples could be decoded"
@@ -163,10 +169,12 @@ class Sound:
         self._check_inside(start, length, done)
         raise AssertionError("unreachable")
 
-    def _open(self, part: Part) -> soundfile.SoundFile:
+    def _open(self, part: Part) -> _Forward:
+        source = _Bytes(self._file, part)
         try:
-            return _Forward(_Bytes(self._file, part))
+            return _Forward(source)
         except (soundfile.LibsndfileError, TypeError) as error:
+            source.check(self._name)
             if self._layout.final:
                 raise ValueError(
                     f"{self._name} cannot be read as audio: {one_line(error)}"
@@ -176,10 +184,11 @@ class Sound:
                 reason = "it has no MPEG frames"
             raise UnknownFormat(reason) from error
 
-    def _read(self, sound: soundfile.SoundFile, size: int, done: int) -> np.ndarray:
+    def _read(self, sound: _Forward, size: int, done: int) -> np.ndarray:
         try:
             return sound.read(size, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
+            sound.source.check(self._name)
             raise ValueError(
                 f"{self._name} is damaged after {done / self.rate:.1f} s and cannot be read as "
                 f"audio from there: {one_line(error)}"
@@ -200,6 +209,11 @@ class Sound:
             raise ValueError(
                 f"{self._name} is damaged: {done} of {sound.frames} samples could be decoded"
             )
+        if sound.format == "FLAC" and sound.source.has_ahead(_FLAC):
+            raise ValueError(
+                f"{self._name} is damaged: another FLAC file begins in it after "
+                f"{done / self.rate:.1f} s; separate them"
+            )
 
     def _check_inside(self, start: int, length: int, frames: int) -> None:
         if start + length > frames:
@@ -214,6 +228,10 @@ class _Forward(soundfile.SoundFile):
     After every read of a file that can seek, soundfile seeks to where it is: an mp3 decoder loses
     its bit reservoir by that, which is heard as a click.
     """
+
+    def __init__(self, source: _Bytes):
+        super().__init__(source)
+        self.source = source
 
     def seekable(self) -> bool:
         return False
@@ -234,6 +252,23 @@ class _Bytes(io.RawIOBase):
         self._claimed = max(size, part.claimed)
         self._position = 0
         self._piece = 0
+        self._error: OSError | None = None
+
+    def has_ahead(self, beginning: bytes) -> bool:
+        """Whether these bytes, of which a decoder may have read some, are still to come."""
+        position, before = self._position, b""
+        self._position = max(1, position - (1 << 16))
+        while block := self.read(1 << 20):
+            if beginning in before + block:
+                return True
+            before = block[-len(beginning) :]
+        self._position = position
+        return False
+
+    def check(self, name: Path) -> None:
+        """Raise the error of the system that reading met: libsndfile would lose it."""
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(name)) from self._error
 
     def readable(self) -> bool:
         return True
@@ -257,7 +292,11 @@ class _Bytes(io.RawIOBase):
             return len(view)
         done = 0
         while done < len(view) and self._position < self._size:
-            data = self._next(len(view) - done)
+            try:
+                data = self._next(len(view) - done)
+            except OSError as error:
+                self._error = error
+                data = b""
             if not data:  # the file became shorter
                 break
             view[done : done + len(data)] = data

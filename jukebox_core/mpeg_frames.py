@@ -52,6 +52,8 @@ class _Header(NamedTuple):
     size: int
     """Bytes of the frame, header included."""
     samples: int
+    flags: tuple[int, int] | None
+    """Bits that an encoder leaves as they are: checksum, copyright, original, emphasis."""
 
 
 @dataclass
@@ -71,6 +73,8 @@ class Stretch:
     """The info frame, if there is one: the first frame, which holds no audio."""
     cut: bool = False
     """A frame is incomplete."""
+    skipped: int = 0
+    """Bytes before or between the frames that are no tags either."""
 
     @property
     def size(self) -> int:
@@ -89,8 +93,11 @@ class Stretch:
     def missing(self) -> int:
         """Frames that are stated and not there."""
         short = self.stated - self.frames
-        if short == 1 and not self.cut:  # some encoders count the info frame
-            return 0
+        at = _info_at(self.info, self.kind)
+        if short == 1 and not self.cut and at is not None:  # some encoders count the info frame
+            sized = self.info[at + 7] & 2
+            if not sized or int.from_bytes(self.info[at + 12 : at + 16], "big") <= self.size:
+                return 0
         return max(0, short)
 
     def add(self, position: int, size: int) -> None:
@@ -148,15 +155,20 @@ def find_stretches(file: BinaryIO, start: int, end: int) -> list[Stretch]:
         end: where the audio ends, tags at the end of the file left out.
     """
     stretches: list[Stretch] = []
+    reached: int | None = None
     for position, header, data in _frames(file, start, end):
         if position < 0:
             stretches[-1].drop_last(header.size)
+            reached = None
             continue
         at = _info_at(data, header.kind)
         if not stretches or at is not None or stretches[-1].kind != header.kind:
             stretches.append(Stretch(header.kind, first=header.size, samples=header.samples))
         stretch = stretches[-1]
-        if position + header.size > end:
+        if reached is not None and position > reached and not _is_tag(file, reached):
+            stretch.skipped += position - reached
+        reached = position + header.size
+        if reached > end:
             stretch.cut = True
             continue
         stretch.add(position, header.size)
@@ -166,6 +178,10 @@ def find_stretches(file: BinaryIO, start: int, end: int) -> list[Stretch]:
             file.seek(position)
             stretch.info = file.read(header.size)
     return [stretch for stretch in stretches if stretch.frames]
+
+
+def _is_tag(file: BinaryIO, position: int) -> bool:
+    return _read(file, position, 11).startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"))
 
 
 def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header, bytes]]:
@@ -188,7 +204,7 @@ def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header
                 last = _parse(_read(file, position, _HEADER))
             continue
         yield position, header, data
-        last = header
+        last = header if _info_at(data, header.kind) is None else header._replace(flags=None)
         position += header.size
 
 
@@ -215,7 +231,7 @@ def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
         alike = header.kind == last.kind
         if _followed(file, place, header, end, 1 if alike and place >= position else _CHAIN):
             return alone[0] if alone is not None and _near(alone[1], place) else place
-        if alike and place >= position:
+        if alike and last.flags in (header.flags, None) and place >= position:
             if alone is not None and _near(alone[1], place):
                 return alone[0]
             if alone is None or place > alone[1]:
@@ -274,11 +290,11 @@ def _parse(data: bytes) -> _Header | None:
     """The header of a frame, from its first bytes."""
     if len(data) < _HEADER or data[0] != 0xFF:
         return None
-    return _parse_fields(data[1], data[2], data[3] >> 6 == 3)
+    return _parse_fields(data[1], data[2], data[3] >> 6 == 3, data[3] & 15)
 
 
 @cache
-def _parse_fields(second: int, third: int, mono: bool) -> _Header | None:
+def _parse_fields(second: int, third: int, mono: bool, rights: int) -> _Header | None:
     version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
     bit_rate, rate = third >> 4, third >> 2 & 3
     if second < 0xE0 or version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
@@ -287,11 +303,11 @@ def _parse_fields(second: int, third: int, mono: bool) -> _Header | None:
     bits = 1000 * _BIT_RATES[first_version, layer][bit_rate - 1]
     hertz = _RATES[rate] >> (0 if first_version else 1 if version == 2 else 2)
     padding = third >> 1 & 1
-    kind = _Kind(version, layer, hertz, 1 if mono else 2)
+    kind, flags = _Kind(version, layer, hertz, 1 if mono else 2), (second & 1, rights)
     if layer == 1:
-        return _Header(kind, 4 * (12 * bits // hertz + padding), 384)
+        return _Header(kind, 4 * (12 * bits // hertz + padding), 384, flags)
     samples = 1152 if layer == 2 or first_version else 576
-    return _Header(kind, samples // 8 * bits // hertz + padding, samples)
+    return _Header(kind, samples // 8 * bits // hertz + padding, samples, flags)
 
 
 def _info_at(data: bytes, kind: _Kind) -> int | None:
