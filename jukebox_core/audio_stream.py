@@ -6,12 +6,14 @@ Blocks are `[C, t]` float32, full scale 1.0, as `audio` has whole files.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import soundfile
@@ -19,20 +21,19 @@ import soxr
 import torch
 from torch import Tensor
 
-from jukebox_core.audio import (
-    BITS,
-    LOSSY,
-    SEEKABLE,
-    SUBTYPES,
-    check_complete,
-    existing,
-    ffmpeg_to_wav,
-    one_line,
-    open_sound,
-    quantised,
-)
+from jukebox_core.decoding import Sound, UnknownFormat, ffmpeg_to_wav, one_line, regular_file
+from jukebox_core.files import atomic_path
 
-__all__ = ["BLOCK", "AudioReader", "AudioWriter", "Resampler", "Survey", "open_audio", "survey"]
+__all__ = [
+    "BLOCK",
+    "AudioReader",
+    "AudioWriter",
+    "Resampler",
+    "Survey",
+    "check_suffix",
+    "open_audio",
+    "survey",
+]
 
 BLOCK = 1 << 16
 """Samples of a block."""
@@ -40,24 +41,38 @@ BLOCK = 1 << 16
 _WAV_LIMIT = (1 << 32) - 1  # bytes that a plain wav's sizes can say
 _HEADER_BYTES = 58
 _DS64_BYTES = 36
+_SUBTYPES = {
+    ".wav": ("WAV", "FLOAT"),
+    ".flac": ("FLAC", "PCM_24"),
+    ".aiff": ("AIFF", "PCM_24"),
+    ".aif": ("AIFF", "PCM_24"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+_BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
 
 class AudioReader:
     """An open audio file, decoded from the start to the end, once per call of `blocks`."""
 
-    def __init__(self, path: Path, decoded: Path):
+    def __init__(self, path: Path, decoded: Path, warning: str | None = None):
         """Open what `open_audio` prepared.
 
         Args:
             path: the file, as errors name it.
             decoded: what libsndfile reads: the file itself, or what ffmpeg made of it.
+            warning: what ffmpeg found wrong with the file.
         """
         self.path = path
         self._decoded = decoded
-        with open_sound(decoded) as file:
-            self.rate: int = file.samplerate
-            self.channels: int = file.channels
-            self.frames: int = file.frames  # of lossy formats an estimate
+        with self._open() as sound:
+            self.rate = sound.rate
+            self.channels = sound.channels
+            self.frames = sound.frames
+            """Samples by the header, 0 where it does not tell; an estimate unless `exact`."""
+            self.exact = sound.exact
+            self.warning = warning or sound.warning
+            """What is wrong with the file though it can be decoded, such as a missing end."""
 
     def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
         """All samples in blocks [C, t] of at most `size`.
@@ -66,24 +81,29 @@ class AudioReader:
             ValueError: damaged, without samples, or with NaN or infinite ones.
         """
         done = 0
-        with open_sound(self._decoded) as file:
-            while True:
-                try:
-                    samples = file.read(size, dtype="float32", always_2d=True)
-                except soundfile.LibsndfileError as error:
-                    raise ValueError(
-                        f"{self.path} is damaged after {done / self.rate:.1f} s: {one_line(error)}"
-                    ) from error
-                if not len(samples):
-                    break
-                if not np.isfinite(samples).all():
-                    raise ValueError(f"{self.path} has NaN or infinite samples")
+        with self._open() as sound:
+            for samples in sound.blocks(size):
                 done += len(samples)
-                yield torch.from_numpy(np.ascontiguousarray(samples.T))
-            if file.format in SEEKABLE:
-                check_complete(self.path, done, file.frames)
+                yield self._checked(samples)
         if done == 0:
             raise ValueError(f"{self.path} has no samples")
+
+    def segment(self, start: int, length: int) -> Tensor:
+        """Samples `start` to `start + length`, [C, length].
+
+        Raises:
+            ValueError: they are not in the file, damaged, or not finite.
+        """
+        with self._open() as sound:
+            return self._checked(sound.segment(start, length))
+
+    def _open(self) -> Sound:
+        return Sound(self._decoded, self.path)
+
+    def _checked(self, samples: np.ndarray) -> Tensor:
+        if not np.isfinite(samples).all():
+            raise ValueError(f"{self.path} has NaN or infinite samples")
+        return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 
 @contextlib.contextmanager
@@ -94,15 +114,15 @@ def open_audio(path: str | Path) -> Iterator[AudioReader]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not audio.
+        ValueError: it is not audio, or damaged.
     """
-    path = existing(path)
+    path = regular_file(path)
     with contextlib.ExitStack() as stack:
         try:
             reader = AudioReader(path, path)
-        except (soundfile.LibsndfileError, TypeError) as error:
+        except UnknownFormat as reason:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            reader = AudioReader(path, ffmpeg_to_wav(path, folder, error))
+            reader = AudioReader(path, *ffmpeg_to_wav(path, folder, reason))
         yield reader
 
 
@@ -162,11 +182,22 @@ class _Encoder(Protocol):
     def close(self) -> None: ...
 
 
-class AudioWriter:
-    """Writes a file block by block; closed, it has the bytes that `audio.save` writes.
+def check_suffix(path: str | Path) -> None:
+    """Raise ValueError where a file of this name cannot be written."""
+    path = Path(path)
+    if path.suffix.lower() not in _SUBTYPES:
+        raise ValueError(
+            f"cannot write {path.name}: the suffix is {path.suffix.lower()!r}, expected "
+            f"{', '.join(sorted(_SUBTYPES))}"
+        )
 
-    (All but ogg, which libsndfile gives a random number.)
-    Write to a temporary path (`files.atomic_path`, `atomic_folder`): half a file is left otherwise.
+
+class AudioWriter:
+    """Writes a file block by block, which appears whole or not at all.
+
+    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples that lie on
+    that grid are read back as they were. Equal audio gives equal bytes, but in ogg, which
+    libsndfile gives a random number.
     """
 
     def __init__(
@@ -178,10 +209,11 @@ class AudioWriter:
         subtype: str | None = None,
         frames: int | None = None,
     ):
-        """Open the file.
+        """Open the file, under a temporary name until it is closed.
 
         Args:
-            path: the suffix chooses the format, as in `audio.save`.
+            path: the suffix chooses the format: wav (32-bit float), flac and aiff (24-bit), ogg,
+                mp3.
             rate: in Hz.
             channels: of every block.
             subtype: libsndfile's name of another encoding, such as `PCM_16`.
@@ -190,32 +222,41 @@ class AudioWriter:
 
         Raises:
             ValueError: the format cannot be written so.
+            OSError: the file cannot be written.
         """
         self.path = Path(path)
         self.frames = 0
         self._channels = channels
+        check_suffix(self.path)
         suffix = self.path.suffix.lower()
-        if suffix not in SUBTYPES | LOSSY:
-            known = ", ".join(sorted(SUBTYPES | LOSSY))
-            raise ValueError(
-                f"cannot write {self.path.name}: the suffix is {suffix!r}, expected {known}"
-            )
-        subtype = subtype or (SUBTYPES | LOSSY)[suffix]
-        self._bits = BITS.get(subtype)
-        self._file: _Encoder
-        try:
+        format_, subtype = _SUBTYPES[suffix][0], subtype or _SUBTYPES[suffix][1]
+        self._bits = _BITS.get(subtype)
+        self._open = contextlib.ExitStack()
+        with self._cleaning():
+            temporary = self._open.enter_context(atomic_path(self.path))
+            file = self._open.enter_context(open(temporary, "wb", buffering=0))
+            self._target = _Target(file)
+            self._open.callback(self._target.stop)
+            self._encoder: _Encoder
             if suffix == ".wav" and subtype == "FLOAT":
-                self._file = _FloatWav(self.path, rate, channels, frames)
+                self._encoder = _FloatWav(self._target, self.path, rate, channels, frames)
             else:
-                self._file = soundfile.SoundFile(self.path, "w", rate, channels, subtype)
-        except (soundfile.LibsndfileError, TypeError) as error:
-            raise ValueError(f"cannot write {self.path}: {one_line(error)}") from error
+                try:
+                    self._encoder = soundfile.SoundFile(
+                        self._target, "w", rate, channels, subtype, format=format_
+                    )
+                except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+                    self._target.check()
+                    raise ValueError(f"cannot write {self.path}: {one_line(error)}") from error
+            self._target.check()
 
     def write(self, block: Tensor) -> None:
         """Append [C, t] floating point samples.
 
         Raises:
             ValueError: another shape, NaN or infinities, or the file grows too large.
+            OSError: the file cannot be written, the disk being full for example; what was written
+                is removed.
         """
         if block.ndim != 2 or block.shape[0] != self._channels:
             raise ValueError(
@@ -225,29 +266,108 @@ class AudioWriter:
         if not torch.isfinite(block).all():
             raise ValueError(f"audio for {self.path.name} has NaN or infinite samples")
         samples = np.ascontiguousarray(block.detach().cpu().numpy().T)
-        self._file.write(quantised(samples, self._bits) if self._bits else samples)
+        with self._cleaning(OSError):
+            self._encoder.write(quantised(samples, self._bits) if self._bits else samples)
+            self._target.check()
         self.frames += block.shape[1]
 
     def close(self) -> None:
-        """Complete the header."""
-        self._file.close()
+        """Complete the header; the file then has its name. Nothing, where it is closed already.
+
+        Raises:
+            OSError: as `write`.
+        """
+        if self._target.stopped:
+            return
+        with self._cleaning():
+            self._encoder.close()
+            self._target.check()
+            self._open.close()
 
     def __enter__(self) -> AudioWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._open.__exit__(kind, error, trace)
+
+    @contextlib.contextmanager
+    def _cleaning(self, kind: type[BaseException] = BaseException) -> Iterator[None]:
+        """Remove what was written after an error; those of the system name the file."""
+        try:
+            yield
+        except kind as error:
+            self._open.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, OSError) and error.errno is not None:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            raise
+
+
+def quantised(samples: np.ndarray, bits: int) -> np.ndarray:
+    """Nearest integers, in the upper bits of int32.
+
+    libsndfile would scale floats by 2^(bits - 1) - 1 on the way out and by 2^(bits - 1) on the way
+    in, so that no file would hold the samples it was given.
+    """
+    top = 2 ** (bits - 1)
+    whole = np.rint(samples.astype(np.float64) * top).clip(-top, top - 1)
+    return whole.astype(np.int32) << np.int32(32 - bits)
+
+
+class _Target(io.RawIOBase):
+    """The file that an encoder writes to; keeps the first error, which libsndfile would lose.
+
+    After an error, or once it is stopped, it takes everything and writes nothing.
+    """
+
+    def __init__(self, file: io.RawIOBase):
+        self._file = file
+        self._error: OSError | None = None
+        self.stopped = False
+
+    def check(self) -> None:
+        """Raise the error there was."""
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Leave the file alone from now on."""
+        self.stopped = True
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[self._try(partial(self._file.write, rest), len(rest)) :]
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._try(lambda: self._file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        return self._try(self._file.tell, 0)
+
+    def readinto(self, buffer: Any) -> int:
+        return 0
+
+    def _try(self, action: Callable[[], int | None], otherwise: int) -> int:
+        if self._error is None and not self.stopped:
+            try:
+                return action() or 0
+            except OSError as error:
+                self._error = error
+        return otherwise
 
 
 class _FloatWav:
     """A 32-bit float wav without libsndfile's PEAK chunk, which holds the time of writing."""
 
-    def __init__(self, path: Path, rate: int, channels: int, frames: int | None):
-        self._path, self._rate, self._channels = path, rate, channels
+    def __init__(self, file: _Target, path: Path, rate: int, channels: int, frames: int | None):
+        self._file, self._path, self._rate, self._channels = file, path, rate, channels
         expected = (frames or 0) * 4 * channels
         self._large = expected + _HEADER_BYTES + (1 << 20) > _WAV_LIMIT
         self._bytes = 0
-        self._file: BinaryIO = open(path, "wb")
         self._file.write(self._header())
 
     def write(self, samples: np.ndarray) -> None:
@@ -263,10 +383,8 @@ class _FloatWav:
 
     def close(self) -> None:
         """Write the header again, now that the length is known."""
-        if not self._file.closed:
-            self._file.seek(0)
-            self._file.write(self._header())
-            self._file.close()
+        self._file.seek(0)
+        self._file.write(self._header())
 
     def _header(self) -> bytes:
         """RIFF, or RF64 (EBU Tech 3306) with 64-bit sizes."""

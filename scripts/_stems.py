@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,12 +23,16 @@ SILENT = -100.0
 def examined(reader: AudioReader) -> Survey:
     """What the file holds, found by decoding it to its end.
 
+    Damage that players do not mind, such as a missing end of an mp3, becomes a warning on stderr.
+
     Raises:
         ValueError: damaged, empty, not finite, or silent throughout.
     """
     found = survey(reader)
     if found.level < SILENT:
         raise ValueError(f"{reader.path} is silent throughout: there is nothing to separate")
+    if reader.warning:
+        print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
     return found
 
 

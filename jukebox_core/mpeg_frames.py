@@ -1,0 +1,322 @@
+"""The frames of an MPEG audio file (mp3, mp2), found as players find them.
+
+An mp3 has no header that covers the file. An info frame (Xing, LAME) may tell the number of frames;
+without one, decoders estimate the length from the size of the file, which is wrong for a variable
+bit rate. Files are also joined, cut, tagged and padded. Here every frame is visited by its header,
+without decoding it, so that the decoder gets the frames and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import BinaryIO, NamedTuple
+
+__all__ = ["Stretch", "find_stretches"]
+
+_SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
+_BIT_RATES = {  # kbit/s by (MPEG-1, layer)
+    (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
+    (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (False, 1): (32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256),
+    (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_RATES = (44_100, 48_000, 32_000)
+_HEADER = 4
+_PEEK = 48
+"""Bytes of a frame that tell whether it is an info frame."""
+_START = 1 << 16
+"""Bytes in which the first frame must begin."""
+_NEAR = 1 << 12
+"""A frame with nothing valid behind it counts only with another one within so many bytes."""
+_CHAIN = 3
+"""Frames that must follow one that is unlike those before it."""
+
+
+class _Kind(NamedTuple):
+    """What the frames of one recording have in common."""
+
+    version: int
+    layer: int
+    rate: int
+    channels: int
+
+
+class _Header(NamedTuple):
+    kind: _Kind
+    size: int
+    """Bytes of the frame, header included."""
+    samples: int
+    flags: tuple[int, int] | None
+    """Bits that an encoder leaves as they are: checksum, copyright, original, emphasis."""
+
+
+@dataclass
+class Stretch:
+    """Frames that belong together: one encoder made them, and one decoder reads them."""
+
+    kind: _Kind
+    spans: list[list[int]] = field(default_factory=list)
+    """[start, end) in the file: the frames without what lies between them."""
+    frames: int = 0
+    """Complete frames of audio."""
+    first: int = 0
+    """Bytes of the first frame."""
+    samples: int = 0
+    """Of a frame, per channel."""
+    info: bytes = b""
+    """The info frame, if there is one: the first frame, which holds no audio."""
+    cut: bool = False
+    """A frame is incomplete."""
+    skipped: int = 0
+    """Bytes before or between the frames that are no tags either."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(end - start for start, end in self.spans)
+
+    @property
+    def stated(self) -> int:
+        """Number of frames by the info frame; 0 where it does not tell."""
+        at = _info_at(self.info, self.kind)
+        if at is None or not self.info[at + 7] & 1:
+            return 0
+        return int.from_bytes(self.info[at + 8 : at + 12], "big")
+
+    @property
+    def missing(self) -> int:
+        """Frames that are stated and not there."""
+        short = self.stated - self.frames
+        at = _info_at(self.info, self.kind)
+        if short == 1 and not self.cut and at is not None:  # some encoders count the info frame
+            sized = self.info[at + 7] & 2
+            if not sized or int.from_bytes(self.info[at + 12 : at + 16], "big") <= self.size:
+                return 0
+        return max(0, short)
+
+    def add(self, position: int, size: int) -> None:
+        """Append the bytes of a frame."""
+        if self.spans and self.spans[-1][1] == position:
+            self.spans[-1][1] = position + size
+        else:
+            self.spans.append([position, position + size])
+
+    def drop_last(self, size: int) -> None:
+        """Take back the frame that was added last: it is incomplete."""
+        self.spans[-1][1] -= size
+        if self.spans[-1][0] == self.spans[-1][1]:
+            self.spans.pop()
+        self.frames -= 1
+        self.cut = True
+
+    def corrected_info(self) -> bytes:
+        """The info frame with the number of frames and bytes that are there, if it was wrong.
+
+        The padding at the end, which the decoder would remove, is then set to zero: it is either
+        missing or in the middle.
+        """
+        at = _info_at(self.info, self.kind)
+        if at is None or not self.stated or not (self.missing or self.stated < self.frames):
+            return self.info
+        info = bytearray(self.info)
+        flags, position = info[at + 7], at + 8
+        struct.pack_into(">I", info, position, self.frames)
+        position += 4
+        if flags & 2:
+            struct.pack_into(">I", info, position, min(self.size, 2**32 - 1))
+            position += 4
+        position += 100 * bool(flags & 4) + 4 * bool(flags & 8)
+        if len(info) >= position + 24:  # LAME's part: the padding is in the last 12 bits of 24
+            info[position + 22] &= 0xF0
+            info[position + 23] = 0
+        return bytes(info)
+
+    def claimed(self) -> int:
+        """A size of the file by which no decoder estimates too few frames."""
+        if self.stated:
+            return self.size
+        return max(self.size, (self.first + 1) * (self.frames + 16) * 51 // 50)
+
+
+def find_stretches(file: BinaryIO, start: int, end: int) -> list[Stretch]:
+    """All frames between two places of a file; an empty list where it is no MPEG audio.
+
+    Frames of free format (without a bit rate) are not found.
+
+    Args:
+        file: opened for reading.
+        start: where the first frame is expected; up to 64 KiB before it are skipped.
+        end: where the audio ends, tags at the end of the file left out.
+    """
+    stretches: list[Stretch] = []
+    reached: int | None = None
+    for position, header, data in _frames(file, start, end):
+        if position < 0:
+            stretches[-1].drop_last(header.size)
+            reached = None
+            continue
+        at = _info_at(data, header.kind)
+        if not stretches or at is not None or stretches[-1].kind != header.kind:
+            stretches.append(Stretch(header.kind, first=header.size, samples=header.samples))
+        stretch = stretches[-1]
+        if reached is not None and position > reached and not _is_tag(file, reached):
+            stretch.skipped += position - reached
+        reached = position + header.size
+        if reached > end:
+            stretch.cut = True
+            continue
+        stretch.add(position, header.size)
+        if at is None:
+            stretch.frames += 1
+        else:
+            file.seek(position)
+            stretch.info = file.read(header.size)
+    return [stretch for stretch in stretches if stretch.frames]
+
+
+def _is_tag(file: BinaryIO, position: int) -> bool:
+    return _read(file, position, 11).startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"))
+
+
+def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header, bytes]]:
+    """(position, header, first bytes) of every frame; position -1 takes back the one before."""
+    position: int | None = _first(file, start, end)
+    last: _Header | None = None
+    while position is not None and position + _HEADER <= end:
+        data = _read(file, position, _PEEK)
+        header = _parse(data)
+        expected = header is not None and (last is None or header.kind == last.kind)
+        if header is not None and not expected:
+            expected = _followed(file, position, header, end, _CHAIN)
+        if header is None or not expected:
+            assert last is not None
+            found = _next(file, position, end, last)
+            if found is not None and found < position:
+                yield -1, last, b""
+            position = found
+            if position is not None:
+                last = _parse(_read(file, position, _HEADER))
+            continue
+        yield position, header, data
+        last = header if _info_at(data, header.kind) is None else header._replace(flags=None)
+        position += header.size
+
+
+def _first(file: BinaryIO, start: int, end: int) -> int | None:
+    """Where the first frame is: others follow it, with something between them if need be."""
+    for chain, gap in ((_CHAIN, 0), (8, _NEAR)):
+        for position in _candidates(file, start, min(end, start + _START), end):
+            header = _parse(_read(file, position, _HEADER))
+            if header is not None and _followed(file, position, header, end, chain, gap):
+                return position
+    return None
+
+
+def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
+    """The next frame where `position`, the end of the last one, is none.
+
+    It may lie inside the last frame, which is then incomplete.
+    """
+    alone: tuple[int, int] | None = None
+    for place in _candidates(file, position - last.size + _HEADER, end, end):
+        header = _parse(_read(file, place, _HEADER))
+        if header is None:
+            continue
+        alike = header.kind == last.kind
+        if _followed(file, place, header, end, 1 if alike and place >= position else _CHAIN):
+            return alone[0] if alone is not None and _near(alone[1], place) else place
+        if alike and last.flags in (header.flags, None) and place >= position:
+            if alone is not None and _near(alone[1], place):
+                return alone[0]
+            if alone is None or place > alone[1]:
+                alone = place, place + header.size
+    return None
+
+
+def _near(end: int, place: int) -> bool:
+    return end <= place <= end + _NEAR
+
+
+def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int]:
+    """Places between start and stop that look like the beginning of a header."""
+    step = 1 << 16
+    while start < stop:
+        data = _read(file, start, min(step + 2, end - start))
+        for match in _SYNC.finditer(data):
+            if start + match.start() < stop and match.start() < step:
+                yield start + match.start()
+        start += step
+
+
+def _followed(
+    file: BinaryIO, position: int, header: _Header, end: int, count: int, gap: int = 0
+) -> bool:
+    """Whether so many frames of the same kind follow, or the end of the audio does.
+
+    gap: bytes that may lie between two of them.
+    """
+    for number in range(count):
+        position += header.size
+        if position >= end:
+            return position == end or number > 0
+        follower = _parse(_read(file, position, _HEADER))
+        if follower is None or follower.kind != header.kind:
+            if not gap:
+                return False
+            near = _candidates(file, position, min(position + gap, end), end)
+            for place in near:
+                follower = _parse(_read(file, place, _HEADER))
+                if follower is not None and follower.kind == header.kind:
+                    position = place
+                    break
+            else:
+                return False
+        header = follower
+    return True
+
+
+def _read(file: BinaryIO, position: int, size: int) -> bytes:
+    file.seek(position)
+    return file.read(size)
+
+
+def _parse(data: bytes) -> _Header | None:
+    """The header of a frame, from its first bytes."""
+    if len(data) < _HEADER or data[0] != 0xFF:
+        return None
+    return _parse_fields(data[1], data[2], data[3] >> 6 == 3, data[3] & 15)
+
+
+@cache
+def _parse_fields(second: int, third: int, mono: bool, rights: int) -> _Header | None:
+    version, layer = second >> 3 & 3, 4 - (second >> 1 & 3)
+    bit_rate, rate = third >> 4, third >> 2 & 3
+    if second < 0xE0 or version == 1 or layer == 4 or bit_rate in (0, 15) or rate == 3:
+        return None
+    first_version = version == 3
+    bits = 1000 * _BIT_RATES[first_version, layer][bit_rate - 1]
+    hertz = _RATES[rate] >> (0 if first_version else 1 if version == 2 else 2)
+    padding = third >> 1 & 1
+    kind, flags = _Kind(version, layer, hertz, 1 if mono else 2), (second & 1, rights)
+    if layer == 1:
+        return _Header(kind, 4 * (12 * bits // hertz + padding), 384, flags)
+    samples = 1152 if layer == 2 or first_version else 576
+    return _Header(kind, samples // 8 * bits // hertz + padding, samples, flags)
+
+
+def _info_at(data: bytes, kind: _Kind) -> int | None:
+    """Where the Xing or Info tag is in the first bytes of a frame; None: it is an audio frame."""
+    if kind.layer != 3:
+        return None
+    stereo = kind.channels == 2
+    at = _HEADER + ((32 if stereo else 17) if kind.version == 3 else (17 if stereo else 9))
+    for place in (at, at + 2):  # behind a checksum
+        if data[place : place + 4] in (b"Xing", b"Info") and not any(data[place + 4 : place + 7]):
+            return place
+    return None

@@ -1,0 +1,71 @@
+"""The pages of an Ogg file: where its streams begin and end, and whether the end is there.
+
+Ogg files may be joined (`cat`); libsndfile reads the first stream and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, NamedTuple
+
+__all__ = ["Link", "find_links"]
+
+_HEADER = 27
+_FIRST, _LAST = 2, 4  # flags of a page
+
+
+class Link(NamedTuple):
+    """One stream, or several that run side by side, from its first page to its last."""
+
+    start: int
+    end: int
+    ended: bool
+    """The last page is marked as the last."""
+    cut: bool
+    """The file ends inside a page."""
+
+
+def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
+    """The streams between two places of a file, in their order.
+
+    Args:
+        file: opened for reading.
+        start: where the first page begins.
+        end: where the last one ends.
+    """
+    links: list[Link] = []
+    beginning, ended, within = start, False, False
+    position = start
+    while position < end:
+        file.seek(position)
+        page = file.read(_HEADER)
+        if len(page) < _HEADER and page.startswith(b"OggS"):
+            return [*links, Link(beginning, end, False, True)]
+        if not page.startswith(b"OggS"):
+            found = _search(file, position, end)
+            if found is None:
+                break
+            position = found
+            continue
+        lacing = file.read(page[26])
+        size = _HEADER + page[26] + sum(lacing)
+        if page[5] & _FIRST and within:
+            links.append(Link(beginning, position, ended, False))
+            beginning, ended, within = position, False, False
+        if position + size > end:
+            return [*links, Link(beginning, end, False, True)]
+        within = within or not page[5] & _FIRST
+        ended = ended or bool(page[5] & _LAST)
+        position += size
+    return [*links, Link(beginning, end, ended, False)]
+
+
+def _search(file: BinaryIO, start: int, end: int) -> int | None:
+    """Where the next page begins."""
+    step = 1 << 16
+    while start < end:
+        file.seek(start)
+        at = file.read(min(step + 3, end - start)).find(b"OggS")
+        if at >= 0:
+            return start + at
+        start += step
+    return None
