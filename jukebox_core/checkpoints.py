@@ -39,6 +39,7 @@ __all__ = [
     "META",
     "STATE",
     "WEIGHTS",
+    "begin_run",
     "fingerprint",
     "first_nonfinite",
     "load_codec",
@@ -59,6 +60,8 @@ M = TypeVar("M", bound=nn.Module)
 
 FORMAT = 1
 WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
+_WRITTEN = (WEIGHTS, STATE, "metrics.csv", "best", "steps", "media", "wandb", "wandb.json")
+"""What a run writes to its folder after meta.json."""
 _VERSIONED = ("torch", "lightning-fabric", "numpy", "safetensors")
 
 
@@ -101,6 +104,17 @@ def save_meta(folder: str | Path, meta: Mapping[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
     with _durable(Path(folder) / META) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def begin_run(folder: str | Path, meta: Mapping[str, Any]) -> None:
+    """Record in meta.json that a run's files will follow, unless a run is recorded there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not (Path(folder) / STATE).is_file():
+        begun = {"step": 0, "epoch": 0.0, "elapsed": 0.0, "finished": False, "metrics": {}}
+        save_meta(folder, {**meta, **begun})
 
 
 def load_meta(folder: str | Path) -> dict[str, Any]:
@@ -235,11 +249,20 @@ def open_run(
     Raises:
         ValueError: it holds a run that differs from `identity`; the differences are named. Or its
             weights are not finite, or its meta data do not tell how far it is.
+        FileExistsError: it has files of a run's names, but no meta.json that records a run.
     """
     folder = Path(folder)
+    present = [name for name in _WRITTEN if os.path.lexists(folder / name)]
     if not (folder / META).is_file():
+        if present:
+            raise FileExistsError(
+                f"{folder} holds {present[0]}, but no {META} that records a run: choose another "
+                "output, or move the file"
+            )
         return "new"
     meta = load_meta(folder)
+    if meta.get("step") == 0 and not {WEIGHTS, STATE} & set(present):
+        return "new"  # begun, and ended before its first checkpoint
     differences = _differences(meta, json.loads(json.dumps(identity)))
     if differences:
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.checkpoints import META, load_meta, open_run, provenance
+from jukebox_core.checkpoints import META, STATE, begin_run, load_meta, open_run, provenance
 from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
 from jukebox_core.datasets import Batches, Items, split_for_validation
@@ -326,6 +326,8 @@ class Run:
         args = self.args
         parts = self._parts(objective, items)
         batches, held_out = self._batches(items, parts), self._validation(validation, parts)
+        if self.fabric.is_global_zero:
+            begin_run(args.output, {**meta, "parts": parts})
         tracker = self._tracker(meta)
         trainer = Trainer(
             self.fabric,
@@ -358,7 +360,7 @@ class Run:
             return 1
         if batch == "auto":
             # A run that goes on keeps its parts: the codebook is updated after each.
-            if (self.args.output / META).is_file():
+            if (self.args.output / STATE).is_file():
                 parts: Any = load_meta(self.args.output).get("parts")
                 require(f"{self.args.output / META}: parts", parts, whole=True, at_least=1)
                 return parts

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from jukebox_core.checkpoints import META, load_meta
+from jukebox_core.checkpoints import META, STATE, load_meta
 from jukebox_core.checks import require_fields
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig, from_dict, to_dict
 from jukebox_core.datasets import Augmentation, CropDataset, collate
@@ -147,7 +147,7 @@ def check(args: Args, sources: int) -> None:
 
 def known_bandwidths(args: Args) -> Bandwidths | None:
     """The normalisers of the run that is continued."""
-    if not (args.output / META).is_file():
+    if not (args.output / STATE).is_file():
         return None
     try:
         return from_dict(Bandwidths, load_meta(args.output).get("bandwidths"))  # type: ignore[arg-type]
