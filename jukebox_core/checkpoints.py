@@ -286,12 +286,16 @@ def provenance() -> dict[str, Any]:
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """Where `stored` lacks or contradicts `wanted`, as readable phrases."""
+    """Where `stored` lacks or contradicts `wanted`, as readable phrases.
+
+    A field that is younger than the stored run, and off, is no difference.
+    """
     if isinstance(wanted, dict) and isinstance(stored, dict):
         found = []
         for key, value in wanted.items():
             inner = f"{name}.{key}" if name else key
-            if inner not in _FREE_TO_CHANGE:
+            younger = key not in stored and value is False
+            if inner not in _FREE_TO_CHANGE and not younger:
                 found += _differences(stored.get(key), value, inner)
         return found
     return [] if stored == wanted else [f"{name} is {stored!r} there, {wanted!r} asked for"]

@@ -65,12 +65,17 @@ An error is the largest difference relative to the largest magnitude of the reco
   the kernels choose.
 - Training trajectories {trajectory:.0e}: every step builds on the rounding of those before.
 
+Every option of the loss is read from the side-cars: `loss_fn`, the weights of `lmix`, `linf_k`, the
+STFTs, `use_nonrelative_specloss`, the bandwidths (`jukebox_core/upstream_loss.py`). Those that no
+recording has are held to formulas in float64 (`tests/test_upstream_loss.py`).
+
 Two things about the recordings, which the checks allow for and say where they do:
 
 - The training trajectories hold their parameters by reference, so that `sd_before` is the state
   after the last step. Their start was drawn by a seeded generator; it is drawn again, and the
   whole trajectory is run from there (`scripts/_parity_start.py`). Where a seed is not found, only
-  the loss at the recorded end is compared.
+  the loss at the recorded end is compared. A codec's trajectory does not say its loss: that of the
+  loss fixtures which gives the first recorded step, or the originals' default, is taken.
 - During the optimiser steps an average on the CPU shared its memory with the parameters and took
   (1 - mu)^2 of them away in every step.
 

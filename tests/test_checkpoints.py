@@ -14,6 +14,7 @@ from jukebox_core.checkpoints import (
     load_meta,
     load_prior,
     load_state,
+    open_run,
     save_meta,
     save_model,
     save_state,
@@ -201,3 +202,11 @@ def test_a_failed_write_leaves_the_old_weights(tmp_path, monkeypatch):
 
 def test_provenance_names_the_versions():
     assert checkpoints.provenance()["versions"].keys() >= {"python", "torch", "numpy"}
+
+
+def test_a_run_from_before_there_was_an_option_goes_on_without_it(tmp_path):
+    save_meta(tmp_path, {"step": 3, "loss": {"commit": 1.0}})
+    wanted = {"loss": {"commit": 1.0, "relative_spectral": False}}
+    assert open_run(tmp_path, wanted, steps=3) == "finished"
+    with pytest.raises(ValueError, match="loss.relative_spectral is None there, True asked for"):
+        open_run(tmp_path, {"loss": {"commit": 1.0, "relative_spectral": True}}, steps=3)

@@ -10,8 +10,10 @@ from original_files import CODEC_HPS, codec_tensors, convert, refused, save_chec
 from jukebox_core.checkpoints import load_meta, save_meta
 from jukebox_core.config import Bandwidths, LossConfig, from_dict
 from jukebox_core.losses import reconstruction_terms
+from jukebox_core.tracking import read_metrics
 from jukebox_core.upstream import read_checkpoint
 from jukebox_core.upstream_loss import bandwidths_of, loss_config, loss_hps
+from scripts.train_vqvae import main as train_vqvae
 
 LOSS_HPS = {
     "loss_fn": "lmix",
@@ -148,6 +150,22 @@ def test_a_trained_codec_says_its_loss_to_the_originals(tmp_path):
     hps = torch.load(tmp_path / "b.pth.tar", weights_only=True)["hps"]
     wanted = LOSS_HPS | {"use_nonrelative_specloss": True}
     assert {name: hps[name] for name in wanted} == wanted
+
+
+def test_a_codec_trains_with_the_relative_loss_and_goes_on(tmp_path, tiny_data):
+    flags = ["--objective", "reconstruction", "--preset", "tiny", "--data", str(tiny_data)]
+    flags += ["--output", str(tmp_path / "run"), "--device", "cpu", "--wandb", "disabled"]
+    flags += ["--loss.relative-spectral", "--loss.spectral", "0.5", "--loss.lmix-l1", "0.2"]
+    flags += ["--loss.spectral-stft", "512", "64", "400", "--train.steps"]
+    assert train_vqvae([*flags, "1"]) == 0
+    assert train_vqvae([*flags, "2"]) == 0
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    logged = {row.metric: row.value for row in metrics if row.split == "validation"}
+    # Of one level: the spectral loss is the metric that was logged all along, not a bandwidth's.
+    assert logged["spectral_loss_l1"] == pytest.approx(logged["spectral_convergence"])
+    assert convert("codec", tmp_path / "run", tmp_path / "b.pth.tar", "--back") == 0
+    hps = read_checkpoint(tmp_path / "b.pth.tar").hps
+    assert (hps["use_nonrelative_specloss"], hps["spectral"], hps["n_fft"]) == (False, 0.5, 512)
 
 
 @pytest.mark.parametrize(
