@@ -190,7 +190,7 @@ def _chunks(
     """
     length = struct.calcsize(header)
     for _ in itertools.repeat(None, 10_000):
-        head = _read(file, position, length)
+        head = _read(file, position, length) if position < size else b""
         if len(head) < length:
             return
         name, content = struct.unpack(header, head)

@@ -179,10 +179,13 @@ class Sound:
                 raise ValueError(
                     f"{self._name} cannot be read as audio: {one_line(error)}"
                 ) from error
-            reason = one_line(error)
-            if not self._layout.audio and self._name.suffix.lower() == ".mp3":
-                reason = "it has no MPEG frames"
-            raise UnknownFormat(reason) from error
+            raise UnknownFormat(self._reason(error)) from error
+
+    def _reason(self, error: Exception) -> str:
+        if self._layout.audio:
+            return one_line(error)
+        mp3 = self._name.suffix.lower() == ".mp3"
+        return "it has no MPEG frames" if mp3 else "its format is not known"
 
     def _read(self, sound: _Forward, size: int, done: int) -> np.ndarray:
         try:
@@ -281,7 +284,7 @@ class _Bytes(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._claimed}[whence]
-        self._position = max(0, base + offset)
+        self._position = min(max(0, base + offset), _UNKNOWN)
         return self._position
 
     def readinto(self, buffer: Any) -> int:

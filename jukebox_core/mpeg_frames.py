@@ -8,6 +8,7 @@ without decoding it, so that the decoder gets the frames and nothing else.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header
         header = _parse(data)
         expected = header is not None and (last is None or header.kind == last.kind)
         if header is not None and not expected:
-            expected = _followed(file, position, header, end, _CHAIN)
+            expected = _followed(file, position, header, end, _CHAIN, ends=True)
         if header is None or not expected:
             assert last is not None
             found = _next(file, position, end, last)
@@ -209,11 +210,14 @@ def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header
 
 
 def _first(file: BinaryIO, start: int, end: int) -> int | None:
-    """Where the first frame is: others follow it, with something between them if need be."""
-    for chain, gap in ((_CHAIN, 0), (8, _NEAR)):
-        for position in _candidates(file, start, min(end, start + _START), end):
+    """Where the first frame is.
+
+    Others follow it, with something between them if need be; or it and the others are all there is.
+    """
+    for count, gap, ends in ((_CHAIN, 0, False), (8, _NEAR, False), (_CHAIN, 0, True)):
+        for position in _candidates(file, start, start + _START, end):
             header = _parse(_read(file, position, _HEADER))
-            if header is not None and _followed(file, position, header, end, chain, gap):
+            if header is not None and _followed(file, position, header, end, count, gap, ends):
                 return position
     return None
 
@@ -229,7 +233,8 @@ def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
         if header is None:
             continue
         alike = header.kind == last.kind
-        if _followed(file, place, header, end, 1 if alike and place >= position else _CHAIN):
+        chain = 1 if alike and place >= position else _CHAIN
+        if _followed(file, place, header, end, chain, ends=True):
             return alone[0] if alone is not None and _near(alone[1], place) else place
         if alike and last.flags in (header.flags, None) and place >= position:
             if alone is not None and _near(alone[1], place):
@@ -246,6 +251,7 @@ def _near(end: int, place: int) -> bool:
 def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int]:
     """Places between start and stop that look like the beginning of a header."""
     step = 1 << 16
+    stop = min(stop, end)
     while start < stop:
         data = _read(file, start, min(step + 2, end - start))
         for match in _SYNC.finditer(data):
@@ -255,29 +261,29 @@ def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int
 
 
 def _followed(
-    file: BinaryIO, position: int, header: _Header, end: int, count: int, gap: int = 0
+    file: BinaryIO,
+    position: int,
+    header: _Header,
+    end: int,
+    count: int,
+    gap: int = 0,
+    ends: bool = False,
 ) -> bool:
-    """Whether so many frames of the same kind follow, or the end of the audio does.
+    """Whether so many frames of the same kind follow.
 
-    gap: bytes that may lie between two of them.
+    gap: bytes that may lie between two of them. ends: fewer will do where the audio ends.
     """
     for number in range(count):
         position += header.size
         if position >= end:
-            return position == end or number > 0
-        follower = _parse(_read(file, position, _HEADER))
-        if follower is None or follower.kind != header.kind:
-            if not gap:
-                return False
-            near = _candidates(file, position, min(position + gap, end), end)
-            for place in near:
-                follower = _parse(_read(file, place, _HEADER))
-                if follower is not None and follower.kind == header.kind:
-                    position = place
-                    break
-            else:
-                return False
-        header = follower
+            return ends and (position == end or number > 0)
+        for place in itertools.chain([position], _candidates(file, position, position + gap, end)):
+            follower = _parse(_read(file, place, _HEADER))
+            if follower is not None and follower.kind == header.kind:
+                position, header = place, follower
+                break
+        else:
+            return False
     return True
 
 
