@@ -116,6 +116,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is a folder, device, pipe or socket.
+        OSError: It cannot be written; the error names `path`.
     """
     path = _target(path)
     _check_regular(path)
@@ -123,6 +124,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        # An error of writing, as on a full disk, has no name or that of the temporary file.
+        if error.errno is None or str(error.filename) not in ("None", str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

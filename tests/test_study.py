@@ -144,9 +144,10 @@ def test_tuning_starts_from_what_is_built_in(models, tiny_data, monkeypatch):
     flags = ["--models", str(models), "--data", str(tiny_data), "--chunks", "2", "--jobs", "1"]
     flags += ["--method", "lqvae", "--candidates", "4", "--chunk-codes", "64", "--budget", "4"]
     path, found = tuned_path(models, "lqvae"), []
-    for stored in (None, None, '{"options": {"sigma": 3.0, "sampler": "greedy", "shifts": 1}}'):
+    options = {"sigma": 3.0, "sampler": "greedy", "shifts": 1}
+    for stored in (None, None, {"options": options, "tried": [], "study": {}}):
         if stored is not None:
-            path.write_text(stored)
+            path.write_text(json.dumps(stored))
             shutil.rmtree(path.with_suffix(".parts"))
         assert tune.main(flags) == 0
         new = json.loads(path.read_text())
