@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -52,6 +51,9 @@ def require(
         and (below is None or value < below)
     ):
         return
+    if isinstance(value, kind) and largest < abs(value) < float("inf"):
+        at_least = -largest if at_least is None and value < 0 else at_least
+        at_most = largest if at_most is None and value > 0 else at_most
     bounds = [
         f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
         for words, bound in (
@@ -95,7 +97,7 @@ def require_types(config: Any) -> None:
     """Refuse a dataclass whose fields do not hold what their annotations name.
 
     Understood are numbers (finite ones only), strings, booleans, other classes, literals, tuples
-    of these, and unions. Bounds are `require_fields`'s.
+    of these, and unions. `require_fields` checks the bounds.
 
     Args:
         config: usually `self`, in `__post_init__`.
@@ -103,15 +105,14 @@ def require_types(config: Any) -> None:
     Raises:
         ValueError: As `require`.
     """
-    for name, annotation in _annotations(type(config)).items():
+    for name, annotation in _annotations(config.__class__).items():
         _require_type(name, getattr(config, name), annotation)
 
 
 @lru_cache(maxsize=64)
-def _annotations(kind: Hashable) -> dict[str, Any]:
+def _annotations(kind: Any) -> dict[str, Any]:
     hints = get_type_hints(kind)
-    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
-    return {field.name: hints[field.name] for field in fields}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _require_type(name: str, value: Any, annotation: Any) -> None:
@@ -133,8 +134,11 @@ def _require_type(name: str, value: Any, annotation: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected {len(arguments)} values")
         for index, (element, inner) in enumerate(zip(value, arguments, strict=True)):
             _require_type(f"{name}[{index}]", element, inner)
-    elif annotation in (int, float):
-        require(name, value, whole=annotation is int)
+    elif annotation is int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+    elif annotation is float:
+        require(name, value)
     elif not (value in arguments if origin is Literal else isinstance(value, annotation)):
         raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
 
