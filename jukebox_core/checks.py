@@ -51,6 +51,9 @@ def require(
         and (below is None or value < below)
     ):
         return
+    if isinstance(value, kind) and largest < abs(value) < float("inf"):
+        at_least = -largest if at_least is None and value < 0 else at_least
+        at_most = largest if at_most is None and value > 0 else at_most
     bounds = [
         f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
         for words, bound in (
@@ -94,7 +97,7 @@ def require_types(config: Any) -> None:
     """Refuse a dataclass whose fields do not hold what their annotations name.
 
     Understood are numbers (finite ones only), strings, booleans, other classes, literals, tuples
-    of these, and unions. Bounds are `require_fields`'s.
+    of these, and unions. `require_fields` checks the bounds.
 
     Args:
         config: usually `self`, in `__post_init__`.
@@ -102,8 +105,7 @@ def require_types(config: Any) -> None:
     Raises:
         ValueError: As `require`.
     """
-    kind: Any = type(config)
-    for name, annotation in _annotations(kind).items():
+    for name, annotation in _annotations(config.__class__).items():
         _require_type(name, getattr(config, name), annotation)
 
 
@@ -132,8 +134,11 @@ def _require_type(name: str, value: Any, annotation: Any) -> None:
             raise ValueError(f"{name} is {value!r}, expected {len(arguments)} values")
         for index, (element, inner) in enumerate(zip(value, arguments, strict=True)):
             _require_type(f"{name}[{index}]", element, inner)
-    elif annotation in (int, float):
-        require(name, value, whole=annotation is int)
+    elif annotation is int:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+    elif annotation is float:
+        require(name, value)
     elif not (value in arguments if origin is Literal else isinstance(value, annotation)):
         raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
 

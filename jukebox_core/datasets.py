@@ -215,7 +215,7 @@ def split_for_validation(
         raise ValueError(f"{manifest.root} has no songs in its train split")
     if split == "train":
         raise ValueError("the train split cannot validate; name another or none")
-    chosen = manifest.split(split or "validation")
+    chosen = manifest.split("validation" if split is None else split)
     if split is not None and not chosen:
         raise ValueError(f"{manifest.root} has no songs in its {split} split")
     return (train, chosen) if chosen else hold_out(train)

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jukebox_core.checks import require, require_fields
+from jukebox_core.checks import require, require_fields, require_types
 
 ANYTHING = st.one_of(
     st.none(),
@@ -58,3 +59,54 @@ def test_fields_are_named_with_the_position_in_a_tuple():
         Config()
     with pytest.raises(ValueError, match="cycle is 0"):
         Config((1, 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "expected"),
+    [
+        (10**20, {"at_least": 0}, "at least 0 and at most 9,223,372,036,854,775,807"),
+        (-(10**20), {}, "at least -9,223,372,036,854,775,807"),
+        (10**20, {"at_most": 5}, " at most 5"),
+    ],
+)
+def test_the_range_of_huge_numbers_is_told(value, bounds, expected):
+    with pytest.raises(ValueError, match=f"seed is {value}, expected an integer.*{expected}"):
+        require("seed", value, whole=True, **bounds)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """A field of every kind."""
+
+    whole: int = 1
+    number: float | None = None
+    word: str = "a"
+    switch: bool = False
+    mode: Literal["on", "off"] = "on"
+    sizes: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    either: int | Literal["auto"] | None = None
+
+    def __post_init__(self):
+        require_types(self)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("whole", (0, -3, np.int64(2)), (True, 1.0, "1", None, (1,))),
+        ("number", (0, -1.5, None, np.float32(1)), (True, "1", math.nan, math.inf, (1.0,))),
+        ("word", ("", "b"), (1, None, ("a",))),
+        ("switch", (True, False), (1, 0, "True", None)),
+        ("mode", ("on", "off"), ("", "ON", 1, None, ("on",), ["on"])),
+        ("sizes", ((), (1, 2)), (1, [1], (1.0,), (None,), "12")),
+        ("shapes", ((), ((1, 2, 3),)), ((1, 2, 3), ((1, 2),), ((1, 2, 3.5),), (None,))),
+        ("either", (None, 3, "auto"), ("nothing", 2.5, True, (3,))),
+    ],
+)
+def test_types_follow_the_annotations(field, good, bad):
+    for value in good:
+        Everything(**{field: value})
+    for value in bad:
+        with pytest.raises(ValueError, match=rf"^{field}(\[\d\])* is .*, expected "):
+            Everything(**{field: value})

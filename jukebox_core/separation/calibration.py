@@ -32,7 +32,7 @@ class Calibration:
     that STFT. Spectra of another size read both by frequency, floors in proportion to the size.
 
     Raises:
-        ValueError: gains and floors are not of the same sources and sizes, or negative.
+        ValueError: gains and floors are not of the same sources and sizes, negative or not finite.
     """
 
     def __init__(self, gain: Mapping[str, Tensor], floor: Mapping[str, Tensor]):
@@ -41,10 +41,14 @@ class Calibration:
         sizes = {tuple(x.shape) for x in (*gain.values(), *floor.values())}
         if len(sizes) != 1 or len(size := sizes.pop()) != 1 or size[0] < 2:
             raise ValueError("gains and floors are not vectors of one size")
-        if min(x.min().item() for x in (*gain.values(), *floor.values())) < 0:
-            raise ValueError("gains and floors of powers must not be negative")
         self.gain = {name: x.float() for name, x in gain.items()}
         self.floor = {name: x.float() for name, x in floor.items()}
+        for name in gain:
+            for values in (self.gain[name], self.floor[name]):
+                if not values.isfinite().all():
+                    raise ValueError(f"gain or floor of {name} has NaN or infinite values")
+                if values.min() < 0:
+                    raise ValueError("gains and floors of powers must not be negative")
         self.n_fft = 2 * (size[0] - 1)
 
     @property
@@ -138,7 +142,8 @@ def load_calibration(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds something else, was made with another codec, or lacks a source.
+        ValueError: it holds something else, was made with another codec, lacks a source, or has
+            values that cannot be.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,10 +161,15 @@ def load_calibration(
     parts: dict[str, dict[str, Tensor]] = {"gain": {}, "floor": {}}
     for key, values in found.items():
         name, _, part = key.rpartition(".")
+        if part not in parts:
+            raise ValueError(f"{path} has the unknown tensor {key}")
         parts[part][name] = values
     missing = [name for name in sources if name not in parts["gain"]]
     if missing:
         raise ValueError(
             f"{path} knows nothing of {', '.join(missing)}: run scripts.calibrate again"
         )
-    return Calibration(parts["gain"], parts["floor"])
+    try:
+        return Calibration(parts["gain"], parts["floor"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; run scripts.calibrate again") from error
