@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,6 +33,7 @@ __all__ = [
     "remove_leftovers",
     "remove_owned",
     "sha256",
+    "table_of",
     "write_json",
     "write_table",
     "write_text",
@@ -136,7 +138,7 @@ def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str)
     _check_regular(path)
     if not path.exists() or path.stat().st_size == 0:
         return
-    with suppress(ValueError, KeyError, TypeError, AttributeError):
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if ours(path):
             return
     raise FileExistsError(
@@ -151,6 +153,19 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
     def ours(path: Path) -> bool:
         content = json.loads(path.read_text(encoding="utf-8"))
         return isinstance(content, dict) and set(keys) <= content.keys()
+
+    return ours
+
+
+def table_of(kind: str) -> Callable[[Path], bool]:
+    """For `check_replaceable`: whether a file is a safetensors table of this kind."""
+
+    def ours(path: Path) -> bool:
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("kind") == kind
+        except SafetensorError:
+            return False
 
     return ours
 
