@@ -8,24 +8,33 @@ ROOT/{train,validation,test}/TrackNNNNN/MIDI/SNN.mid
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jukebox_core.files import write_json
+from jukebox_core.checks import require
+from jukebox_core.files import check_replaceable, json_with
 
 __all__ = [
+    "HIGHEST_RATE",
     "INST_CLASSES",
     "SPLITS",
     "assign_splits",
     "check_fractions",
-    "claim_folder",
+    "check_workers",
     "fold_name",
     "inst_class",
+    "is_claimed",
+    "unclaim",
 ]
 
 SPLITS = ("train", "validation", "test")
+
+HIGHEST_RATE = 655_350
+"""The highest sample rate that FLAC stores, in Hz."""
 
 # One per General MIDI family of eight programs, spelled as in Slakh2100's metadata.
 INST_CLASSES = (
@@ -60,14 +69,28 @@ def fold_name(name: str) -> str:
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     """Validate the shares of train, validation and test; a sum other than 1 is scaled."""
-    values = tuple(float(fraction) for fraction in fractions)
-    if len(values) != 3 or min(values) < 0 or not 0 < sum(values) < float("inf"):
+    values = tuple(fractions)
+    if len(values) == len(SPLITS):
+        for name, value in zip(SPLITS, values, strict=True):
+            require(f"split ({name})", value, at_least=0)
+    if len(values) != len(SPLITS) or sum(values) == 0:
         raise ValueError(
             f"split is {values}, expected three shares >= 0 for train, validation and test, "
             "such as 0.7 0.1 0.2"
         )
     train, validation, test = (value / sum(values) for value in values)
     return train, validation, test
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of threads or processes that a machine cannot use.
+
+    Each of them holds a whole song, so that many more than there are CPUs exhaust the memory.
+    """
+    cpus = os.cpu_count() or 1
+    if workers is not None:
+        hint = f"this machine has {cpus} CPUs"
+        require("workers", workers, whole=True, at_least=1, at_most=max(32, 4 * cpus), hint=hint)
 
 
 def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
@@ -78,32 +101,47 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
     """
     shares = dict(zip(SPLITS, check_fractions(fractions), strict=True))
     order = [name for name in ("train", "test", "validation") if shares[name] > 0]
+    sizes = dict.fromkeys(order, 0)
     chosen: list[str] = []
     for index in range(count):
         if index < len(order):
-            chosen.append(order[index])
+            split = order[index]
         else:
-            missing = {name: shares[name] * (index + 1) - chosen.count(name) for name in order}
-            chosen.append(max(order, key=lambda name: round(missing[name], 9)))
+            missing = {name: shares[name] * (index + 1) - sizes[name] for name in order}
+            split = max(order, key=lambda name: round(missing[name], 9))
+        chosen.append(split)
+        sizes[split] += 1
     return chosen
 
 
-def claim_folder(output: Path, name: str, settings: dict[str, Any]) -> None:
-    """Record a data set's settings in `output/name` before any of its tracks is written.
+def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
+    """Whether `output/name` records that this data set was begun; False: it may be begun there.
 
-    A folder that was begun with the same settings may be continued; one with others, or with
-    tracks of another origin, is refused (ValueError).
+    Raises:
+        ValueError: The folder was begun with other settings, or holds tracks of another origin.
+        FileExistsError: It is no folder, or `name` in it is a file that no run wrote.
     """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"{output} is not a folder: choose another output")
     path = output / name
+    check_replaceable(path, json_with("sample_rate", "split", "seed"), "a record of settings")
+    if not path.exists() or path.stat().st_size == 0:
+        if any(os.path.lexists(output / split) for split in SPLITS):
+            raise ValueError(f"{output} holds a data set of another origin: choose another output")
+        return False
+    before = json.loads(path.read_text(encoding="utf-8"))
     settings = json.loads(json.dumps(settings))  # tuples as they will be read back
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if different := [key for key in settings if settings[key] != before.get(key)]:
-            raise ValueError(
-                f"{output} was made with another {', '.join(different)}: choose another --output, "
-                "or delete it"
-            )
-    elif any((output / split).exists() for split in SPLITS):
-        raise ValueError(f"{output} holds a data set of another origin: choose another --output")
-    else:
-        write_json(path, settings)
+    if different := [key for key in settings if settings[key] != before.get(key)]:
+        raise ValueError(
+            f"{output} was made with another {', '.join(different)}: choose another output, "
+            "or delete it"
+        )
+    return True
+
+
+def unclaim(output: Path, name: str, existed: bool) -> None:
+    """Take back the record of a run that could use no song: other settings may be tried there."""
+    (output / name).unlink()
+    if not existed:
+        with suppress(OSError):  # something else was put there
+            output.rmdir()

@@ -30,6 +30,8 @@ def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi
     Raises:
         ValueError: It cannot be used; the message says why.
     """
+    if not path.is_file():
+        raise ValueError("it is not a regular file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tempo changes on other tracks than the first

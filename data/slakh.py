@@ -13,12 +13,13 @@ multiples of S / 2^23, so that their mean is a 24-bit number too, and float32 ho
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +29,30 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.layout import SPLITS, assign_splits, check_fractions, claim_folder, fold_name
+from data.layout import (
+    HIGHEST_RATE,
+    SPLITS,
+    assign_splits,
+    check_fractions,
+    check_workers,
+    fold_name,
+    is_claimed,
+    unclaim,
+)
 from jukebox_core import audio
-from jukebox_core.files import atomic_folder, sha256, write_json
+from jukebox_core.checks import require_fields
+from jukebox_core.files import (
+    atomic_folder,
+    check_owned,
+    check_replaceable,
+    json_with,
+    remove_leftovers,
+    remove_owned,
+    sha256,
+    write_json,
+)
 from jukebox_core.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
+from jukebox_core.separation.memory import free_bytes, is_out_of_memory
 
 __all__ = ["Prepared", "prepare", "quantise_sources"]
 
@@ -40,6 +61,11 @@ _TRACK = "track.json"  # in every finished track's folder
 _UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many there will be
 _DEFAULT_SPLIT = (0.7, 0.1, 0.2)
 _FULL_SCALE = 2**23
+_TRACK_NAME = re.compile(r"Track\d+")
+_LARGEST_METADATA = 1 << 20  # bytes; Slakh's have some 10,000, and YAML is read slowly
+_LONGEST_NAME = 100  # of a source: it becomes the name of a file
+_BYTES_PER_SAMPLE = 16  # of a stem in memory: its sum, and the samples before and after resampling
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that are no file's fault
 
 
 class Prepared(NamedTuple):
@@ -57,6 +83,20 @@ class _Settings:
     limit: int | None
     split: tuple[float, float, float] | None
     seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require_fields(
+            self,
+            "sample_rate",
+            whole=True,
+            at_least=1000,
+            at_most=HIGHEST_RATE,
+            hint="FLAC stores no higher rates",
+        )
+        require_fields(self, "silence_dbfs", at_most=0)
+        require_fields(self, "limit", whole=True, at_least=1, optional=True)
+        require_fields(self, "seed", whole=True, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +134,9 @@ def prepare(
 ) -> Prepared:
     """Prepare a data set; see the module's docstring.
 
-    A track lacking a source, with a missing, damaged or silent one, is skipped and listed in the
-    manifest. A second run into the same folder reuses the finished tracks.
+    A track that lacks a source, has a silent one, or cannot be read is skipped and listed in the
+    manifest. A second run into the same folder reuses the finished tracks, and replaces only what
+    a former run wrote.
 
     Args:
         slakh: Folder with `train`, `validation` and `test` (`omitted` is ignored), or with
@@ -114,11 +155,13 @@ def prepare(
 
     Raises:
         FileNotFoundError: There is no such folder.
+        FileExistsError: Something that no run wrote lies where a file or a track goes.
+        OSError: A file cannot be written.
         ValueError: It has no tracks, or none that can be used; an argument is out of range;
-            `output` holds something prepared otherwise.
+            `output` holds something prepared otherwise, or lies in the data set.
     """
     slakh, output = Path(slakh), Path(output)
-    workers = workers or os.cpu_count() or 1
+    check_workers(workers)
     settings = _Settings(
         sources=_check_sources(sources),
         sample_rate=sample_rate,
@@ -127,15 +170,16 @@ def prepare(
         split=None if split is None else check_fractions(split),
         seed=seed,
     )
-    if sample_rate < 1000 or workers < 1 or (limit is not None and limit < 1):
-        raise ValueError(
-            f"sample rate is {sample_rate}, limit {limit}, workers {workers}; "
-            "expected sample rate >= 1000, limit >= 1, workers >= 1"
-        )
     candidates = _find(slakh, use_train_only=split is not None)
-    claim_folder(output, _SETTINGS, asdict(settings))
-    usable, skipped = _prepare_all(candidates, output, settings, workers)
+    _check_apart(slakh, candidates, output)
+    claimed, existed = is_claimed(output, _SETTINGS, asdict(settings)), output.exists()
+    _check_replaceable(candidates, output)
+    if not claimed:
+        write_json(output / _SETTINGS, asdict(settings))
+    usable, skipped = _prepare_all(candidates, output, settings, workers or os.cpu_count() or 1)
     if not usable:
+        if not claimed:
+            unclaim(output, _SETTINGS, existed)
         origin, reason = next(iter(skipped.items()))
         raise ValueError(
             f"none of the {len(skipped)} tracks in {slakh} could be used, the first: "
@@ -171,7 +215,39 @@ def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
             f"sources are {list(sources)}, expected two or more different instrument classes, "
             "such as bass drums piano"
         )
+    if longest := [name for name in names if len(name) > _LONGEST_NAME]:
+        raise ValueError(
+            f"sources has a name of {len(longest[0])} characters, expected at most {_LONGEST_NAME}"
+        )
     return names
+
+
+def _check_apart(slakh: Path, candidates: list[_Candidate], output: Path) -> None:
+    """Refuse an output that a later run would read, and tracks that lie where others go."""
+    root, there = (Path(os.path.realpath(path)) for path in (slakh, output))
+    inside = there.relative_to(root).parts if there.is_relative_to(root) else None
+    mixed = inside is not None and (
+        not inside or inside[0] in SPLITS or _TRACK_NAME.fullmatch(inside[0]) is not None
+    )
+    places = [there / place for place in (_UNASSIGNED, *SPLITS)]
+    for candidate in candidates:
+        folder = Path(os.path.realpath(candidate.folder))
+        mixed = mixed or there.is_relative_to(folder)
+        mixed = mixed or any(folder.is_relative_to(place) for place in places)
+    if mixed:
+        raise ValueError(
+            f"output {output} and the data set {slakh} would be mixed: choose another output"
+        )
+
+
+def _check_replaceable(candidates: list[_Candidate], output: Path) -> None:
+    """Refuse an output where something that no run wrote would be replaced."""
+    ours = json_with("version", "sources", "tracks")
+    check_replaceable(output / MANIFEST_NAME, ours, "a manifest")
+    for candidate in candidates:
+        for place in _places(candidate):
+            folder = output / place / candidate.folder.name
+            check_owned(folder, _owned(folder))
 
 
 def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
@@ -202,7 +278,9 @@ def _track_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(
-        path for path in folder.iterdir() if path.is_dir() and re.fullmatch(r"Track\d+", path.name)
+        path
+        for path in folder.iterdir()
+        if _TRACK_NAME.fullmatch(path.name) and (path.is_dir() or path.is_symlink())
     )
 
 
@@ -256,21 +334,49 @@ def _quotas(candidates: list[_Candidate], limit: int | None) -> dict[str | None,
     return quotas
 
 
+def _places(candidate: _Candidate) -> tuple[str, ...]:
+    """The folders of `output` that may hold its prepared track; it is written to the first."""
+    return (candidate.split,) if candidate.split else (_UNASSIGNED, *SPLITS)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Within, what cannot be read makes a track unusable; errors of writing are not among them."""
+    try:
+        yield
+    except _UnusableError:
+        raise
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        name = Path(os.fsdecode(error.filename)).name if error.filename is not None else ""
+        text = f"{name} cannot be read: {error.strerror}" if name else str(error)
+        raise _UnusableError(" ".join(text.split())) from error
+    except ValueError as error:
+        raise _UnusableError(" ".join(str(error).split())) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _UnusableError("it is too long for the memory") from error
+
+
 def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
     """Write one track's folder, or find it finished; raises _UnusableError."""
-    stems = _select_stems(candidate.folder, settings.sources)
-    inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
-        file.name: file.stat().st_size for files in stems.values() for file in files
-    }
-    places = (candidate.split,) if candidate.split else (_UNASSIGNED, *SPLITS)
+    with _reading():
+        stems = _select_stems(candidate.folder, settings.sources)
+        inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
+            file.name: file.stat().st_size for files in stems.values() for file in files
+        }
+    places = _places(candidate)
     for place in places:
         folder = output / place / candidate.folder.name
         if (record := _finished(folder, inputs)) is not None:
             return _Done(candidate, folder, record)
-    sources = _read_sources(stems, settings)
+    with _reading():
+        sources = _read_sources(stems, settings)
     whole, mixture, gain = quantise_sources(sources)
     folder = output / places[0] / candidate.folder.name
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, _owned(folder)) as temporary:
         checksums = {}
         for name, samples in zip(("mixture", *stems), (mixture, *whole), strict=True):
             file = temporary / f"{name}.flac"
@@ -287,15 +393,33 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
     return _Done(candidate, folder, record)
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    """The content of a track's track.json; nothing where no run wrote one."""
+    path = folder / _TRACK
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    whole = isinstance(record, dict) and {"inputs", "samples", "gain", "sha256"} <= record.keys()
+    return record if whole and isinstance(record["sha256"], dict) else {}
+
+
+def _owned(folder: Path) -> dict[str, None]:
+    """The files of a track's folder that a run is recorded to have written."""
+    record = _record(folder)
+    names = [f"{name}.flac" for name in record["sha256"]] if record else []
+    return dict.fromkeys([*names, _TRACK]) if record else {}
+
+
 def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a track that was made from the same files and has not changed since."""
+    record = _record(folder)
+    if not record or record["inputs"] != inputs:
+        return None
+    files = {folder / f"{name}.flac": checksum for name, checksum in record["sha256"].items()}
     try:
-        record = json.loads((folder / _TRACK).read_text(encoding="utf-8"))
-        unchanged = record["inputs"] == inputs and all(
-            sha256(folder / f"{name}.flac") == checksum
-            for name, checksum in record["sha256"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        unchanged = all(f.is_file() and sha256(f) == checksum for f, checksum in files.items())
+    except OSError:
         return None
     return record if unchanged else None
 
@@ -303,15 +427,28 @@ def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]:
     """The audio files of each source, as metadata.yaml tells."""
     path = folder / "metadata.yaml"
+    if not os.path.lexists(path):
+        raise _UnusableError("it has no metadata.yaml")
+    if not path.is_file():
+        raise _UnusableError("its metadata.yaml is not a regular file")
+    if (size := path.stat().st_size) > _LARGEST_METADATA:
+        raise _UnusableError(f"its metadata.yaml is too large to describe stems ({size:,} bytes)")
+    text = path.read_bytes()
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))["stems"]
+        entries = yaml.safe_load(text.decode("utf-8"))["stems"]
         described = {
             str(name): (_source_name(entry), bool(entry.get("audio_rendered", True)))
             for name, entry in entries.items()
         }
-    except FileNotFoundError as error:
-        raise _UnusableError("it has no metadata.yaml") from error
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,  # no UTF-8, or a date or number that cannot be
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise _UnusableError("its metadata.yaml does not describe stems") from error
     selected = {}
     for source in sources:
@@ -319,20 +456,28 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]
             name for name, (what, rendered) in described.items() if rendered and what == source
         ]
         if not names:
-            present = sorted({what for what, rendered in described.values() if rendered})
+            present = sorted({what for what, rendered in described.values() if rendered and what})
             raise _UnusableError(f"it has no rendered stem of {source} (of {', '.join(present)})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
     return selected
 
 
 def _source_name(entry: dict[str, Any]) -> str:
-    return "drums" if entry.get("is_drum") else fold_name(str(entry["inst_class"]))
+    if entry.get("is_drum"):
+        return "drums"
+    name = entry["inst_class"]
+    return fold_name(str(name)) if isinstance(name, str | int | float) else ""
 
 
 def _stem_file(folder: Path, name: str) -> Path:
+    if Path(name).name != name:
+        raise _UnusableError(f"its metadata.yaml names a stem {name!r}, which is no file name")
     for suffix in (".flac", ".wav"):  # BabySlakh's are wav
-        if (path := folder / "stems" / f"{name}{suffix}").is_file():
+        path = folder / "stems" / f"{name}{suffix}"
+        if path.is_file():
             return path
+        if os.path.lexists(path):
+            raise _UnusableError(f"stems/{path.name} is not a regular file")
     raise _UnusableError(f"stems/{name}.flac is missing")
 
 
@@ -340,11 +485,7 @@ def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarr
     """Mono sources at the rate asked for, padded with zeros to one length, `[S, T]` float64."""
     summed = []
     for source, files in stems.items():
-        try:
-            parts = [_read_mono(file, settings.sample_rate) for file in files]
-        except ValueError as error:
-            raise _UnusableError(str(error)) from error
-        total = _padded_sum(parts)
+        total = _padded_sum([_read_mono(file, settings.sample_rate) for file in files])
         if audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
             raise _UnusableError(f"its {source} is silent (RMS under {settings.silence_dbfs} dBFS)")
         summed.append(total)
@@ -354,6 +495,10 @@ def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarr
 
 def _read_mono(file: Path, sample_rate: int) -> np.ndarray:
     samples, rate = audio.load(file)
+    needed = _BYTES_PER_SAMPLE * samples.shape[-1] * sample_rate / rate
+    if needed > free_bytes(torch.device("cpu")):
+        hours = samples.shape[-1] / rate / 3600
+        raise _UnusableError(f"{file.name} lasts {hours:,.0f} hours, too long for the memory")
     return audio.resample(audio.to_mono(samples), rate, sample_rate).numpy()
 
 
@@ -379,11 +524,25 @@ def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[
         target = output / split / track.folder.name
         if track.folder != target:
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
+            check_owned(target, _owned(target))
+            if os.path.lexists(target) and not remove_owned(target, _owned(target)):
+                raise FileExistsError(f"{target} cannot be removed to be replaced")
             os.replace(track.folder, target)
         assigned.append((split, track))
-    shutil.rmtree(output / _UNASSIGNED, ignore_errors=True)
+    _remove_unassigned(output / _UNASSIGNED)
     return assigned
+
+
+def _remove_unassigned(folder: Path) -> None:
+    """Remove the tracks of former runs that wait for a split and are not used any more."""
+    if not folder.is_dir():
+        return
+    remove_leftovers(folder)
+    for track in folder.iterdir():
+        if owned := _owned(track):
+            remove_owned(track, owned)
+    with suppress(OSError):  # it holds something else
+        folder.rmdir()
 
 
 def _write_manifest(

@@ -25,23 +25,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pretty_midi
-import soundfile
+import torch
 import yaml
 from tqdm import tqdm
 
 from data.composer import PARTS, compose
 from data.layout import (
+    HIGHEST_RATE,
     INST_CLASSES,
     SPLITS,
     assign_splits,
     check_fractions,
-    claim_folder,
+    check_workers,
     fold_name,
     inst_class,
+    is_claimed,
+    unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
 from data.render import Renderer, block_powers, loudness
-from jukebox_core.files import atomic_folder, sha256
+from jukebox_core import audio
+from jukebox_core.checks import require, require_fields
+from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
+from jukebox_core.separation.memory import free_bytes
 
 __all__ = ["SyntheticData", "make_synthetic"]
 
@@ -51,13 +57,17 @@ _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
 _LEVEL_SPREAD = 4.0  # dB either way
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
+_MOST_SECONDS = 86_400  # of a song: a day of audio takes hours to render
+_MOST_TRACKS = 99_999  # TrackNNNNN
+_PROCESS_BYTES = 250 << 20  # of each of several processes: libraries and the soundfont
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class SyntheticData(NamedTuple):
     """What a run made."""
 
     tracks: list[Path]
-    skipped: dict[str, str]  # MIDI file: reason
+    skipped: dict[str, str]  # MIDI file, or track: reason
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,23 @@ class _Settings:
     parts: tuple[str, ...] | None
     reprogram: bool
     soundfont: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require_fields(self, "seed", whole=True, at_least=0)
+        require_fields(self, "seconds", at_least=1, at_most=_MOST_SECONDS, optional=True)
+        require_fields(
+            self,
+            "sample_rate",
+            whole=True,
+            at_least=8000,
+            at_most=HIGHEST_RATE,
+            hint="FLAC stores no higher rates",
+        )
+
+    def bytes_of(self, seconds: float, stems: int) -> float:
+        """Memory that rendering a song takes."""
+        return (32 + 8 * stems) * seconds * self.sample_rate
 
 
 @dataclass(frozen=True)
@@ -105,7 +132,8 @@ def make_synthetic(
         seconds: Length of a song; None is 30 for composed songs and the whole of a MIDI file. A cut
             begins where the last of bass and drums enters.
         seed: Chooses the songs, levels and order of MIDI files.
-        midi_dir: Folder of .mid files (searched with its subfolders) to use instead of composing.
+        midi_dir: Folder of .mid files (searched with its subfolders, but without what was written
+            to `output`) to use instead of composing.
         sample_rate: Slakh2100 has 44,100 Hz.
         split: Shares of train, validation and test.
         parts: What plays; the fewer, the faster. Composed songs have any of `composer.PARTS`; of
@@ -116,24 +144,21 @@ def make_synthetic(
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
-        ValueError: An argument is out of range; no MIDI file could be used; `output` holds
-            something else.
+        ValueError: An argument is out of range, or more than the memory holds; no MIDI file could
+            be used; `output` was made otherwise.
         FileNotFoundError: There is no such folder of MIDI files, or soundfont.
+        FileExistsError: Something that no run wrote lies where a file or a track goes.
+        OSError: A file cannot be written.
     """
     output = Path(output)
-    if tracks is not None and tracks < 1:
-        raise ValueError(f"tracks is {tracks}, expected at least 1")
-    if seconds is not None and not 1 <= seconds < math.inf:
-        raise ValueError(f"seconds is {seconds}, expected at least 1")
-    if seed < 0 or sample_rate < 8000 or (workers is not None and workers < 1):
-        raise ValueError(
-            f"seed is {seed}, sample rate {sample_rate}, workers {workers}; "
-            "expected seed >= 0, sample rate >= 8000, workers >= 1"
-        )
-    files = None if midi_dir is None else _midi_files(Path(midi_dir), seed)
-    if files is None:
-        seconds, tracks, parts = seconds or 30.0, tracks or 20, PARTS if parts is None else parts
-    known = PARTS if files is None else ("drums", *map(fold_name, INST_CLASSES))
+    if tracks is not None:
+        require("tracks", tracks, whole=True, at_least=1, at_most=_MOST_TRACKS)
+    check_workers(workers)
+    if midi_dir is None:
+        tracks = 20 if tracks is None else tracks
+        seconds = 30.0 if seconds is None else seconds
+        parts = PARTS if parts is None else parts
+    known = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(known)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(known)}")
     settings = _Settings(
@@ -145,25 +170,41 @@ def make_synthetic(
         reprogram=reprogram,
         soundfont=None if soundfont is None else str(soundfont),
     )
+    files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
     Renderer(sample_rate, None if soundfont is None else Path(soundfont))  # fails before writing
     songs = _songs(output, settings, files, tracks)
-    _claim(output, settings, files, len(songs))
-    waiting = [song for song in songs if not song.folder.exists()]
-    if workers is None:
-        workers = min(os.cpu_count() or 1, 1 + len(waiting) // 8)
-    skipped = _write_all(waiting, settings, workers)
-    made = [song.folder for song in songs if song.folder.exists()]
-    if not made:
-        reason = next(iter(skipped.values()))
+    record, claimed = _check_output(output, settings, files, songs)
+    waiting = [song for song in songs if not _is_written(song, settings)]
+    workers, existed = _processes(workers, len(waiting), settings), output.exists()
+    if not claimed:
+        write_json(output / _RECORD, record)
+    unusable = _write_all(waiting, settings, workers)
+    if len(unusable) == len(songs):
+        if not claimed:
+            unclaim(output, _RECORD, existed)
+        reason = next(iter(unusable.values()))
         raise ValueError(f"none of the {len(songs)} songs could be written, the first: {reason}")
+    made = [song.folder for song in songs if song not in unusable]
+    skipped = {str(song.midi or song.folder.name): reason for song, reason in unusable.items()}
     return SyntheticData(made, skipped)
 
 
-def _midi_files(folder: Path, seed: int) -> list[Path]:
-    """The MIDI files under a folder in an order that depends on the seed only."""
+def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
+    """The MIDI files under a folder in an order that depends on the seed only.
+
+    Those of tracks in `output` are left out.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to read MIDI files from")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
+    written = [Path(os.path.realpath(output / split)) for split in SPLITS]
+
+    def is_input(path: Path) -> bool:
+        if path.suffix.lower() not in (".mid", ".midi") or path.is_dir():
+            return False
+        there = Path(os.path.realpath(path.parent))
+        return not any(there.is_relative_to(place) for place in written)
+
+    files = sorted(path for path in folder.rglob("*") if is_input(path))
     if not files:
         raise ValueError(f"{folder} has no .mid files")
     return [files[index] for index in np.random.default_rng(seed).permutation(len(files))]
@@ -187,27 +228,78 @@ def _songs(
     ]
 
 
-def _claim(output: Path, settings: _Settings, files: list[Path] | None, count: int) -> None:
-    """Refuse a folder made with other settings, from other files, or with more songs."""
-    record = asdict(settings)
+def _check_output(
+    output: Path, settings: _Settings, files: list[Path] | None, songs: list[_Song]
+) -> tuple[dict[str, Any], bool]:
+    """What is recorded of a data set, and whether it is recorded there already.
+
+    Refuses a folder made with other settings, from other files, with more songs, or with tracks
+    that no run wrote.
+    """
+    record = {"version": 1, **asdict(settings)}
     record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
-    record["midi"] = None if files is None else [[file.name, sha256(file)] for file in files]
-    claim_folder(output, _RECORD, {"version": 1, **record})
+    record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
+    claimed = is_claimed(output, _RECORD, record)
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
-    if present > count:
-        raise ValueError(f"{output} holds {present} tracks already, {count} were asked for")
+    if present > len(songs):
+        raise ValueError(f"{output} holds {present} tracks already, {len(songs)} were asked for")
+    for song in songs:
+        if not _is_written(song, settings):
+            check_owned(song.folder)
+    return record, claimed
 
 
-def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[str, str]:
-    """Write the songs, in this process or several; returns what was skipped and why."""
-    skipped = {}
+def _digest(file: Path) -> str | None:
+    """The SHA-256 of a MIDI file; None of one that cannot be read, which is skipped later."""
+    try:
+        return sha256(file) if file.is_file() else None
+    except OSError:
+        return None
+
+
+def _is_written(song: _Song, settings: _Settings) -> bool:
+    """Whether the song's folder holds what a run wrote, as its metadata.yaml records."""
+    path = song.folder / "metadata.yaml"
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        made = yaml.load(text, _YAML)["generator"]
+        return (made["seed"], made["song"]) == (settings.seed, song.number)
+    except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
+    """How many processes render; refuses what the memory does not hold."""
+    free = free_bytes(torch.device("cpu"))
+    each = 0.0
+    if settings.seconds is not None and settings.parts is not None:
+        each = settings.bytes_of(settings.seconds, len(settings.parts))
+    if each > free:
+        raise ValueError(
+            f"seconds is {settings.seconds} and sample_rate {settings.sample_rate}: rendering such "
+            f"a song takes {each / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+        )
+    fitting = max(1, int(free / (each + _PROCESS_BYTES)))
+    if workers is None:
+        return min(os.cpu_count() or 1, 1 + songs // 8, fitting)
+    if min(workers, songs) > fitting:
+        raise ValueError(
+            f"workers is {workers}, the memory is enough for {fitting} processes that render songs "
+            "as long"
+        )
+    return workers
+
+
+def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
+    """Write the songs, in this process or several; returns those that cannot be used, and why."""
+    unusable = {}
     with _mapping(settings, min(workers, len(songs))) as mapping:
         results = mapping(_write_track, songs, itertools.repeat(settings))
         progress = tqdm(results, total=len(songs), desc="rendering", unit="song", disable=None)
         for song, reason in zip(songs, progress, strict=True):
             if reason is not None:
-                skipped[str(song.midi)] = reason
-    return skipped
+                unusable[song] = reason
+    return unusable
 
 
 @contextlib.contextmanager
@@ -246,7 +338,7 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
         try:
             midi = read_midi(song.midi, settings.parts)
         except ValueError as error:
-            return str(error)
+            return " ".join(str(error).split())
         length = midi.get_end_time() + 1.0  # for the last notes to die away
         if settings.seconds is None and length > _LONGEST:
             return f"it lasts {length / 60:.0f} minutes: choose the seconds to render"
@@ -255,6 +347,8 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
     if settings.reprogram:
         midi = reorchestrate(midi, rng)
     groups = stem_groups(midi)
+    if song.midi and settings.bytes_of(length, len(groups)) > free_bytes(torch.device("cpu")):
+        return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit the memory"
     samples = round(length * settings.sample_rate)
     stems, mix, gain = _levelled(groups, samples, settings, rng)
     if not mix.any():
@@ -277,28 +371,34 @@ def _levelled(
     """Stems `[T]` and their sum as int16, and the gain that kept the sum from clipping."""
     stems = []
     for group in groups:
-        audio = _renderer(settings)(group, samples)
+        wave = _renderer(settings)(group, samples)
         name = inst_class(group[0].program, group[0].is_drum)
         level = _LEVELS.get(name, _OTHER_LEVEL) + rng.uniform(-_LEVEL_SPREAD, _LEVEL_SPREAD)
-        powers = block_powers(audio, settings.sample_rate)
+        powers = block_powers(wave, settings.sample_rate)
         playing = powers[powers > powers.max() * 1e-4]
         if len(playing) > 0:
-            audio *= np.float32(10 ** (level / 20) / math.sqrt(playing.mean()))
-        stems.append(audio)
+            wave *= np.float32(10 ** (level / 20) / math.sqrt(playing.mean()))
+        stems.append(wave)
     if not stems:
         return [], np.zeros(samples, dtype=np.int16), 1.0
-    peak = max(float(np.abs(audio).max()) for audio in (*stems, np.stack(stems).sum(0)))
+    peak = max(float(np.abs(wave).max()) for wave in (*stems, np.stack(stems).sum(0)))
     gain = min(1.0, 10 ** (_TARGET_PEAK / 20) / peak) if peak > 0 else 1.0
-    whole = [np.rint(audio * np.float32(gain * 32768)).astype(np.int16) for audio in stems]
+    whole = [np.rint(wave * np.float32(gain * 32768)).astype(np.int16) for wave in stems]
     return whole, np.stack(whole).sum(0, dtype=np.int16), gain
 
 
 def _write_audio(folder: Path, stems: list[np.ndarray], mix: np.ndarray, rate: int) -> None:
     (folder / "stems").mkdir()
-    soundfile.write(folder / "mix.flac", mix, rate, subtype="PCM_16")
+    _write_flac(folder / "mix.flac", mix, rate)
     for index, stem in enumerate(stems):
         if stem.any():
-            soundfile.write(folder / "stems" / f"S{index:02d}.flac", stem, rate, subtype="PCM_16")
+            _write_flac(folder / "stems" / f"S{index:02d}.flac", stem, rate)
+
+
+def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Write `[T]` int16 samples as they are."""
+    exact = torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
+    audio.save(path, exact, rate, subtype="PCM_16")
 
 
 def _write_midi(
@@ -321,7 +421,9 @@ def _describe(
 ) -> dict[str, Any]:
     """The content of metadata.yaml, with Slakh2100's keys and one more, `generator`."""
     name = song.folder.name
-    origin = "composed" if song.midi is None else song.midi.name
+    origin = "composed"
+    if song.midi is not None:  # a name of any bytes
+        origin = os.fsencode(song.midi.name).decode("utf-8", "backslashreplace")
     soundfont = _renderer(settings).soundfont.name
     described = {}
     for index, (group, stem) in enumerate(zip(groups, stems, strict=True)):

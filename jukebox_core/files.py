@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.tensor_files import save_tensors
@@ -38,6 +38,7 @@ __all__ = [
     "remove_leftovers",
     "remove_owned",
     "sha256",
+    "table_of",
     "write_json",
     "write_table",
     "write_text",
@@ -225,6 +226,19 @@ def marked(start: str | bytes, *marks: str | bytes) -> Callable[[Path], bool]:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
         return head.startswith(first) and any(mark in head for mark in others)
+
+    return ours
+
+
+def table_of(kind: str) -> Callable[[Path], bool]:
+    """For `check_replaceable`: whether a file is a safetensors table of this kind."""
+
+    def ours(path: Path) -> bool:
+        try:
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("kind") == kind
+        except SafetensorError:
+            return False
 
     return ours
 

@@ -302,7 +302,7 @@ def test_other_settings_or_data_are_not_mixed(dataset, tmp_path):
         prepare(dataset, tmp_path / "out", sources=("bass", "piano"), sample_rate=4000)
     assert tree(tmp_path / "out") == before
     before = tree(dataset)
-    with pytest.raises(ValueError, match="another origin"):  # not over the originals
+    with pytest.raises(ValueError, match="would be mixed"):  # not over the originals
         prepare(dataset, dataset, **FAST)
     assert tree(dataset) == before
 
@@ -317,9 +317,9 @@ def test_other_settings_or_data_are_not_mixed(dataset, tmp_path):
         ({"sources": ["bass", "Bass"]}, "expected two or more"),
         ({"sources": ["bass", "mixture"]}, "expected two or more"),
         ({"split": (1, 2)}, "expected three shares"),
-        ({"limit": 0}, "limit 0"),
-        ({"workers": -1}, "workers -1"),
-        ({"sample_rate": 0}, "sample rate is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"sample_rate": 0}, "sample_rate is 0"),
     ],
 )
 def test_wrong_arguments_write_nothing(dataset, tmp_path, options, words):
