@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["require", "require_fields"]
+__all__ = ["require", "require_choice", "require_fields", "require_seed"]
 
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # of int64 and float32, which tensors hold
 
@@ -85,3 +86,22 @@ def require_fields(config: Any, *names: str, optional: bool = False, **bounds: A
                 require(f"{name}[{index}]", element, **bounds)
         else:
             require(name, value, **bounds)
+
+
+def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: It is another value.
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name} is {value!r}, expected {' or '.join(map(str, choices))}")
+
+
+def require_seed(name: str, value: Any) -> None:
+    """Refuse what PyTorch and NumPy do not both take as a seed of random numbers.
+
+    Raises:
+        ValueError: It is no integer from 0 to 2^63 - 1.
+    """
+    require(name, value, whole=True, at_least=0, at_most=2**63 - 1)
