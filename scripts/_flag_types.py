@@ -40,7 +40,7 @@ class BadFlag(ValueError):
 def _plain_words(
     info: PrimitiveTypeInfo,
 ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-    """tyro's rule for a type, with another message."""
+    """Wrap the rule of tyro for a type, with another message."""
     if _asked and _asked[-1] is info:
         return None
     _asked.append(info)

@@ -257,13 +257,13 @@ def run_draws(
 
 
 def _resolved(study: Study, draw: Draw) -> Draw:
-    """The same draw with every setting that its candidates depend on.
+    """The same draw with every setting that its candidates depend on, and no other.
 
     Those that are left to the likelihood stay so: the code has their values.
     """
     given = dict(draw.options)
     settings = Settings(**{k: v for k, v in given.items() if k in vars(Settings())})
-    values = resolve(settings, study.models, draw.method, tuned=study.tuned)
+    values = resolve(settings, study.models, draw.method, tuned=study.tuned, strict=False)
     others = {name: value for name, value in given.items() if name not in values}
     known = {k: v for k, v in values.items() if k not in AFTERWARDS and v is not None}
     return Draw.of(draw.method, draw.seed, **others, **known)

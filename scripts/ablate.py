@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hybrid import POOLED_WEIGHT
 from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
 from jukebox_core.files import write_json, write_text
 from jukebox_core.manifest import load_manifest
@@ -69,7 +70,7 @@ PUBLISHED = {
     "symmetric": True,
     "shifts": 1,
 }
-"""The sampling of the original systems."""
+"""The sampling of the original systems; each method takes what it uses."""
 MASK = RatioMask()
 
 
@@ -108,13 +109,15 @@ class Args:
     jobs: int = 4
     """Processes, of one thread each."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no row can be made with."""
+        names = ("chunks", "candidates", "seeds", "chunk_codes", "jobs")
+        require_fields(self, *names, whole=True, at_least=1)
+
 
 @program
 def main(args: Args) -> None:
     """Run every row, write the tables, print them."""
-    for name in ("chunks", "candidates", "seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
     rows = list(plan(args))
     known, wanted = ways(args), defaultdict[Draw, dict[str, Way]](dict)

@@ -32,6 +32,7 @@ from torch import Tensor
 from hybrid import PooledLikelihood
 from hybrid.kernel import Kernel
 from jukebox_core.checkpoints import fingerprint, load_codec, provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.protocols import Likelihood
@@ -39,8 +40,8 @@ from lass.backoff import Marginals, Overall
 from lass.counting import PairCounting
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
 from lass.information import Information, pair_logs
-from lass.likelihood import CountLikelihood, SmoothedLikelihood
-from lqvae.likelihood import LatentGaussianLikelihood
+from lass.likelihood import CountLikelihood, SmoothedLikelihood, check_strength, check_weight
+from lqvae.likelihood import LatentGaussianLikelihood, check_sigma
 from lqvae.sums import load_sums
 from scripts._cli import program
 from scripts._models import prior_folders
@@ -81,6 +82,17 @@ class Args:
     """Of the places and of the compared pairs."""
     threads: int | None = None
     """CPU threads."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be scored with."""
+        require_fields(self, "iterations", "compared", whole=True, at_least=1)
+        for name, check in (
+            ("strengths", check_strength),
+            ("sigmas", check_sigma),
+            ("weights", check_weight),
+        ):
+            for index, value in enumerate(getattr(self, name)):
+                check(f"{name}[{index}]", value)
 
 
 @program
