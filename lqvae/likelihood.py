@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 from jukebox_core.separation.protocols import PairScores
-from lqvae.sums import load_sums
+from lqvae.sums import check_sum_codes, load_sums
 
 SIGMA = 0.4
 _SMALLEST, _LARGEST = 1e-15, 1e15  # sigmas whose squares, and what is divided by them, fit float32
@@ -35,14 +35,15 @@ class LatentGaussianLikelihood:
             sigma: standard deviation per latent dimension, in units of the latent space.
 
         Raises:
-            ValueError: the shapes disagree, the codebook is not finite, or sigma is not positive,
-                or out of all proportion.
+            ValueError: the shapes disagree, a sum is no code, the codebook is not finite, or sigma
+                is not positive or out of all proportion.
         """
         self.n_codes = codebook.shape[0]
         if sum_codes.shape != (self.n_codes, self.n_codes):
             raise ValueError(
                 f"sum_codes is {tuple(sum_codes.shape)}, the codebook has {self.n_codes} codes"
             )
+        check_sum_codes("sum_codes", sum_codes)
         check_sigma("sigma", sigma)
         self.sigma = sigma
         self.sum_codes = sum_codes.int().flatten()

@@ -241,7 +241,7 @@ def build_separator(
     sampler = sampler_of(chosen)
     family = _family(method, models)
     folders = prior_folders(family)
-    sizes = _sizes(family, folders, candidates, window, context, chosen["shifts"])
+    sizes = sizes_of(method, models, candidates, window, context, chosen["shifts"])
     on = pick_device(device)
     codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")
@@ -273,19 +273,22 @@ def build_separator(
     )
 
 
-def _sizes(
-    family: Path,
-    priors: Mapping[str, Path],
-    candidates: int | None,
-    window: int | None,
-    context: int | Literal["max"],
-    shifts: int | None,
+def sizes_of(
+    method: Method,
+    models: Path,
+    candidates: int | None = None,
+    window: int | None = None,
+    context: int | Literal["max"] = 0,
+    shifts: int | None = None,
 ) -> Sizes:
-    """The numbers of a separation, checked before any weights are read.
+    """The numbers of a separation, None as in `build_separator`, checked; no weights are read.
 
     Raises:
+        FileNotFoundError: the folder or a part of it is missing.
         ValueError: they do not fit the models, each other or the memory.
     """
+    family = _family(method, models)
+    priors = prior_folders(family)
     codec = load_codec_config(family / "vqvae")
     n_ctx = min(load_prior_config(folder).n_ctx for folder in priors.values())
     meta = load_meta(family / "vqvae")

@@ -34,7 +34,7 @@ from jukebox_core.separation.selection import Candidates, PosteriorMean, Selecti
 from jukebox_core.vqvae.model import VQVAE
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._evaluation_meta import fingerprints
-from scripts._models import Method, build_separator
+from scripts._models import Method, build_separator, sizes_of
 from scripts._settings import AFTERWARDS, Settings, resolve
 
 __all__ = [
@@ -238,13 +238,17 @@ def run_draws(
         jobs: processes, of one thread each; 1: this one does it.
 
     Raises:
-        ValueError: the tuned file is damaged.
+        ValueError: the tuned file is damaged, or the numbers of a draw do not fit the models.
         FileNotFoundError: a part of the models or of the data is missing.
     """
     resolved = {draw: _resolved(study, draw) for draw in draws}
     wanted: dict[Draw, dict[str, Way]] = {}
     for draw, ways in draws.items():
         wanted.setdefault(resolved[draw], {}).update(ways)
+    for draw in wanted:
+        options = dict(draw.options)
+        candidates, shifts = options.get("candidates"), options.get("shifts")
+        sizes_of(draw.method, study.models, candidates, shifts=shifts)
     paths = {draw: _path(study, draw, folder) for draw in wanted}
     stored = {draw: _stored(paths[draw], ways) for draw, ways in wanted.items()}
     found = {draw: scores for draw, scores in stored.items() if scores is not None}

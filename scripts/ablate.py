@@ -111,8 +111,8 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse numbers that no row can be made with."""
-        names = ("chunks", "candidates", "seeds", "chunk_codes", "jobs")
-        require_fields(self, *names, whole=True, at_least=1)
+        require_fields(self, "chunks", "candidates", "chunk_codes", "jobs", whole=True, at_least=1)
+        require_fields(self, "seeds", whole=True, at_least=1, at_most=1000)
 
 
 @program

@@ -31,10 +31,16 @@ from torch import Tensor
 
 from hybrid import PooledLikelihood
 from hybrid.kernel import Kernel
-from jukebox_core.checkpoints import fingerprint, load_codec, provenance
+from jukebox_core.checkpoints import (
+    fingerprint,
+    load_codec,
+    load_codec_config,
+    provenance,
+)
 from jukebox_core.checks import require_fields
 from jukebox_core.files import write_json
 from jukebox_core.manifest import load_manifest
+from jukebox_core.separation.memory import free_bytes
 from jukebox_core.separation.protocols import Likelihood
 from lass.backoff import Marginals, Overall
 from lass.counting import PairCounting
@@ -106,6 +112,8 @@ def main(args: Args) -> None:
             f"{args.models} has no FAMILY/counts.safetensors: count with scripts.count_sums"
         )
     codecs = {family: fingerprint(args.models / family / "vqvae") for family in families}
+    for family in families:
+        check_memory(args, load_codec_config(args.models / family / "vqvae").l_bins)
     further = further_counts(args.counts, codecs)
     found = {
         family: list(score(args, args.models / family, further[family])) for family in families
@@ -120,6 +128,23 @@ def main(args: Args) -> None:
         }
         asked = {name: getattr(args, name) for name in ("split", "iterations", "compared", "seed")}
         write_json(args.output, {"variants": as_json, "asked": asked, **provenance()})
+
+
+def check_memory(args: Args, n_codes: int) -> None:
+    """Refuse more triples and compared pairs than their scores find room for.
+
+    Raises:
+        ValueError: The tables are larger than the free memory.
+    """
+    plan = PairCounting()
+    triples = args.iterations * plan.pairs * plan.crop
+    needed = 8 * (n_codes * (triples + args.compared) + triples * args.compared)  # of `pair_logs`
+    free = free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"iterations is {args.iterations} and compared {args.compared}: their scores take "
+            f"{needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free"
+        )
 
 
 def _as_json(row: Information) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from jukebox_core.files import write_json
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.statistics import paired_difference
 from scripts._cli import program
-from scripts._models import FAMILY, METHODS, Method, refinement_of
+from scripts._models import FAMILY, METHODS, Method, refinement_of, sizes_of
 from scripts._settings import tuned_path
 from scripts._study import Draw, Refined, Scores, Study, run_draws
 
@@ -187,6 +187,8 @@ def main(args: Args) -> None:
     """Tune, write the settings, print what was tried."""
     chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
     study = Study(args.models, args.data, *chosen, tuned=False)
+    for candidates in args.sizes:  # scored last, but refused first
+        sizes_of(args.method, args.models, candidates)
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)

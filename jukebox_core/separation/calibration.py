@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.files import write_table
-from jukebox_core.separation.refinement import stft
+from jukebox_core.separation.refinement import check_n_fft, stft
 
 __all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
 
@@ -32,7 +32,7 @@ class Calibration:
     that STFT. Spectra of another size read both by frequency, floors in proportion to the size.
 
     Raises:
-        ValueError: gains and floors are not of the same sources and sizes, or negative.
+        ValueError: gains and floors are not of the same sources and sizes, negative or not finite.
     """
 
     def __init__(self, gain: Mapping[str, Tensor], floor: Mapping[str, Tensor]):
@@ -41,8 +41,13 @@ class Calibration:
         sizes = {tuple(x.shape) for x in (*gain.values(), *floor.values())}
         if len(sizes) != 1 or len(size := sizes.pop()) != 1 or size[0] < 2:
             raise ValueError("gains and floors are not vectors of one size")
-        if min(x.min().item() for x in (*gain.values(), *floor.values())) < 0:
-            raise ValueError("gains and floors of powers must not be negative")
+        for kind, values in (("gain", gain), ("floor", floor)):
+            for name, x in values.items():
+                if not (x.isfinite().all() and x.min() >= 0):
+                    raise ValueError(
+                        f"the {kind} of {name} has negative, NaN or infinite values: gains and "
+                        "floors of powers must not be negative"
+                    )
         self.gain = {name: x.float() for name, x in gain.items()}
         self.floor = {name: x.float() for name, x in floor.items()}
         self.n_fft = 2 * (size[0] - 1)
@@ -79,7 +84,14 @@ class CalibrationMeter:
     """Gathers the sums that a calibration is fitted with."""
 
     def __init__(self, n_fft: int = 4096):
-        """For a Hann STFT of n_fft samples, hop a quarter of it."""
+        """For a Hann STFT of n_fft samples, hop a quarter of it.
+
+        Raises:
+            ValueError: n_fft is no positive multiple of 8, or out of proportion.
+        """
+        check_n_fft("n_fft", n_fft)
+        if n_fft % 8:
+            raise ValueError(f"n_fft is {n_fft}, expected a positive multiple of 8")
         self.n_fft = n_fft
         self._sums: dict[str, Tensor] = {}  # of 1, X, Y, XY, YY, [5, F]
 
@@ -156,10 +168,15 @@ def load_calibration(
     parts: dict[str, dict[str, Tensor]] = {"gain": {}, "floor": {}}
     for key, values in found.items():
         name, _, part = key.rpartition(".")
+        if part not in parts:
+            raise ValueError(f"{path} is not a readable calibration (it holds {key})")
         parts[part][name] = values
     missing = [name for name in sources if name not in parts["gain"]]
     if missing:
         raise ValueError(
             f"{path} knows nothing of {', '.join(missing)}: run scripts.calibrate again"
         )
-    return Calibration(parts["gain"], parts["floor"])
+    try:
+        return Calibration(parts["gain"], parts["floor"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
