@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from jukebox_core.checks import require
 from lass.backoff import overall_frequencies
 from lass.counts import Counts
 from lqvae.likelihood import LatentGaussianLikelihood
@@ -33,8 +34,7 @@ class Kernel:
         Raises:
             ValueError: the share has no meaning, or the tables have different numbers of codes.
         """
-        if not 0 < share <= 1:
-            raise ValueError(f"the share of p(m) is {share}, expected more than 0 and at most 1")
+        require("share", share, above=0, at_most=1)
         if counts.n_codes != gaussian.n_codes:
             raise ValueError(
                 f"counts over {counts.n_codes} codes, a kernel over {gaussian.n_codes}"

@@ -43,9 +43,11 @@ __all__ = [
     "fingerprint",
     "first_nonfinite",
     "load_codec",
+    "load_codec_config",
     "load_mask_estimator",
     "load_meta",
     "load_prior",
+    "load_prior_config",
     "load_state",
     "open_run",
     "provenance",
@@ -145,6 +147,16 @@ def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     """
     config, _ = _config(folder, "vqvae", VQVAEConfig)
     return _load(lambda: VQVAE(config), folder, device)
+
+
+def load_codec_config(folder: str | Path) -> VQVAEConfig:
+    """The configuration of a run's codec; errors as in `load_codec`."""
+    return _config(folder, "vqvae", VQVAEConfig)[0]
+
+
+def load_prior_config(folder: str | Path) -> PriorConfig:
+    """The configuration of a run's prior; errors as in `load_prior`."""
+    return _config(folder, "prior", PriorConfig)[0]
 
 
 def load_prior(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from functools import lru_cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["require", "require_fields", "require_types"]
+__all__ = ["require", "require_choice", "require_fields", "require_seed", "require_types"]
 
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # of int64 and float32, which tensors hold
 
@@ -160,3 +161,22 @@ def _words(annotation: Any) -> str:
     names = {int: "an integer", float: "a finite number", str: "a string", tuple: "a list"}
     names |= {bool: "True or False", NoneType: "nothing"}
     return names.get(origin or annotation) or f"a {annotation.__name__}"
+
+
+def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        ValueError: It is another value.
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        raise ValueError(f"{name} is {value!r}, expected {' or '.join(map(str, choices))}")
+
+
+def require_seed(name: str, value: Any) -> None:
+    """Refuse what PyTorch and NumPy do not both take as a seed of random numbers.
+
+    Raises:
+        ValueError: It is no integer from 0 to 2^63 - 1.
+    """
+    require(name, value, whole=True, at_least=0, at_most=2**63 - 1)

@@ -436,24 +436,45 @@ class CountsFile:
             kind = self.metadata.get("kind", "no")
             if kind != "counts":
                 raise ValueError(f"{path} holds {kind} data, not counts")
-            self.n_codes = int(self.metadata["n_codes"])
-            self.iterations = int(self.metadata.get("iterations", 0))
+            self.n_codes, self.iterations = (
+                _whole(self.metadata.get(name, default))
+                for name, default in (("n_codes", ""), ("iterations", "0"))
+            )
             self._offsets = self._file.get_tensor("offsets")
             sizes = {self._file.get_slice(n).get_shape()[0] for n in ("first", "second", "counts")}
         except (SafetensorError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is not a readable file of counts ({reason})") from error
-        if self._offsets.shape != (self.n_codes + 1,) or sizes != {int(self._offsets[-1])}:
+        offsets = self._offsets
+        if offsets.shape != (self.n_codes + 1,) or sizes != {int(offsets[-1])}:
             raise ValueError(f"{path} is not a readable file of counts (its sizes disagree)")
+        if offsets.dtype.kind not in "iu" or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{path} is not a readable file of counts (its offsets are no slices)")
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
 
     def load(self) -> Counts:
-        """Everything."""
+        """Everything.
+
+        Raises:
+            ValueError: A code or a count cannot be.
+        """
         first, second, counts = (
             self._file.get_tensor(name) for name in ("first", "second", "counts")
         )
+        for name, values, least, most in (
+            ("first", first, 0, self.n_codes - 1),
+            ("second", second, 0, self.n_codes - 1),
+            ("counts", counts, 1, np.iinfo(np.int64).max),
+        ):
+            if values.dtype.kind not in "iu":
+                raise ValueError(f"{self.path}: {name} holds {values.dtype}, expected integers")
+            if values.size and not least <= values.min() <= values.max() <= most:
+                raise ValueError(
+                    f"{self.path}: {name} spans {values.min()} to {values.max()}, "
+                    f"expected {least} to {most}"
+                )
         codes = np.arange(self.n_codes, dtype=np.int32)
         mixture = np.repeat(codes, np.diff(self._offsets))
         return Counts(self.n_codes, first, second, mixture, counts, self._offsets)
@@ -469,6 +490,13 @@ class CountsFile:
         )
         mixture = np.searchsorted(self._offsets, np.arange(start, stop), side="right") - 1
         return to_keys(self.n_codes, first, second, mixture), counts
+
+
+def _whole(text: str) -> int:
+    """A number of the metadata; KeyError where it is none."""
+    if not text.isdecimal() or len(text) > 18:
+        raise KeyError(f"expected a number, got {text!r}")
+    return int(text)
 
 
 def merge_counts(files: Sequence[Path], output: Path) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.protocols import PairScores
 from lass.backoff import Backoff, MakeBackoff, Marginals
 from lass.counts import Counts, load_counts, symmetrise
@@ -16,6 +17,23 @@ from lass.counts import Counts, load_counts, symmetrise
 WEIGHT = 3.0
 BACKOFF = 3.0
 _PART = 1 << 18
+_SMALLEST, _LARGEST = 1e-15, 1e15  # factors of logarithms and counts whose results fit float32
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise ValueError unless the value is an exponent; `name` is what the message calls it."""
+    require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
+
+
+def check_strength(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a number of observations, which may be a fraction."""
+    require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
+
+
+def check_backoff(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a strength, or 0: no back-off."""
+    if value != 0 or isinstance(value, bool):
+        require(name, value, at_least=_SMALLEST, at_most=_LARGEST, hint="or 0: none")
 
 
 class CountLikelihood:
@@ -45,8 +63,7 @@ class CountLikelihood:
         Raises:
             ValueError: the weight is not positive.
         """
-        if not weight > 0:
-            raise ValueError(f"weight is {weight}, it must be positive")
+        check_weight("weight", weight)
         if symmetric:
             counts = symmetrise(counts)
         self.n_codes = counts.n_codes
@@ -110,8 +127,8 @@ class SmoothedLikelihood:
             ValueError: weight or strength is not positive, or counts and back-off have different
                 numbers of codes.
         """
-        if not (weight > 0 and strength > 0):
-            raise ValueError(f"weight {weight} and strength {strength} must be positive")
+        check_weight("weight", weight)
+        check_strength("strength", strength)
         if backoff.n_codes != counts.n_codes:
             raise ValueError(
                 f"counts over {counts.n_codes} codes, a back-off over {backoff.n_codes}"
@@ -174,8 +191,12 @@ def build_likelihood(
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: it is damaged, or belongs to another codec or other sources.
+        ValueError: it is damaged, or belongs to another codec or other sources, or weight or
+            back-off are no such numbers.
     """
+    check_backoff("backoff", backoff)
+    if weight is not None:
+        check_weight("weight", weight)
     loaded, _ = load_counts(counts, codec_fingerprint, sources)
     if symmetric is None:
         symmetric = not backoff

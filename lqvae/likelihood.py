@@ -7,10 +7,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.protocols import PairScores
-from lqvae.sums import load_sums
+from lqvae.sums import check_sum_codes, load_sums
 
 SIGMA = 0.4
+_SMALLEST, _LARGEST = 1e-15, 1e15  # sigmas whose squares, and what is divided by them, fit float32
+
+
+def check_sigma(name: str, value: object) -> None:
+    """Raise ValueError unless the value is a deviation; `name` is what the message calls it."""
+    require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
 
 
 class LatentGaussianLikelihood:
@@ -28,23 +35,30 @@ class LatentGaussianLikelihood:
             sigma: standard deviation per latent dimension, in units of the latent space.
 
         Raises:
-            ValueError: the shapes disagree, or sigma is not positive.
+            ValueError: the shapes disagree, a sum is no code, the codebook is not finite, or sigma
+                is not positive or out of all proportion.
         """
         self.n_codes = codebook.shape[0]
         if sum_codes.shape != (self.n_codes, self.n_codes):
             raise ValueError(
                 f"sum_codes is {tuple(sum_codes.shape)}, the codebook has {self.n_codes} codes"
             )
-        if not sigma > 0:
-            raise ValueError(f"sigma is {sigma}, it must be positive")
+        check_sum_codes("sum_codes", sum_codes)
+        check_sigma("sigma", sigma)
         self.sigma = sigma
         self.sum_codes = sum_codes.int().flatten()
         """The code of every pair's sum, [K * K]."""
+        if not codebook.isfinite().all():
+            raise ValueError("the codebook has NaN or infinite values")
         distances = torch.cdist(
             codebook.float(), codebook.float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
         self.log_density = -distances.square() / (2 * sigma**2)
         """Of mixture codes under the code of a sum, [K, K], up to a constant."""
+        if not self.log_density.isfinite().all():
+            raise ValueError(
+                f"sigma is {sigma}, which does not fit codes up to {distances.max():.3g} apart"
+            )
 
     def scores(self, mixture_code: int) -> PairScores:
         """log-density of the mixture code's vector under every sum, and the sum of every pair."""

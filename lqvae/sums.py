@@ -130,9 +130,24 @@ def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:
             metadata = file.metadata() or {}
             if metadata.get("kind") != "code_sums":
                 raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, not code sums")
-            table = file.get_tensor("sum_codes").long()
+            table = file.get_tensor("sum_codes")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable code-sum file ({error})") from error
+    if table.ndim != 2 or table.shape[0] != table.shape[1] or table.is_floating_point():
+        raise ValueError(
+            f"{path} holds sums of {table.dtype} and shape {tuple(table.shape)}, "
+            "expected integers [K, K]"
+        )
+    check_sum_codes(f"the sums of {path}", table)
     if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
         raise ValueError(f"{path} was made with another codec; run scripts.precompute_sums again")
-    return table
+    return table.long()
+
+
+def check_sum_codes(name: str, table: Tensor) -> None:
+    """Raise ValueError unless a table [K, K] holds codes; `name` is what the message calls it."""
+    if table.numel() and not 0 <= int(table.min()) <= int(table.max()) < len(table):
+        raise ValueError(
+            f"{name} span {int(table.min())} to {int(table.max())}, expected codes from 0 to "
+            f"{len(table) - 1}"
+        )

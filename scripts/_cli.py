@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,12 @@ from typing import Any, Protocol, get_type_hints
 
 import tyro
 
+from jukebox_core.checks import require_seed
+from scripts._flag_types import WRITTEN_OUT, BadFlag
+
 __all__ = ["one_line", "program"]
+
+_RULE = set("─-╭╮╰╯")  # between the parts of a usage error; "-" where the console is ASCII
 
 
 class Main(Protocol):
@@ -44,8 +50,9 @@ def program(body: Callable[[Any], int | None]) -> Main:
     """Make `body(args: Args)` a `main(argv=None) -> exit status`.
 
     Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
-    Bad input (ValueError, OSError, a missing optional package) becomes one line on stderr and
-    status 1, wrong flags status 2, Ctrl-C 130; anything else is a bug and keeps its traceback.
+    Bad input (ValueError, OSError, a missing optional package, values that the memory cannot hold)
+    becomes one line on stderr and status 1, wrong flags status 2, Ctrl-C 130; anything else is a
+    bug and keeps its traceback. A field `seed` is checked here, for all programs.
     """
 
     @functools.wraps(body)
@@ -57,17 +64,30 @@ def program(body: Callable[[Any], int | None]) -> Main:
         _never_fail_to_print()
         try:
             args = _parse(args_type, argv, prog, doc)
+            if getattr(args, "seed", None) is not None:
+                require_seed("seed", args.seed)
             return body(args) or 0
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except (ValueError, OSError, ImportError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)
             return 130
 
     return main
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    from jukebox_core.separation.memory import is_out_of_memory  # needs PyTorch
+
+    return is_out_of_memory(error)
 
 
 def _never_fail_to_print() -> None:
@@ -78,25 +98,45 @@ def _never_fail_to_print() -> None:
 
 
 def _parse(args_type: type, argv: Sequence[str] | None, prog: str, doc: str | None) -> Any:
-    """Run tyro's parser; its boxed usage errors become one line."""
+    """Run tyro's parser; its boxed usage errors become one line.
+
+    Raises:
+        ValueError: A dataclass refuses the values of its fields.
+    """
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), WRITTEN_OUT:
             return tyro.cli(args_type, args=argv, prog=prog, description=doc)
     except SystemExit as stop:
-        if stop.code:
-            print(f"error: {_usage_error(said.getvalue())} (see --help)", file=sys.stderr)
+        if not stop.code:
+            raise
+        cause = _cause(stop)
+        if cause is not None and not isinstance(cause, BadFlag):
+            raise cause from None
+        message = _usage_error(said.getvalue())
+        if cause is not None and (flag := re.match(r"Error parsing (.+?):( |$)", message)):
+            message = f"{flag[1]}: {cause}"  # the box breaks long words
+        print(f"error: {message} (see --help)", file=sys.stderr)
         raise
+
+
+def _cause(stop: BaseException) -> ValueError | None:
+    """The ValueError that tyro was handling when it stopped."""
+    cause = stop.__context__
+    while cause is not None and not isinstance(cause, ValueError):
+        cause = cause.__context__
+    return cause
 
 
 def _usage_error(boxed: str) -> str:
     """The message inside tyro's frame, without its title, help texts and hint."""
-    message = []
+    message: list[str] = []
     for line in boxed.splitlines()[1:]:
         content = line.strip("│").removeprefix(" ").rstrip()
-        if content.startswith(("─", "╰")):
-            break
-        if len(content) - len(content.lstrip()) < 8:  # deeper: the help text of a flag
+        if content and set(content.strip()) <= _RULE:
+            if message:
+                break
+        elif len(content) - len(content.lstrip()) < 8:  # deeper: the help text of a flag
             message.append(content.strip())
     return " ".join(message) or " ".join(boxed.split())
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
+from jukebox_core.checks import require, require_seed
 from jukebox_core.datasets import long_enough
 from jukebox_core.manifest import Manifest, Track
 from jukebox_core.separation import metrics
@@ -79,6 +80,9 @@ def choose_chunks(
     Raises:
         ValueError: the split has no usable song.
     """
+    require("count", count, whole=True, at_least=1)
+    require("length", length, whole=True, at_least=1)
+    require_seed("seed", seed)
     tracks = manifest.split(split)
     if not tracks:
         raise ValueError(f"{manifest.root} has no songs in its {split} split")

@@ -70,7 +70,9 @@ class Run:
 
         def score() -> dict[str, Any]:
             self._announce(method)
-            batch = self.args.batch or separator.fitting_batch()
+            batch = self.args.batch
+            if batch is None:
+                batch = separator.fitting_batch()
             items, seconds = [], 0.0
             with tqdm(desc=method, unit="step", disable=None, leave=False) as bar:
                 found = system_estimates(separator, self.chunks, self.args.seed, batch, _bar(bar))

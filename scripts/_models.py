@@ -27,17 +27,20 @@ from jukebox_core.checkpoints import (
     WEIGHTS,
     fingerprint,
     load_codec,
+    load_codec_config,
     load_meta,
     load_prior,
+    load_prior_config,
     run_part,
 )
+from jukebox_core.checks import require, require_choice
 from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.calibration import load_calibration
 from jukebox_core.separation.choices import make_average, make_pick
 from jukebox_core.separation.protocols import Likelihood, Sampler
 from jukebox_core.separation.refinement import RatioMask
-from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.separator import Separator, Sizes
 from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
 from lass.backoff import BACKOFFS
@@ -66,7 +69,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason})") from error
@@ -98,7 +101,8 @@ def sampler_of(chosen: Mapping[str, Any]) -> Sampler:
         ValueError: an option that the sampler does not have, or that has no meaning.
     """
     options = {name: chosen[name] for name in ("temperature", "top_k", "top_p")}
-    return make_sampler(chosen["sampler"], **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    return make_sampler(chosen["sampler"], **given)
 
 
 def refinement_of(chosen: Mapping[str, Any], family: Path) -> RatioMask:
@@ -115,7 +119,7 @@ def refinement_of(chosen: Mapping[str, Any], family: Path) -> RatioMask:
         chosen["mask_power"],
         n_fft,
         n_fft // 4,
-        chosen["compression"],
+        1.0 if chosen["compression"] is None else chosen["compression"],
         load_calibration(path, fingerprint(family / "vqvae")) if wanted else None,
     )
 
@@ -125,8 +129,9 @@ def check_parts(method: Method, models: Path, settings: Settings | None = None) 
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is not what its name says.
+        ValueError: a part is not what its name says, or the method has no such back-off.
     """
+    chosen = resolve(settings or Settings(), models, method, strict=False)
     family = _family(method, models)
     priors = prior_folders(family)
     for folder in (family / "vqvae", *priors.values()):
@@ -134,8 +139,7 @@ def check_parts(method: Method, models: Path, settings: Settings | None = None) 
         run_part(folder, WEIGHTS)
     if method != "lqvae":
         CountsFile(family / "counts.safetensors")
-    kernel = method == "hybrid" and resolve(settings or Settings(), models, method)["kernel"]
-    if method == "lqvae" or kernel:
+    if method == "lqvae" or chosen["kernel"]:
         load_sums(family / "sums.safetensors")
     return tuple(priors)
 
@@ -160,16 +164,16 @@ def build_likelihood(
     *,
     sigma: float | None = None,
     weight: float | None = None,
-    backoff: float = BACKOFF,
-    back_off_to: BackoffName = "marginals",
+    backoff: float | None = None,
+    back_off_to: BackoffName | None = None,
     symmetric: bool | None = None,
-    kernel: bool = True,
+    kernel: bool | None = None,
 ) -> Likelihood:
     """The likelihood of a method, from the tables in its family's folder.
 
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a table is damaged or another codec's, or the method has no such back-off.
+        ValueError: a table is damaged or another codec's.
     """
     if method == "lqvae":
         return lqvae.build_likelihood(
@@ -178,6 +182,8 @@ def build_likelihood(
             sigma=SIGMA if sigma is None else sigma,
             codec_fingerprint=codec_fingerprint,
         )
+    backoff = BACKOFF if backoff is None else backoff
+    back_off_to = back_off_to or "marginals"
     counted: dict[str, Any] = {
         "weight": weight,
         "backoff": backoff,
@@ -188,12 +194,8 @@ def build_likelihood(
     }
     counts = family / "counts.safetensors"
     if method == "lass":
-        if back_off_to not in BACKOFFS:
-            raise ValueError(
-                f"back_off_to is {back_off_to}, expected {' or '.join(BACKOFFS)} for lass: the "
-                "kernel is the hybrid's, whose codec is linear"
-            )
         return lass.build_likelihood(counts, towards=BACKOFFS[back_off_to], **counted)
+    kernel = kernel is not False
     counted |= {"back_off_to": back_off_to, "pooled": kernel}
     if kernel or (backoff and back_off_to == "kernel"):
         counted |= {
@@ -234,18 +236,18 @@ def build_separator(
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: parts are damaged or do not belong together, or options do not.
     """
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; there are {', '.join(METHODS)}")
-    chosen = resolve(Settings(**settings), models, method, tuned=tuned)
+    require_choice("method", method, METHODS)
+    chosen = resolve(Settings(**settings), models, method, tuned=tuned, context=context)
     sampler = sampler_of(chosen)
     family = _family(method, models)
+    folders = prior_folders(family)
+    sizes = sizes_of(method, models, candidates, window, context, chosen["shifts"])
     on = pick_device(device)
     codec = load_codec(family / "vqvae", on)
     identity = fingerprint(family / "vqvae")
     refinement = refinement_of(chosen, family)
     priors = {
-        name: load_prior(folder, on, codec_fingerprint=identity)
-        for name, folder in prior_folders(family).items()
+        name: load_prior(folder, on, codec_fingerprint=identity) for name, folder in folders.items()
     }
     likelihood = build_likelihood(
         method,
@@ -258,22 +260,46 @@ def build_separator(
             for name in ("sigma", "weight", "backoff", "back_off_to", "symmetric", "kernel")
         },
     )
-    meta = load_meta(family / "vqvae")
-    preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])
-    window = window or min(preset.window, *(prior.n_ctx for prior in priors.values()))
-    candidates = candidates or preset.candidates
-    shifts = chosen["shifts"] or (1 if context else math.gcd(candidates, SHIFTS))
     return Separator(
         codec,
         accelerate(priors, precision),
         likelihood,
         sampler=sampler,
-        candidates=candidates,
-        window=window,
-        overlap=min(64, window // 4),
+        overlap=min(64, sizes.window // 4),
         pick=make_pick(chosen["pick"]),
         average=make_average(chosen["average"]),
         refinement=refinement,
-        context=context,
-        shifts=shifts,
+        **sizes._asdict(),
     )
+
+
+def sizes_of(
+    method: Method,
+    models: Path,
+    candidates: int | None = None,
+    window: int | None = None,
+    context: int | Literal["max"] = 0,
+    shifts: int | None = None,
+) -> Sizes:
+    """The numbers of a separation, None as in `build_separator`, checked; no weights are read.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: they do not fit the models, each other or the memory.
+    """
+    family = _family(method, models)
+    priors = prior_folders(family)
+    codec = load_codec_config(family / "vqvae")
+    n_ctx = min(load_prior_config(folder).n_ctx for folder in priors.values())
+    meta = load_meta(family / "vqvae")
+    preset = PRESETS.get(str(meta.get("preset")), PRESETS["paper"])
+    if candidates is None:
+        candidates = preset.candidates
+    if window is None:
+        window = min(preset.window, n_ctx)
+    if shifts is None:
+        require("candidates", candidates, whole=True, at_least=1)
+        shifts = 1 if context != 0 else math.gcd(candidates, SHIFTS)
+    sizes = Sizes(candidates, window, context, shifts)
+    sizes.check(n_ctx, codec.hop)
+    return sizes

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
+from jukebox_core.checks import require, require_choice
 from jukebox_core.separation.choices import AverageName, PickName
-from jukebox_core.separation.strategies import Strategy
-from lass.likelihood import BACKOFF
+from jukebox_core.separation.refinement import check_compression, check_n_fft, check_power
+from jukebox_core.separation.sampling import check_temperature
+from jukebox_core.separation.strategies import OPTIONS, STRATEGIES, Strategy
+from jukebox_core.separation.truncation import check_top_k, check_top_p
+from lass.likelihood import BACKOFF, check_backoff, check_weight
+from lqvae.likelihood import check_sigma
 
-__all__ = ["AFTERWARDS", "BackoffName", "Settings", "load_tuned", "resolve", "tuned_path"]
+__all__ = [
+    "AFTERWARDS",
+    "LIKELIHOOD",
+    "BackoffName",
+    "Settings",
+    "load_tuned",
+    "resolve",
+    "resolve_each",
+    "tuned_path",
+]
+
+M = TypeVar("M", bound=str)
 
 BackoffName = Literal["marginals", "overall", "kernel"]
 
@@ -61,6 +77,47 @@ class Settings:
     """Correct candidates' spectra for what the codec does to them; default: where scripts.calibrate
     has measured it."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that no method can use, whatever the models."""
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value)
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left open."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def _check_mask_n_fft(name: str, value: Any) -> None:
+    check_n_fft(name, value)
+    if value % 4:
+        raise ValueError(f"{name} is {value}, expected a multiple of 4")
+
+
+def _one_of(*choices: Any) -> Any:
+    return lambda name, value: require_choice(name, value, choices)
+
+
+_CHECKS: Mapping[str, Any] = {
+    "sampler": _one_of(*STRATEGIES),
+    "temperature": check_temperature,
+    "top_k": check_top_k,
+    "top_p": check_top_p,
+    "sigma": check_sigma,
+    "weight": check_weight,
+    "backoff": check_backoff,
+    "back_off_to": _one_of(*get_args(BackoffName)),
+    "symmetric": _one_of(True, False),
+    "kernel": _one_of(True, False),
+    "shifts": lambda name, value: require(name, value, whole=True, at_least=1),
+    "pick": _one_of(*get_args(PickName)),
+    "average": _one_of(*get_args(AverageName)),
+    "mask_power": check_power,
+    "mask_n_fft": _check_mask_n_fft,
+    "compression": check_compression,
+    "calibration": _one_of(True, False),
+}
 
 BUILT_IN: Mapping[str, Any] = {
     "sampler": "particle",
@@ -86,6 +143,39 @@ BUILT_IN: Mapping[str, Any] = {
 AFTERWARDS = ("pick", "average", "mask_power", "mask_n_fft", "compression", "calibration")
 """The settings that say what is made of the candidates; these depend on all others."""
 
+LIKELIHOOD: Mapping[str, tuple[str, ...]] = {
+    "lqvae": ("sigma",),
+    "lass": ("weight", "backoff", "back_off_to", "symmetric"),
+    "hybrid": ("sigma", "weight", "backoff", "back_off_to", "symmetric", "kernel"),
+}
+"""{method: the settings of its likelihood}; all methods use all other settings."""
+
+
+def _without_effect(
+    chosen: Mapping[str, Any], method: str, refine: bool | None, context: int | str
+) -> dict[str, str]:
+    """{setting: why it changes nothing} beside the other values of `chosen`."""
+    why: dict[str, str] = {}
+    for name in {name for names in LIKELIHOOD.values() for name in names}:
+        if name not in LIKELIHOOD[method]:
+            why[name] = f"the method is {method}"
+    for name in ("top_k", "top_p"):
+        if name not in OPTIONS[chosen["sampler"]]:
+            why[name] = f"the sampler is {chosen['sampler']}"
+    if chosen["average"] != "posterior-mean":
+        why["compression"] = f"average is {chosen['average']}, which takes one candidate"
+    if not chosen["backoff"]:
+        why.setdefault("back_off_to", f"backoff is {chosen['backoff']:g}")
+    backs_off_to_kernel = chosen["backoff"] and chosen["back_off_to"] == "kernel"
+    if method == "hybrid" and not chosen["kernel"] and not backs_off_to_kernel:
+        why["sigma"] = "kernel is False and nothing backs off to it"
+    if refine is False:
+        masks = ("average", "mask_power", "mask_n_fft", "compression", "calibration")
+        why |= dict.fromkeys(masks, "refine is False")
+    if refine is True and context == 0:
+        why["pick"] = "refine is True and context is 0"
+    return why
+
 
 def tuned_path(models: Path, method: str) -> Path:
     """Where scripts.tune writes what it chose."""
@@ -105,18 +195,96 @@ def load_tuned(models: Path, method: str) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
         unknown = sorted(set(options) - known)
-    except (ValueError, KeyError, TypeError) as error:
+        options = dict(options)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: delete it, or tune again") from error
     if unknown:
         raise ValueError(f"{path} holds unknown settings {', '.join(unknown)}: tune again")
-    return options
+    try:
+        return Settings(**options).given()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def resolve(settings: Settings, models: Path, method: str, *, tuned: bool = True) -> dict[str, Any]:
-    """Every setting's value: the given one, else the tuned (`tuned` False: never), else built in.
+def resolve(
+    settings: Settings,
+    models: Path,
+    method: str,
+    *,
+    tuned: bool = True,
+    refine: bool | None = None,
+    context: int | str = 0,
+    strict: bool = True,
+) -> dict[str, Any]:
+    """Every setting's value: the given one, else the tuned, else built in.
+
+    None: left to the part that uses it, or without effect beside the others.
+
+    Args:
+        settings: the given ones.
+        models: the models folder.
+        method: a method's name.
+        tuned: False takes nothing of what was tuned.
+        refine: whether masks are made (True), raw decodes (False), or both (None).
+        context: codes before a window that the priors see.
+        strict: refuse a given setting that has no effect; otherwise it is left out.
 
     Raises:
-        ValueError: the tuned file is damaged.
+        ValueError: a given setting has no effect, or the tuned file is damaged.
     """
-    given = {name: value for name, value in vars(settings).items() if value is not None}
-    return {**BUILT_IN, **(load_tuned(models, method) if tuned else {}), **given}
+    chosen, idle = _chosen(settings, models, method, tuned, refine, context)
+    for name, value in settings.given().items():
+        if strict and name in idle:
+            raise ValueError(_no_effect(name, value, [idle[name]]))
+    return {name: None if name in idle else value for name, value in chosen.items()}
+
+
+def resolve_each(
+    settings: Settings,
+    models: Path,
+    methods: Iterable[M],
+    *,
+    refine: bool | None = None,
+) -> dict[M, Settings]:
+    """Each method's part of settings that are given for several: those that it uses.
+
+    Args:
+        settings: the given ones.
+        models: the models folder.
+        methods: names of methods.
+        refine: as in `resolve`.
+
+    Raises:
+        ValueError: a given setting has no effect on any of the methods, or a tuned file is damaged.
+    """
+    idle = {method: _chosen(settings, models, method, refine=refine)[1] for method in methods}
+    for name, value in settings.given().items():
+        if idle and all(name in why for why in idle.values()):
+            raise ValueError(_no_effect(name, value, [why[name] for why in idle.values()]))
+    return {
+        method: replace(settings, **{name: None for name in why}) for method, why in idle.items()
+    }
+
+
+def _chosen(
+    settings: Settings,
+    models: Path,
+    method: str,
+    tuned: bool = True,
+    refine: bool | None = None,
+    context: int | str = 0,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every setting's value, and {setting: why it has no effect}."""
+    known = load_tuned(models, method) if tuned else {}
+    chosen = {**BUILT_IN, **known, **settings.given()}
+    if method == "lass" and chosen["backoff"] and chosen["back_off_to"] == "kernel":
+        raise ValueError(
+            "back_off_to is kernel, expected marginals or overall for lass: the kernel is the "
+            "hybrid's, whose codec is linear"
+        )
+    return chosen, _without_effect(chosen, method, refine, context)
+
+
+def _no_effect(name: str, value: Any, reasons: Iterable[str]) -> str:
+    why = " and ".join(dict.fromkeys(reasons))
+    return f"{name} is {value}, but {why}: it would have no effect"

@@ -34,7 +34,7 @@ from jukebox_core.separation.selection import Candidates, PosteriorMean, Selecti
 from jukebox_core.vqvae.model import VQVAE
 from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._evaluation_meta import fingerprints
-from scripts._models import Method, build_separator
+from scripts._models import Method, build_separator, sizes_of
 from scripts._settings import AFTERWARDS, Settings, resolve
 
 __all__ = [
@@ -238,7 +238,7 @@ def run_draws(
         jobs: processes, of one thread each; 1: this one does it.
 
     Raises:
-        ValueError: the tuned file is damaged.
+        ValueError: the tuned file is damaged, or the numbers of a draw do not fit the models.
         FileNotFoundError: a part of the models or of the data is missing.
         FileExistsError: a file that is not ours lies where scores would be written.
     """
@@ -246,6 +246,10 @@ def run_draws(
     wanted: dict[Draw, dict[str, Way]] = {}
     for draw, ways in draws.items():
         wanted.setdefault(resolved[draw], {}).update(ways)
+    for draw in wanted:
+        options = dict(draw.options)
+        candidates, shifts = options.get("candidates"), options.get("shifts")
+        sizes_of(draw.method, study.models, candidates, shifts=shifts)
     paths = {draw: _path(study, draw, folder) for draw in wanted}
     stored = {draw: _stored(paths[draw], ways) for draw, ways in wanted.items()}
     found = {draw: scores for draw, scores in stored.items() if scores is not None}
@@ -260,13 +264,13 @@ def run_draws(
 
 
 def _resolved(study: Study, draw: Draw) -> Draw:
-    """The same draw with every setting that its candidates depend on.
+    """The same draw with every setting that its candidates depend on, and no other.
 
     Those that are left to the likelihood stay so: the code has their values.
     """
     given = dict(draw.options)
     settings = Settings(**{k: v for k, v in given.items() if k in vars(Settings())})
-    values = resolve(settings, study.models, draw.method, tuned=study.tuned)
+    values = resolve(settings, study.models, draw.method, tuned=study.tuned, strict=False)
     others = {name: value for name, value in given.items() if name not in values}
     known = {k: v for k, v in values.items() if k not in AFTERWARDS and v is not None}
     return Draw.of(draw.method, draw.seed, **others, **known)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from hybrid import POOLED_WEIGHT
 from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.manifest import load_manifest
@@ -70,7 +71,7 @@ PUBLISHED = {
     "symmetric": True,
     "shifts": 1,
 }
-"""The sampling of the original systems."""
+"""The sampling of the original systems; each method takes what it uses."""
 MASK = RatioMask()
 _ROWS, _TABLES = "ablation.json", "ablation.md"
 
@@ -110,13 +111,15 @@ class Args:
     jobs: int = 4
     """Processes, of one thread each."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no row can be made with."""
+        require_fields(self, "chunks", "candidates", "chunk_codes", "jobs", whole=True, at_least=1)
+        require_fields(self, "seeds", whole=True, at_least=1, at_most=1000)
+
 
 @program
 def main(args: Args) -> None:
     """Run every row, write the tables, print them."""
-    for name in ("chunks", "candidates", "seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
     sources = load_manifest(args.data).sources
     check_outputs(args.output, sources)
     study = Study(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)

@@ -22,6 +22,7 @@ from types import ModuleType
 
 import tyro
 
+from jukebox_core.checks import require_fields
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
@@ -29,7 +30,7 @@ from scripts._cli import program
 from scripts._models import Method, build_separator, pick_device
 from scripts._notebook import excerpt
 from scripts._separation import find_jobs
-from scripts._settings import Settings
+from scripts._settings import Settings, resolve_each
 from scripts._studio import Limits, Studio, usable
 
 _EXAMPLES = 4  # of a folder
@@ -65,6 +66,12 @@ class Args:
     threads: int | None = None
     """CPU threads; default: all cores."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no page can be shown with."""
+        require_fields(self, "port", whole=True, at_least=0, at_most=65_535)
+        require_fields(self, "max_seconds", "max_megabytes", above=0)
+        require_fields(self, "candidates", optional=True, whole=True, at_least=1)
+
 
 @program
 def main(args: Args) -> None:
@@ -87,12 +94,9 @@ def opened(args: Args) -> Iterator[str]:
         ValueError: a flag that cannot be, or examples that are no audio.
     """
     blocks = _blocks()
-    for name in ("max_seconds", "max_megabytes"):
-        if not getattr(args, name) > 0:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {getattr(args, name):g}, expected more than 0")
     pick_device(args.device)
     ready, missing = usable(args.models, args.settings)
+    settings = resolve_each(args.settings, args.models, ready, refine=True)
 
     def build(method: Method) -> Separator:
         return build_separator(
@@ -101,7 +105,7 @@ def opened(args: Args) -> Iterator[str]:
             candidates=args.candidates,
             device=args.device,
             precision=args.precision,
-            **vars(args.settings),
+            **vars(settings[method]),
         )
 
     with ExitStack() as stack:

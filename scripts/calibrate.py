@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.checks import require_fields
 from jukebox_core.datasets import CropDataset
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
@@ -50,15 +51,16 @@ class Args:
     threads: int | None = None
     """CPU threads."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be measured with."""
+        require_fields(self, "crops", whole=True, at_least=1, at_most=1_000_000)
+        require_fields(self, "codes", whole=True, at_least=1)
+        CalibrationMeter(self.n_fft)
+
 
 @program
 def main(args: Args) -> None:
     """Measure and write."""
-    for name in ("crops", "codes"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
-    if args.n_fft < 8 or args.n_fft % 8:
-        raise ValueError(f"--n-fft is {args.n_fft}, expected a positive multiple of 8")
     set_threads(args.threads)
     codec = load_codec(args.vqvae, pick_device(args.device))
     manifest = load_manifest(args.data)

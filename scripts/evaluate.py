@@ -22,6 +22,7 @@ from typing import Any, Literal
 import tyro
 
 from jukebox_core.checkpoints import provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.manifest import Manifest, load_manifest
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.acceleration import Precision
@@ -37,9 +38,9 @@ from scripts._evaluation_meta import (
 )
 from scripts._evaluation_outputs import EXAMPLES, Outputs
 from scripts._evaluation_run import Run
-from scripts._models import METHODS, Method, build_separator, sampler_of
+from scripts._models import METHODS, Method, build_separator
 from scripts._results import find_row, format_table, make_rows
-from scripts._settings import Settings, resolve
+from scripts._settings import Settings, resolve_each
 
 __all__ = ["Args", "evaluate", "format_table", "main"]
 
@@ -90,6 +91,16 @@ class Args:
     threads: int | None = None
     """CPU threads."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be scored with, and what makes no sense together."""
+        require_fields(self, "chunks", "chunk_codes", whole=True, at_least=1)
+        require_fields(self, "candidates", "batch", optional=True, whole=True, at_least=1)
+        require_fields(self, "examples", whole=True, at_least=0)
+        if not self.methods or len(set(self.methods)) != len(self.methods):
+            raise ValueError(f"methods is {' '.join(self.methods) or 'empty'}, expected each once")
+        if self.output.suffix != ".json":
+            raise ValueError(f"output is {self.output}, expected the name of a .json file")
+
 
 @program
 def main(args: Args) -> None:
@@ -104,11 +115,13 @@ def main(args: Args) -> None:
 
 def evaluate(args: Args) -> dict[str, Any]:
     """Score everything; the results are also written to `args.output` (not with `parts_only`)."""
-    _check(args)
+    if args.museval:
+        check_museval()
+    settings = resolve_each(args.settings, args.models, args.methods)
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources)
     outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
-    separators = {method: _build(method, args) for method in args.methods}
+    separators = {method: _build(method, args, settings[method]) for method in args.methods}
     hop, length = _chunk_length(separators, manifest, args)
     rule, silent = silence_rule(args.seed_silence_rule)
     chunks, left_out = choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
@@ -175,35 +188,14 @@ def _codec_sdr(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: row["mean"] for name, row in found.items() if row is not None}
 
 
-def _check(args: Args) -> None:
-    """Refuse flags without meaning before anything is loaded."""
-    for name in ("chunks", "chunk_codes"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected >= 1")
-    if args.batch is not None and args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}, expected >= 1")
-    if args.candidates is not None and args.candidates < 1:
-        raise ValueError(f"--candidates is {args.candidates}, expected >= 1")
-    if args.examples < 0:
-        raise ValueError(f"--examples is {args.examples}, expected >= 0")
-    for method in args.methods:
-        sampler_of(resolve(args.settings, args.models, method))
-    if args.museval:
-        check_museval()
-    if not args.methods or len(set(args.methods)) != len(args.methods):
-        raise ValueError(f"--methods is {' '.join(args.methods) or 'empty'}, expected each once")
-    if args.output.suffix != ".json":
-        raise ValueError(f"--output is {args.output}, expected the name of a .json file")
-
-
-def _build(method: Method, args: Args) -> Separator:
+def _build(method: Method, args: Args, settings: Settings) -> Separator:
     return build_separator(
         method,
         args.models,
         candidates=args.candidates,
         device=args.device,
         precision=args.precision,
-        **vars(args.settings),
+        **vars(settings),
     )
 
 

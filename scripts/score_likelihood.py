@@ -31,17 +31,24 @@ from torch import Tensor
 
 from hybrid import PooledLikelihood
 from hybrid.kernel import Kernel
-from jukebox_core.checkpoints import fingerprint, load_codec, provenance
+from jukebox_core.checkpoints import (
+    fingerprint,
+    load_codec,
+    load_codec_config,
+    provenance,
+)
+from jukebox_core.checks import require_fields
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
+from jukebox_core.separation.memory import free_bytes
 from jukebox_core.separation.protocols import Likelihood
 from lass.backoff import Marginals, Overall
 from lass.counting import PairCounting
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
 from lass.information import Information, pair_logs
-from lass.likelihood import CountLikelihood, SmoothedLikelihood
-from lqvae.likelihood import LatentGaussianLikelihood
+from lass.likelihood import CountLikelihood, SmoothedLikelihood, check_strength, check_weight
+from lqvae.likelihood import LatentGaussianLikelihood, check_sigma
 from lqvae.sums import load_sums
 from scripts._cli import program
 from scripts._models import prior_folders
@@ -83,6 +90,17 @@ class Args:
     threads: int | None = None
     """CPU threads."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be scored with."""
+        require_fields(self, "iterations", "compared", whole=True, at_least=1)
+        for name, check in (
+            ("strengths", check_strength),
+            ("sigmas", check_sigma),
+            ("weights", check_weight),
+        ):
+            for index, value in enumerate(getattr(self, name)):
+                check(f"{name}[{index}]", value)
+
 
 @program
 def main(args: Args) -> None:
@@ -97,6 +115,8 @@ def main(args: Args) -> None:
             f"{args.models} has no FAMILY/counts.safetensors: count with scripts.count_sums"
         )
     codecs = {family: fingerprint(args.models / family / "vqvae") for family in families}
+    for family in families:
+        check_memory(args, load_codec_config(args.models / family / "vqvae").l_bins)
     further = further_counts(args.counts, codecs)
     found = {
         family: list(score(args, args.models / family, further[family])) for family in families
@@ -111,6 +131,23 @@ def main(args: Args) -> None:
         }
         asked = {name: getattr(args, name) for name in ("split", "iterations", "compared", "seed")}
         write_json(args.output, {"variants": as_json, "asked": asked, **provenance()})
+
+
+def check_memory(args: Args, n_codes: int) -> None:
+    """Refuse more triples and compared pairs than their scores find room for.
+
+    Raises:
+        ValueError: The tables are larger than the free memory.
+    """
+    plan = PairCounting()
+    triples = args.iterations * plan.pairs * plan.crop
+    needed = 8 * (n_codes * (triples + args.compared) + triples * args.compared)  # of `pair_logs`
+    free = free_bytes(torch.device("cpu"))
+    if needed > free:
+        raise ValueError(
+            f"iterations is {args.iterations} and compared {args.compared}: their scores take "
+            f"{needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free"
+        )
 
 
 def _as_json(row: Information) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from jukebox_core.checkpoints import provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
@@ -55,7 +56,7 @@ class Args:
     chunks: int = 24
     """Chunks, one per song where there are enough."""
     candidates: int = 32
-    """Joint candidates per chunk, at least 4."""
+    """Joint candidates per chunk, a multiple of 4."""
     chunk_codes: int = 1024
     """Codes per chunk, at most the models' window."""
     within: float = 20.0
@@ -65,12 +66,21 @@ class Args:
     threads: int | None = None
     """CPU threads."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be compared with."""
+        require_fields(self, "chunks", "candidates", "chunk_codes", whole=True, at_least=1)
+        most = max(shifts for _, shifts in VARIANTS)
+        if self.candidates % most:
+            raise ValueError(
+                f"candidates is {self.candidates}, expected a multiple of {most}: as many for "
+                "every shift"
+            )
+        require_fields(self, "within", at_least=0)
+
 
 @program
 def main(args: Args) -> None:
     """Print one line per way of drawing, and write the JSON."""
-    if args.candidates < 4:
-        raise ValueError(f"--candidates is {args.candidates}, expected >= 4, one for every shift")
     set_threads(args.threads)
     if args.output is not None:
         written = json_with("variants.0.correlation", "asked.within")

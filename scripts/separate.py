@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from jukebox_core.audio_stream import open_audio
 from jukebox_core.checkpoints import provenance
+from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
 from jukebox_core.runtime import Ranks, set_threads
 from jukebox_core.separation.acceleration import Precision
@@ -84,6 +85,14 @@ class Args:
     threads: int | None = None
     """CPU threads; default: all cores, shared by the processes of a machine."""
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no models can be separated with."""
+        require_fields(self, "candidates", "window", optional=True, whole=True, at_least=1)
+        if self.batch != "auto":
+            require_fields(self, "batch", whole=True, at_least=1, hint="or auto")
+        if self.context != "max":
+            require_fields(self, "context", whole=True, at_least=0, hint="or max")
+
 
 _NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device", "threads"}
 """Flags that say nothing about what comes out."""
@@ -131,13 +140,13 @@ def make_plan(args: Args, ranks: int) -> Plan:
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a flag that cannot be.
+        ValueError: a setting without effect.
     """
-    if args.batch != "auto" and args.batch < 1:
-        raise ValueError(f"--batch is {args.batch}, expected at least 1, or auto")
     jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    settings["settings"] = resolve(args.settings, args.models, args.method)
+    settings["settings"] = resolve(
+        args.settings, args.models, args.method, refine=args.refine, context=args.context
+    )
     models = identify_models(args.models / FAMILY[args.method])
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]

@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from jukebox_core.checkpoints import provenance
+from jukebox_core.checks import require_choice, require_fields
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.statistics import paired_difference
 from scripts._cli import program
-from scripts._models import FAMILY, METHODS, Method, refinement_of
+from scripts._models import FAMILY, METHODS, Method, refinement_of, sizes_of
 from scripts._settings import tuned_path
 from scripts._study import Draw, Refined, Scores, Study, run_draws
 
@@ -94,6 +95,15 @@ class Args:
     sizes: tuple[int, ...] = (8, 16, 64)
     """Other numbers of candidates to score beside the settings found, with what the budget leaves;
     none is chosen, they buy quality with time."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be tuned with, and songs that are for measuring."""
+        require_fields(self, "chunks", "chunk_codes", "budget", "jobs", whole=True, at_least=1)
+        require_fields(self, "candidates", optional=True, whole=True, at_least=1)
+        require_fields(self, "sizes", whole=True, at_least=1)
+        require_choice("method", self.method, METHODS)
+        if self.split == "test":
+            raise ValueError("split is test: settings are chosen on validation songs alone")
 
 
 class Tuning:
@@ -175,17 +185,12 @@ class Tuning:
 @program
 def main(args: Args) -> None:
     """Tune, write the settings, print what was tried."""
-    if args.split == "test":
-        raise ValueError("--split is test: settings are chosen on validation songs alone")
-    for name in ("chunks", "budget", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected >= 1")
-    if args.method not in METHODS:
-        raise ValueError(f"--method is {args.method}, expected one of {', '.join(METHODS)}")
     path = tuned_path(args.models, args.method)
     check_replaceable(path, json_with("options", "tried", "study"), "settings")
     chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
     study = Study(args.models, args.data, *chosen, tuned=False)
+    for candidates in args.sizes:  # scored last, but refused first
+        sizes_of(args.method, args.models, candidates)
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)

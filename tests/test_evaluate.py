@@ -259,9 +259,9 @@ def test_parts_of_other_settings_are_not_taken(models, tiny_data, tmp_path, monk
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--chunks", "0"], "--chunks is 0"),
-        (["--batch", "0"], "--batch is 0"),
-        (["--candidates", "0"], "--candidates is 0"),
+        (["--chunks", "0"], "chunks is 0"),
+        (["--batch", "0"], "batch is 0"),
+        (["--candidates", "0"], "candidates is 0"),
         (["--split", "nowhere"], "no songs in its nowhere split"),
         (["--output", "x.txt"], "expected the name of a .json file"),
         (["--models", "nowhere"], "nowhere"),

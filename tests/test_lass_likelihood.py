@@ -109,7 +109,7 @@ def test_built_from_a_file_in_the_order_of_the_priors(tmp_path):
     np.testing.assert_allclose(
         scores.values, expected[scores.pairs[0], scores.pairs[1], 2], rtol=1e-6, atol=1e-6
     )
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="weight is 0.0"):
         build_likelihood(path, weight=0.0)
 
 
@@ -141,7 +141,7 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
         np.testing.assert_allclose(
             scores.values.view(K, K), 2.0 * np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="strength is 0.0"):
         SmoothedLikelihood(counts, Marginals(counts), 1.0, strength=0.0)
     with pytest.raises(ValueError, match="a back-off over 3"):
         SmoothedLikelihood(counts, Overall(count_triples(3, *[np.zeros(1, int)] * 3)), 1.0)

@@ -241,5 +241,7 @@ def test_parts_that_do_not_fit_are_refused():
         AncestralSampler()({"bass": priors["bass"]}, likelihood, codes, 1, generator)
     with pytest.raises(ValueError, match="exceed the priors' context of 4"):
         AncestralSampler()(priors, likelihood, codes.expand(1, 2).repeat(1, 3), 1, generator)
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="temperature is 0.0, expected"):
         AncestralSampler(0.0)
+    with pytest.raises(ValueError, match="candidates is 0"):
+        AncestralSampler()(priors, likelihood, codes, 0, generator)

@@ -98,4 +98,4 @@ def test_every_way_of_drawing_is_a_line(tiny_models, tiny_data, tmp_path, capsys
         assert line.split()[-1] == f"{variant['median_disagreement']:.3f}"
     assert stored["asked"]["candidates"] == 4
     assert score_uncertainty.main([*flags, "--candidates", "3"]) == 1
-    assert "--candidates is 3, expected >= 4" in capsys.readouterr().err
+    assert "candidates is 3, expected a multiple of 4" in capsys.readouterr().err

@@ -112,13 +112,16 @@ def test_flags_of_choice_and_mask_reach_the_separator(tiny_models, tmp_path):
     mixture = music(1, 22_050, 1)
     audio.save(tmp_path / "m.wav", mixture, 22_050)
     options = {"pick": "rejection-marginals", "average": "bayes-risk", "shifts": 2}
-    options |= {"mask_power": 3.0, "mask_n_fft": 1024, "compression": 0.5}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    masks = {"mask_power": 3.0, "mask_n_fft": 1024, "calibration": False}
+    options |= masks
     separator = build_separator("hybrid", tiny_models, candidates=4, **options)
     assert separator.pick == RejectionMarginals() and separator.average == MinimumBayesRisk()
-    assert separator.shifts == 2 and separator.refinement == RatioMask(3.0, 1024, 256, 0.5)
+    assert separator.shifts == 2 and separator.refinement == RatioMask(3.0, 1024, 256)
     for refine in (True, False):
         out = tmp_path / f"refine {refine}"
+        unused = ("pick",) if refine else ("average", *masks)
+        used = {name: value for name, value in options.items() if name not in unused}
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in used.items()]
         more = ("--candidates", "4", *(() if refine else ("--no-refine",)))
         assert separate(tiny_models, out, tmp_path / "m.wav", flags=(*flags, *more)) == 0
         for source, stem in separator(mixture, 22_050, refine=refine, batch=64).items():
@@ -271,7 +274,7 @@ def test_context_and_windows(tiny_models, tmp_path, capsys):
     assert separate(tiny_models, tmp_path / "o", tmp_path / "m.wav", flags=flags) == 1
     assert "expected a context of 0 to 128" in capsys.readouterr().err
     assert separate(tiny_models, tmp_path / "o", tmp_path / "m.wav", flags=("--batch", "0")) == 1
-    assert "--batch is 0, expected at least 1, or auto" in capsys.readouterr().err
+    assert "batch is 0, expected an integer at least 1 (or auto)" in capsys.readouterr().err
 
 
 def test_processes_share_the_files(tiny_models, tmp_path):

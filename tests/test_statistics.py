@@ -79,5 +79,5 @@ def test_what_has_no_meaning_is_refused():
         bootstrap_mean([1.0, math.inf])
     with pytest.raises(ValueError, match="confidence is 1"):
         bootstrap_mean([1.0], confidence=1)
-    with pytest.raises(ValueError, match="resamples 0"):
+    with pytest.raises(ValueError, match="resamples is 0"):
         bootstrap_mean([1.0], resamples=0)

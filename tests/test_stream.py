@@ -111,7 +111,7 @@ def test_a_stream_refuses_what_it_cannot_take(parts):
         next(separator.stream([torch.zeros(5)], RATE, 1))
     with pytest.raises(ValueError, match="NaN or infinite"):
         next(separator.stream([torch.full((1, 5), torch.inf)], RATE, 1))
-    with pytest.raises(ValueError, match="rate is 0 and channels 1"):
+    with pytest.raises(ValueError, match="rate is 0"):
         separator.stream([], 0, 1)
     with pytest.raises(ValueError, match="batch is 0"):
         separator.stream([], RATE, 1, batch=0)

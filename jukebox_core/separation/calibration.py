@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.files import write_table
-from jukebox_core.separation.refinement import stft
+from jukebox_core.separation.refinement import check_n_fft, stft
 
 __all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
 
@@ -41,14 +41,15 @@ class Calibration:
         sizes = {tuple(x.shape) for x in (*gain.values(), *floor.values())}
         if len(sizes) != 1 or len(size := sizes.pop()) != 1 or size[0] < 2:
             raise ValueError("gains and floors are not vectors of one size")
+        for kind, values in (("gain", gain), ("floor", floor)):
+            for name, x in values.items():
+                if not (x.isfinite().all() and x.min() >= 0):
+                    raise ValueError(
+                        f"the {kind} of {name} has negative, NaN or infinite values: gains and "
+                        "floors of powers must not be negative"
+                    )
         self.gain = {name: x.float() for name, x in gain.items()}
         self.floor = {name: x.float() for name, x in floor.items()}
-        for name in gain:
-            for values in (self.gain[name], self.floor[name]):
-                if not values.isfinite().all():
-                    raise ValueError(f"gain or floor of {name} has NaN or infinite values")
-                if values.min() < 0:
-                    raise ValueError("gains and floors of powers must not be negative")
         self.n_fft = 2 * (size[0] - 1)
 
     @property
@@ -83,7 +84,14 @@ class CalibrationMeter:
     """Gathers the sums that a calibration is fitted with."""
 
     def __init__(self, n_fft: int = 4096):
-        """For a Hann STFT of n_fft samples, hop a quarter of it."""
+        """For a Hann STFT of n_fft samples, hop a quarter of it.
+
+        Raises:
+            ValueError: n_fft is no positive multiple of 8, or out of proportion.
+        """
+        check_n_fft("n_fft", n_fft)
+        if n_fft % 8:
+            raise ValueError(f"n_fft is {n_fft}, expected a positive multiple of 8")
         self.n_fft = n_fft
         self._sums: dict[str, Tensor] = {}  # of 1, X, Y, XY, YY, [5, F]
 

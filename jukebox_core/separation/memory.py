@@ -11,7 +11,14 @@ import torch
 
 from jukebox_core.separation.protocols import JointPriors
 
-__all__ = ["TooLarge", "free_bytes", "is_out_of_memory", "release", "windows_that_fit"]
+__all__ = [
+    "TooLarge",
+    "decoded_bytes",
+    "free_bytes",
+    "is_out_of_memory",
+    "release",
+    "windows_that_fit",
+]
 
 SHARE = 0.5
 """Of the free memory that a batch may take: the estimate knows the large parts alone."""
@@ -54,13 +61,18 @@ def windows_that_fit(
     useful = -(-(CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES) // candidates)
     per_pair = joint.new_cache(1, codes).nbytes() + 2 * 4 * _LOGITS * joint.n_codes
     on_device = candidates * per_pair + 4 * _TABLES * shifts * joint.n_codes**2
-    on_host = 2 * 2 * 4 * candidates * samples  # both sources, decoded in parts and joined
+    on_host = 2 * decoded_bytes(candidates, samples)  # decoded in parts and joined
     host, own = torch.device("cpu"), free_bytes(device)
     if device.type == "cpu":
         fits = own / (on_device + on_host)
     else:
         fits = min(own / on_device, free_bytes(host) / on_host)
     return max(1, min(useful, int(SHARE * fits / processes)))
+
+
+def decoded_bytes(candidates: int, samples: int) -> int:
+    """Memory of a window's candidates of both sources, as float32 audio."""
+    return 2 * 4 * candidates * samples
 
 
 def free_bytes(device: torch.device) -> int:

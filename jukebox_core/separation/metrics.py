@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
+
 __all__ = ["SEED_WINDOW", "framewise_sdr", "sdr", "si_sdr", "si_sdri"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -45,8 +47,7 @@ def framewise_sdr(reference: Tensor, estimate: Tensor, window: int = SEED_WINDOW
     Returns:
         [...], NaN where no window counts.
     """
-    if window < 1:
-        raise ValueError(f"window is {window} samples, expected at least 1")
+    require("window", window, whole=True, at_least=1)
     reference, estimate = _pair(reference, estimate)
     window = min(window, reference.shape[-1])
     scores = _by_parts(partial(_frame_scores, window=window), reference, estimate)

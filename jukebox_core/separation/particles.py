@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.joint import as_joint
 from jukebox_core.separation.posterior import (
     Draw,
@@ -29,7 +30,13 @@ from jukebox_core.separation.posterior import (
     uniform_numbers,
 )
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
-from jukebox_core.separation.sampling import Progress, Tables, check_parts, start
+from jukebox_core.separation.sampling import (
+    Progress,
+    Tables,
+    check_parts,
+    check_temperature,
+    start,
+)
 
 __all__ = ["ParticleSampler", "systematic_parents"]
 
@@ -56,10 +63,8 @@ class ParticleSampler:
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, it must be positive")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}, expected a share of N from 0 to 1")
+        check_temperature("temperature", self.temperature)
+        require("threshold", self.threshold, at_least=0, at_most=1, hint="a share of N")
 
     @torch.no_grad()
     def __call__(
@@ -91,8 +96,7 @@ class ParticleSampler:
         """
         joint = as_joint(priors)
         check_parts(joint, likelihood, mixture_codes, context)
-        if candidates < 1:
-            raise ValueError(f"candidates is {candidates}, it must be at least 1")
+        require("candidates", candidates, whole=True, at_least=1)
         batch, steps = mixture_codes.shape
         numbers = candidates + (self.threshold > 0)  # the last one of a step is for resampling
         uniform = uniform_numbers(generator, (batch, steps, numbers), mixture_codes.device)

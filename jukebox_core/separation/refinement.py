@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
+
 
 class ExpectedPower(Protocol):
     """What a source's power is, given that of its decoded candidates, see `calibration`."""
@@ -16,6 +18,25 @@ class ExpectedPower(Protocol):
     def __call__(self, source: str, powers: Tensor, alpha: float) -> Tensor:
         """Powers [..., F, frames] of alpha x_i from those of alpha x_i decoded."""
         ...
+
+
+LARGEST_N_FFT = 1 << 18
+"""12 s at 22,050 Hz: longer than any window."""
+
+
+def check_power(name: str, value: object) -> None:
+    """Raise ValueError unless a mask can have the power; `name` is what the message calls it."""
+    require(name, value, above=0)
+
+
+def check_compression(name: str, value: object) -> None:
+    """Raise ValueError unless float32 holds powers of spectra to that exponent and back."""
+    require(name, value, at_least=0.01, at_most=4)
+
+
+def check_n_fft(name: str, value: object) -> None:
+    """Raise ValueError unless a mask's STFT can have that many samples."""
+    require(name, value, whole=True, at_least=2, at_most=LARGEST_N_FFT)
 
 
 @dataclass(frozen=True)
@@ -40,12 +61,12 @@ class RatioMask:
 
     def __post_init__(self) -> None:
         """Refuse parameters that do not make a mask."""
-        if not self.power > 0:
-            raise ValueError(f"the mask's power is {self.power}, it must be positive")
-        if not self.compression > 0:
-            raise ValueError(f"the mask's compression is {self.compression}, it must be positive")
-        if self.hop < 1 or self.n_fft % (2 * self.hop):
-            raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
+        check_power("power", self.power)
+        check_compression("compression", self.compression)
+        check_n_fft("n_fft", self.n_fft)
+        require("hop", self.hop, whole=True, at_least=1)
+        if self.n_fft % (2 * self.hop):
+            raise ValueError(f"n_fft is {self.n_fft}, expected an even multiple of hop {self.hop}")
 
     @property
     def settings(self) -> dict[str, Any]:

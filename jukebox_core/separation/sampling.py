@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.joint import as_joint
 from jukebox_core.separation.posterior import (
     Draw,
@@ -23,7 +24,7 @@ from jukebox_core.separation.posterior import (
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
 from jukebox_core.separation.truncation import Truncation, draw_truncated
 
-__all__ = ["AncestralSampler", "Progress", "Tables", "check_parts", "start"]
+__all__ = ["AncestralSampler", "Progress", "Tables", "check_parts", "check_temperature", "start"]
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
@@ -51,8 +52,7 @@ class AncestralSampler:
 
     def __post_init__(self) -> None:
         """Refuse settings without meaning."""
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}, it must be positive")
+        check_temperature("temperature", self.temperature)
         Truncation(self.top_k, self.top_p)
 
     @torch.no_grad()
@@ -78,10 +78,12 @@ class AncestralSampler:
             context: {source: [B, P]}, codes before these; P + T within the priors' context.
 
         Raises:
-            ValueError: not two priors, or priors, likelihood and codes do not fit together.
+            ValueError: not two priors, no candidate, or priors, likelihood and codes do not fit
+                together.
         """
         joint = as_joint(priors)
         check_parts(joint, likelihood, mixture_codes, context)
+        require("candidates", candidates, whole=True, at_least=1)
         batch, steps = mixture_codes.shape
         device = mixture_codes.device
         uniform = uniform_numbers(generator, (batch, steps, candidates), device)
@@ -195,6 +197,15 @@ def start(
     cache = joint.new_cache(batch * candidates, past.shape[2] + steps)
     joint.prefill(past, cache)
     return cache, past[:, :, -1].repeat_interleave(candidates, 1)
+
+
+def check_temperature(name: str, value: object) -> None:
+    """Refuse a divisor of logits that float32 cannot hold the quotients of, summed over a window.
+
+    Raises:
+        ValueError: It is no number from 1e-6 to 1e6; `name` is what the message calls it.
+    """
+    require(name, value, at_least=1e-6, at_most=1e6)
 
 
 def check_parts(

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.losses import magnitudes
 from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.refinement import LARGEST_N_FFT
 
 
 class Candidates(NamedTuple):
@@ -72,6 +74,10 @@ class SpectralFit:
 
     n_fft: int = 1024
     hop: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no spectrogram."""
+        _check_stft(self.n_fft, self.hop)
 
     def __call__(
         self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
@@ -149,6 +155,10 @@ class MinimumBayesRisk:
     n_fft: int = 1024
     hop: int = 256
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no spectrogram."""
+        _check_stft(self.n_fft, self.hop)
+
     def __call__(
         self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
     ) -> Tensor:
@@ -165,3 +175,8 @@ class MinimumBayesRisk:
                 distance += (spectra - mean).square().sum((1, 2))
             picks.append(distance.argmin())
         return F.one_hot(torch.stack(picks), weights.shape[1]).to(mixture)
+
+
+def _check_stft(n_fft: int, hop: int) -> None:
+    require("n_fft", n_fft, whole=True, at_least=2, at_most=LARGEST_N_FFT)
+    require("hop", hop, whole=True, at_least=1, at_most=n_fft)

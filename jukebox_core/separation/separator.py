@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,16 @@ from torch import Tensor
 
 from jukebox_core import audio as audio_io
 from jukebox_core.audio_stream import BLOCK
+from jukebox_core.checks import require, require_seed
 from jukebox_core.separation.joint import as_joint
-from jukebox_core.separation.memory import TooLarge, is_out_of_memory, release, windows_that_fit
+from jukebox_core.separation.memory import (
+    TooLarge,
+    decoded_bytes,
+    free_bytes,
+    is_out_of_memory,
+    release,
+    windows_that_fit,
+)
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Sampler
 from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.sampling import AncestralSampler
@@ -41,6 +49,76 @@ from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
 
 _DECODE_SAMPLES = 1 << 21  # samples decoded at a time
+_HIGHEST_RATE = 10_000_000  # Hz; the mask's STFT grows with the rate
+
+
+class Sizes(NamedTuple):
+    """The numbers that a separation is cut and sampled by, see `Separator`."""
+
+    candidates: int
+    window: int
+    context: int | Literal["max"]
+    shifts: int
+
+    def check(self, n_ctx: int, hop: int) -> None:
+        """Refuse numbers that do not fit the models, each other or the memory.
+
+        Args:
+            n_ctx: codes that the priors see.
+            hop: samples per code.
+
+        Raises:
+            ValueError: They do not fit the models or each other.
+            TooLarge: The candidates of one window are more than the memory holds.
+        """
+        require("candidates", self.candidates, whole=True, at_least=1)
+        require("window", self.window, whole=True, at_least=1)
+        if self.window > n_ctx:
+            raise ValueError(
+                f"window is {self.window}, which exceeds the priors' context of {n_ctx} codes"
+            )
+        require("shifts", self.shifts, whole=True, at_least=1)
+        if self.shifts > hop or self.candidates % self.shifts:
+            raise ValueError(
+                f"shifts is {self.shifts}, expected 1 to {hop} (samples of a code) and a divisor "
+                f"of the {self.candidates} candidates"
+            )
+        self.codes_of_context(n_ctx)
+        needed = decoded_bytes(self.candidates, self.window * hop)
+        free = free_bytes(torch.device("cpu"))
+        if needed > free:
+            raise TooLarge(
+                f"candidates is {self.candidates}: those of one window of {self.window} codes take "
+                f"{needed / 2**30:,.1f} GiB when decoded, {free / 2**30:,.1f} GiB are free"
+            )
+
+    def codes_of_context(self, n_ctx: int) -> int:
+        """The context as a number of codes.
+
+        Raises:
+            ValueError: It does not fit beside the window, or there are several shifts.
+        """
+        context, room = self.context, n_ctx - self.window
+        if context != "max":
+            require("context", context, whole=True, hint="codes, or max")
+        if context != 0 and self.shifts > 1:
+            raise ValueError(
+                f"context is {context}: a context needs codes of one position, but shifts is "
+                f"{self.shifts}: leave out one of the two"
+            )
+        if context == "max":
+            if not room:
+                raise ValueError(
+                    f"context is max, but a window of {self.window} codes fills the priors' n_ctx "
+                    f"of {n_ctx}: there is no room for a context; use a shorter window"
+                )
+            return room
+        if not 0 <= context <= room:
+            raise ValueError(
+                f"context is {context}, which does not fit beside a window of {self.window} codes "
+                f"in the priors' n_ctx of {n_ctx}: expected a context of 0 to {room}"
+            )
+        return context
 
 
 class Separator:
@@ -104,17 +182,11 @@ class Separator:
         codes["priors"] = joint.n_codes
         if len(set(codes.values())) != 1:
             raise ValueError(f"the parts have different numbers of codes: {codes}")
-        if window > self.n_ctx:
-            raise ValueError(
-                f"a window of {window} codes exceeds the priors' context of {self.n_ctx}"
-            )
-        if candidates < 1:
-            raise ValueError(f"candidates is {candidates}, it must be at least 1")
-        if not 1 <= shifts <= codec.config.hop or candidates % shifts:
-            raise ValueError(
-                f"shifts is {shifts}, expected 1 to {codec.config.hop} (samples of a code) and a "
-                f"divisor of the {candidates} candidates"
-            )
+        for name, gain in self.alpha.items():
+            require(f"alpha of {name}", gain, above=0)
+        sizes = Sizes(candidates, window, context, shifts)
+        sizes.check(self.n_ctx, codec.config.hop)
+        require("overlap", overlap, whole=True, at_least=0)
         self.sampler = sampler or AncestralSampler()
         self.n_candidates = candidates
         self.shifts = shifts
@@ -123,7 +195,7 @@ class Separator:
         self.pick = pick or Jointly(SpectralFit())
         self.average = average or PosteriorMean()
         self.refinement = refinement or RatioMask()
-        self.context = self._checked_context(context)
+        self.context = sizes.codes_of_context(self.n_ctx)
 
     def with_context(self, context: int | Literal["max"]) -> Separator:
         """The same separator, with so many codes of context.
@@ -132,7 +204,8 @@ class Separator:
             ValueError: context and window do not fit the priors' n_ctx.
         """
         other = copy.copy(self)
-        other.context = self._checked_context(context)
+        sizes = Sizes(self.n_candidates, self.window, context, self.shifts)
+        other.context = sizes.codes_of_context(self.n_ctx)
         return other
 
     @property
@@ -294,10 +367,11 @@ class Separator:
                 finite or of another shape.
             TooLarge: one window does not fit the memory.
         """
-        if rate < 1 or channels < 1:
-            raise ValueError(f"rate is {rate} and channels {channels}, expected at least 1 of each")
-        if batch != "auto" and batch < 1:
-            raise ValueError(f"batch is {batch}, expected at least 1, or auto")
+        require("rate", rate, whole=True, at_least=1, at_most=_HIGHEST_RATE)
+        require("channels", channels, whole=True, at_least=1)
+        require_seed("seed", seed)
+        if batch != "auto":
+            require("batch", batch, whole=True, at_least=1, hint="or auto")
         hop = self.codec.config.hop
         layout = Layout(self.window * hop, self.overlap * hop, hop)
         run = Run(
@@ -388,27 +462,6 @@ class Separator:
                 run.uncertainty.add(piece.window, values, self.refinement, self.sample_rate)
         run.steps.finished(len(group))
         return stems
-
-    def _checked_context(self, context: int | Literal["max"]) -> int:
-        room = self.n_ctx - self.window
-        if context and self.shifts > 1:
-            raise ValueError(
-                f"a context needs codes of one position, but shifts is {self.shifts}: leave out "
-                "one of the two"
-            )
-        if context == "max":
-            if not room:
-                raise ValueError(
-                    f"a window of {self.window} codes fills the priors' n_ctx of {self.n_ctx}: "
-                    "there is no room for a context; use a shorter window"
-                )
-            return room
-        if not 0 <= context <= room:
-            raise ValueError(
-                f"a context of {context} codes and a window of {self.window} do not fit the "
-                f"priors' n_ctx of {self.n_ctx}: expected a context of 0 to {room}"
-            )
-        return context
 
     def _refined(
         self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int

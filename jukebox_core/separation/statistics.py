@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jukebox_core.checks import require, require_seed
+
 __all__ = ["Interval", "bootstrap_mean", "paired_difference"]
 
 _BLOCK = 1 << 22  # drawn values held at a time
@@ -39,11 +41,9 @@ def bootstrap_mean(
     Raises:
         ValueError: an infinite value, or a parameter without meaning.
     """
-    if not 0 < confidence < 1 or resamples < 1:
-        raise ValueError(
-            f"confidence is {confidence} and resamples {resamples}, expected 0 < confidence < 1 "
-            "and resamples >= 1"
-        )
+    require("confidence", confidence, above=0, below=1)
+    require("resamples", resamples, whole=True, at_least=1)
+    require_seed("seed", seed)
     kept = np.asarray(values, dtype=np.float64).ravel()
     kept = kept[~np.isnan(kept)]
     if np.isinf(kept).any():

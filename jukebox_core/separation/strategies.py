@@ -9,17 +9,18 @@ from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.protocols import Sampler
 from jukebox_core.separation.sampling import AncestralSampler
 
-__all__ = ["STRATEGIES", "Strategy", "make_sampler"]
+__all__ = ["OPTIONS", "STRATEGIES", "Strategy", "make_sampler"]
 
 Strategy = Literal["ancestral", "beam", "particle", "greedy"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-_OPTIONS: dict[Strategy, tuple[str, ...]] = {
+OPTIONS: dict[Strategy, tuple[str, ...]] = {
     "ancestral": ("top_k", "top_p"),
     "beam": (),
     "particle": ("threshold",),
     "greedy": (),
 }
+"""What each takes besides the temperature."""
 
 
 def make_sampler(
@@ -57,8 +58,8 @@ def make_sampler(
         if value != off
     }
     for option, value in given.items():
-        if option not in _OPTIONS[name]:
-            owner = next(other for other in STRATEGIES if option in _OPTIONS[other])
+        if option not in OPTIONS[name]:
+            owner = next(other for other in STRATEGIES if option in OPTIONS[other])
             raise ValueError(
                 f"{option} is {value}, but the sampler is {name}; {option} belongs to {owner}"
             )

@@ -16,9 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require
 from jukebox_core.separation.posterior import Draw, FullTable, PairTable, categorical, log_joint
 
-__all__ = ["Leading", "Truncation", "draw_truncated", "leading", "top_k_bound"]
+__all__ = [
+    "Leading",
+    "Truncation",
+    "check_top_k",
+    "check_top_p",
+    "draw_truncated",
+    "leading",
+    "top_k_bound",
+]
 
 _SIDE = 32  # codes of each source looked at first
 _GROWTH = 2  # times as many where they were not enough
@@ -30,6 +39,16 @@ _SAFE = -60.0  # log-mass above which no factor of a pair was flushed to zero in
 
 Bound = Callable[[Tensor, Tensor], Tensor]
 """Of log joints [n, P] and the log of their whole mass [n]: the least log joint kept, [n]."""
+
+
+def check_top_k(name: str, value: object) -> None:
+    """Raise ValueError unless it is a number of pairs; `name` is what the message calls it."""
+    require(name, value, whole=True, at_least=0, hint="pairs of codes; 0: all")
+
+
+def check_top_p(name: str, value: object) -> None:
+    """Raise ValueError unless it is a mass; `name` is what the message calls it."""
+    require(name, value, above=0, at_most=1, hint="the mass of the pairs; 1: all")
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,8 @@ class Truncation:
 
     def __post_init__(self) -> None:
         """Refuse values without meaning."""
-        if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}, expected a whole number of pairs or 0 (all)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected a mass above 0 and up to 1 (all)")
+        check_top_k("top_k", self.top_k)
+        check_top_p("top_p", self.top_p)
 
     @property
     def active(self) -> bool:
