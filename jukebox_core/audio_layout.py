@@ -19,6 +19,8 @@ __all__ = ["Layout", "Part", "find_layout"]
 
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
+_MPEG_CODECS = (0x50, 0x55)
+"""Of a wav: MPEG layers 1 and 2, MP3."""
 _UNKNOWN_32 = 0xFFFFFFFF
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 """Names in the bytes 4 to 8 of an MP4 or QuickTime file, which may hold MPEG frames."""
@@ -62,6 +64,8 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
     magic = _read(file, start, 12)
     form = magic[:4]
     if form in (b"RIFF", b"RIFX", b"RF64", b"BW64") and magic[8:] == b"WAVE":
+        if _wav_codec(file, start, size) in _MPEG_CODECS:
+            return _mpeg_in_wav(file, path, start, size)
         return _sized(file, path, _wav_data(file, start, size), start, size)
     if form == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
         return _sized(file, path, _aiff_data(file, start, size), start, size)
@@ -76,10 +80,14 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
     if form == b"OggS":
         return _ogg(file, path, start, size)
     if form not in (b"RIFF", b"FORM", b"RIFX") and _read(file, 4, 4) not in _BOXES:
-        stretches = find_stretches(file, start, _before_tags(file, start, size))
+        end = _before_tags(file, start, size)
+        # Videos hold MPEG frames among other things; AAC looks like them here and there.
+        aac = magic[:1] == b"\xff" and magic[1] & 0xF6 == 0xF0
+        named = path.suffix.lower() in (".mp3", ".mp2", ".mpga")
+        stretches = find_stretches(file, start, end, scattered=named and not aac)
         if stretches:
             return _mpeg(path, stretches)
-    return Layout((_whole(0, size),), audio=False)
+    return Layout((_whole(start if start < size else 0, size),), audio=False)
 
 
 def _whole(start: int, end: int) -> Part:
@@ -214,6 +222,24 @@ def _wav_data(file: BinaryIO, start: int, size: int) -> _Data | None:
             unknown = _streamed(content) and not empty and size - position != content
             return _Data(position, None if unknown else content, (position - 4, order + "I"))
     return None
+
+
+def _wav_codec(file: BinaryIO, start: int, size: int) -> int:
+    for name, position, _ in _chunks(file, start + 12, size, "<4sI", 2):
+        if name == b"fmt ":
+            return int.from_bytes(_read(file, position, 2), "little")
+    return 0
+
+
+def _mpeg_in_wav(file: BinaryIO, path: Path, start: int, size: int) -> Layout:
+    data = _wav_data(file, start, size)
+    if data is not None:
+        _sized(file, path, data, start, size)
+        end = size if data.size is None else data.position + data.size
+        stretches = find_stretches(file, data.position, end)
+        if stretches:
+            return _mpeg(path, stretches)
+    return Layout((_whole(start, size),), audio=True)
 
 
 def _only_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:

@@ -145,7 +145,9 @@ class Stretch:
         return max(self.size, (self.first + 1) * (self.frames + 16) * 51 // 50)
 
 
-def find_stretches(file: BinaryIO, start: int, end: int) -> list[Stretch]:
+def find_stretches(
+    file: BinaryIO, start: int, end: int, *, scattered: bool = False
+) -> list[Stretch]:
     """All frames between two places of a file; an empty list where it is no MPEG audio.
 
     Frames of free format (without a bit rate) are not found.
@@ -154,10 +156,11 @@ def find_stretches(file: BinaryIO, start: int, end: int) -> list[Stretch]:
         file: opened for reading.
         start: where the first frame is expected; up to 64 KiB before it are skipped.
         end: where the audio ends, tags at the end of the file left out.
+        scattered: something may lie between all frames, as in other formats that hold some.
     """
     stretches: list[Stretch] = []
     reached: int | None = None
-    for position, header, data in _frames(file, start, end):
+    for position, header, data in _frames(file, start, end, scattered):
         if position < 0:
             stretches[-1].drop_last(header.size)
             reached = None
@@ -185,9 +188,11 @@ def _is_tag(file: BinaryIO, position: int) -> bool:
     return _read(file, position, 11).startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"))
 
 
-def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header, bytes]]:
+def _frames(
+    file: BinaryIO, start: int, end: int, scattered: bool
+) -> Iterator[tuple[int, _Header, bytes]]:
     """(position, header, first bytes) of every frame; position -1 takes back the one before."""
-    position: int | None = _first(file, start, end)
+    position: int | None = _first(file, start, end, scattered)
     last: _Header | None = None
     while position is not None and position + _HEADER <= end:
         data = _read(file, position, _PEEK)
@@ -209,15 +214,16 @@ def _frames(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, _Header
         position += header.size
 
 
-def _first(file: BinaryIO, start: int, end: int) -> int | None:
-    """Where the first frame is.
-
-    Others follow it, with something between them if need be; or it and the others are all there is.
-    """
+def _first(file: BinaryIO, start: int, end: int, scattered: bool) -> int | None:
+    """Where the first frame is: others follow it, or the few that there are fill the file."""
     for count, gap, ends in ((_CHAIN, 0, False), (8, _NEAR, False), (_CHAIN, 0, True)):
+        if gap and not scattered:
+            continue
         for position in _candidates(file, start, start + _START, end):
             header = _parse(_read(file, position, _HEADER))
-            if header is not None and _followed(file, position, header, end, count, gap, ends):
+            if header is None or (ends and position + header.size >= end):
+                continue
+            if _followed(file, position, header, end, count, gap, ends):
                 return position
     return None
 

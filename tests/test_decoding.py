@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jukebox_core import audio
+from jukebox_core import audio, mpeg_frames
 from jukebox_core.audio_stream import open_audio, survey
 from jukebox_core.mpeg_frames import find_stretches
 
@@ -56,17 +56,9 @@ def without_info(data):
 
 
 def frames(data):
-    """(start, size) of every frame of an mp3 without an info frame."""
-    places, start = [], 0
-    while start < len(data):
-        for size in range(24, 1500):
-            if data[start + size : start + size + 2] in (data[:2], b""):
-                (stretch,) = find_stretches(io.BytesIO(data[start : start + size]), 0, size) or [0]
-                if stretch and stretch.frames == 1 and not stretch.cut:
-                    break
-        places.append((start, size))
-        start += size
-    return places
+    """(start, size) of every frame of an mp3."""
+    found = mpeg_frames._frames(io.BytesIO(data), 0, len(data), False)
+    return [(start, header.size) for start, header, _ in found]
 
 
 def id3(content):
@@ -94,7 +86,7 @@ def written(path, data):
     return path
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, name="alone")
 def only_what_is_expected(monkeypatch, tmp_path):
     """Without ffmpeg nothing but the package's own decoding can succeed; warnings are errors."""
     if shutil.which("ffmpeg"):
@@ -258,6 +250,34 @@ def test_tags_around_a_flac(tmp_path):
     assert everywhere(path).shape == (2, RATE)
     path = written(tmp_path / "y.flac", data + b"TAG" + bytes(125))
     assert everywhere(path).shape == (2, RATE)
+
+
+def test_an_mp3_in_a_wav(tmp_path):
+    data = mp3(clicks(1))
+    expected = audio.load(written(tmp_path / "x.mp3", data))[0]
+    form = struct.pack("<HHIIHHH12s", 0x55, 2, RATE, 16_000, 1, 0, 12, bytes(12))
+    head = struct.pack("<4sI8sI", b"RIFF", 66 + len(data), b"WAVEfmt ", 30) + form
+    content = head + struct.pack("<4sI", b"data", len(data)) + data
+    assert torch.equal(everywhere(written(tmp_path / "x.wav", content)), expected)
+    with pytest.raises(ValueError, match="damaged"):
+        audio.load(written(tmp_path / "cut.wav", content[:-9]))
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
+@pytest.mark.parametrize("options", (("adts", "aac"), ("mp4", "aac"), ("matroska", "mp3")))
+def test_other_formats_are_not_taken_for_mp3(tmp_path, monkeypatch, capfd, options):
+    monkeypatch.undo()
+    soundfile.write(tmp_path / "x.wav", clicks(), RATE)
+    form, codec = options
+    command = ["ffmpeg", "-v", "error", "-y", "-i", str(tmp_path / "x.wav"), "-c:a", codec]
+    subprocess.run([*command, "-f", form, str(tmp_path / "x.bin")], check=True)
+    command = ["ffmpeg", "-v", "error", "-i", str(tmp_path / "x.bin"), "-f", "f32le", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    expected = torch.from_numpy(np.frombuffer(raw, "<f4").reshape(-1, 2).T.copy())
+    for name in ("x.aac", "x.m4a", *(("x.mp3",) if codec == "aac" else ())):
+        shutil.copy(tmp_path / "x.bin", tmp_path / name)
+        assert torch.equal(audio.load(tmp_path / name)[0], expected)
+    assert capfd.readouterr() == ("", "")
 
 
 # Headers
