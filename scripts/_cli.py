@@ -24,10 +24,12 @@ import contextlib
 import functools
 import io
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any, NoReturn, Protocol, get_type_hints
 
 import tyro
 
@@ -51,8 +53,8 @@ def program(body: Callable[[Any], int | None]) -> Main:
 
     Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
     Bad input (ValueError, OSError, a missing optional package, values that the memory cannot hold)
-    becomes one line on stderr and status 1, wrong flags status 2, Ctrl-C 130; anything else is a
-    bug and keeps its traceback. A field `seed` is checked here, for all programs.
+    becomes one line on stderr and status 1, wrong flags status 2, Ctrl-C 130, SIGTERM 143; anything
+    else is a bug and keeps its traceback. A field `seed` is checked here, for all programs.
     """
 
     @functools.wraps(body)
@@ -66,7 +68,8 @@ def program(body: Callable[[Any], int | None]) -> Main:
             args = _parse(args_type, argv, prog, doc)
             if getattr(args, "seed", None) is not None:
                 require_seed("seed", args.seed)
-            return body(args) or 0
+            with _unwinding_on_sigterm():
+                return body(args) or 0
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except (ValueError, OSError, ImportError) as error:
@@ -82,6 +85,26 @@ def program(body: Callable[[Any], int | None]) -> Main:
             return 130
 
     return main
+
+
+@contextlib.contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """While open, SIGTERM raises SystemExit, so that temporary files are removed."""
+    default = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if not default:
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
