@@ -18,6 +18,7 @@ import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.datasets import CropDataset
+from jukebox_core.files import check_replaceable, table_of
 from jukebox_core.manifest import load_manifest
 from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
 from scripts._cli import program
@@ -60,6 +61,7 @@ def main(args: Args) -> None:
         raise ValueError(f"--n-fft is {args.n_fft}, expected a positive multiple of 8")
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_replaceable(args.output, table_of("calibration"), "a calibration")
     codec = load_codec(args.vqvae, pick_device(args.device))
     manifest = load_manifest(args.data)
     if manifest.sample_rate != codec.config.sample_rate:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.files import check_replaceable, table_of
 from lqvae.sums import ALPHA, code_sums, save_sums
 from scripts._cli import program
 
@@ -36,6 +37,7 @@ def main(args: Args) -> None:
     """Compute and write the table."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_replaceable(args.output, table_of("code_sums"), "a table of code sums")
     codec = load_codec(args.vqvae)
     began = time.monotonic()
     table = code_sums(codec.codebook, args.alpha)
