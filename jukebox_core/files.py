@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -67,28 +68,18 @@ def remove_leftovers(folder: str | Path) -> None:
     Looks at each folder once per process, and not into the folders inside it.
     """
     folder = Path(folder)
-    if folder in _cleaned or os.name == "nt":  # where no signal asks whether a process lives
+    if folder in _cleaned:
         return
     _cleaned.add(folder)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             match = _TEMPORARY.fullmatch(entry.name)
-            if not match or match[2] != _HOST or _lives(int(match[1])):
+            if not match or match[2] != _HOST or psutil.pid_exists(int(match[1])):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 Path(entry.path).unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another user's, or no such number can be
-        return True
-    return True
 
 
 def _target(path: str | Path) -> Path:

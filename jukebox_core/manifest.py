@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jukebox_core.checks import require
 from jukebox_core.files import sha256
 
 __all__ = [
@@ -33,6 +34,13 @@ class Track:
     sources: dict[str, Path]
     checksums: dict[str, str]  # SHA-256 by source name, and of "mixture"
 
+    def __post_init__(self) -> None:
+        """Refuse what is no song."""
+        for name in ("name", "split"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a text")
+        require(f"samples of {self.name}", self.samples, whole=True, at_least=1)
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -43,6 +51,14 @@ class Manifest:
     sources: tuple[str, ...]
     alpha: dict[str, float]
     tracks: tuple[Track, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require("sample_rate", self.sample_rate, whole=True, at_least=1)
+        if not self.sources or len(set(self.sources)) != len(self.sources):
+            raise ValueError(f"sources are {list(self.sources)}, expected different names")
+        for name, weight in self.alpha.items():
+            require(f"alpha of {name}", weight, above=0)
 
     def split(self, name: str) -> list[Track]:
         """The tracks of one split (`train`, `validation` or `test`); it may have none."""
@@ -69,7 +85,7 @@ def load_manifest(folder: str | Path) -> Manifest:
         if version != MANIFEST_VERSION:
             raise ValueError(f"its version is {version!r}, expected {MANIFEST_VERSION}")
         manifest = _parse(root, content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{path} is not a manifest of prepared data ({what}): run scripts.prepare_slakh again"
@@ -85,7 +101,6 @@ def load_manifest(folder: str | Path) -> Manifest:
 
 def _parse(root: Path, content: dict[str, Any]) -> Manifest:
     sources = tuple(str(name) for name in content["sources"])
-    alpha = {name: float(content["alpha"][name]) for name in sources}
     tracks = []
     for entry in content["tracks"]:
         files = entry["files"]
@@ -93,13 +108,24 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
             Track(
                 name=entry["name"],
                 split=entry["split"],
-                samples=int(entry["samples"]),
+                samples=_whole(entry["samples"]),
                 mixture=root / files["mixture"]["path"],
                 sources={name: root / files[name]["path"] for name in sources},
                 checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
             )
         )
-    return Manifest(root, int(content["sample_rate"]), sources, alpha, tuple(tracks))
+    alpha = {name: _number(content["alpha"][name]) for name in sources}
+    return Manifest(root, _whole(content["sample_rate"]), sources, alpha, tuple(tracks))
+
+
+def _number(value: Any) -> Any:
+    """A gain written as 1 as 1.0; everything else as it is."""
+    return float(value) if type(value) is int and abs(value) < 2**53 else value
+
+
+def _whole(value: Any) -> Any:
+    """A number written as 22050.0 as an integer; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def verify_checksums(manifest: Manifest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require, require_fields
 from jukebox_core.datasets import AudioCache, long_enough
 from jukebox_core.manifest import Track
 from jukebox_core.prior.codes import WINDOW_SECONDS, encoder_reach
+from jukebox_core.separation.memory import free_bytes
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]
@@ -23,7 +24,10 @@ __all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]
 KEPT = 1 << 31
 """Bytes of codes kept: those of 1,500 songs of 4 minutes, at the paper's rate and 4 shifts. Python
 adds an eighth."""
+_MOST_AT_ONCE = 10**9
+_MOST_TRIPLES = 1 << 40
 Pairing = Literal["song", "random", "both"]
+_BYTES_PER_SAMPLE = 24  # of a pair: both sources, twice while they are stacked, and their mixtures
 _SAME_SONG = {"song": 1.0, "random": 0.0, "both": 0.5}
 
 
@@ -76,16 +80,60 @@ class PairCounting:
     """Of the draws; parts of a counting need a seed each."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
-        for name in ("pairs", "crop", "shifts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
+        """Refuse values out of range."""
+        require_fields(self, "pairs", "crop", "shifts", whole=True, at_least=1)
+        if self.triples > _MOST_AT_ONCE:
+            raise ValueError(
+                f"pairs is {self.pairs} and crop {self.crop}: an iteration counts pairs times crop "
+                f"triples, expected at most {_MOST_AT_ONCE:,} (8 GB of keys)"
+            )
+        require_fields(self, "seed", whole=True, at_least=0)
+        if self.pairing not in _SAME_SONG:
+            raise ValueError(
+                f"pairing is {self.pairing!r}, expected one of {', '.join(_SAME_SONG)}"
+            )
+        require_fields(self, "gains_db", at_least=-200, at_most=200)
         if not self.gains_db or len(set(self.gains_db)) != len(self.gains_db):
             raise ValueError(f"gains_db is {self.gains_db}, expected one gain or more, each once")
-        if not all(math.isfinite(gain) for gain in self.gains_db):
-            raise ValueError(f"gains_db is {self.gains_db}, expected finite numbers")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, expected 0 or more")
+
+    @property
+    def triples(self) -> int:
+        """Triples of an iteration."""
+        return self.pairs * self.crop
+
+    def check_iterations(self, iterations: int) -> None:
+        """Refuse a number of iterations that would never end.
+
+        2^40 triples see each of the triples of 2048 codes, of which there are 2^33, 128 times.
+
+        Raises:
+            ValueError: no integer, under 1, or more than 2^40 triples.
+        """
+        most = max(1, _MOST_TRIPLES // self.triples)
+        hint = f"each counts {self.triples:,} triples (pairs times crop), all together 2^40 at most"
+        require("iterations", iterations, whole=True, at_least=1, at_most=most, hint=hint)
+
+    def check_fits(self, codec: VQVAE) -> None:
+        """Refuse what this codec cannot encode, or the memory not hold.
+
+        Raises:
+            ValueError: a code has fewer samples than there are shifts, or the audio of an iteration
+                is larger than the free memory.
+        """
+        if self.shifts > codec.config.hop:
+            raise ValueError(
+                f"shifts is {self.shifts}, expected at most {codec.config.hop}, the samples of a "
+                "code"
+            )
+        margin = -(-encoder_reach(codec.config) // codec.config.hop)
+        samples = (self.crop + 2 * margin) * codec.config.hop
+        needed = _BYTES_PER_SAMPLE * self.pairs * samples
+        free = free_bytes(torch.device("cpu"))
+        if needed > free:
+            raise ValueError(
+                f"pairs is {self.pairs} and crop {self.crop}: the audio of an iteration takes "
+                f"{needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+            )
 
     def iterate(
         self,
@@ -109,13 +157,11 @@ class PairCounting:
             kept: bytes of codes to keep; what is beyond is encoded as often as it is drawn.
 
         Raises:
-            ValueError: not two sources, no song is long enough, or a code has fewer samples than
-                there are shifts.
+            ValueError: not two sources, no song is long enough, or as `check_fits`.
         """
         if len(alpha) != 2:
             raise ValueError(f"triples count two sources, got {len(alpha)}: {', '.join(alpha)}")
-        if self.shifts > codec.config.hop:
-            raise ValueError(f"{self.shifts} shifts; a code has but {codec.config.hop} samples")
+        self.check_fits(codec)
         songs = _Songs(codec, tracks, tuple(alpha), self, kept)
         weights = torch.tensor(list(alpha.values())).view(2, 1, 1)
         for iteration in itertools.count(start, step):

@@ -9,15 +9,20 @@ number of triples; only `load_counts` and `TripleCounter.result` hold a whole ta
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 
-from jukebox_core.files import atomic_path, write_json
+from jukebox_core.checks import require
+from jukebox_core.files import atomic_path, check_replaceable, table_of, write_json
+from jukebox_core.separation.memory import free_bytes
 from lass.runs import HELD, Block, Run, SpoolRun, add_up, merged, merged_blocks, write_run
 
 __all__ = [
@@ -25,6 +30,8 @@ __all__ = [
     "Counts",
     "CountsFile",
     "TripleCounter",
+    "check_output",
+    "check_spool",
     "count_triples",
     "from_keys",
     "load_counts",
@@ -41,6 +48,12 @@ BUFFER = 1 << 23
 _FAN = 8  # runs of one level before they become one of the next
 _LEAST = 1 << 12  # keys held while runs are merged, however small the buffer is
 _PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
+_BYTES_PER_TRIPLE = 40  # of the buffer while it becomes a run: keys, twice sorted, counts, rows
+_STATE = "state.json"
+_RUN = re.compile(r"run-\d{6,}")
+_SPOOLED = re.compile(r"run-\d{6,}|state\.json|\..*\.\d+-[0-9a-f]+\.tmp(\.[^.]*)?")
+_MOST_CODES = 2_097_151  # whose triples are int64 keys
+_MOST_COUNTS = 1 << 53  # of a triple: exact in float64
 
 
 class Counts(NamedTuple):
@@ -149,11 +162,20 @@ class TripleCounter:
             settings: what the counts depend on; a spool of other settings is refused.
 
         Raises:
-            ValueError: the buffer is empty, or the folder is damaged or holds a counting with other
-                settings.
+            ValueError: the buffer is empty or larger than the free memory, or the folder is damaged
+                or holds a counting with other settings.
+            FileExistsError: as `check_spool`.
         """
-        if buffer < 1:
-            raise ValueError(f"a buffer of {buffer} triples was asked for, expected 1 or more")
+        free = free_bytes(torch.device("cpu"))
+        require(
+            "buffer",
+            buffer,
+            whole=True,
+            at_least=1,
+            at_most=max(BUFFER, free // _BYTES_PER_TRIPLE),
+            hint=f"triples; {free / 1e9:,.1f} GB of memory are free",
+        )
+        check_spool(spool)
         self.n_codes = n_codes
         self.iterations = 0
         """Iterations (calls of `add`) that are safe on disk."""
@@ -170,17 +192,13 @@ class TripleCounter:
         self._resume()
 
     def _resume(self) -> None:
-        state = self._spool / "state.json"
+        state = self._spool / _STATE
         if state.is_file():
-            try:
-                stored = json.loads(state.read_text(encoding="utf-8"))
-                settings = stored["settings"]
-                self.iterations, self.triples = stored["iterations"], stored["triples"]
-                self._runs = [(level, name) for level, name in stored["runs"]]
-                self._next = stored["next"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{state} is damaged: delete {self._spool}") from error
-            differing = _differing(settings, self._settings)
+            stored = _read_state(state)
+            self.iterations, self.triples = stored["iterations"], stored["triples"]
+            self._runs = [(level, name) for level, name in stored["runs"]]
+            self._next = stored["next"]
+            differing = _differing(stored["settings"], self._settings)
             if differing:
                 raise ValueError(
                     f"{self._spool} holds a counting that was begun with {differing}: "
@@ -189,8 +207,8 @@ class TripleCounter:
             for _, name in self._runs:
                 if not (self._spool / name).is_file():
                     raise ValueError(f"{self._spool} lacks {name}: delete it to start afresh")
-        known = {name for _, name in self._runs}
-        for stray in self._spool.glob("*run-*"):  # written, or begun, after the last flush
+        known = {_STATE, *(name for _, name in self._runs)}
+        for stray in list(self._spool.iterdir()):  # written, or begun, after the last flush
             if stray.name not in known:
                 stray.unlink()
 
@@ -249,8 +267,12 @@ class TripleCounter:
 
     def close(self) -> None:
         """Remove the spool folder; a removal that is interrupted leaves a spool of nothing."""
-        (self._spool / "state.json").unlink(missing_ok=True)
-        shutil.rmtree(self._spool, ignore_errors=True)
+        (self._spool / _STATE).unlink(missing_ok=True)
+        for path in list(self._spool.iterdir()):
+            if _SPOOLED.fullmatch(path.name):
+                path.unlink()
+        with suppress(OSError):  # something else was put there meanwhile
+            self._spool.rmdir()
 
     def _one_run(self) -> list[Run]:
         """Everything added as one run, or none where there is nothing."""
@@ -288,7 +310,7 @@ class TripleCounter:
 
     def _write_state(self) -> None:
         write_json(
-            self._spool / "state.json",
+            self._spool / _STATE,
             {
                 "settings": self._settings,
                 "iterations": self.iterations,
@@ -297,6 +319,55 @@ class TripleCounter:
                 "next": self._next,
             },
         )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The content of state.json, whose runs are files of the spool.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("iterations", "triples", "next"):
+            require(name, stored[name], whole=True, at_least=0)
+        for level, name in stored["runs"]:
+            require("level", level, whole=True, at_least=0, at_most=64)
+            if not _RUN.fullmatch(name):
+                raise ValueError(f"a run is called {name}")
+        _differing(stored["settings"], {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: delete {path.parent}") from error
+    return stored
+
+
+def check_spool(spool: Path) -> None:
+    """Refuse a folder for the runs of a counting that holds something else.
+
+    Raises:
+        FileExistsError: it is a file, or holds what no counting is known to write.
+    """
+    spool = Path(spool)
+    if spool.exists() and not spool.is_dir():
+        raise FileExistsError(f"{spool} is not a folder: runs of the counting go there")
+    for path in list(spool.iterdir()) if spool.exists() else ():
+        # Earlier versions wrote the finished file there before they moved it out.
+        finished = spool.suffix == ".spool" and path.name == spool.stem
+        known = _SPOOLED.fullmatch(path.name) or (finished and table_of("counts")(path))
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not known):
+            raise FileExistsError(
+                f"{spool} holds {path.name}, which is no part of a counting: runs of the counting "
+                "go there; move it, or choose another output"
+            )
+
+
+def check_output(path: Path) -> None:
+    """Refuse to replace a file that is no table of counts.
+
+    Raises:
+        FileExistsError: it is something else, or no regular file.
+    """
+    check_replaceable(path, table_of("counts"), "a table of counts")
 
 
 class _Mapped:
@@ -433,23 +504,30 @@ class CountsFile:
         try:
             self._file = safe_open(str(path), "numpy")
             self.metadata: dict[str, str] = self._file.metadata() or {}
-            kind = self.metadata.get("kind", "no")
-            if kind != "counts":
-                raise ValueError(f"{path} holds {kind} data, not counts")
-            self.n_codes, self.iterations = (
-                _whole(self.metadata.get(name, default))
-                for name, default in (("n_codes", ""), ("iterations", "0"))
-            )
-            self._offsets = self._file.get_tensor("offsets")
-            sizes = {self._file.get_slice(n).get_shape()[0] for n in ("first", "second", "counts")}
-        except (SafetensorError, KeyError, IndexError) as error:
+        except SafetensorError as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is not a readable file of counts ({reason})") from error
-        offsets = self._offsets
-        if offsets.shape != (self.n_codes + 1,) or sizes != {int(offsets[-1])}:
+        kind = self.metadata.get("kind", "no")
+        if kind != "counts":
+            raise ValueError(f"{path} holds {kind} data, not counts")
+        try:
+            self.n_codes = int(self.metadata["n_codes"])
+            self.iterations = int(self.metadata.get("iterations", 0))
+            require("n_codes", self.n_codes, whole=True, at_least=1, at_most=_MOST_CODES)
+            require("iterations", self.iterations, whole=True, at_least=0)
+            self._offsets = self._file.get_tensor("offsets")
+            shapes = {self._file.get_slice(n).get_shape()[0] for n in ("first", "second", "counts")}
+            types = {self._file.get_slice(n).get_dtype() for n in ("first", "second", "counts")}
+        except (SafetensorError, KeyError, IndexError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is not a readable file of counts ({reason})") from error
+        whole = self._offsets.dtype.kind == "i" and types <= {"I32", "I64"}
+        if not whole or self._offsets.shape != (self.n_codes + 1,):
+            raise ValueError(f"{path} is not a readable file of counts (no integers, or too few)")
+        if self._offsets[0] != 0 or (np.diff(self._offsets) < 0).any():
+            raise ValueError(f"{path} is not a readable file of counts (its offsets fall)")
+        if shapes != {int(self._offsets[-1])}:
             raise ValueError(f"{path} is not a readable file of counts (its sizes disagree)")
-        if offsets.dtype.kind not in "iu" or offsets[0] != 0 or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{path} is not a readable file of counts (its offsets are no slices)")
 
     def __len__(self) -> int:
         return int(self._offsets[-1])
@@ -458,29 +536,28 @@ class CountsFile:
         """Everything.
 
         Raises:
-            ValueError: A code or a count cannot be.
+            ValueError: a code or a count is out of range, or triples are not in their order.
         """
         first, second, counts = (
             self._file.get_tensor(name) for name in ("first", "second", "counts")
         )
-        for name, values, least, most in (
-            ("first", first, 0, self.n_codes - 1),
-            ("second", second, 0, self.n_codes - 1),
-            ("counts", counts, 1, np.iinfo(np.int64).max),
-        ):
-            if values.dtype.kind not in "iu":
-                raise ValueError(f"{self.path}: {name} holds {values.dtype}, expected integers")
-            if values.size and not least <= values.min() <= values.max() <= most:
-                raise ValueError(
-                    f"{self.path}: {name} spans {values.min()} to {values.max()}, "
-                    f"expected {least} to {most}"
-                )
+        last = -1
+        for start in range(0, len(self), HELD):
+            part = slice(start, start + HELD)
+            keys = self._keys(start, first[part], second[part], counts[part])
+            if keys[0] <= last or (np.diff(keys) <= 0).any():
+                raise ValueError(f"{self.path} is damaged: its triples are not in their order")
+            last = keys[-1]
         codes = np.arange(self.n_codes, dtype=np.int32)
         mixture = np.repeat(codes, np.diff(self._offsets))
         return Counts(self.n_codes, first, second, mixture, counts, self._offsets)
 
     def read(self, start: int, stop: int) -> Block:
-        """Keys and counts `start` to `stop`."""
+        """Keys and counts `start` to `stop`.
+
+        Raises:
+            ValueError: a code or a count is out of range.
+        """
         stop = min(stop, len(self))
         if start >= stop:  # which safetensors refuses to slice
             return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -488,15 +565,23 @@ class CountsFile:
         first, second, counts = (
             file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
         )
-        mixture = np.searchsorted(self._offsets, np.arange(start, stop), side="right") - 1
-        return to_keys(self.n_codes, first, second, mixture), counts
+        return self._keys(start, first, second, counts), counts
 
-
-def _whole(text: str) -> int:
-    """A number of the metadata; KeyError where it is none."""
-    if not text.isdecimal() or len(text) > 18:
-        raise KeyError(f"expected a number, got {text!r}")
-    return int(text)
+    def _keys(
+        self, start: int, first: np.ndarray, second: np.ndarray, counts: np.ndarray
+    ) -> np.ndarray:
+        """Keys of the entries from `start` on, which are checked."""
+        places = np.arange(start, start + len(first))
+        mixture = np.searchsorted(self._offsets, places, side="right") - 1
+        if not 1 <= counts.min() <= counts.max() <= _MOST_COUNTS:
+            raise ValueError(
+                f"{self.path} is damaged: counts span [{counts.min()}, {counts.max()}], expected "
+                "[1, 2^53]"
+            )
+        try:
+            return to_keys(self.n_codes, first, second, mixture)
+        except ValueError as error:
+            raise ValueError(f"{self.path} is damaged: {error}") from error
 
 
 def merge_counts(files: Sequence[Path], output: Path) -> int:
@@ -504,15 +589,18 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
 
     Args:
         files: partial counts, with other seeds or of other songs.
-        output: file to write.
+        output: file to write. One that is there is replaced if its counts are among those merged.
 
     Returns:
         The number of triples counted in all of them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file is damaged, they do not belong together, or two hold the same draws.
+        FileExistsError: the output is something else than counts.
+        ValueError: a file is damaged, they do not belong together, two hold the same draws, or the
+            output is one of them or holds other draws.
     """
+    check_output(output)
     runs = [CountsFile(path) for path in files]
     for name in ("n_codes", "codec", "sources", "alpha"):
         values = {str(run.metadata.get(name)) for run in runs}
@@ -525,6 +613,15 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
             f"two of the files to merge hold the same draws ({repeated}): count the parts with "
             "a --seed each"
         )
+    if any(Path(output).exists() and Path(output).samefile(path) for path in files):
+        raise ValueError(f"{output} is one of the files to merge: choose another output")
+    if Path(output).exists() and Path(output).stat().st_size:
+        before = CountsFile(output).metadata.get("counting", "").split(" + ")
+        if lost := [draw for draw in before if draw and draw not in draws]:
+            raise ValueError(
+                f"{output} holds draws that the files to merge do not have ({lost[0]}): delete it, "
+                "or choose another output"
+            )
     size = sum(len(keys) for keys, _ in merged(runs))
     triples = 0
 

@@ -29,9 +29,16 @@ class Run(Protocol):
 
 
 class SpoolRun:
-    """A file of int64 rows (key, count), as `write_run` writes it."""
+    """A file of int64 rows (key, count), as `write_run` writes it.
+
+    Raises:
+        ValueError: it is damaged.
+    """
 
     def __init__(self, path: Path):
+        size = path.stat().st_size
+        if size == 0 or size % 16:
+            raise ValueError(f"{path} is damaged: delete {path.parent} to start afresh")
         self.rows = np.memmap(path, np.int64, "r").reshape(-1, 2)
 
     def __len__(self) -> int:

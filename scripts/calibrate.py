@@ -19,6 +19,7 @@ import torch
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets import CropDataset
+from jukebox_core.files import check_replaceable, table_of
 from jukebox_core.manifest import load_manifest
 from jukebox_core.runtime import set_threads
 from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
@@ -62,6 +63,7 @@ class Args:
 def main(args: Args) -> None:
     """Measure and write."""
     set_threads(args.threads)
+    check_replaceable(args.output, table_of("calibration"), "a calibration")
     codec = load_codec(args.vqvae, pick_device(args.device))
     manifest = load_manifest(args.data)
     if manifest.sample_rate != codec.config.sample_rate:

@@ -29,18 +29,30 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import tyro
 from tqdm import tqdm
 
 from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.checks import require_fields
 from jukebox_core.manifest import Manifest, Track, load_manifest
 from jukebox_core.runtime import Ranks, set_threads
+from jukebox_core.separation.memory import free_bytes
 from jukebox_core.vqvae.model import VQVAE
 from lass.counting import KEPT, PairCounting, Triples
-from lass.counts import BUFFER, CountsFile, TripleCounter, merge_counts
+from lass.counts import (
+    BUFFER,
+    CountsFile,
+    TripleCounter,
+    check_output,
+    check_spool,
+    merge_counts,
+)
 from scripts._cli import program
 from scripts._models import pick_device
 
+_RUNS = 16
+"""Runs that one iteration may become: with a buffer of one triple, a file each."""
 _ROUND = 4
 """Iterations of each of several processes before they wait for each other."""
 
@@ -72,6 +84,25 @@ class Args:
     """auto, cpu, cuda or mps; several processes take a GPU each."""
     threads: int | None = None
     """CPU threads; default: all cores, shared by the processes of a machine."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        self.counting.check_iterations(self.iterations)
+        require_fields(
+            self,
+            "buffer",
+            whole=True,
+            at_least=-(-self.counting.triples // _RUNS),
+            hint=f"an iteration, {self.counting.triples:,} triples, is written in {_RUNS} runs at "
+            "most",
+        )
+        free = free_bytes(torch.device("cpu")) >> 20
+        hint = f"MiB; {free:,} are free"
+        require_fields(
+            self, "kept", whole=True, at_least=0, at_most=max(KEPT >> 20, free), hint=hint
+        )
+        require_fields(self, "flush_seconds", at_least=0)
+        require_fields(self, "max_seconds", at_least=0, optional=True)
 
 
 class Task(NamedTuple):
@@ -134,7 +165,6 @@ class Total:
     def __init__(self, args: Args, counter: TripleCounter, bar: tqdm):
         self.counter = counter
         self._args = args
-        self._spool = spool_of(args.output)
         self._before = counter.triples
         self._left = args.iterations - counter.iterations
         self._began = self._flushed = time.monotonic()
@@ -192,9 +222,7 @@ class Total:
         self._bar.close()
         counter, output = self.counter, self._args.output
         counter.flush()
-        made = self._spool / output.name  # there, a half of it goes with the spool
-        distinct = counter.save(made, metadata | {"iterations": str(counter.iterations)})
-        os.replace(made, output)
+        distinct = counter.save(output, metadata | {"iterations": str(counter.iterations)})
         counter.close()
         seconds = time.monotonic() - self._began
         return (
@@ -213,10 +241,10 @@ def _open(args: Args, device: str) -> Task:
     """Check the flags; load codec and data."""
     if args.vqvae is None or args.data is None:
         raise ValueError("--vqvae and --data are needed to count (or --merge FILE ...)")
-    for name, least in (("iterations", 1), ("kept", 0)):
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected {least} or more")
+    check_output(args.output)
+    check_spool(spool_of(args.output))
     codec = load_codec(args.vqvae, pick_device(device))
+    args.counting.check_fits(codec)
     manifest = _open_data(args.data, codec.config.sample_rate)
     metadata = {
         "codec": fingerprint(args.vqvae),
@@ -281,7 +309,7 @@ def _locked(spool: Path) -> Iterator[None]:
 
 def _finished(output: Path, metadata: dict[str, str]) -> CountsFile | None:
     """The counts that are there; those of something else are an error."""
-    if not output.exists():
+    if not output.exists() or output.stat().st_size == 0:
         return None
     stored = CountsFile(output)
     for name, value in metadata.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.files import check_replaceable, table_of
 from jukebox_core.runtime import set_threads
 from lqvae.sums import ALPHA, code_sums, save_sums
 from scripts._cli import program
@@ -34,6 +35,7 @@ class Args:
 def main(args: Args) -> None:
     """Compute and write the table."""
     set_threads(args.threads)
+    check_replaceable(args.output, table_of("code_sums"), "a table of code sums")
     codec = load_codec(args.vqvae)
     began = time.monotonic()
     table = code_sums(codec.codebook, args.alpha)

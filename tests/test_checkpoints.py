@@ -205,7 +205,7 @@ def test_provenance_names_the_versions():
 
 
 def test_a_run_from_before_there_was_an_option_goes_on_without_it(tmp_path):
-    save_meta(tmp_path, {"step": 3, "loss": {"commit": 1.0}})
+    save_meta(tmp_path, {"step": 3, "elapsed": 1.0, "loss": {"commit": 1.0}})
     wanted = {"loss": {"commit": 1.0, "relative_spectral": False}}
     assert open_run(tmp_path, wanted, steps=3) == "finished"
     with pytest.raises(ValueError, match="loss.relative_spectral is None there, True asked for"):

@@ -174,7 +174,7 @@ def test_only_training_songs_of_the_right_kind_are_counted(codec, tiny_data, tmp
     output = tmp_path / "counts"
 
     def error(data, *more):
-        assert count_sums.main(flags(codec, data, output, *more)) == 1
+        assert count_sums.main(flags(codec, data, output, *more)) in (1, 2)
         said = capsys.readouterr().err
         assert len(said.splitlines()) == 1 and not output.exists()
         return said
@@ -189,9 +189,9 @@ def test_only_training_songs_of_the_right_kind_are_counted(codec, tiny_data, tmp
     )
     assert "has no songs in its train split" in error(tests)
     assert "choose a shorter crop" in error(tiny_data, "--crop", "5000")
-    assert "--iterations is 0" in error(tiny_data, "--iterations", "0")
-    assert "--kept is -1" in error(tiny_data, "--kept", "-1")
-    assert "expected 1 or more" in error(tiny_data, "--buffer", "0")
+    assert "iterations is 0" in error(tiny_data, "--iterations", "0")
+    assert "kept is -1" in error(tiny_data, "--kept", "-1")
+    assert "buffer is 0" in error(tiny_data, "--buffer", "0")
     assert "there is no run folder" in error(tiny_data, "--vqvae", str(tmp_path / "none"))
     assert count_sums.main(["--output", str(output)]) == 1
     assert "--vqvae and --data are needed" in capsys.readouterr().err

@@ -160,7 +160,7 @@ def test_names_of_any_length_can_be_written(tmp_path):
     assert len(names(tmp_path)) == 4
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there no signal asks whether a process lives")
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     script = """
 import os, sys
