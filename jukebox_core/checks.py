@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["require", "require_choice", "require_fields", "require_seed", "require_types"]
 
-_LARGEST = {True: 2**63 - 1, False: 3.4e38}  # of int64 and float32, which tensors hold
+_LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers and others: of int64, float32
 
 
 def require(
@@ -41,7 +41,7 @@ def require(
         ValueError: The value is of another type, NaN, infinite, or out of bounds.
     """
     kind: Any = Integral if whole else Real
-    largest = _LARGEST[whole]
+    largest = _LARGEST[isinstance(value, Integral)]
     if (
         isinstance(value, kind)
         and not isinstance(value, bool)

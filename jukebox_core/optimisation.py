@@ -36,7 +36,8 @@ def build_optimizer(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "fused": fused}
+    betas = tuple(float(beta) for beta in config.betas)
+    options: dict[str, Any] = {"betas": betas, "eps": config.eps, "fused": fused}
     if sharded:
         return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=config.lr, **options)
     return torch.optim.AdamW(groups, lr=config.lr, **options)
