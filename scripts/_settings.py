@@ -194,8 +194,8 @@ def load_tuned(models: Path, method: str) -> dict[str, Any]:
     known = {field.name for field in fields(Settings)}
     try:
         options = json.loads(path.read_text(encoding="utf-8"))["options"]
-        unknown = sorted(set(options) - known)
         options = dict(options)
+        unknown = sorted(set(options) - known)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: delete it, or tune again") from error
     if unknown:

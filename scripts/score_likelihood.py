@@ -144,8 +144,10 @@ def check_memory(args: Args, n_codes: int) -> None:
     needed = 8 * (n_codes * (triples + args.compared) + triples * args.compared)  # of `pair_logs`
     free = free_bytes(torch.device("cpu"))
     if needed > free:
+        counts = {"iterations": args.iterations, "compared": args.compared}
+        first, second = sorted(counts, key=lambda name: -counts[name])
         raise ValueError(
-            f"iterations is {args.iterations} and compared {args.compared}: their scores take "
+            f"{first} is {counts[first]} and {second} is {counts[second]}: their scores take "
             f"{needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free"
         )
 

@@ -190,7 +190,10 @@ def main(args: Args) -> None:
     chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
     study = Study(args.models, args.data, *chosen, tuned=False)
     for candidates in args.sizes:  # scored last, but refused first
-        sizes_of(args.method, args.models, candidates)
+        try:
+            sizes_of(args.method, args.models, candidates)
+        except ValueError as error:
+            raise ValueError(f"sizes: {error}") from error
     tuning = Tuning(args, study)
     for name, values in GRIDS[args.method].items():
         tuning.sampling(name, values)

@@ -84,7 +84,7 @@ class Sizes(NamedTuple):
                 f"of the {self.candidates} candidates"
             )
         self.codes_of_context(n_ctx)
-        needed = decoded_bytes(self.candidates, self.window * hop)
+        needed = 2 * decoded_bytes(self.candidates, self.window * hop)  # in parts and joined
         free = free_bytes(torch.device("cpu"))
         if needed > free:
             raise TooLarge(
