@@ -22,7 +22,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -342,6 +341,8 @@ def fork(run: Any, said: Path, work: Path) -> int:
 
 def _limit() -> None:
     """Keep the machine from being filled; workers are forked, since a fresh Python takes long."""
+    import resource
+
     status = Path("/proc/self/status").read_text()
     taken = int(status.partition("VmSize:")[2].split()[0]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY,) * 2)

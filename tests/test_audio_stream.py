@@ -1,6 +1,5 @@
 """Audio block by block: the same samples and bytes as in one piece."""
 
-import contextlib
 import errno
 import math
 
@@ -8,27 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from full_disk import files_up_to
 
 from jukebox_core import audio
 from jukebox_core.audio_stream import AudioWriter, Resampler, open_audio, survey
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 RATE = 22_050
-
-
-@contextlib.contextmanager
-def files_up_to(size):
-    """No file of this process may grow beyond so many bytes, as if the disk were full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def noise(*shape, seed=0):
@@ -135,7 +119,6 @@ FORMATS = [
 ]
 
 
-@pytest.mark.skipif(resource is None, reason="no limits of file sizes on this system")
 @pytest.mark.parametrize(("suffix", "subtype"), FORMATS)
 def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path, suffix, subtype):
     path = tmp_path / f"x{suffix}"
@@ -165,7 +148,6 @@ def test_a_disk_without_room_is_an_error_that_names_the_file(tmp_path, suffix, s
         assert path.read_text() == "old"
 
 
-@pytest.mark.skipif(resource is None, reason="no limits of file sizes on this system")
 def test_after_an_error_a_writer_is_closed(tmp_path):
     writer = AudioWriter(tmp_path / "x.wav", RATE, 1)
     with files_up_to(20_000), pytest.raises(OSError):

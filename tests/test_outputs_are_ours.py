@@ -6,18 +6,17 @@ are no files, and a disk without room.
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import types
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disk import files_up_to
 from made_up_runs import write_runs
 from matplotlib.figure import Figure
 from original_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
@@ -83,17 +82,6 @@ def refused(capsys, folder, main, flags, *words):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and all(str(word) in line for word in words), line
     assert everything(folder) == before
-
-
-@contextmanager
-def no_room(size=100):
-    """Files grow to `size` bytes and no further, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def never(*_, **__):
@@ -256,7 +244,7 @@ def test_methods_that_are_scored_side_by_side_are_joined(tiny_models, tiny_data,
 def test_evaluate_on_a_full_disk(tiny_models, tiny_data, tmp_path, capsys):
     flags = evaluation(tiny_models, tiny_data, tmp_path / "test.json", "--examples", "1")
     for size, words in ((100, "lqvae.examples.json"), (1000, "test_audio"), (1 << 14, ".json")):
-        with no_room(size):
+        with files_up_to(size):
             capsys.readouterr()
             assert evaluate.main(flags) == 1
         (line,) = capsys.readouterr().err.splitlines()
@@ -309,7 +297,7 @@ def test_outputs_on_a_full_disk(runs, tiny_models, tiny_data, tmp_path, capsys):
         (score_likelihood.main, likelihood(tiny_models, tiny_data, output[4])),
         (_convert, ["--kind", "codec", "--input", checkpoint, "--output", output[5]]),
     ]
-    with no_room():
+    with files_up_to(100):
         for main, flags in programs:
             refused(capsys, tmp_path / "out", main, flags, tmp_path / "out")
 

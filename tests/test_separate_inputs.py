@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_audio_stream import files_up_to, resource
+from full_disk import files_up_to
 from test_decoding import RATE, clicks, encoded, id3, mp3, without_info
 from test_separate_script import music, separate
 
@@ -74,7 +74,6 @@ def test_a_named_pipe_is_refused_at_once(tiny_models, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(resource is None, reason="no limits of file sizes on this system")
 @pytest.mark.parametrize("form", ("wav", "flac"))
 def test_a_disk_without_room_for_the_stems(tiny_models, tmp_path, capsys, form):
     audio.save(tmp_path / "song.wav", music(2, 44_100, 2), 44_100)
