@@ -65,14 +65,18 @@ class AudioReader:
         """
         self.path = path
         self._decoded = decoded
-        with self._open() as sound:
-            self.rate = sound.rate
-            self.channels = sound.channels
-            self.frames = sound.frames
-            """Samples by the header, 0 where it does not tell; an estimate unless `exact`."""
-            self.exact = sound.exact
-            self.warning = warning or sound.warning
-            """What is wrong with the file though it can be decoded, such as a missing end."""
+        self._sound = Sound(decoded, path)
+        self.rate = self._sound.rate
+        self.channels = self._sound.channels
+        self.frames = self._sound.frames
+        """Samples by the header, 0 where it does not tell; an estimate unless `exact`."""
+        self.exact = self._sound.exact
+        self.warning = warning or self._sound.warning
+        """What is wrong with the file though it can be decoded, such as a missing end."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._sound.close()
 
     def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
         """All samples in blocks [C, t] of at most `size`.
@@ -81,10 +85,9 @@ class AudioReader:
             ValueError: damaged, without samples, or with NaN or infinite ones.
         """
         done = 0
-        with self._open() as sound:
-            for samples in sound.blocks(size):
-                done += len(samples)
-                yield self._checked(samples)
+        for samples in self._sound.blocks(size):
+            done += len(samples)
+            yield self._checked(samples)
         if done == 0:
             raise ValueError(f"{self.path} has no samples")
 
@@ -94,11 +97,7 @@ class AudioReader:
         Raises:
             ValueError: they are not in the file, damaged, or not finite.
         """
-        with self._open() as sound:
-            return self._checked(sound.segment(start, length))
-
-    def _open(self) -> Sound:
-        return Sound(self._decoded, self.path)
+        return self._checked(self._sound.segment(start, length))
 
     def _checked(self, samples: np.ndarray) -> Tensor:
         if not np.isfinite(samples).all():
@@ -123,6 +122,7 @@ def open_audio(path: str | Path) -> Iterator[AudioReader]:
         except UnknownFormat as reason:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             reader = AudioReader(path, *ffmpeg_to_wav(path, folder, reason))
+        stack.callback(reader.close)
         yield reader
 
 

@@ -111,6 +111,10 @@ class Sound:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
