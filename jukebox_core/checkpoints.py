@@ -57,7 +57,7 @@ M = TypeVar("M", bound=nn.Module)
 
 FORMAT = 1
 WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
-_VERSIONED = ("torch", "lightning-fabric", "numpy", "safetensors")
+_VERSIONED = ("lightning-fabric", "numpy", "safetensors")
 
 
 _FREE_TO_CHANGE = {
@@ -240,6 +240,7 @@ def provenance() -> dict[str, Any]:
     """Where a run comes from: the git commit (None outside a checkout) and library versions."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _VERSIONED}
+    versions["torch"] = str(torch.__version__)  # with its build, which a package may leave out
     return {"git_commit": _git_commit(), "versions": versions}
 
 
