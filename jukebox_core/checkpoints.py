@@ -64,7 +64,7 @@ FORMAT = 1
 WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
 _WRITTEN = (WEIGHTS, STATE, "metrics.csv", "best", "steps", "media", "wandb", "wandb.json")
 """What a run writes to its folder after meta.json."""
-_VERSIONED = ("torch", "lightning-fabric", "numpy", "safetensors")
+_VERSIONED = ("lightning-fabric", "numpy", "safetensors")
 
 
 _FREE_TO_CHANGE = {
@@ -294,6 +294,7 @@ def provenance() -> dict[str, Any]:
     """Where a run comes from: the git commit (None outside a checkout) and library versions."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _VERSIONED}
+    versions["torch"] = str(torch.__version__)  # with its build, which a package may leave out
     return {"git_commit": _git_commit(), "versions": versions}
 
 
