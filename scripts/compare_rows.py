@@ -18,6 +18,7 @@ import tyro
 
 from jukebox_core.files import write_json
 from scripts._cli import program
+from scripts._results import describing
 from scripts.ablate import compare, markdown
 
 
@@ -35,13 +36,12 @@ def main(args: Args) -> None:
     if not args.files:
         raise ValueError("no file is given")
     for path in args.files:
-        try:
+        with describing(path, "is no ablation"):
             stored = json.loads(path.read_text(encoding="utf-8"))
             comparisons = list(compare(stored["rows"]))
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} is no ablation: {error!r}") from error
-        write_json(path, stored | {"comparisons": comparisons})
-        print(f"{path}\n\n{markdown(stored['rows'], comparisons)}")
+            tables = markdown(stored["rows"], comparisons)
+            write_json(path, stored | {"comparisons": comparisons})
+        print(f"{path}\n\n{tables}")
 
 
 if __name__ == "__main__":
