@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,21 @@ def load_results(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold the results of scripts.evaluate") from error
     return results
+
+
+@contextmanager
+def describing(path: Path, problem: str) -> Iterator[None]:
+    """Name the file in errors of a block that reads values out of it.
+
+    Raises:
+        ValueError: `PATH PROBLEM` where the values are not the expected ones.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} {problem} ({error!r})") from error
 
 
 def make_rows(

@@ -27,7 +27,7 @@ from scripts._cli import program
 from scripts._report_audio import listen
 from scripts._report_page import TITLE, document, is_report, missing
 from scripts._report_text import headline
-from scripts._results import load_results, sources_of
+from scripts._results import describing, load_results, sources_of
 
 QUESTION = (
     "LQ-VAE trains its codec so that sums of latents are latents of sums and scores pairs of codes "
@@ -83,9 +83,11 @@ def build_page(runs: Path) -> str:
     path = runs / "results.json"
     if path.is_file():
         results = load_results(path)
-        parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
-        parts += [listen(results, path.parent), _ablation(runs), _curves(runs), _method(results)]
-        parts += [_again(results, runs)]
+        with describing(path, "does not hold the results of scripts.evaluate"):
+            parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
+            parts += [listen(results, path.parent)]
+            last = [_method(results), _again(results, runs)]
+        parts += [_ablation(runs), _curves(runs), *last]
     else:
         parts = [missing("There are no scores yet: results.json is missing."), _curves(runs)]
     body = "\n".join(parts)
@@ -117,10 +119,8 @@ def _ablation(runs: Path) -> str:
     path = runs / "ablation" / "ablation.json"
     if not path.is_file():
         return ""
-    try:
+    with describing(path, "does not hold the tables of scripts.ablate"):
         return tables.ablation(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} does not hold the tables of scripts.ablate") from error
 
 
 def _scatters(results: Mapping[str, Any]) -> str:

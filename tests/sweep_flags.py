@@ -89,6 +89,7 @@ class Args:
 @program
 def main(args: Args) -> int:
     """Run the cases, print the summary; the status says whether there are faults."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     import_all()
     chosen = [case for case in all_cases(args.programs) if _chosen(case, args)]
     if not chosen:
@@ -322,6 +323,8 @@ def fork(run: Any, said: Path, work: Path) -> int:
     status = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for name, number in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(said / name, os.O_WRONLY | os.O_APPEND), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

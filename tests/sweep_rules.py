@@ -28,12 +28,12 @@ BASE = "base"
 
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
-    """backoff bandwidth-seconds code-noise commit compression context decay-steps dropout
-    ema-decay examples gain-db gains-db grad-clip keep keep-media l-mu linearisation lmix-l1
-    lmix-l2 lmix-linf multispectral port revival-threshold seed seeds shifts code-shifts sigma
-    silence-dbfs spectral top-k transpose-semitones warmup-steps weight weight-decay weights
-    workers within split alpha""".split()
-) - {"seeds", "sigma"}
+    """alpha backoff bandwidth-seconds code-noise code-shifts commit compression context decay-steps
+    dropout ema-decay examples flush-seconds gain-db gains-db grad-clip keep keep-media l-mu
+    linearisation lmix-l1 lmix-l2 lmix-linf multispectral port revival-threshold seed shifts
+    silence-dbfs spectral split top-k transpose-semitones warmup-steps weight weight-decay weights
+    within workers""".split()
+)
 ZERO_REFUSED = frozenset(
     {
         ("make_synthetic", "--workers"),
@@ -55,7 +55,11 @@ NONE_MEANT = frozenset(
 )
 OUTPUTS = frozenset({"--output", "--markdown"})
 # Recorded under the same name for another thing.
-RECORDED_OTHERWISE = frozenset({("evaluate", "--chunks")})
+RECORDED_OTHERWISE = frozenset(
+    {("evaluate", "--chunks"), ("prepare_slakh", "--split"), ("make_synthetic", "--split")}
+)
+# How much work is wanted: a billion of it may run for as long as it takes.
+LONG_MEANT = frozenset({"iterations", "count-iterations", "steps", "tracks", "seeds", "budget"})
 UNHELPFUL = re.compile(
     r"could be instantiated|Got errors|Overflow when|rmtree|out of range for"
     r"|\[Errno|std::|\bNoneType"
@@ -201,7 +205,7 @@ def faults(case: Case, outcome: Outcome, writes: Iterable[str] = ()) -> list[str
     found = []
     if "Traceback (most recent call last)" in said + outcome.stdout:
         found.append("traceback")
-    if outcome.hung:
+    if outcome.hung and not (case.value == "billion" and case.flag.last in LONG_MEANT):
         found.append("hang")
     if status is not None and status < 0:
         found.append("crash")
@@ -212,7 +216,8 @@ def faults(case: Case, outcome: Outcome, writes: Iterable[str] = ()) -> list[str
     if any(not any(fnmatch(name, p) for p in allowed) for name in outcome.changed):
         found.append("input changed")
     temporary = [name for name in outcome.left if re.search(r"(^|/)\.[^/]*\.tmp", name)]
-    if (outcome.left if not accepted and not outcome.hung else temporary) and not outcome.ready:
+    stopped = outcome.hung or outcome.ready  # by force: anything may be left
+    if not stopped and (temporary if accepted else outcome.left):
         found.append("half file")
     if accepted:
         if must_refuse(case):
@@ -221,7 +226,7 @@ def faults(case: Case, outcome: Outcome, writes: Iterable[str] = ()) -> list[str
             found.append("not finite")
         if _replaced(case, outcome.recorded):
             found.append("replaced")
-    elif not found or found == ["half file"]:
+    elif not outcome.hung and (not found or found == ["half file"]):
         lines = [line for line in said.splitlines() if line.startswith("error:")]
         if len(lines) != 1:
             found.append("several lines" if lines else "no error line")
