@@ -14,7 +14,7 @@ import numpy as np
 import pretty_midi
 import scipy.fft
 
-__all__ = ["Renderer", "block_powers", "loudness"]
+__all__ = ["Renderer", "block_powers", "check_header", "loudness"]
 
 _BLOCK_SECONDS = 0.4
 _BYTES_PER_FRAME = 8  # two float32 channels
@@ -27,6 +27,10 @@ class Renderer:
     Args:
         sample_rate: Of the audio it makes.
         soundfont: An sf2 file; None is the one inside pretty_midi (TimGM6mb).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no soundfont, or half of one.
     """
 
     def __init__(self, sample_rate: int = 44100, soundfont: Path | None = None):
@@ -39,14 +43,22 @@ class Renderer:
             ) from error
         self.sample_rate = sample_rate
         self.soundfont = soundfont or Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
-        if not self.soundfont.is_file():
-            raise FileNotFoundError(f"there is no soundfont {self.soundfont}")
+        check_header(self.soundfont)
         self._scratch = bytearray()  # kept: fresh memory costs as much as a quiet stem
         self._synth: Any = tinysoundfont.Synth(samplerate=sample_rate)
         try:
             self._font = self._synth.sfload(str(self.soundfont))
         except Exception as error:  # the type depends on its version
             raise ValueError(f"{self.soundfont} is not an sf2 soundfont ({error})") from error
+
+    def check(self) -> None:
+        """Play a note of every preset; the synthesiser crashes on some damaged soundfonts."""
+        presets = [pretty_midi.Instrument(program) for program in range(128)]
+        presets += [pretty_midi.Instrument(program, is_drum=True) for program in range(128)]
+        for preset in presets:
+            pitches = range(27, 88) if preset.is_drum else (36, 60, 84)
+            preset.notes = [pretty_midi.Note(100, pitch, 0.0, 0.01) for pitch in pitches]
+            self([preset], round(0.02 * self.sample_rate))
 
     def __call__(self, instruments: Sequence[pretty_midi.Instrument], samples: int) -> np.ndarray:
         """Play the instruments together.
@@ -103,6 +115,26 @@ class Renderer:
         self._synth.sounds_off()
         self._synth.generate_simple(self.sample_rate)  # voices end within their quick release
         self._synth.soundfonts[self._font].reset()
+
+
+def check_header(soundfont: Path) -> None:
+    """Refuse what is no soundfont, or shorter than its header says.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is none, or half of one.
+    """
+    if not soundfont.is_file():
+        raise FileNotFoundError(f"there is no soundfont {soundfont}")
+    with open(soundfont, "rb") as file:
+        header = file.read(12)
+    if header[:4] != b"RIFF" or header[8:] != b"sfbk":
+        raise ValueError(f"{soundfont} is not an sf2 soundfont")
+    size, expected = soundfont.stat().st_size, 8 + int.from_bytes(header[4:8], "little")
+    if size < expected:
+        raise ValueError(
+            f"{soundfont} is not a whole sf2 soundfont: {size:,} of {expected:,} bytes are there"
+        )
 
 
 def _events(

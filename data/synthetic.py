@@ -19,6 +19,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from data.layout import (
     unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
-from data.render import Renderer, block_powers, loudness
+from data.render import Renderer, block_powers, check_header, loudness
 from jukebox_core import audio
 from jukebox_core.checks import require, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
@@ -171,7 +172,7 @@ def make_synthetic(
         soundfont=None if soundfont is None else str(soundfont),
     )
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
-    Renderer(sample_rate, None if soundfont is None else Path(soundfont))  # fails before writing
+    _check_renderer(settings)
     songs = _songs(output, settings, files, tracks)
     record, claimed = _check_output(output, settings, files, songs)
     waiting = [song for song in songs if not _is_written(song, settings)]
@@ -290,6 +291,30 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
     return workers
 
 
+def _check_renderer(settings: _Settings) -> None:
+    """Load the soundfont before anything is written; one of the user's, in another process first.
+
+    Raises:
+        ValueError: The soundfont is none, or so damaged that the synthesiser crashes.
+    """
+    if settings.soundfont is not None:
+        check_header(Path(settings.soundfont))
+        Renderer(settings.sample_rate)  # says what is not installed
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                pool.submit(_check_soundfont, settings).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser"
+            ) from error
+    _renderer(settings)
+
+
+def _check_soundfont(settings: _Settings) -> None:
+    _renderer(settings).check()
+
+
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
     """Write the songs, in this process or several; returns those that cannot be used, and why."""
     unusable = {}
@@ -312,6 +337,11 @@ def _mapping(settings: _Settings, workers: int) -> Iterator[Callable[..., Iterat
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
             yield pool.map
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that renders was killed, perhaps for want of memory: choose fewer "
+                "workers"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

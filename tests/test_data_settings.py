@@ -1,10 +1,14 @@
 """Settings of the data functions: every value works, or one line names it before any work."""
 
+import json
 import math
+import random
 import shutil
 import tempfile
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import pretty_midi
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,7 +86,7 @@ def test_any_preparation_works_or_names_what_is_wrong(slakh, options):
 def test_any_rendering_is_possible_or_names_what_is_wrong(options):
     """All but the rendering, which takes as long as it is asked to."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "Renderer", lambda *_: None)
+        patch.setattr(synthetic, "_check_renderer", lambda _: None)
         patch.setattr(synthetic, "_write_all", lambda *_: {})
         output = Path(folder) / "out"
         try:
@@ -148,7 +152,7 @@ def test_songs_larger_than_the_memory_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"RIFF\x04\0\0\0sfbk", bytes(5000)])
+@pytest.mark.parametrize("content", [b"", b"text", b"RIFF", b"RIFF\xff\0\0\0sfbk", bytes(5000)])
 def test_what_is_no_soundfont_is_refused(tmp_path, capsys, content):
     (tmp_path / "a.sf2").write_bytes(content)
     words = ["--output", str(tmp_path / "x"), "--tracks", "1", "--soundfont"]
@@ -156,6 +160,57 @@ def test_what_is_no_soundfont_is_refused(tmp_path, capsys, content):
         assert make_script.main([*words, str(tmp_path / path)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "soundfont" in line and not (tmp_path / "x").exists()
+
+
+SOUNDFONT = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
+
+
+@pytest.mark.parametrize("damage", ["half", "tail", "indices"])
+def test_damaged_soundfonts_are_refused(tmp_path, capfd, damage):
+    content = bytearray(SOUNDFONT.read_bytes())
+    if damage == "indices":
+        generator = random.Random(0)
+        for _ in range(200):
+            content[generator.randrange(len(content) - 200_000, len(content))] = 255
+    else:
+        del content[len(content) // 2 if damage == "half" else -1000 :]
+    (tmp_path / "a.sf2").write_bytes(content)
+    words = ["--output", str(tmp_path / "x"), "--tracks", "1", "--seconds", "1", "--soundfont"]
+    assert make_script.main([*words, str(tmp_path / "a.sf2")]) == 1
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert "a.sf2" in line and not (tmp_path / "x").exists()
+
+
+def test_another_soundfont_renders(tmp_path):
+    shutil.copy(SOUNDFONT, tmp_path / "a.sf2")
+    options = {"tracks": 1, "seconds": 1, "sample_rate": 8000}
+    (track,), _ = make_synthetic(tmp_path / "x", soundfont=tmp_path / "a.sf2", **options)
+    (same,), _ = make_synthetic(tmp_path / "y", **options)
+    assert (track / "mix.flac").read_bytes() == (same / "mix.flac").read_bytes()
+
+
+def test_a_process_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys):
+    class Broken:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def shutdown(self, **_):
+            pass
+
+        def map(self, *_):
+            raise BrokenProcessPool("killed")
+
+    monkeypatch.setattr(synthetic, "ProcessPoolExecutor", Broken)
+    words = ["--output", str(tmp_path / "x"), "--tracks", "2", "--seconds", "1", "--workers", "2"]
+    assert make_script.main(words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "workers" in line
 
 
 def test_songs_without_the_parts_are_named(tmp_path, capsys):
@@ -202,8 +257,6 @@ def test_as_many_workers_as_a_machine_can_use(monkeypatch):
     ],
 )
 def test_manifests_that_cannot_be_are_refused(slakh, tmp_path, values, words):
-    import json
-
     prepare(slakh, tmp_path / "out", workers=1, sample_rate=8000)
     path = tmp_path / "out/manifest.json"
     content = json.loads(path.read_text())
