@@ -125,15 +125,13 @@ def write_counts(
     """Write `sum_dist_N.npz`, entries in ascending order of (first, second, mixture).
 
     Args:
-        path: of a new file.
+        path: of the file; one that is there is replaced.
         table: the counts.
         extra: further arrays, which the original programs do not look at.
 
     Raises:
-        ValueError: the file exists.
         OSError: it cannot be written.
     """
-    check_new(path)
     coords, counts = table.coords.cpu().numpy(), table.counts.cpu().numpy()
     order = np.lexsort(coords[::-1])
     arrays: dict[str, Any] = {
@@ -168,13 +166,11 @@ def read_sums(path: str | Path) -> Tensor:
 
 
 def write_sums(path: str | Path, table: Tensor) -> None:
-    """Write `codebook_sum_precalc.pt`, a new file, from a table [K, K].
+    """Write `codebook_sum_precalc.pt` from a table [K, K]; a file that is there is replaced.
 
     Raises:
-        ValueError: the file exists.
         OSError: it cannot be written.
     """
-    check_new(path)
     with atomic_path(path) as temporary, library_writes(path):
         torch.save(table.to(torch.int64).reshape(1, -1).contiguous(), temporary)
 
