@@ -82,7 +82,8 @@ def make_fabric(
     else:
         # Processes on a CPU may outnumber its cores by a few, as tests have them.
         most = max(8, available_cores()) if name == "cpu" else _device_counts()[name]
-        require("devices", devices, whole=True, at_most=most, hint=f"this machine, {name}")
+        hint = f"{name} of this machine"
+        require("devices", devices, whole=True, at_least=1, at_most=most, hint=hint)
         _require_launcher(num_nodes)
     many = devices * num_nodes > 1
     if many and index is not None:
