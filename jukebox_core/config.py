@@ -87,8 +87,9 @@ class VQVAEConfig:
                 f"{_LONGEST:,}"
             )
         widths = [self.width * multiplier for multiplier in self.multipliers]
-        require("width x multipliers", max(widths), at_most=_WIDEST)
-        require("int(m_conv x width x multipliers)", int(self.m_conv * min(widths)), at_least=1)
+        require("width x multipliers", max(widths), whole=True, at_most=_WIDEST)
+        narrowest = int(self.m_conv * min(widths))
+        require("int(m_conv x width x multipliers)", narrowest, whole=True, at_least=1)
         require("m_conv x width x multipliers", self.m_conv * max(widths), at_most=_WIDEST)
 
     @property
@@ -214,7 +215,7 @@ class PriorConfig:
         require_fields(self, "dropout", at_least=0, below=1)
         for name in ("m_attn", "m_mlp"):
             product = int(getattr(self, name) * self.width)
-            require(f"int({name} x width)", product, at_least=1, at_most=_WIDEST)
+            require(f"int({name} x width)", product, whole=True, at_least=1, at_most=_WIDEST)
         if self.n_ctx % self.blocks:
             raise ValueError(f"n_ctx {self.n_ctx} is not a multiple of blocks {self.blocks}")
         if self.attn_width % self.heads:

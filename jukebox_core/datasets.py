@@ -213,6 +213,8 @@ def split_for_validation(
     train = manifest.split("train")
     if not train:
         raise ValueError(f"{manifest.root} has no songs in its train split")
+    if split is not None and not split.strip():
+        raise ValueError(f"the split that validates is {split!r}, expected a name or none")
     if split == "train":
         raise ValueError("the train split cannot validate; name another or none")
     chosen = manifest.split("validation" if split is None else split)

@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.plugins.environments import (
     ClusterEnvironment,
+    LightningEnvironment,
     MPIEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
@@ -82,9 +83,13 @@ def make_fabric(
     else:
         # Processes on a CPU may outnumber its cores by a few, as tests have them.
         most = max(8, available_cores()) if name == "cpu" else _device_counts()[name]
-        require("devices", devices, whole=True, at_most=most, hint=f"this machine, {name}")
+        hint = f"{name} of this machine"
+        require("devices", devices, whole=True, at_least=1, at_most=most, hint=hint)
         _require_launcher(num_nodes)
     many = devices * num_nodes > 1
+    if not many:
+        # Left to itself, Fabric looks for an MPI, whose start needs megabytes of /dev/shm.
+        plugins.append(LightningEnvironment())
     if many and index is not None:
         raise ValueError(
             f"device {device} for {devices * num_nodes} processes; leave out the number"

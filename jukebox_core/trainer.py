@@ -120,6 +120,7 @@ class Trainer:
         self._sharded = sharded and fabric.world_size > 1
         self._step = self._saved = 0
         self._validated = -1
+        self._due = False
         self._elapsed = 0.0
         self._nonfinite = 0
         self._sums: dict[str, Tensor] = {}
@@ -220,7 +221,7 @@ class Trainer:
             self._count += 1
         else:
             self._skip(buffers)
-        self._last_loss = metrics["loss"]
+        self._last_loss = metrics["loss"].detach()
         self._optimizer.zero_grad(set_to_none=True)
         self._step += 1
 
@@ -289,8 +290,11 @@ class Trainer:
             self._log_training()
         if self._validation is not None and (self._step % train.validate_every == 0 or done):
             self._validate(self._validation)
-        if self._step % train.checkpoint_every == 0 or done or stopping:
+        self._due = self._due or self._step % train.checkpoint_every == 0 or stopping
+        # Weights whose loss is not finite would take the place of those that can be continued.
+        if done or (self._due and self._finite(self._last_loss)):
             self._checkpoint(finished=done, last=done or stopping)
+            self._due = False
 
     def _log_training(self) -> None:
         if not self._count:
@@ -365,9 +369,10 @@ class Trainer:
 
     def _interrupted(self, received: int) -> SystemExit:
         name = signal.Signals(received).name
+        there = "there" if self._saved == self._step else f"step {self._saved}"
         if self._fabric.is_global_zero:
             print(
-                f"stopped by {name} at step {self._step}; the same command continues from there",
+                f"stopped by {name} at step {self._step}; the same command continues from {there}",
                 file=sys.stderr,
                 flush=True,
             )

@@ -24,6 +24,7 @@ from typing import Literal
 import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
+from jukebox_core.checks import require_fields
 from jukebox_core.config import PriorConfig, to_dict
 from jukebox_core.datasets import Augmentation, CropDataset
 from jukebox_core.manifest import Track
@@ -165,8 +166,8 @@ def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
             f"--train.crop is {args.train.crop}, {args.train.crop // hop} codes; the context "
             f"(--prior.n-ctx) holds {args.prior.n_ctx}, which is {args.prior.n_ctx * hop} samples"
         )
-    if not 1 <= args.code_shifts <= hop:
-        raise ValueError(f"--code-shifts is {args.code_shifts}, expected 1 to {hop}")
+    hint = "samples in a code"
+    require_fields(args, "code_shifts", whole=True, at_least=1, at_most=hop, hint=hint)
 
 
 def codes_from(args: Args, data: training.Data) -> str:

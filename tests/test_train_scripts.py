@@ -399,7 +399,10 @@ def test_wrong_flags_of_the_codec_are_one_line(tmp_path, tiny_data, capsys, more
         (("--source", "piano"), "source 'piano' is not in"),
         (("--train.crop", "8192"), "8192, 512 codes; the context (--prior.n-ctx) holds 256"),
         (("--train.crop", "4100"), "not a multiple of the hop"),
-        (("--code-shifts", "17"), "--code-shifts is 17, expected 1 to 16"),
+        (
+            ("--code-shifts", "17"),
+            "code_shifts is 17, expected an integer at least 1 and at most 16",
+        ),
         (("--prior.emb-width", "8"), "--prior.emb-width is 8, the codec"),
         (("--vqvae", "nowhere"), "there is no run folder nowhere"),
     ),
