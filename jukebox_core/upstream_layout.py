@@ -19,6 +19,7 @@ from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
+    "python_value",
     "build_codec",
     "build_prior",
     "codec_config",
@@ -72,6 +73,13 @@ _PRIOR_ALIASES = {
     "l_bins": ("bins",),
 }
 _CODEBOOK = re.compile(r"^bottleneck\.level_blocks\.(\d+)\.k$")
+
+
+def python_value(value: Any) -> Any:
+    """A hyper-parameter without NumPy's and PyTorch's types; sequences as tuples."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(python_value, value)) if isinstance(value, list | tuple) else value
 
 
 def without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -292,7 +300,7 @@ class _Reader:
     def __call__(self, name: str, *default: Any) -> Any:
         for alias in (*self._aliases.get(name, ()), name):
             if alias in self._hps and (self._hps[alias] is not None or default):
-                return self._hps[alias]
+                return python_value(self._hps[alias])
         if default:
             return default[0]
         names = " or ".join((*self._aliases.get(name, ()), name))

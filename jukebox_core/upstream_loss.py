@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jukebox_core.config import Bandwidths, LossConfig
+from jukebox_core.upstream_layout import python_value
 
 __all__ = ["bandwidths_of", "loss_config", "loss_hps"]
 
@@ -25,7 +26,7 @@ def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
     Raises:
         ValueError: an unknown `loss_fn`, or lists of STFT sizes of different lengths.
     """
-    given = {name: value for name, value in hps.items() if value is not None}
+    given = {name: python_value(value) for name, value in hps.items() if value is not None}
     if not given.keys() & {"loss_fn", _RELATIVE, *_WEIGHTS, *_SINGLE, *_MULTI}:
         return None
     default = LossConfig()
