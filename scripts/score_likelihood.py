@@ -117,6 +117,8 @@ def main(args: Args) -> None:
     codecs = {family: fingerprint(args.models / family / "vqvae") for family in families}
     for family in families:
         check_memory(args, load_codec_config(args.models / family / "vqvae").l_bins)
+    if not load_manifest(args.data).split(args.split):
+        raise ValueError(f"split is {args.split}, but {args.data} has no such songs")
     further = further_counts(args.counts, codecs)
     found = {
         family: list(score(args, args.models / family, further[family])) for family in families
