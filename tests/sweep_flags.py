@@ -62,6 +62,8 @@ from scripts._cli import program  # noqa: E402
 MEMORY = 6 * 2**30
 """Bytes of addresses that a process may take beside those of its parent."""
 LARGEST_FILE = 2**29
+PATIENCE = 10
+"""So many times its seconds may a case take where other processes have the cores."""
 STARTS = 15.0
 """A program that says when it is ready, and has not ended after so many seconds, has started."""
 
@@ -233,7 +235,8 @@ class Process:
             said = (self._said / "stdout").read_text(errors="replace")
             self._ready = self._base.ready in said or passed - _waited(self.pid) > STARTS
         else:
-            self._hung = passed > seconds and passed - _waited(self.pid) > seconds
+            ran = passed - _waited(self.pid)
+            self._hung = ran > seconds or passed > PATIENCE * seconds
         if self._ready or self._hung:
             self.kill()
             os.waitpid(self.pid, 0)

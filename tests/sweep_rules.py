@@ -47,12 +47,16 @@ ZERO_REFUSED = frozenset(
         ("convert_upstream", "--alpha"),
     }
 )
+PARTS = frozenset("betas code-noise dropout ema-decay l-mu steps-share top-p".split())
+"""Of a whole: never above 1."""
 NEGATIVE_MEANT = frozenset({"gains-db", "silence-dbfs"})
 INFINITE_MEANT: frozenset[tuple[str, str]] = frozenset()  # (program, flag)
 ANY_TEXT = frozenset({"wandb-project", "wandb-entity", "wandb-name", "wandb-tags"})
 NONE_MEANT = frozenset(
     {"examples", "wandb-tags", "merge", "counts", "variants", "baselines", "sources", "methods"}
 )
+LENGTHS = {"downs-t": 2, "strides-t": 2, "multipliers": 2}
+"""So many values do the presets of the base commands take, where any number can be given."""
 OUTPUTS = frozenset({"--output", "--markdown"})
 # Recorded under the same name for another thing.
 RECORDED_OTHERWISE = frozenset(
@@ -126,6 +130,7 @@ def flag_of(action: Any) -> Flag | None:
         kinds = frozenset({"PATH"})
     group = re.search(r"(?:INT|FLOAT|STR|PATH)(?: (?:INT|FLOAT|STR|PATH))*", shown)
     words = len(group[0].split()) if group else 1
+    words = LENGTHS.get(name.rpartition(".")[2], words)
     return Flag(name, kinds, words, action.nargs == "*" and "FLOAT FLOAT FLOAT" not in shown)
 
 
@@ -180,6 +185,8 @@ def must_refuse(case: Case) -> bool:
         if value == "-1":
             return last not in NEGATIVE_MEANT
         if value in ("nan", "nonsense", "-inf"):
+            return True
+        if value in ("billion", "huge", "1e30") and last in PARTS:
             return True
         if value == "inf":
             return (case.program, flag.name) not in INFINITE_MEANT
