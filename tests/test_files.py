@@ -19,6 +19,7 @@ from jukebox_core.files import (
     json_with,
     remove_owned,
     sha256,
+    table_of,
     write_json,
     write_table,
     write_text,
@@ -115,6 +116,16 @@ def test_links_stay_and_what_they_point_to_is_replaced(tmp_path):
     assert (tmp_path / "disk" / "file").read_text() == "new"
     assert names(tmp_path / "disk" / "folder") == ["new"]
     assert names(tmp_path / "disk") == ["file", "folder"]
+
+
+def test_tables_are_replaced_by_tables_of_their_kind(tmp_path):
+    path = tmp_path / "table"
+    write_table(path, {"x": torch.zeros(2)}, {"kind": "sums"})
+    check_replaceable(path, table_of("sums"), "a table of sums")
+    for content in (path.read_bytes(), b"mine", path.read_bytes()[:-1]):
+        path.write_bytes(content)
+        with pytest.raises(FileExistsError, match="not a table of counts"):
+            check_replaceable(path, table_of("counts"), "a table of counts")
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a device"])
