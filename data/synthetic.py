@@ -50,7 +50,7 @@ from jukebox_core.checks import require, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.separation.memory import free_bytes
 
-__all__ = ["SyntheticData", "make_synthetic"]
+__all__ = ["MOST_SECONDS", "SyntheticData", "make_synthetic"]
 
 _RECORD = "synthetic.json"
 _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
@@ -58,7 +58,7 @@ _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
 _LEVEL_SPREAD = 4.0  # dB either way
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
-_MOST_SECONDS = 86_400  # of a song: a day of audio takes hours to render
+MOST_SECONDS = 86_400  # of a song: a day of audio takes hours to render
 _MOST_TRACKS = 99_999  # TrackNNNNN
 _PROCESS_BYTES = 250 << 20  # of each of several processes: libraries and the soundfont
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -86,7 +86,7 @@ class _Settings:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_fields(self, "seed", whole=True, at_least=0)
-        require_fields(self, "seconds", at_least=1, at_most=_MOST_SECONDS, optional=True)
+        require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
         require_fields(
             self,
             "sample_rate",

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.synthetic import MOST_SECONDS
 from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
 from jukebox_core.files import check_replaceable, write_json
@@ -58,7 +59,7 @@ class Args:
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
         require_fields(self, "tracks", "chunks", "count_iterations", whole=True, at_least=1)
-        require_fields(self, "seconds", above=0)
+        require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
 
