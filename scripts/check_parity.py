@@ -66,16 +66,17 @@ An error is the largest difference relative to the largest magnitude of the reco
 - Training trajectories {trajectory:.0e}: every step builds on the rounding of those before.
 
 Every option of the loss is read from the side-cars: `loss_fn`, the weights of `lmix`, `linf_k`, the
-STFTs, `use_nonrelative_specloss`, the bandwidths (`jukebox_core/upstream_loss.py`). Those that no
-recording has are held to formulas in float64 (`tests/test_upstream_loss.py`).
+STFTs, `use_nonrelative_specloss` and the bandwidths (`jukebox_core/upstream_loss.py`). Options that
+occur in no recording are tested against formulas in float64 (`tests/test_upstream_loss.py`).
 
 Two things about the recordings, which the checks allow for and say where they do:
 
 - The training trajectories hold their parameters by reference, so that `sd_before` is the state
   after the last step. Their start was drawn by a seeded generator; it is drawn again, and the
   whole trajectory is run from there (`scripts/_parity_start.py`). Where a seed is not found, only
-  the loss at the recorded end is compared. A codec's trajectory does not say its loss: that of the
-  loss fixtures which gives the first recorded step, or the originals' default, is taken.
+  the loss at the recorded end is compared. A codec's trajectory does not record its loss: the
+  check takes the loss that reproduces the first recorded step, from the loss fixtures or the
+  originals' default.
 - During the optimiser steps an average on the CPU shared its memory with the parameters and took
   (1 - mu)^2 of them away in every step.
 
@@ -134,10 +135,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def check_outputs(args: Args) -> None:
-    """Refuse to replace a file that is no table of this program.
+    """Refuse to replace a file that is not a table of this program.
 
     Raises:
-        FileExistsError: there is one, or something that is no file.
+        FileExistsError: there is such a file, or something that is not a regular file.
         OSError: a file cannot be written there.
         ValueError: both tables have the same name.
     """
@@ -147,7 +148,7 @@ def check_outputs(args: Args) -> None:
         check_replaceable(args.markdown, _IS_MARKDOWN, "a table of parity")
     if args.output is not None and args.markdown is not None:
         if args.output.resolve() == args.markdown.resolve():
-            raise ValueError(f"both tables would be written to {args.output}")
+            raise ValueError(f"output and markdown are both {args.output}: choose two files")
 
 
 def summary(rows: Sequence[Row]) -> str:
