@@ -85,7 +85,7 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 def check_workers(workers: int | None) -> None:
     """Refuse a number of threads or processes that a machine cannot use.
 
-    Each of them holds a whole song, so that many more than there are CPUs exhaust the memory.
+    Each one holds a whole song in memory, so far more workers than CPUs would exhaust it.
     """
     cpus = os.cpu_count() or 1
     if workers is not None:
@@ -115,11 +115,11 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
 
 
 def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
-    """Whether `output/name` records that this data set was begun; False: it may be begun there.
+    """True if `output/name` records this data set; False if the data set may begin in `output`.
 
     Raises:
-        ValueError: The folder was begun with other settings, or holds tracks of another origin.
-        FileExistsError: It is no folder, or `name` in it is a file that no run wrote.
+        ValueError: The folder was made with other settings, or holds tracks but no record.
+        FileExistsError: `output` is not a folder, or `name` in it is a file that no run wrote.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is not a folder: choose another output")
@@ -140,8 +140,8 @@ def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
 
 
 def unclaim(output: Path, name: str, existed: bool) -> None:
-    """Take back the record of a run that could use no song: other settings may be tried there."""
+    """Remove the record of a run that found no usable song, so that other settings can be tried."""
     (output / name).unlink()
     if not existed:
-        with suppress(OSError):  # something else was put there
+        with suppress(OSError):  # another program put a file there
             output.rmdir()

@@ -30,7 +30,7 @@ class Renderer:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no soundfont, or half of one.
+        ValueError: It is not a soundfont, or is truncated.
     """
 
     def __init__(self, sample_rate: int = 44100, soundfont: Path | None = None):
@@ -118,11 +118,11 @@ class Renderer:
 
 
 def check_header(soundfont: Path) -> None:
-    """Refuse what is no soundfont, or shorter than its header says.
+    """Refuse a file that is not a soundfont, or is shorter than its header states.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is none, or half of one.
+        ValueError: It is not a soundfont, or is truncated.
     """
     if not soundfont.is_file():
         raise FileNotFoundError(f"there is no soundfont {soundfont}")
@@ -133,7 +133,8 @@ def check_header(soundfont: Path) -> None:
     size, expected = soundfont.stat().st_size, 8 + int.from_bytes(header[4:8], "little")
     if size < expected:
         raise ValueError(
-            f"{soundfont} is not a whole sf2 soundfont: {size:,} of {expected:,} bytes are there"
+            f"{soundfont} is a truncated sf2 soundfont: it has {size:,} of {expected:,} bytes; "
+            "copy it again"
         )
 
 

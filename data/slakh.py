@@ -62,10 +62,10 @@ _UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many t
 _DEFAULT_SPLIT = (0.7, 0.1, 0.2)
 _FULL_SCALE = 2**23
 _TRACK_NAME = re.compile(r"Track\d+")
-_LARGEST_METADATA = 1 << 20  # bytes; Slakh's have some 10,000, and YAML is read slowly
-_LONGEST_NAME = 100  # of a source: it becomes the name of a file
-_BYTES_PER_SAMPLE = 16  # of a stem in memory: its sum, and the samples before and after resampling
-_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that are no file's fault
+_LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
+_LONGEST_NAME = 100  # characters of a source's name, which becomes a file name
+_BYTES_PER_SAMPLE = 16  # of a stem: its sum, and the samples before and after resampling
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that no file causes
 
 
 class Prepared(NamedTuple):
@@ -155,10 +155,10 @@ def prepare(
 
     Raises:
         FileNotFoundError: There is no such folder.
-        FileExistsError: Something that no run wrote lies where a file or a track goes.
+        FileExistsError: Something that no run wrote is in the place of an output.
         OSError: A file cannot be written.
         ValueError: It has no tracks, or none that can be used; an argument is out of range;
-            `output` holds something prepared otherwise, or lies in the data set.
+            `output` was prepared with other settings, or overlaps the data set.
     """
     slakh, output = Path(slakh), Path(output)
     check_workers(workers)
@@ -223,7 +223,7 @@ def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_apart(slakh: Path, candidates: list[_Candidate], output: Path) -> None:
-    """Refuse an output that a later run would read, and tracks that lie where others go."""
+    """Refuse an output that a later run would read, and input tracks inside the output."""
     root, there = (Path(os.path.realpath(path)) for path in (slakh, output))
     inside = there.relative_to(root).parts if there.is_relative_to(root) else None
     mixed = inside is not None and (
@@ -241,7 +241,7 @@ def _check_apart(slakh: Path, candidates: list[_Candidate], output: Path) -> Non
 
 
 def _check_replaceable(candidates: list[_Candidate], output: Path) -> None:
-    """Refuse an output where something that no run wrote would be replaced."""
+    """Refuse an output if this run would replace something that no run wrote."""
     ours = json_with("version", "sources", "tracks")
     check_replaceable(output / MANIFEST_NAME, ours, "a manifest")
     for candidate in candidates:
@@ -335,13 +335,13 @@ def _quotas(candidates: list[_Candidate], limit: int | None) -> dict[str | None,
 
 
 def _places(candidate: _Candidate) -> tuple[str, ...]:
-    """The folders of `output` that may hold its prepared track; it is written to the first."""
+    """Folders of `output` that may hold the prepared track; a new one is written to the first."""
     return (candidate.split,) if candidate.split else (_UNASSIGNED, *SPLITS)
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Within, what cannot be read makes a track unusable; errors of writing are not among them."""
+    """Turn read errors inside the block into _UnusableError; the block must not write."""
     try:
         yield
     except _UnusableError:
@@ -357,7 +357,7 @@ def _reading() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise _UnusableError("it is too long for the memory") from error
+        raise _UnusableError("it is too long to fit in memory") from error
 
 
 def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
@@ -394,7 +394,7 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """The content of a track's track.json; nothing where no run wrote one."""
+    """The content of a track's track.json; an empty dictionary if no run wrote one."""
     path = folder / _TRACK
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -405,7 +405,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _owned(folder: Path) -> dict[str, None]:
-    """The files of a track's folder that a run is recorded to have written."""
+    """The files in a track's folder that its record names."""
     record = _record(folder)
     names = [f"{name}.flac" for name in record["sha256"]] if record else []
     return dict.fromkeys([*names, _TRACK]) if record else {}
@@ -442,7 +442,7 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]
         }
     except (
         yaml.YAMLError,
-        ValueError,  # no UTF-8, or a date or number that cannot be
+        ValueError,  # not UTF-8, or an impossible date or number
         LookupError,
         TypeError,
         AttributeError,
@@ -471,7 +471,7 @@ def _source_name(entry: dict[str, Any]) -> str:
 
 def _stem_file(folder: Path, name: str) -> Path:
     if Path(name).name != name:
-        raise _UnusableError(f"its metadata.yaml names a stem {name!r}, which is no file name")
+        raise _UnusableError(f"its metadata.yaml names a stem {name!r}, which is not a file name")
     for suffix in (".flac", ".wav"):  # BabySlakh's are wav
         path = folder / "stems" / f"{name}{suffix}"
         if path.is_file():
@@ -498,7 +498,7 @@ def _read_mono(file: Path, sample_rate: int) -> np.ndarray:
     needed = _BYTES_PER_SAMPLE * samples.shape[-1] * sample_rate / rate
     if needed > free_bytes(torch.device("cpu")):
         hours = samples.shape[-1] / rate / 3600
-        raise _UnusableError(f"{file.name} lasts {hours:,.0f} hours, too long for the memory")
+        raise _UnusableError(f"{file.name} lasts {hours:,.0f} hours, too long to fit in memory")
     return audio.resample(audio.to_mono(samples), rate, sample_rate).numpy()
 
 
@@ -526,7 +526,7 @@ def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[
             target.parent.mkdir(parents=True, exist_ok=True)
             check_owned(target, _owned(target))
             if os.path.lexists(target) and not remove_owned(target, _owned(target)):
-                raise FileExistsError(f"{target} cannot be removed to be replaced")
+                raise FileExistsError(f"{target} is out of date and cannot be removed: delete it")
             os.replace(track.folder, target)
         assigned.append((split, track))
     _remove_unassigned(output / _UNASSIGNED)
@@ -534,7 +534,7 @@ def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[
 
 
 def _remove_unassigned(folder: Path) -> None:
-    """Remove the tracks of former runs that wait for a split and are not used any more."""
+    """Remove tracks that former runs left without a split and that this run does not use."""
     if not folder.is_dir():
         return
     remove_leftovers(folder)

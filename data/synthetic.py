@@ -58,9 +58,9 @@ _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
 _LEVEL_SPREAD = 4.0  # dB either way
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
-MOST_SECONDS = 86_400  # of a song: a day of audio takes hours to render
+MOST_SECONDS = 86_400  # longest song: a day of audio takes hours to render
 _MOST_TRACKS = 99_999  # TrackNNNNN
-_PROCESS_BYTES = 250 << 20  # of each of several processes: libraries and the soundfont
+_PROCESS_BYTES = 250 << 20  # memory of one worker process: libraries and the soundfont
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -68,7 +68,7 @@ class SyntheticData(NamedTuple):
     """What a run made."""
 
     tracks: list[Path]
-    skipped: dict[str, str]  # MIDI file, or track: reason
+    skipped: dict[str, str]  # {MIDI file or track: reason}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class _Settings:
         )
 
     def bytes_of(self, seconds: float, stems: int) -> float:
-        """Memory that rendering a song takes."""
+        """Bytes of memory that rendering a song takes."""
         return (32 + 8 * stems) * seconds * self.sample_rate
 
 
@@ -133,8 +133,8 @@ def make_synthetic(
         seconds: Length of a song; None is 30 for composed songs and the whole of a MIDI file. A cut
             begins where the last of bass and drums enters.
         seed: Chooses the songs, levels and order of MIDI files.
-        midi_dir: Folder of .mid files (searched with its subfolders, but without what was written
-            to `output`) to use instead of composing.
+        midi_dir: Folder of .mid files to use instead of composing. It is searched with its
+            subfolders, except the tracks in `output`.
         sample_rate: Slakh2100 has 44,100 Hz.
         split: Shares of train, validation and test.
         parts: What plays; the fewer, the faster. Composed songs have any of `composer.PARTS`; of
@@ -145,10 +145,10 @@ def make_synthetic(
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
-        ValueError: An argument is out of range, or more than the memory holds; no MIDI file could
-            be used; `output` was made otherwise.
+        ValueError: An argument is out of range, or needs more memory than is free; no MIDI file
+            could be used; `output` was made with other settings.
         FileNotFoundError: There is no such folder of MIDI files, or soundfont.
-        FileExistsError: Something that no run wrote lies where a file or a track goes.
+        FileExistsError: Something that no run wrote is in the place of an output.
         OSError: A file cannot be written.
     """
     output = Path(output)
@@ -191,9 +191,9 @@ def make_synthetic(
 
 
 def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
-    """The MIDI files under a folder in an order that depends on the seed only.
+    """The MIDI files under a folder in an order that depends only on the seed.
 
-    Those of tracks in `output` are left out.
+    MIDI files of tracks in `output` are left out.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to read MIDI files from")
@@ -232,10 +232,10 @@ def _songs(
 def _check_output(
     output: Path, settings: _Settings, files: list[Path] | None, songs: list[_Song]
 ) -> tuple[dict[str, Any], bool]:
-    """What is recorded of a data set, and whether it is recorded there already.
+    """The record of a data set, and whether `output` has that record already.
 
-    Refuses a folder made with other settings, from other files, with more songs, or with tracks
-    that no run wrote.
+    Refuses a folder made with other settings, from other files or with more songs, and one with
+    tracks that no run wrote.
     """
     record = {"version": 1, **asdict(settings)}
     record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
@@ -243,7 +243,10 @@ def _check_output(
     claimed = is_claimed(output, _RECORD, record)
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
-        raise ValueError(f"{output} holds {present} tracks already, {len(songs)} were asked for")
+        raise ValueError(
+            f"{output} holds {present} tracks already, {len(songs)} were asked for: choose another "
+            "output, or ask for more"
+        )
     for song in songs:
         if not _is_written(song, settings):
             check_owned(song.folder)
@@ -251,7 +254,7 @@ def _check_output(
 
 
 def _digest(file: Path) -> str | None:
-    """The SHA-256 of a MIDI file; None of one that cannot be read, which is skipped later."""
+    """The SHA-256 of a MIDI file; None if it cannot be read: it is skipped later."""
     try:
         return sha256(file) if file.is_file() else None
     except OSError:
@@ -259,7 +262,7 @@ def _digest(file: Path) -> str | None:
 
 
 def _is_written(song: _Song, settings: _Settings) -> bool:
-    """Whether the song's folder holds what a run wrote, as its metadata.yaml records."""
+    """Whether the song's metadata.yaml records that a run wrote it."""
     path = song.folder / "metadata.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -270,7 +273,7 @@ def _is_written(song: _Song, settings: _Settings) -> bool:
 
 
 def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
-    """How many processes render; refuses what the memory does not hold."""
+    """Number of rendering processes; refuses songs or workers that do not fit in memory."""
     free = free_bytes(torch.device("cpu"))
     each = 0.0
     if settings.seconds is not None and settings.parts is not None:
@@ -278,7 +281,7 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
     if each > free:
         raise ValueError(
             f"seconds is {settings.seconds} and sample_rate {settings.sample_rate}: rendering such "
-            f"a song takes {each / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+            f"a song takes {each / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB are free"
         )
     fitting = max(1, int(free / (each + _PROCESS_BYTES)))
     if workers is None:
@@ -286,27 +289,30 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
     if min(workers, songs) > fitting:
         raise ValueError(
             f"workers is {workers}, the memory is enough for {fitting} processes that render songs "
-            "as long"
+            "of this length"
         )
     return workers
 
 
 def _check_renderer(settings: _Settings) -> None:
-    """Load the soundfont before anything is written; one of the user's, in another process first.
+    """Load the soundfont before anything is written.
+
+    A soundfont that the user gives is first tried in another process, which it may crash.
 
     Raises:
-        ValueError: The soundfont is none, or so damaged that the synthesiser crashes.
+        ValueError: It is not a soundfont, or is so damaged that the synthesiser crashes.
     """
     if settings.soundfont is not None:
         check_header(Path(settings.soundfont))
-        Renderer(settings.sample_rate)  # says what is not installed
+        Renderer(settings.sample_rate)  # its error names the missing package
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
                 pool.submit(_check_soundfont, settings).result()
         except BrokenProcessPool as error:
             raise ValueError(
-                f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser"
+                f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser; "
+                "use another"
             ) from error
     _renderer(settings)
 
@@ -316,7 +322,7 @@ def _check_soundfont(settings: _Settings) -> None:
 
 
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
-    """Write the songs, in this process or several; returns those that cannot be used, and why."""
+    """Write the songs, in this process or several; returns {unusable song: reason}."""
     unusable = {}
     with _mapping(settings, min(workers, len(songs))) as mapping:
         results = mapping(_write_track, songs, itertools.repeat(settings))
@@ -339,7 +345,7 @@ def _mapping(settings: _Settings, workers: int) -> Iterator[Callable[..., Iterat
             yield pool.map
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                "a process that renders was killed, perhaps for want of memory: choose fewer "
+                "a rendering process was killed, perhaps because memory ran out: choose fewer "
                 "workers"
             ) from error
         finally:
@@ -378,7 +384,7 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
         midi = reorchestrate(midi, rng)
     groups = stem_groups(midi)
     if song.midi and settings.bytes_of(length, len(groups)) > free_bytes(torch.device("cpu")):
-        return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit the memory"
+        return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit in memory"
     samples = round(length * settings.sample_rate)
     stems, mix, gain = _levelled(groups, samples, settings, rng)
     if not mix.any():
@@ -426,7 +432,7 @@ def _write_audio(folder: Path, stems: list[np.ndarray], mix: np.ndarray, rate: i
 
 
 def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
-    """Write `[T]` int16 samples as they are."""
+    """Write int16 samples `[T]` unchanged."""
     exact = torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
     audio.save(path, exact, rate, subtype="PCM_16")
 
@@ -452,7 +458,7 @@ def _describe(
     """The content of metadata.yaml, with Slakh2100's keys and one more, `generator`."""
     name = song.folder.name
     origin = "composed"
-    if song.midi is not None:  # a name of any bytes
+    if song.midi is not None:  # its name may not be UTF-8
         origin = os.fsencode(song.midi.name).decode("utf-8", "backslashreplace")
     soundfont = _renderer(settings).soundfont.name
     described = {}

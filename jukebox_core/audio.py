@@ -32,7 +32,7 @@ __all__ = [
 
 
 class DamagedAudioWarning(UserWarning):
-    """A file lacks its end, or parts of it, and what there is was decoded."""
+    """A file lacks its end or other parts; the audio that is there was decoded."""
 
 
 class AudioInfo(NamedTuple):
@@ -46,8 +46,8 @@ class AudioInfo(NamedTuple):
 def info(path: str | Path) -> AudioInfo:
     """Length in samples, sample rate and number of channels.
 
-    Nothing is decoded where the header tells the length exactly (wav, flac, aiff). Where it does
-    not (mp3, ogg, a flac written to a pipe), the file is decoded to count.
+    If the header states the exact length (wav, flac, aiff), nothing is decoded. Otherwise (mp3,
+    ogg, a flac written to a pipe) the file is decoded to count its samples.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -64,8 +64,8 @@ def load(path: str | Path) -> tuple[Tensor, int]:
     """Decode a whole audio file.
 
     Args:
-        path: wav, flac, ogg, mp3 or aiff, by the content and not by the name; anything else (m4a,
-            aac, wma) where ffmpeg is installed.
+        path: wav, flac, ogg, mp3 or aiff, judged by content, not by name; anything else (m4a, aac,
+            wma) if ffmpeg is installed.
 
     Returns:
         The samples, `[C, T]` float32, and the sample rate.
@@ -75,7 +75,7 @@ def load(path: str | Path) -> tuple[Tensor, int]:
         ValueError: It is not audio, or damaged, or has no samples, or NaN or infinite ones.
 
     Warns:
-        DamagedAudioWarning: An mp3 or a stream lacks its end, which players do not mind.
+        DamagedAudioWarning: The file is damaged but still plays, such as an mp3 without its end.
     """
     with open_audio(path) as reader:
         _warn(reader)
@@ -85,12 +85,12 @@ def load(path: str | Path) -> tuple[Tensor, int]:
 def load_segment(path: str | Path, start: int, length: int) -> Tensor:
     """Samples `start` to `start + length` of an audio file, `[C, length]` float32.
 
-    Reads only what is asked for from formats that seek exactly (wav, flac, aiff); of the others,
-    mp3 among them, everything before is decoded as well.
+    In formats that seek exactly (wav, flac, aiff) only the segment is decoded; in the others, such
+    as mp3, everything before it as well.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not audio, or damaged there, or shorter, or has NaN or infinite samples.
+        ValueError: It is not audio, is too short, or is damaged or not finite in the segment.
 
     Warns:
         DamagedAudioWarning: As `load`.

@@ -1,7 +1,7 @@
-"""Where the audio is in a file, found by its content: what players skip is left out.
+"""Find the audio in a file by its content, and leave out what audio players skip.
 
-The name of a file means nothing here. Tags and zeros before the audio are skipped; sizes in headers
-are compared with the file, since libsndfile silently reads what there is.
+Tags and zeros before the audio are skipped. Sizes in headers are compared with the file, because
+libsndfile reads a truncated file without an error.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ __all__ = ["Layout", "Part", "find_layout"]
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _MPEG_CODECS = (0x50, 0x55)
-"""Of a wav: MPEG layers 1 and 2, MP3."""
+"""Format codes of a wav: MPEG layers 1 and 2, MP3."""
 _UNKNOWN_32 = 0xFFFFFFFF
 _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-"""Names in the bytes 4 to 8 of an MP4 or QuickTime file, which may hold MPEG frames."""
+"""First box names (bytes 4 to 8) of MP4 and QuickTime files, which may hold MPEG frames."""
 
 
 class Part(NamedTuple):
     """What one decoder reads."""
 
     spans: tuple[tuple[int, int], ...]
-    """[start, end) in the file, joined."""
+    """[start, end) in the file; the decoder reads them joined."""
     head: bytes = b""
-    """Bytes that come before them, such as a corrected header."""
+    """Bytes put before the spans, such as a corrected header."""
     claimed: int = 0
-    """Size that the decoder is told, if larger than what there is."""
+    """Size reported to the decoder, if larger than the real one."""
 
 
 class Layout(NamedTuple):
-    """The parts of a file, which follow each other."""
+    """The parts of a file, in order."""
 
     parts: tuple[Part, ...]
     audio: bool
-    """Whether the format is one of those that libsndfile reads."""
+    """Whether libsndfile reads the format."""
     final: bool = False
-    """Whether nothing but libsndfile is to be asked."""
+    """Whether ffmpeg must not be tried if libsndfile fails."""
     warning: str | None = None
-    """What is wrong with the file though players play it."""
+    """Damage to a file that still plays."""
 
 
 def find_layout(file: BinaryIO, path: Path) -> Layout:
-    """Look at a file's headers, and at all frames of an mp3.
+    """Read a file's headers, and the headers of all frames of an mp3.
 
     Args:
         file: opened for reading.
-        path: the file, as errors name it.
+        path: the file's name in error messages.
 
     Raises:
-        ValueError: The file ends before the end that its header tells.
+        ValueError: The file is shorter than its header states.
     """
     size = file.seek(0, 2)
     start = _skip_tags(file, size)
@@ -81,7 +81,7 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
         return _ogg(file, path, start, size)
     if form not in (b"RIFF", b"FORM", b"RIFX") and _read(file, 4, 4) not in _BOXES:
         end = _before_tags(file, start, size)
-        # Videos hold MPEG frames among other things; AAC looks like them here and there.
+        # Videos hold MPEG frames among other data; parts of AAC look like MPEG frames.
         aac = magic[:1] == b"\xff" and magic[1] & 0xF6 == 0xF0
         named = path.suffix.lower() in (".mp3", ".mp2", ".mpga")
         stretches = find_stretches(file, start, end, scattered=named and not aac)
@@ -109,7 +109,7 @@ def _skip_tags(file: BinaryIO, size: int) -> int:
         head = _read(file, position, 32)
         if head[:3] == b"ID3" and len(head) > 10 and max(head[6:10]) < 0x80:
             length = 0
-            for byte in head[6:10]:  # of seven bits each
+            for byte in head[6:10]:  # seven bits each
                 length = length << 7 | byte
             position += 10 + length + (10 if head[5] & 0x10 else 0)
         elif head[:8] == b"APETAGEX" and len(head) == 32:
@@ -147,20 +147,20 @@ def _before_tags(file: BinaryIO, start: int, end: int) -> int:
         end -= length
 
 
-# Formats whose header tells the size of the data
+# Formats whose header states the size of the data
 
 
 class _Data(NamedTuple):
-    """The data of a file by its header."""
+    """The audio data of a file according to its header."""
 
     position: int
-    """Where the data begin."""
+    """Where the data begins."""
     size: int | None
-    """Bytes, as the header tells; None: it does not."""
+    """Bytes, as the header states; None if it does not."""
     field: tuple[int, str]
-    """Where the size is written, and how (`struct`)."""
+    """Position and `struct` format of the size in the header."""
     written: int = 0
-    """What is written there in addition to the bytes of the data."""
+    """Bytes that the size counts in addition to the data."""
 
 
 def _sized(file: BinaryIO, path: Path, data: _Data | None, start: int, size: int) -> Layout:
@@ -170,8 +170,8 @@ def _sized(file: BinaryIO, path: Path, data: _Data | None, start: int, size: int
     if data.size is not None:
         if data.size > rest:
             raise ValueError(
-                f"{path} is damaged: {rest:,} of the {data.size:,} bytes of audio in its header "
-                "are there"
+                f"{path} is damaged (truncated): it has {rest:,} of the {data.size:,} bytes of "
+                "audio that its header states; copy it again"
             )
         return Layout((_whole(start, size),), audio=True)
     head = bytearray(_read(file, start, data.position - start))
@@ -182,9 +182,9 @@ def _sized(file: BinaryIO, path: Path, data: _Data | None, start: int, size: int
 
 
 def _streamed(size: int) -> bool:
-    """Whether a 32-bit size is one that programs write before they know it.
+    """Whether a 32-bit size is a placeholder, written before the real size was known.
 
-    0 and the largest number are the rule, SoX and arecord write about 2 GiB.
+    Most programs write 0 or the largest number; SoX and arecord write about 2 GiB.
     """
     return size == 0 or size >= 0xFFFF0000 or 0x7FFF0000 <= size <= 0x80000100
 
@@ -192,9 +192,9 @@ def _streamed(size: int) -> bool:
 def _chunks(
     file: BinaryIO, position: int, size: int, header: str, padding: int, own: int = 0
 ) -> Iterator[tuple[bytes, int, int]]:
-    """(name, where its content begins, bytes) of the chunks up to the end of the file.
+    """(name, start of the content, size of the content) of each chunk.
 
-    own: bytes of the chunk's header that its size counts.
+    own: bytes of the chunk's header that its stated size includes.
     """
     length = struct.calcsize(header)
     for _ in itertools.repeat(None, 10_000):
@@ -243,7 +243,7 @@ def _mpeg_in_wav(file: BinaryIO, path: Path, start: int, size: int) -> Layout:
 
 
 def _only_chunks(file: BinaryIO, position: int, size: int, order: str) -> bool:
-    """Whether chunks follow up to the end of the file: the data before them are empty indeed."""
+    """Whether only chunks follow, up to the end of the file: then the data really is empty."""
     end = position
     for name, begin, content in _chunks(file, position, size, order + "4sI", 2):
         if not (name.isascii() and name.decode("ascii").isprintable()):
@@ -292,10 +292,12 @@ def _ogg(file: BinaryIO, path: Path, start: int, size: int) -> Layout:
     links = find_links(file, start, _before_tags(file, start, size))
     last = links[-1]
     if last.cut:
-        raise ValueError(f"{path} is damaged: it ends in the middle of an Ogg page (truncated)")
+        raise ValueError(
+            f"{path} is damaged (truncated): it ends inside an Ogg page; copy it again"
+        )
     warning = None
     if not all(link.ended for link in links):
-        warning = f"{path} may be truncated: a page that ends the Ogg stream is missing"
+        warning = f"{path} may be truncated: the end of an Ogg stream is missing"
     return Layout(tuple(_whole(link.start, link.end) for link in links), True, warning=warning)
 
 
@@ -316,10 +318,10 @@ def _mpeg(path: Path, stretches: list[Stretch]) -> Layout:
     skipped = sum(stretch.skipped for stretch in stretches)
     if missing:
         warning = (
-            f"{path} is damaged (truncated): {seconds:.2f} of {seconds + missing:.2f} s are there"
+            f"{path} is damaged (truncated): it has {seconds:.2f} of {seconds + missing:.2f} s"
         )
     elif any(stretch.cut for stretch in stretches):
         warning = f"{path} is damaged (truncated): the last frame is incomplete"
     elif skipped:
-        warning = f"{path} is damaged: {skipped:,} bytes between its frames are no audio"
+        warning = f"{path} is damaged: {skipped:,} bytes between its frames are not audio"
     return Layout(tuple(parts), audio=True, warning=warning)

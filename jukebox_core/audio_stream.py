@@ -61,7 +61,7 @@ class AudioReader:
         Args:
             path: the file, as errors name it.
             decoded: what libsndfile reads: the file itself, or what ffmpeg made of it.
-            warning: what ffmpeg found wrong with the file.
+            warning: damage that ffmpeg reported.
         """
         self.path = path
         self._decoded = decoded
@@ -69,10 +69,10 @@ class AudioReader:
         self.rate = self._sound.rate
         self.channels = self._sound.channels
         self.frames = self._sound.frames
-        """Samples by the header, 0 where it does not tell; an estimate unless `exact`."""
+        """Samples according to the header, or 0 if it has none; an estimate unless `exact`."""
         self.exact = self._sound.exact
         self.warning = warning or self._sound.warning
-        """What is wrong with the file though it can be decoded, such as a missing end."""
+        """Damage to a file that can be decoded, such as a missing end; None if there is none."""
 
     def close(self) -> None:
         """Close the file."""
@@ -95,7 +95,7 @@ class AudioReader:
         """Samples `start` to `start + length`, [C, length].
 
         Raises:
-            ValueError: they are not in the file, damaged, or not finite.
+            ValueError: the file is shorter, or the samples are damaged or not finite.
         """
         return self._checked(self._sound.segment(start, length))
 
@@ -183,7 +183,7 @@ class _Encoder(Protocol):
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raise ValueError where a file of this name cannot be written."""
+    """Raise ValueError unless the file name has a suffix that can be written."""
     path = Path(path)
     if path.suffix.lower() not in _SUBTYPES:
         raise ValueError(
@@ -193,11 +193,11 @@ def check_suffix(path: str | Path) -> None:
 
 
 class AudioWriter:
-    """Writes a file block by block, which appears whole or not at all.
+    """Writes a file block by block; the file appears whole or not at all.
 
-    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples that lie on
-    that grid are read back as they were. Equal audio gives equal bytes, but in ogg, which
-    libsndfile gives a random number.
+    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples on that grid are
+    read back unchanged. Equal audio gives equal bytes, except in ogg, where libsndfile writes a
+    random number.
     """
 
     def __init__(
@@ -209,7 +209,7 @@ class AudioWriter:
         subtype: str | None = None,
         frames: int | None = None,
     ):
-        """Open the file, under a temporary name until it is closed.
+        """Open the file; it has a temporary name until it is closed.
 
         Args:
             path: the suffix chooses the format: wav (32-bit float), flac and aiff (24-bit), ogg,
@@ -255,8 +255,8 @@ class AudioWriter:
 
         Raises:
             ValueError: another shape, NaN or infinities, or the file grows too large.
-            OSError: the file cannot be written, the disk being full for example; what was written
-                is removed.
+            OSError: the file cannot be written, for example because the disk is full; the
+                incomplete file is removed.
         """
         if block.ndim != 2 or block.shape[0] != self._channels:
             raise ValueError(
@@ -272,7 +272,7 @@ class AudioWriter:
         self.frames += block.shape[1]
 
     def close(self) -> None:
-        """Complete the header; the file then has its name. Nothing, where it is closed already.
+        """Complete the header and give the file its name. A second call does nothing.
 
         Raises:
             OSError: as `write`.
@@ -295,7 +295,7 @@ class AudioWriter:
 
     @contextlib.contextmanager
     def _cleaning(self, kind: type[BaseException] = BaseException) -> Iterator[None]:
-        """Remove what was written after an error; those of the system name the file."""
+        """After an error, remove the incomplete file; name the real file in system errors."""
         try:
             yield
         except kind as error:
@@ -319,7 +319,7 @@ def quantised(samples: np.ndarray, bits: int) -> np.ndarray:
 class _Target(io.RawIOBase):
     """The file that an encoder writes to; keeps the first error, which libsndfile would lose.
 
-    After an error, or once it is stopped, it takes everything and writes nothing.
+    After an error or `stop`, it accepts data but writes nothing.
     """
 
     def __init__(self, file: io.RawIOBase):
@@ -328,12 +328,12 @@ class _Target(io.RawIOBase):
         self.stopped = False
 
     def check(self) -> None:
-        """Raise the error there was."""
+        """Raise the first error, if there was one."""
         if self._error is not None:
             raise self._error
 
     def stop(self) -> None:
-        """Leave the file alone from now on."""
+        """Ignore all further writes."""
         self.stopped = True
 
     def write(self, data: Any) -> int:

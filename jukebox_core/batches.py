@@ -22,9 +22,9 @@ from jukebox_core.unreadable import warn_on_stderr
 __all__ = ["Batches", "Items", "collate"]
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux has the memory that processes share."""
+"""Where Linux keeps the memory that processes share."""
 PREFETCHED = 2
-"""Batches that every worker has ready, PyTorch's default."""
+"""Batches that every worker prepares ahead (PyTorch's default)."""
 
 
 class Items(Protocol):
@@ -50,8 +50,8 @@ class Batches:
     `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
 
     Raises:
-        ValueError: `batch_size` does not divide that way, or the machine is too small for so many
-            workers.
+        ValueError: `batch_size` does not divide that way, or there are too many workers for the
+            machine.
     """
 
     items: Items
@@ -63,7 +63,7 @@ class Batches:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide, and more workers than the cores serve."""
+        """Refuse a batch size that does not divide, and too many workers for the cores."""
         cores = available_cores()
         most = max(16, 4 * cores)
         hint = f"this machine has {cores} cores"
@@ -101,8 +101,8 @@ class Batches:
             warn: is told, in this process, of every file that the items could not read, once.
 
         Raises:
-            ValueError: the memory that processes share is too small for the workers' batches. On
-                reading: an item cannot be made, or more than a tenth of the songs not be read.
+            ValueError: the shared memory is too small for the workers' batches. While reading: an
+                item cannot be made, or more than a tenth of the songs cannot be read.
         """
         self.require_shared_memory()
         loader: DataLoader = DataLoader(
@@ -122,19 +122,19 @@ class Batches:
         return self._unpacked(iter(loader), warn)
 
     def require_shared_memory(self, loaders: int = 1) -> None:
-        """Refuse workers whose batches do not fit the shared memory: a bus error would end them.
+        """Refuse workers whose batches do not fit in shared memory; a bus error would kill them.
 
         Args:
-            loaders: how many sets of workers run at the same time, each like this one's.
+            loaders: number of data loaders of this size that run at the same time.
 
         Raises:
-            ValueError: the memory is too small; both sizes are named.
+            ValueError: the memory is too small; the message has both sizes.
         """
         if not self.workers or not SHARED_MEMORY.is_dir():
             return
         rows = self.batch_size // (self.processes * self.accumulate)
         batch = rows * self.items[0][0].nbytes
-        # One batch is in use besides those that wait.
+        # One batch is in use; the others wait.
         needed = loaders * self.processes * (self.workers * PREFETCHED + 1) * batch
         free = shutil.disk_usage(SHARED_MEMORY).free
         if needed > free:
@@ -168,7 +168,7 @@ class _Loaded(NamedTuple):
 
 
 class _Sampler:
-    """What a data loader reads, made as it is read: there may be more than memory holds."""
+    """Indices for a data loader, made as they are read: all of them may not fit in memory."""
 
     def __init__(self, indices: Callable[[], Iterator[list[int]]]):
         self._indices = indices

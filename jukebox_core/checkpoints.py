@@ -63,7 +63,7 @@ M = TypeVar("M", bound=nn.Module)
 FORMAT = 1
 WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
 _WRITTEN = (WEIGHTS, STATE, "metrics.csv", "best", "steps", "media", "wandb", "wandb.json")
-"""What a run writes to its folder after meta.json."""
+"""Files and folders that a run writes after meta.json."""
 _VERSIONED = ("lightning-fabric", "numpy", "safetensors")
 
 
@@ -109,7 +109,7 @@ def save_meta(folder: str | Path, meta: Mapping[str, Any]) -> None:
 
 
 def begin_run(folder: str | Path, meta: Mapping[str, Any]) -> None:
-    """Record in meta.json that a run's files will follow, unless a run is recorded there.
+    """Record in meta.json that a run has begun, unless the folder holds a checkpoint.
 
     Raises:
         OSError: it cannot be written.
@@ -259,9 +259,9 @@ def open_run(
     """What there is to do in a run folder.
 
     Raises:
-        ValueError: it holds a run that differs from `identity`; the differences are named. Or its
-            weights are not finite, or its meta data do not tell how far it is.
-        FileExistsError: it has files of a run's names, but no meta.json that records a run.
+        ValueError: it holds a run that differs from `identity` (the message names the
+            differences), the run's weights are not finite, or its meta data lacks the progress.
+        FileExistsError: it has files with the names of a run's, but no meta.json.
     """
     folder = Path(folder)
     present = [name for name in _WRITTEN if os.path.lexists(folder / name)]
@@ -274,7 +274,7 @@ def open_run(
         return "new"
     meta = load_meta(folder)
     if meta.get("step") == 0 and not {WEIGHTS, STATE} & set(present):
-        return "new"  # begun, and ended before its first checkpoint
+        return "new"  # it ended before its first checkpoint
     differences = _differences(meta, json.loads(json.dumps(identity)))
     if differences:
         raise ValueError(
@@ -294,14 +294,14 @@ def provenance() -> dict[str, Any]:
     """Where a run comes from: the git commit (None outside a checkout) and library versions."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _VERSIONED}
-    versions["torch"] = str(torch.__version__)  # with its build, which a package may leave out
+    versions["torch"] = str(torch.__version__)  # with the build tag
     return {"git_commit": _git_commit(), "versions": versions}
 
 
 def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
     """Where `stored` lacks or contradicts `wanted`, as readable phrases.
 
-    A field that is younger than the stored run, and off, is no difference.
+    A field that the stored run lacks because it is newer is no difference while it is False.
     """
     if isinstance(wanted, dict) and isinstance(stored, dict):
         found = []
@@ -386,8 +386,8 @@ def _read_weights(folder: str | Path) -> dict[str, Tensor]:
     broken = first_nonfinite(weights.items())
     if broken is not None:
         raise ValueError(
-            f"{path}: tensor {broken} has NaN or infinite values; its training diverged: train "
-            "again, with a lower learning rate"
+            f"{path}: tensor {broken} has NaN or infinite values; the training diverged: train "
+            "again with a lower learning rate"
         )
     return weights
 
@@ -395,7 +395,7 @@ def _read_weights(folder: str | Path) -> dict[str, Tensor]:
 def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor with NaN or infinite values; None where all are finite."""
     for name, tensor in tensors:
-        # Two numbers instead of a mask of the tensor's size; NaN is both of them.
+        # Minimum and maximum need no mask of the tensor's size; if there is a NaN, both are NaN.
         if tensor.is_floating_point() and tensor.numel():
             if not torch.stack(tensor.aminmax()).isfinite().all():
                 return name
@@ -411,8 +411,8 @@ def _own_names(model: nn.Module) -> list[str]:
 
 
 def _load(build: Callable[[], M], folder: str | Path, device: str | torch.device) -> M:
-    """The model that `build` makes, with a run's weights; strict about names and shapes."""
-    # Without data first: meta data may ask for a model that no memory holds.
+    """Build a model and load a run's weights into it, strict about names and shapes."""
+    # First without data: the meta data may describe a model too large for the memory.
     with torch.device("meta"):
         outline = build()
     weights = _fitting_weights(outline, folder)
@@ -424,7 +424,7 @@ def _load(build: Callable[[], M], folder: str | Path, device: str | torch.device
 
 
 def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor]:
-    """A run's weights, which have the names and shapes of the outline's."""
+    """A run's weights; refuses names or shapes that differ from the outline's."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
     shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Checks of values that a user sets: one line names the value, what came and what is expected."""
+"""Checks of values that a user sets; the error names the value, what came, what was expected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 __all__ = ["require", "require_choice", "require_fields", "require_seed", "require_types"]
 
-_LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers and others: of int64, float32
+_LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: largest float32
 
 
 def require(
@@ -25,17 +25,17 @@ def require(
     below: float | None = None,
     hint: str = "",
 ) -> None:
-    """Refuse a value that is no finite number within the bounds.
+    """Refuse a value that is not a finite number within the bounds.
 
     Args:
-        name: what the message calls it, usually the name of the field.
+        name: the value's name in the message, usually the name of the field.
         value: of any type.
         whole: only integers are accepted.
         at_least: smallest value accepted.
         above: the value must be larger.
         at_most: largest value accepted; by default the largest that a tensor can hold.
         below: the value must be smaller.
-        hint: appended to the message, such as what the bound depends on.
+        hint: appended to the message, for example what the bound depends on.
 
     Raises:
         ValueError: The value is of another type, NaN, infinite, or out of bounds.
@@ -95,10 +95,10 @@ def require_fields(config: Any, *names: str, optional: bool = False, **bounds: A
 
 
 def require_types(config: Any) -> None:
-    """Refuse a dataclass whose fields do not hold what their annotations name.
+    """Refuse a dataclass if the value of a field does not have the annotated type.
 
-    Understood are numbers (finite ones only), strings, booleans, other classes, literals, tuples
-    of these, and unions. `require_fields` checks the bounds.
+    Annotations may be numbers (only finite values pass), strings, booleans, other classes,
+    literals, tuples of these, and unions. `require_fields` checks bounds.
 
     Args:
         config: usually `self`, in `__post_init__`.
@@ -164,7 +164,7 @@ def _words(annotation: Any) -> str:
 
 
 def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Refuse a value that is none of the choices.
+    """Refuse a value that is not one of the choices.
 
     Raises:
         ValueError: It is another value.
@@ -174,9 +174,9 @@ def require_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def require_seed(name: str, value: Any) -> None:
-    """Refuse what PyTorch and NumPy do not both take as a seed of random numbers.
+    """Refuse a random seed that PyTorch or NumPy does not accept.
 
     Raises:
-        ValueError: It is no integer from 0 to 2^63 - 1.
+        ValueError: It is not an integer from 0 to 2^63 - 1.
     """
     require(name, value, whole=True, at_least=0, at_most=2**63 - 1)

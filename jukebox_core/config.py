@@ -16,9 +16,9 @@ from jukebox_core.checks import require, require_fields, require_types
 
 T = TypeVar("T")
 
-_WIDEST = 65_536  # channels: the largest tensor of such layers still has a size that int64 counts
+_WIDEST = 65_536  # channels: the size of the largest tensor of such layers still fits in int64
 _MOST_BLOCKS = 4096
-_LONGEST = 1 << 20  # samples: hops, STFTs, dilations
+_LONGEST = 1 << 20  # samples of a hop, an STFT or a dilation
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class VQVAEConfig:
         self._require_sizes()
 
     def _require_sizes(self) -> None:
-        """Refuse products of fields that no model has, before anything of that size is made."""
+        """Refuse products of fields that are too large, before anything is allocated."""
         octaves = zip(self.strides_t, self.downs_t, strict=True)
         if sum(down * math.log2(stride) for stride, down in octaves) > math.log2(_LONGEST):
             raise ValueError(
                 f"strides_t {self.strides_t} and downs_t {self.downs_t} make a hop of more than "
-                f"{_LONGEST:,} samples"
+                f"{_LONGEST:,} samples; expected a smaller one"
             )
         depths = [self.depth * multiplier for multiplier in self.multipliers]
         blocks = sum(2 * depths[n] * sum(self.downs_t[: n + 1]) for n in self.built_levels)
@@ -133,7 +133,7 @@ class LossConfig:
     )
 
     def __post_init__(self) -> None:
-        """Refuse what is no loss."""
+        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "commit", "spectral", "multispectral", "linearisation", at_least=0)
         require_fields(self, "lmix_l1", "lmix_l2", "lmix_linf", at_least=0)
@@ -162,7 +162,7 @@ class Bandwidths:
     def __post_init__(self) -> None:
         """Refuse a bandwidth that would turn the loss into inf or NaN."""
         for name, value in vars(self).items():
-            # Below that, a loss of float32 divided by it is soon infinite.
+            # A float32 loss divided by a smaller bandwidth can become infinite.
             require(
                 f"bandwidth {name}", value, at_least=1e-30, hint="is the training audio silent?"
             )
@@ -281,16 +281,16 @@ class OptimConfig:
     decay_steps: int = 0
     """Cosine decay to zero over the last `decay_steps` steps; 0 keeps the rate constant."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
+    """Largest norm of the gradient; 0 switches clipping off."""
     ema_decay: float = 0.999
     """Weight averaging per optimiser step; 0 switches it off."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot optimise."""
+        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "lr", "weight_decay", "grad_clip", at_least=0)
         require_fields(self, "betas", at_least=0, below=1)
-        # Below that, float32 takes it for zero: a gradient of zero would be divided by zero.
+        # float32 may round a smaller value to zero; a zero gradient would be divided by zero.
         require_fields(self, "eps", at_least=1e-30)
         require_fields(self, "warmup_steps", "decay_steps", whole=True, at_least=0)
         require_fields(self, "ema_decay", at_least=0, at_most=1)
@@ -308,14 +308,14 @@ class TrainConfig:
     log_every: int = 20
     validate_every: int = 500
     validate_batches: int = 8
-    """Batches of the validation set; 0 does not validate."""
+    """Batches of the validation set; 0 switches validation off."""
     checkpoint_every: int = 500
     workers: int = 0
-    """Processes that load the batches; 0: the training process does."""
+    """Processes that load batches; 0 loads them in the training process."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be."""
+        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps", "crop", whole=True, at_least=1)
         require_fields(self, "batch_size", whole=True, at_least=1, at_most=1_000_000)
@@ -350,7 +350,7 @@ class Preset:
     """Train the prior with less memory in more time."""
 
     def __post_init__(self) -> None:
-        """Refuse parts of another kind and windows that the prior does not hold."""
+        """Refuse values of another type, and a window longer than the prior's context."""
         require_types(self)
         require_fields(self, "candidates", whole=True, at_least=1)
         most = self.prior.n_ctx
@@ -366,10 +366,11 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     """The configuration `cls` from a (JSON) dictionary, strict about names.
 
     Raises:
-        ValueError: an unknown or missing field, named; or no dictionary.
+        ValueError: a field is unknown or missing (the message names it), or `values` is not a
+            dictionary.
     """
     if not isinstance(values, Mapping):
-        raise ValueError(f"{cls.__name__} is {values!r}, expected its fields by name")
+        raise ValueError(f"{cls.__name__} is {values!r}, expected a dictionary of its fields")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:

@@ -54,7 +54,7 @@ class Augmentation:
     """A place is transposed by -transpose_semitones to +transpose_semitones, all equally likely."""
 
     def __post_init__(self) -> None:
-        """Refuse changes that no music survives."""
+        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "gain_db", at_least=0, at_most=120)
         require_fields(self, "transpose_semitones", whole=True, at_least=0, at_most=48)

@@ -1,6 +1,6 @@
-"""Decode audio files with libsndfile, or through ffmpeg where libsndfile does not know the format.
+"""Decode audio files with libsndfile, or with ffmpeg if libsndfile does not support the format.
 
-Samples come as `[t, C]` float32 arrays.
+Samples are `[t, C]` float32 arrays.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from jukebox_core.audio_layout import Part, find_layout
 __all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "one_line", "regular_file"]
 
 _EXACT = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
-"""Formats of libsndfile that seek to the sample, and whose headers tell the exact length."""
+"""libsndfile formats whose headers state the exact length and whose seeks are exact."""
 _UNKNOWN = 1 << 62
-"""libsndfile gives a larger length where the header tells none."""
+"""libsndfile gives a larger length than this if the header states none."""
 _FLAC = b"fLaC\0\0\0\x22"
-"""How a FLAC file begins: its name, then the header of the block STREAMINFO."""
+"""The beginning of a FLAC file: its magic bytes, then the header of the STREAMINFO block."""
 _RATES = (100, 10_000_000)
 _BLOCK_VALUES = 1 << 22
-"""Samples of all channels that are decoded together, at most."""
+"""Largest number of samples, over all channels, that are decoded at once."""
 
 
 class UnknownFormat(ValueError):
-    """libsndfile cannot read the format; ffmpeg may."""
+    """libsndfile cannot read the format; ffmpeg might."""
 
 
 def regular_file(path: str | Path) -> Path:
-    """Refuse what is not a file with something in it, without opening pipes or devices.
+    """Refuse a path that is not a non-empty regular file, without opening pipes or devices.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -70,11 +70,11 @@ class Sound:
         """Open a file and look at its headers.
 
         Args:
-            path: the file, one of `regular_file`.
-            name: what errors call it, where that is not `path`.
+            path: the file, checked by `regular_file`.
+            name: the file's name in error messages; default: `path`.
 
         Raises:
-            UnknownFormat: libsndfile does not read it.
+            UnknownFormat: libsndfile cannot read it.
             ValueError: It is damaged.
             OSError: It cannot be opened.
         """
@@ -86,17 +86,17 @@ class Sound:
                 self.rate: int = first.samplerate
                 self.channels: int = first.channels
                 self.exact = first.format in _EXACT and first.frames < _UNKNOWN
-                """Whether the header tells the exact length, and the format seeks to the sample."""
+                """Whether the header states the exact length, and seeks are exact."""
                 self.frames = first.frames if first.frames < _UNKNOWN else 0
-                """Samples by the header; 0 where it does not tell. Only decoding gives those of
-                formats that are not `exact`."""
+                """Samples according to the header, or 0 if it has none. If not `exact`, only
+                decoding tells the true number."""
             for part in self._layout.parts[1:]:
                 with self._open(part) as sound:
                     self.frames += sound.frames
             if not _RATES[0] <= self.rate <= _RATES[1]:
                 raise ValueError(
                     f"{self._name} has a sample rate of {self.rate:,} Hz in its header, expected "
-                    f"{_RATES[0]} to {_RATES[1]:,}"
+                    f"{_RATES[0]} to {_RATES[1]:,} Hz"
                 )
         except BaseException:
             self._file.close()
@@ -104,7 +104,7 @@ class Sound:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with the file though players play it; None: nothing."""
+        """Damage to a file that still plays; None if there is none."""
         return self._layout.warning
 
     def __enter__(self) -> Sound:
@@ -142,14 +142,14 @@ class Sound:
     def segment(self, start: int, length: int) -> np.ndarray:
         """Samples `start` to `start + length`, [length, C].
 
-        Only they are decoded where the format seeks exactly, else all before them as well.
+        If the format seeks exactly, only these are decoded; otherwise everything before them too.
 
         Raises:
-            ValueError: They are not in the file, or damaged.
+            ValueError: The file is shorter, or damaged there.
         """
         if self.exact:
             self._check_inside(start, length, self.frames)
-            # Not `_Forward`: a seek is what is wanted.
+            # Not `_Forward`, which cannot seek.
             source = _Bytes(self._file, self._layout.parts[0])
             with soundfile.SoundFile(source) as sound:
                 try:
@@ -206,7 +206,8 @@ class Sound:
         if came != expected:
             raise ValueError(
                 f"{self._name} changes from {expected[0]} Hz, {expected[1]} channel(s), to "
-                f"{came[0]} Hz, {came[1]} channel(s), after {done / self.rate:.1f} s"
+                f"{came[0]} Hz, {came[1]} channel(s), after {done / self.rate:.1f} s; "
+                "expected one format: split the file"
             )
 
     def _check_complete(self, sound: soundfile.SoundFile, done: int) -> None:
@@ -219,7 +220,7 @@ class Sound:
         if sound.format == "FLAC" and sound.source.has_ahead(_FLAC):
             raise ValueError(
                 f"{self._name} is damaged: another FLAC file begins in it after "
-                f"{done / self.rate:.1f} s; separate them"
+                f"{done / self.rate:.1f} s; split it into separate files"
             )
 
     def _check_inside(self, start: int, length: int, frames: int) -> None:
@@ -230,10 +231,10 @@ class Sound:
 
 
 class _Forward(soundfile.SoundFile):
-    """Reads from the beginning to the end.
+    """Reads from the beginning to the end, without seeking.
 
-    After every read of a file that can seek, soundfile seeks to where it is: an mp3 decoder loses
-    its bit reservoir by that, which is heard as a click.
+    After every read of a seekable file, soundfile seeks to the current position. This empties an
+    mp3 decoder's bit reservoir, which is heard as a click.
     """
 
     def __init__(self, source: _Bytes):
@@ -262,7 +263,7 @@ class _Bytes(io.RawIOBase):
         self._error: OSError | None = None
 
     def has_ahead(self, beginning: bytes) -> bool:
-        """Whether these bytes, of which a decoder may have read some, are still to come."""
+        """Whether these bytes are still ahead; a decoder may have read some of them."""
         position, before = self._position, b""
         self._position = max(1, position - (1 << 16))
         while block := self.read(1 << 20):
@@ -273,7 +274,7 @@ class _Bytes(io.RawIOBase):
         return False
 
     def check(self, name: Path) -> None:
-        """Raise the error of the system that reading met: libsndfile would lose it."""
+        """Raise the system's error that a read had, if any: libsndfile would lose it."""
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror, str(name)) from self._error
 
@@ -294,7 +295,7 @@ class _Bytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, up to the end of the part."""
         view = memoryview(buffer).cast("B")
-        if self._size < self._position < self._claimed:  # a look for tags at the end it was told
+        if self._size < self._position < self._claimed:  # a look for tags at the end
             view[:] = bytes(len(view))
             return len(view)
         done = 0
@@ -304,7 +305,7 @@ class _Bytes(io.RawIOBase):
             except OSError as error:
                 self._error = error
                 data = b""
-            if not data:  # the file became shorter
+            if not data:  # the file was shortened meanwhile
                 break
             view[done : done + len(data)] = data
             done += len(data)
@@ -324,15 +325,15 @@ class _Bytes(io.RawIOBase):
 
 
 def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path, str | None]:
-    """Decode what libsndfile does not know (m4a, aac, wma, a video's sound) to a float wav.
+    """Decode a format that libsndfile cannot read (m4a, aac, wma, a video's sound) to a float wav.
 
     Args:
         path: the file.
-        folder: the wav is written there.
-        reason: why libsndfile does not read it.
+        folder: where the wav is written.
+        reason: why libsndfile cannot read it.
 
     Returns:
-        The wav, and what ffmpeg found wrong with the file, if anything.
+        The wav, and the damage that ffmpeg reported, if any.
 
     Raises:
         ValueError: ffmpeg is not installed, or cannot read it either.
@@ -357,6 +358,6 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
 
 
 def one_line(error: Exception) -> str:
-    """What libsndfile or another error says."""
+    """The message of an error, in one line."""
     text = getattr(error, "error_string", None) or str(error)
     return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

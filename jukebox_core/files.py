@@ -1,8 +1,8 @@
-"""Writing files so that a reader never meets half of one and nothing of the user's is lost.
+"""Write files so that a reader never sees an incomplete one and no file of the user is lost.
 
-Files and folders appear whole or not at all. Only a regular file is replaced, and only a folder
-whose every file a former run is recorded to have written. Programs that write a file first ask
-`check_replaceable` whether what lies there is their own.
+Files and folders appear whole or not at all. Only regular files are replaced, and only folders
+in which a record names every file as written by a former run. Before a program writes a file,
+`check_replaceable` makes sure that an existing file there is its own.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ __all__ = [
 
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 _TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
-_SCATTERED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # by file managers, in any folder
-_HEAD = 4096  # bytes at the beginning of a file in which `marked` looks for its mark
+_SCATTERED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these in any folder
+_HEAD = 4096  # `marked` looks for its mark in so many bytes at the beginning of a file
 _cleaned: set[Path] = set()  # folders whose leftovers this process has removed
 
 
 def _temporary_beside(path: Path) -> Path:
-    """A name in the same folder (a rename is atomic only there) with the same suffix.
+    """A temporary name in the same folder (a rename is atomic only there), with the same suffix.
 
-    It says which process writes it, and is short enough beside a name of any length.
+    It contains the id of the writing process, and is short even if the name of `path` is long.
     """
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     owner = f"{os.getpid()}-{_HOST}{secrets.token_hex(4)}"
@@ -65,7 +65,7 @@ def _temporary_beside(path: Path) -> Path:
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files and folders of killed processes of this host from `folder`.
 
-    Looks at each folder once per process, and not into the folders inside it.
+    Each process cleans a folder only once, without its subfolders.
     """
     folder = Path(folder)
     if folder in _cleaned:
@@ -83,9 +83,9 @@ def remove_leftovers(folder: str | Path) -> None:
 
 
 def _target(path: str | Path) -> Path:
-    """Where `path` leads: a link stays, and what it points to is replaced.
+    """The real path of `path`: a link stays, and the file it points to is replaced.
 
-    The folder it lies in is made, and cleared of the temporary files of killed processes.
+    Makes the folder and removes the temporary files of killed processes from it.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        # An error of writing, as on a full disk, has no name or that of the temporary file.
+        # A write error (such as a full disk) has no file name, or the name of the temporary file.
         if error.errno is None or str(error.filename) not in ("None", str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -127,7 +127,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def library_writes(path: str | Path) -> Iterator[None]:
-    """Turn what torch and safetensors raise on a full disk, while they write `path`, into OSError.
+    """Turn errors of torch and safetensors that write `path`, as on a full disk, into OSError.
 
     Raises:
         OSError: The file could not be written.
@@ -150,23 +150,23 @@ def check_writable(path: str | Path) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=folder):  # asks a read-only file system as well
+        with tempfile.TemporaryFile(dir=folder):  # also fails on a read-only file system
             pass
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str) -> None:
-    """Refuse an output path that cannot be written, or where a file lies that is not ours.
+    """Refuse an output path that cannot be written, or that holds a file that is not ours.
 
     Args:
-        path: of a file to write. A missing and an empty file may be written.
-        ours: tells from the content whether a former run wrote a file; its ValueError, KeyError,
-            TypeError, AttributeError or RecursionError means no.
+        path: of a file to write. It may be missing or empty.
+        ours: returns whether a former run wrote a file, judged by its content. A ValueError,
+            KeyError, TypeError, AttributeError or RecursionError counts as False.
         what: the kind of file that may be replaced, such as "a report".
 
     Raises:
-        FileExistsError: The file holds something else, or is no regular file.
+        FileExistsError: The file holds something else, or is not a regular file.
         OSError: As `check_writable`.
     """
     path = Path(path)
@@ -185,13 +185,13 @@ def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str)
 def json_with(*keys: str) -> Callable[[Path], bool]:
     """For `check_replaceable`: whether a file is a JSON object with these keys.
 
-    A dot leads into an inner object or list: `rows.0.name` is the key `name` of the first row.
+    A dot separates nested keys: `rows.0.name` is the key `name` of the first element of `rows`.
     """
 
     def ours(path: Path) -> bool:
         with open(path, "rb") as file:
             if not file.read(64).lstrip().startswith(b"{"):
-                return False  # a table of gigabytes is not read
+                return False  # do not read gigabytes of another format
         content = json.loads(path.read_text(encoding="utf-8"))
         return all(_holds(content, key.split(".")) for key in keys)
 
@@ -210,7 +210,7 @@ def _holds(value: Any, names: Sequence[str]) -> bool:
 
 
 def marked(start: str | bytes, *marks: str | bytes) -> Callable[[Path], bool]:
-    """For `check_replaceable`: whether a file begins with `start` and soon has one of the marks."""
+    """For `check_replaceable`: whether a file begins with `start` and has a mark near it."""
     first, *others = (x.encode() if isinstance(x, str) else x for x in (start, *marks))
 
     def ours(path: Path) -> bool:
@@ -245,8 +245,8 @@ def atomic_folder(
         owned: see `check_owned`.
 
     Raises:
-        FileExistsError: As `check_owned`, before anything is written, or at the end where
-            something was put there meanwhile.
+        FileExistsError: As `check_owned`: at the start, or at the end if another program put
+            something there meanwhile.
     """
     path = _target(path)
     check_owned(path, owned)
@@ -256,7 +256,7 @@ def atomic_folder(
         yield temporary
         check_owned(path, owned)
         if path.exists():
-            os.replace(path, before)  # a folder cannot be renamed over one with files in it
+            os.replace(path, before)  # a folder cannot be renamed onto one that is not empty
         os.replace(temporary, path)
     finally:
         if before.exists() and not path.exists():
@@ -266,11 +266,11 @@ def atomic_folder(
 
 
 def check_owned(path: str | Path, owned: Mapping[str, str | None] | None = None) -> None:
-    """Refuse to replace a folder that holds what no former run is recorded to have written.
+    """Refuse to replace a folder that holds anything else than the files of a former run.
 
     Args:
-        path: of the folder. A missing and an empty one may be written.
-        owned: {file, relative to the folder: its SHA-256} as recorded; None stands for any content.
+        path: of the folder. It may be missing or empty.
+        owned: {file relative to the folder: recorded SHA-256}; None allows any content.
 
     Raises:
         FileExistsError: `path` is not a folder, or holds something that is not in `owned`.
@@ -297,7 +297,7 @@ def check_owned(path: str | Path, owned: Mapping[str, str | None] | None = None)
 
 
 def remove_owned(path: str | Path, owned: Mapping[str, str | None]) -> bool:
-    """Remove a folder if it holds nothing but what `check_owned` lets pass; whether it is gone."""
+    """Remove a folder if `check_owned` accepts it; return whether it is gone."""
     try:
         check_owned(path, owned)
     except FileExistsError:

@@ -48,7 +48,7 @@ def spectral_distance(target: Tensor, estimate: Tensor, stft: tuple[int, int, in
 def spectral_convergence(target: Tensor, estimate: Tensor, stft: tuple[int, int, int]) -> Tensor:
     """Mean over the items of the spectral distance relative to the target's norm.
 
-    Norms below `LEAST_NORM` count as that: a silent target does not divide by zero.
+    Smaller norms count as `LEAST_NORM`, so that a silent target does not divide by zero.
     """
     spec = magnitudes(target, stft)
     residual = frobenius(spec - magnitudes(estimate, stft))
@@ -70,7 +70,7 @@ def reconstruction_terms(
 ) -> dict[str, Tensor]:
     """The loss terms of one level: l1, l2, linf, recons (`lmix`), multispectral and spectral.
 
-    All are divided by their bandwidths, but for a spectral term that is relative to the target.
+    All are divided by their bandwidths, except a spectral term that is relative to the target.
     """
     residual = (target - estimate).float()
     squared = residual.square()

@@ -35,10 +35,10 @@ class Track:
     checksums: dict[str, str]  # SHA-256 by source name, and of "mixture"
 
     def __post_init__(self) -> None:
-        """Refuse what is no song."""
+        """Refuse values out of range."""
         for name in ("name", "split"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a text")
+                raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
         require(f"samples of {self.name}", self.samples, whole=True, at_least=1)
 
 
@@ -119,12 +119,12 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
 
 
 def _number(value: Any) -> Any:
-    """A gain written as 1 as 1.0; everything else as it is."""
+    """Turn a gain written as 1 into 1.0; leave anything else unchanged."""
     return float(value) if type(value) is int and abs(value) < 2**53 else value
 
 
 def _whole(value: Any) -> Any:
-    """A number written as 22050.0 as an integer; everything else as it is."""
+    """Turn a number written as 22050.0 into an integer; leave anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

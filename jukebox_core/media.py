@@ -164,7 +164,7 @@ def _name(step: int) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a step's folder if it holds nothing but pictures and the waveforms they show."""
+    """Remove a step's folder if it holds only pictures and the waveforms that they show."""
     pictures = {path.name for path in folder.glob("*.png")}
     sounds = {path.name for path in folder.glob("*.wav")}
     shown = {name for name in sounds if f"{name.rsplit('.', 2)[0]}.png" in pictures}

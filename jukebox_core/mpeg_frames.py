@@ -1,9 +1,9 @@
-"""The frames of an MPEG audio file (mp3, mp2), found as players find them.
+"""Find the frames of an MPEG audio file (mp3, mp2), as audio players do.
 
-An mp3 has no header that covers the file. An info frame (Xing, LAME) may tell the number of frames;
+An mp3 has no header for the whole file. An info frame (Xing, LAME) may state the number of frames;
 without one, decoders estimate the length from the size of the file, which is wrong for a variable
-bit rate. Files are also joined, cut, tagged and padded. Here every frame is visited by its header,
-without decoding it, so that the decoder gets the frames and nothing else.
+bit rate. Files may also be joined, cut, tagged or padded. This module reads the header of every
+frame, without decoding it, so that the decoder gets the frames and nothing else.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
 _RATES = (44_100, 48_000, 32_000)
 _HEADER = 4
 _PEEK = 48
-"""Bytes of a frame that tell whether it is an info frame."""
+"""So many bytes of a frame show whether it is an info frame."""
 _START = 1 << 16
-"""Bytes in which the first frame must begin."""
+"""The first frame must begin within so many bytes."""
 _NEAR = 1 << 12
-"""A frame with nothing valid behind it counts only with another one within so many bytes."""
+"""A frame that no valid frame follows counts only if another one begins within so many bytes."""
 _CHAIN = 3
-"""Frames that must follow one that is unlike those before it."""
+"""So many frames must follow a frame of another kind than the last."""
 
 
 class _Kind(NamedTuple):
-    """What the frames of one recording have in common."""
+    """Properties that all frames of one recording share."""
 
     version: int
     layer: int
@@ -51,10 +51,10 @@ class _Kind(NamedTuple):
 class _Header(NamedTuple):
     kind: _Kind
     size: int
-    """Bytes of the frame, header included."""
+    """Bytes of the frame, including its header."""
     samples: int
     flags: tuple[int, int] | None
-    """Bits that an encoder leaves as they are: checksum, copyright, original, emphasis."""
+    """Header bits that one encoder never changes: checksum, copyright, original, emphasis."""
 
 
 @dataclass
@@ -63,28 +63,28 @@ class Stretch:
 
     kind: _Kind
     spans: list[list[int]] = field(default_factory=list)
-    """[start, end) in the file: the frames without what lies between them."""
+    """[start, end) in the file: the frames, without the bytes between them."""
     frames: int = 0
-    """Complete frames of audio."""
+    """Number of complete audio frames."""
     first: int = 0
-    """Bytes of the first frame."""
+    """Size of the first frame in bytes."""
     samples: int = 0
-    """Of a frame, per channel."""
+    """Samples of a frame, per channel."""
     info: bytes = b""
     """The info frame, if there is one: the first frame, which holds no audio."""
     cut: bool = False
-    """A frame is incomplete."""
+    """Whether a frame is incomplete."""
     skipped: int = 0
-    """Bytes before or between the frames that are no tags either."""
+    """Bytes before or between the frames that belong to no tag."""
 
     @property
     def size(self) -> int:
-        """Bytes of all frames."""
+        """Size of all frames in bytes."""
         return sum(end - start for start, end in self.spans)
 
     @property
     def stated(self) -> int:
-        """Number of frames by the info frame; 0 where it does not tell."""
+        """Number of frames according to the info frame; 0 if it states none."""
         at = _info_at(self.info, self.kind)
         if at is None or not self.info[at + 7] & 1:
             return 0
@@ -92,7 +92,7 @@ class Stretch:
 
     @property
     def missing(self) -> int:
-        """Frames that are stated and not there."""
+        """Number of frames that the info frame states but the file lacks."""
         short = self.stated - self.frames
         at = _info_at(self.info, self.kind)
         if short == 1 and not self.cut and at is not None:  # some encoders count the info frame
@@ -109,7 +109,7 @@ class Stretch:
             self.spans.append([position, position + size])
 
     def drop_last(self, size: int) -> None:
-        """Take back the frame that was added last: it is incomplete."""
+        """Remove the frame that was added last, because it is incomplete."""
         self.spans[-1][1] -= size
         if self.spans[-1][0] == self.spans[-1][1]:
             self.spans.pop()
@@ -117,10 +117,10 @@ class Stretch:
         self.cut = True
 
     def corrected_info(self) -> bytes:
-        """The info frame with the number of frames and bytes that are there, if it was wrong.
+        """The info frame; if its numbers of frames and bytes are wrong, they are corrected.
 
-        The padding at the end, which the decoder would remove, is then set to zero: it is either
-        missing or in the middle.
+        A corrected frame states no padding at the end, because the padding that the decoder would
+        remove is either missing or in the middle.
         """
         at = _info_at(self.info, self.kind)
         if at is None or not self.stated or not (self.missing or self.stated < self.frames):
@@ -133,13 +133,13 @@ class Stretch:
             struct.pack_into(">I", info, position, min(self.size, 2**32 - 1))
             position += 4
         position += 100 * bool(flags & 4) + 4 * bool(flags & 8)
-        if len(info) >= position + 24:  # LAME's part: the padding is in the last 12 bits of 24
+        if len(info) >= position + 24:  # LAME's extension: the last 12 of 24 bits are the padding
             info[position + 22] &= 0xF0
             info[position + 23] = 0
         return bytes(info)
 
     def claimed(self) -> int:
-        """A size of the file by which no decoder estimates too few frames."""
+        """A file size so large that no decoder estimates too few frames from it."""
         if self.stated:
             return self.size
         return max(self.size, (self.first + 1) * (self.frames + 16) * 51 // 50)
@@ -148,15 +148,15 @@ class Stretch:
 def find_stretches(
     file: BinaryIO, start: int, end: int, *, scattered: bool = False
 ) -> list[Stretch]:
-    """All frames between two places of a file; an empty list where it is no MPEG audio.
+    """All frames between two positions of a file; an empty list if there is no MPEG audio.
 
-    Frames of free format (without a bit rate) are not found.
+    Frames in free format (without a bit rate) are not found.
 
     Args:
         file: opened for reading.
-        start: where the first frame is expected; up to 64 KiB before it are skipped.
-        end: where the audio ends, tags at the end of the file left out.
-        scattered: something may lie between all frames, as in other formats that hold some.
+        start: where the search begins; the first frame may be up to 64 KiB later.
+        end: where the audio ends, before any tags at the end of the file.
+        scattered: other data may lie between the frames, as in other container formats.
     """
     stretches: list[Stretch] = []
     reached: int | None = None
@@ -191,7 +191,7 @@ def _is_tag(file: BinaryIO, position: int) -> bool:
 def _frames(
     file: BinaryIO, start: int, end: int, scattered: bool
 ) -> Iterator[tuple[int, _Header, bytes]]:
-    """(position, header, first bytes) of every frame; position -1 takes back the one before."""
+    """(position, header, first bytes) of every frame; position -1 withdraws the frame before."""
     position: int | None = _first(file, start, end, scattered)
     last: _Header | None = None
     while position is not None and position + _HEADER <= end:
@@ -215,7 +215,7 @@ def _frames(
 
 
 def _first(file: BinaryIO, start: int, end: int, scattered: bool) -> int | None:
-    """Where the first frame is: others follow it, or the few that there are fill the file."""
+    """Position of the first frame: others follow it, or a few frames fill the file."""
     for count, gap, ends in ((_CHAIN, 0, False), (8, _NEAR, False), (_CHAIN, 0, True)):
         if gap and not scattered:
             continue
@@ -229,9 +229,9 @@ def _first(file: BinaryIO, start: int, end: int, scattered: bool) -> int | None:
 
 
 def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
-    """The next frame where `position`, the end of the last one, is none.
+    """Find the next frame if none begins at `position`, the end of the last one.
 
-    It may lie inside the last frame, which is then incomplete.
+    It may begin inside the last frame, which is then incomplete.
     """
     alone: tuple[int, int] | None = None
     for place in _candidates(file, position - last.size + _HEADER, end, end):
@@ -255,7 +255,7 @@ def _near(end: int, place: int) -> bool:
 
 
 def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int]:
-    """Places between start and stop that look like the beginning of a header."""
+    """Positions from start to stop that look like the beginning of a header."""
     step = 1 << 16
     stop = min(stop, end)
     while start < stop:
@@ -275,9 +275,9 @@ def _followed(
     gap: int = 0,
     ends: bool = False,
 ) -> bool:
-    """Whether so many frames of the same kind follow.
+    """Whether `count` frames of the same kind follow.
 
-    gap: bytes that may lie between two of them. ends: fewer will do where the audio ends.
+    gap: bytes allowed between two frames. ends: fewer frames are enough at the end of the audio.
     """
     for number in range(count):
         position += header.size
@@ -299,7 +299,7 @@ def _read(file: BinaryIO, position: int, size: int) -> bytes:
 
 
 def _parse(data: bytes) -> _Header | None:
-    """The header of a frame, from its first bytes."""
+    """Parse the header of a frame from its first bytes."""
     if len(data) < _HEADER or data[0] != 0xFF:
         return None
     return _parse_fields(data[1], data[2], data[3] >> 6 == 3, data[3] & 15)
@@ -323,12 +323,12 @@ def _parse_fields(second: int, third: int, mono: bool, rights: int) -> _Header |
 
 
 def _info_at(data: bytes, kind: _Kind) -> int | None:
-    """Where the Xing or Info tag is in the first bytes of a frame; None: it is an audio frame."""
+    """Position of the Xing or Info tag in a frame's first bytes; None in an audio frame."""
     if kind.layer != 3:
         return None
     stereo = kind.channels == 2
     at = _HEADER + ((32 if stereo else 17) if kind.version == 3 else (17 if stereo else 9))
-    for place in (at, at + 2):  # behind a checksum
+    for place in (at, at + 2):  # at + 2: after a checksum
         if data[place : place + 4] in (b"Xing", b"Info") and not any(data[place + 4 : place + 7]):
             return place
     return None

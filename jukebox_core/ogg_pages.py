@@ -1,6 +1,6 @@
-"""The pages of an Ogg file: where its streams begin and end, and whether the end is there.
+"""Find where the streams of an Ogg file begin and end, and whether the file is complete.
 
-Ogg files may be joined (`cat`); libsndfile reads the first stream and nothing else.
+Ogg files may be joined (`cat`); libsndfile reads only the first stream.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from typing import BinaryIO, NamedTuple
 __all__ = ["Link", "find_links"]
 
 _HEADER = 27
-_FIRST, _LAST = 2, 4  # flags of a page
+_FIRST, _LAST = 2, 4  # page flags: begin and end of a stream
 
 
 class Link(NamedTuple):
-    """One stream, or several that run side by side, from its first page to its last."""
+    """One stream, or several interleaved ones, from the first page to the last."""
 
     start: int
     end: int
     ended: bool
-    """The last page is marked as the last."""
+    """Whether a page has the flag for the end of the stream."""
     cut: bool
-    """The file ends inside a page."""
+    """Whether the file ends inside a page."""
 
 
 def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
-    """The streams between two places of a file, in their order.
+    """The streams between two positions of a file, in order.
 
     Args:
         file: opened for reading.
@@ -60,7 +60,7 @@ def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
 
 
 def _search(file: BinaryIO, start: int, end: int) -> int | None:
-    """Where the next page begins."""
+    """Position where the next page begins."""
     step = 1 << 16
     while start < end:
         file.seek(start)

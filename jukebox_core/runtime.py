@@ -64,8 +64,8 @@ def make_fabric(
     `num_nodes` count where nothing else did.
 
     Raises:
-        ValueError: the device is not there, the precision is of no use on it, there are not so
-            many devices, or the processes cannot find each other.
+        ValueError: the device does not exist or does not support the precision, there are too few
+            devices, or the processes cannot find each other.
     """
     name, index = _device(device)
     if precision not in get_args(Precision):
@@ -81,14 +81,14 @@ def make_fabric(
         devices, num_nodes = here, _nodes(world, here)
         plugins.append(environment)
     else:
-        # Processes on a CPU may outnumber its cores by a few, as tests have them.
+        # A few more processes than CPU cores are allowed, for tests.
         most = max(8, available_cores()) if name == "cpu" else _device_counts()[name]
         hint = f"{name} of this machine"
         require("devices", devices, whole=True, at_least=1, at_most=most, hint=hint)
         _require_launcher(num_nodes)
     many = devices * num_nodes > 1
     if not many:
-        # Left to itself, Fabric looks for an MPI, whose start needs megabytes of /dev/shm.
+        # By default, Fabric tries to start MPI, which needs megabytes of /dev/shm.
         plugins.append(LightningEnvironment())
     if many and index is not None:
         raise ValueError(
@@ -106,16 +106,16 @@ def make_fabric(
 
 
 def _device_counts() -> dict[str, int]:
-    """{kind: how many there are}; a machine's CPUs are one device."""
+    """{kind: number of devices}; all CPUs of a machine are one device."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return {"cpu": 1, "cuda": cuda, "mps": int(torch.backends.mps.is_available())}
 
 
 def _device(device: str) -> tuple[str, int | None]:
-    """Kind and number of a device, `auto` decided.
+    """Kind and index of a device; `auto` is resolved.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: the device does not exist.
     """
     counts = _device_counts()
     if device == "auto":
@@ -130,10 +130,10 @@ def _device(device: str) -> tuple[str, int | None]:
 
 
 def _require_launcher(num_nodes: int) -> None:
-    """Refuse several machines whose processes would wait for each other without end.
+    """Refuse several machines without a launcher: their processes would wait forever.
 
     Raises:
-        ValueError: nothing says where they meet.
+        ValueError: the environment does not say where the processes meet.
     """
     missing = [
         name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)
@@ -264,11 +264,12 @@ def set_threads(threads: int | None, processes: int = 1) -> None:
     """Set the CPU threads of PyTorch in this process.
 
     Args:
-        threads: how many; None: this process's share of the cores, as PyTorch has it if alone.
-        processes: that share this machine.
+        threads: how many; None: this process's share of the cores, or PyTorch's default if there
+            is only one process.
+        processes: number of processes that share this machine.
 
     Raises:
-        ValueError: no number of threads, or so many that starting them may end the process.
+        ValueError: not a valid number, or so many threads that starting them may kill the process.
     """
     if threads is not None:
         cores = available_cores()

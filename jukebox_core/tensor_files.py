@@ -1,8 +1,8 @@
-"""Writing safetensors files one tensor at a time.
+"""Write safetensors files one tensor at a time.
 
-The library's own writer wants every tensor in memory and contiguous at once, which doubles what the
-conversion of a model needs, and writes several entries of metadata in an order that differs from
-run to run.
+The library's own writer needs all tensors in memory and contiguous at once, which doubles the
+memory of a model's conversion. It also writes metadata entries in an order that differs from run to
+run.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _TYPES = {
 def save_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors and what they are as safetensors; equal content gives equal bytes.
+    """Write tensors and metadata as safetensors; equal content gives equal bytes.
 
-    Tensors may lie on any device and in any memory layout; one at a time is copied.
+    Tensors may be on any device and in any memory layout; they are copied one at a time.
     """
     header: dict[str, Any] = {"__metadata__": dict(sorted(about.items()))} if about else {}
-    # Wide types first: then every tensor begins at a multiple of its item's size.
+    # Wide types first, so that every tensor begins at a multiple of its item size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     end = 0
     for name in names:

@@ -148,8 +148,8 @@ class Trainer:
             samples_per_epoch: samples of the training songs, for the epoch that is logged.
 
         Raises:
-            ValueError: the weights or the loss are not finite, in which case the last checkpoint
-                stays as it is; or the stored state is damaged.
+            ValueError: the weights or the loss are not finite (the last checkpoint is kept), or the
+                stored state is damaged.
             SystemExit: SIGTERM (143) or Ctrl-C (130), after a checkpoint.
         """
         self._setup(objective, model)
@@ -250,7 +250,7 @@ class Trainer:
         return ValueError(f"{reason}: lower the learning rate, or train in float32 ({last})")
 
     def _nonfinite_tensor(self) -> str | None:
-        """The first parameter, average or buffer that is not finite."""
+        """Name of the first parameter, average or buffer that is not finite."""
         names = [name for name, p in self._bare.named_parameters() if p.requires_grad]
         averages = zip(names, self._average.values, strict=False)  # there may be none
         return first_nonfinite([*self._bare.state_dict().items(), *averages])
@@ -260,7 +260,7 @@ class Trainer:
         """Refuse to write weights that are not finite, or whose loss is not.
 
         Raises:
-            ValueError: on all processes, where it is so on one.
+            ValueError: on all processes, if any of them has such a value.
         """
         broken = self._nonfinite_tensor()
         if not self._finite(torch.tensor(math.nan if broken else 0.0, device=self._fabric.device)):
@@ -291,7 +291,7 @@ class Trainer:
         if self._validation is not None and (self._step % train.validate_every == 0 or done):
             self._validate(self._validation)
         self._due = self._due or self._step % train.checkpoint_every == 0 or stopping
-        # Weights whose loss is not finite would take the place of those that can be continued.
+        # Weights whose loss is not finite must not replace a checkpoint that can be continued.
         if done or (self._due and self._finite(self._last_loss)):
             self._checkpoint(finished=done, last=done or stopping)
             self._due = False
@@ -476,7 +476,7 @@ class Trainer:
         if broken is not None:
             raise ValueError(
                 f"{self._folder / STATE}: tensor {broken} has NaN or infinite values; delete the "
-                "folder to train afresh"
+                "folder to start the training again"
             )
 
     def _generators(self) -> dict[str, Any]:

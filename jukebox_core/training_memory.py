@@ -61,7 +61,7 @@ def training_bytes(objective: nn.Module, batch: Tensor, averaged: bool = True) -
 
 
 def _model_bytes(objective: nn.Module, averaged: bool) -> TrainingBytes:
-    """Without activations."""
+    """Bytes of a training step without activations."""
     every = [*objective.parameters(), *objective.buffers()]
     trained = sum(p.nbytes for p in objective.parameters() if p.requires_grad)
     return TrainingBytes(
@@ -84,22 +84,22 @@ def require_memory(
     moments: float = 1.0,
     mixed: bool = False,
 ) -> None:
-    """Refuse a training that the memory cannot hold, before any of it is allocated.
+    """Refuse a training that does not fit in memory, before anything is allocated.
 
-    What is counted is the least that a step needs: some trainings that pass are too large still.
+    The estimate is a lower bound: a training that passes may still be too large.
 
     Args:
-        build: makes the objective; called within `fake_tensors`.
-        batch: makes a few crops [B, T], or codes; called there, too.
-        crops: computed at a time by one process.
-        device: of the training.
-        processes: that share the device's memory.
-        averaged: a weight average is kept.
+        build: makes the objective; called inside `fake_tensors`.
+        batch: makes a few crops [B, T], or codes; also called inside `fake_tensors`.
+        crops: number of crops that one process computes at a time.
+        device: device of the training.
+        processes: number of processes that share the device's memory.
+        averaged: whether a weight average is kept.
         moments: share of the optimiser's state that one process keeps.
-        mixed: activations have 16 bits where that is of use.
+        mixed: whether autocast stores activations in 16 bits.
 
     Raises:
-        ValueError: more is needed than is free; both figures are named.
+        ValueError: it needs more than is free; the message has both figures.
     """
     free = free_bytes(device) / processes
     with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -107,7 +107,7 @@ def require_memory(
         model = _model_bytes(objective, averaged)
         fixed = model.fixed - (1 - moments) * model.optimiser
         activations = 0.0
-        # Codebooks of several processes exchange sums, which fake tensors cannot.
+        # Codebooks of several processes exchange sums; fake tensors cannot do that.
         if fixed <= free and not torch.distributed.is_initialized():
             few = batch()
             activations = crops * saved_bytes(objective, few) / len(few)
@@ -118,8 +118,9 @@ def require_memory(
         parts += f", {activations / 1e9:,.1f} GB for {crops:,} crops computed at a time"
     raise ValueError(
         f"training needs at least {(fixed + activations) / 1e9:,.1f} GB of memory ({parts}), "
-        f"{free / 1e9:,.1f} GB are free on {device}"
+        f"but only {free / 1e9:,.1f} GB are free on {device}"
         + (f" for each of {processes} processes" if processes > 1 else "")
+        + ": use fewer crops at a time (--batch) or a smaller model"
     )
 
 

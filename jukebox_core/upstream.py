@@ -236,7 +236,7 @@ def export_codec(run: str | Path, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: the run, or a part of it, is missing.
-        ValueError: it cannot be read, has the top level alone, or `path` exists.
+        ValueError: it cannot be read, has only the top level, or `path` exists.
         OSError: the checkpoint cannot be written.
     """
     check_new(path)
@@ -251,7 +251,7 @@ def export_codec(run: str | Path, path: str | Path) -> None:
 
 
 def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The loss of a codec's meta data under the originals' names, empty where it has none."""
+    """The loss in a codec's meta data under the originals' names; empty if there is none."""
     if "loss" not in meta:
         return {}
     loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
@@ -267,7 +267,7 @@ def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = N
 
     Raises:
         FileNotFoundError: a run, or a part of it, is missing.
-        ValueError: one cannot be read, the lower codebooks are nowhere, or `path` exists.
+        ValueError: one cannot be read, the lower codebooks are not found, or `path` exists.
         OSError: the checkpoint cannot be written.
     """
     check_new(path)
@@ -301,7 +301,7 @@ def _write_checkpoint(
 
 
 def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None) -> list[Tensor]:
-    """The codebooks below the top level's, finest first; none for a table of embeddings."""
+    """The codebooks below the top level's, finest first; empty for a table of embeddings."""
     if top is None:
         return []
     if vqvae is not None:

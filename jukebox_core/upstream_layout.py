@@ -76,7 +76,7 @@ _CODEBOOK = re.compile(r"^bottleneck\.level_blocks\.(\d+)\.k$")
 
 
 def python_value(value: Any) -> Any:
-    """A hyper-parameter without NumPy's and PyTorch's types; sequences as tuples."""
+    """Convert a hyper-parameter from NumPy and PyTorch types to Python; sequences become tuples."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(map(python_value, value)) if isinstance(value, list | tuple) else value
@@ -242,7 +242,7 @@ def original_tensors(
 ) -> dict[str, Tensor]:
     """Native tensors under their original names; `turn` linear weights to [in, out] (priors).
 
-    They share the memory of `native`: a turned weight is a view, which a file holds as such.
+    They share the memory of `native`: a turned weight is a view, and files can store views.
     """
     return {
         original: _turned(name, native[name]) if turn else native[name]

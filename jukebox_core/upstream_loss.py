@@ -1,4 +1,4 @@
-"""What the originals' hyper-parameters (`hps`) say about the codec's loss."""
+"""Convert the codec's loss from and to the originals' hyper-parameters (`hps`)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SINGLE = ("n_fft", "hop_length", "window_size")
 _MULTI = tuple(f"multispec_loss_{name}" for name in _SINGLE)
 _RELATIVE = "use_nonrelative_specloss"
 _ONE_TERM = {"l1": (1.0, 0.0, 0.0), "l2": (0.0, 1.0, 0.0), "linf": (0.0, 0.0, 1.0)}
-"""`loss_fn` of one term, as weights of `lmix`."""
+"""The values of `loss_fn` with one term, as weights of `lmix`."""
 
 
 def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
-    """The loss that hyper-parameters ask for; None where they do not mention it.
+    """The loss that hyper-parameters describe; None if they do not mention a loss.
 
-    What they leave out has the originals' default, which is that of `LossConfig`.
+    Missing values have the originals' defaults, which are the defaults of `LossConfig`.
 
     Raises:
         ValueError: an unknown `loss_fn`, or lists of STFT sizes of different lengths.
@@ -41,7 +41,7 @@ def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
     sizes = [given.get(name, size) for name, size in zip(_MULTI, defaults, strict=True)]
     if len({len(size) for size in sizes}) > 1:
         lengths = ", ".join(f"{n} has {len(s)}" for n, s in zip(_MULTI, sizes, strict=True))
-        raise ValueError(f"the multi-scale STFT sizes differ in number: {lengths}")
+        raise ValueError(f"the multi-scale STFT lists differ in length, expected equal: {lengths}")
     return LossConfig(
         **values,
         spectral_stft=tuple(given.get(name, size) for name, size in single),
@@ -51,10 +51,10 @@ def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
 
 
 def bandwidths_of(hps: Mapping[str, Any]) -> Bandwidths | None:
-    """The normalisers among hyper-parameters; None where training did not measure them.
+    """The bandwidths in the hyper-parameters; None if the training did not measure them.
 
     Raises:
-        ValueError: one is missing, or not positive.
+        ValueError: one is missing or not positive.
     """
     stored = hps.get("bandwidth")
     if not stored:
@@ -65,7 +65,7 @@ def bandwidths_of(hps: Mapping[str, Any]) -> Bandwidths | None:
 
 
 def loss_hps(config: LossConfig, bandwidths: Bandwidths | None = None) -> dict[str, Any]:
-    """Hyper-parameters under the originals' names; they have none for the linearisation weight."""
+    """A loss under the originals' names; the linearisation weight has none and is left out."""
     hps: dict[str, Any] = {name: getattr(config, name) for name in _WEIGHTS}
     hps |= zip(_SINGLE, config.spectral_stft, strict=True)
     hps |= zip(_MULTI, zip(*config.multispectral_stfts, strict=True), strict=True)

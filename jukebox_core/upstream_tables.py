@@ -125,9 +125,9 @@ def write_counts(
     """Write `sum_dist_N.npz`, entries in ascending order of (first, second, mixture).
 
     Args:
-        path: of the file; one that is there is replaced.
+        path: of the file; an existing file is replaced.
         table: the counts.
-        extra: further arrays, which the original programs do not look at.
+        extra: further arrays, which the original programs ignore.
 
     Raises:
         OSError: it cannot be written.
@@ -166,7 +166,7 @@ def read_sums(path: str | Path) -> Tensor:
 
 
 def write_sums(path: str | Path, table: Tensor) -> None:
-    """Write `codebook_sum_precalc.pt` from a table [K, K]; a file that is there is replaced.
+    """Write `codebook_sum_precalc.pt` from a table [K, K]; an existing file is replaced.
 
     Raises:
         OSError: it cannot be written.
@@ -176,11 +176,11 @@ def write_sums(path: str | Path, table: Tensor) -> None:
 
 
 def check_new(path: str | Path) -> None:
-    """Refuse to write a converted model or table over anything.
+    """Refuse to overwrite anything with a converted model or table.
 
     Raises:
-        ValueError: something is there.
-        OSError: nothing can be written there.
+        ValueError: `path` exists.
+        OSError: `path` cannot be written.
     """
     if os.path.exists(path):
         raise ValueError(f"{path} exists; choose another name or remove it first")

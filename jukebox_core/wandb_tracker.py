@@ -39,7 +39,7 @@ class WandbConfig:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse names that Weights & Biases does not take."""
+        """Refuse names that Weights & Biases does not accept."""
         require_types(self)
         for name in ("project", "entity", "name"):
             value = getattr(self, name)

@@ -27,7 +27,7 @@ adds an eighth."""
 _MOST_AT_ONCE = 10**9
 _MOST_TRIPLES = 1 << 40
 Pairing = Literal["song", "random", "both"]
-_BYTES_PER_SAMPLE = 24  # of a pair: both sources, twice while they are stacked, and their mixtures
+_BYTES_PER_SAMPLE = 24  # of a pair: both sources, copied once to stack them, and their mixtures
 _SAME_SONG = {"song": 1.0, "random": 0.0, "both": 0.5}
 
 
@@ -98,32 +98,31 @@ class PairCounting:
 
     @property
     def triples(self) -> int:
-        """Triples of an iteration."""
+        """Number of triples that one iteration counts."""
         return self.pairs * self.crop
 
     def check_iterations(self, iterations: int) -> None:
         """Refuse a number of iterations that would never end.
 
-        2^40 triples see each of the triples of 2048 codes, of which there are 2^33, 128 times.
+        2048 codes have 2^33 possible triples; 2^40 draws visit each 128 times on average.
 
         Raises:
-            ValueError: no integer, under 1, or more than 2^40 triples.
+            ValueError: not an integer, below 1, or more than 2^40 triples in total.
         """
         most = max(1, _MOST_TRIPLES // self.triples)
-        hint = f"each counts {self.triples:,} triples (pairs times crop), all together 2^40 at most"
+        hint = f"each counts {self.triples:,} triples (pairs times crop), at most 2^40 in total"
         require("iterations", iterations, whole=True, at_least=1, at_most=most, hint=hint)
 
     def check_fits(self, codec: VQVAE) -> None:
-        """Refuse what this codec cannot encode, or the memory not hold.
+        """Refuse more shifts than the codec has, or an iteration that does not fit in memory.
 
         Raises:
-            ValueError: a code has fewer samples than there are shifts, or the audio of an iteration
-                is larger than the free memory.
+            ValueError: there are more shifts than samples in a code, or the audio of an iteration
+                exceeds the free memory.
         """
         if self.shifts > codec.config.hop:
             raise ValueError(
-                f"shifts is {self.shifts}, expected at most {codec.config.hop}, the samples of a "
-                "code"
+                f"shifts is {self.shifts}, expected at most {codec.config.hop} (samples of a code)"
             )
         margin = -(-encoder_reach(codec.config) // codec.config.hop)
         samples = (self.crop + 2 * margin) * codec.config.hop
@@ -132,7 +131,7 @@ class PairCounting:
         if needed > free:
             raise ValueError(
                 f"pairs is {self.pairs} and crop {self.crop}: the audio of an iteration takes "
-                f"{needed / 1e9:,.1f} GB of memory, {free / 1e9:,.1f} GB are free"
+                f"{needed / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB are free"
             )
 
     def iterate(

@@ -48,12 +48,12 @@ BUFFER = 1 << 23
 _FAN = 8  # runs of one level before they become one of the next
 _LEAST = 1 << 12  # keys held while runs are merged, however small the buffer is
 _PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
-_BYTES_PER_TRIPLE = 40  # of the buffer while it becomes a run: keys, twice sorted, counts, rows
+_BYTES_PER_TRIPLE = 40  # while the buffer becomes a run: keys, two sorted copies, counts, rows
 _STATE = "state.json"
 _RUN = re.compile(r"run-\d{6,}")
 _SPOOLED = re.compile(r"run-\d{6,}|state\.json|\..*\.\d+-[0-9a-f]+\.tmp(\.[^.]*)?")
-_MOST_CODES = 2_097_151  # whose triples are int64 keys
-_MOST_COUNTS = 1 << 53  # of a triple: exact in float64
+_MOST_CODES = 2_097_151  # so that the keys of triples fit in int64
+_MOST_COUNTS = 1 << 53  # largest count that float64 holds exactly
 
 
 class Counts(NamedTuple):
@@ -163,7 +163,7 @@ class TripleCounter:
 
         Raises:
             ValueError: the buffer is empty or larger than the free memory, or the folder is damaged
-                or holds a counting with other settings.
+                or belongs to a counting with other settings.
             FileExistsError: as `check_spool`.
         """
         free = free_bytes(torch.device("cpu"))
@@ -208,7 +208,7 @@ class TripleCounter:
                 if not (self._spool / name).is_file():
                     raise ValueError(f"{self._spool} lacks {name}: delete it to start afresh")
         known = {_STATE, *(name for _, name in self._runs)}
-        for stray in list(self._spool.iterdir()):  # written, or begun, after the last flush
+        for stray in list(self._spool.iterdir()):  # written after the last flush
             if stray.name not in known:
                 stray.unlink()
 
@@ -271,7 +271,7 @@ class TripleCounter:
         for path in list(self._spool.iterdir()):
             if _SPOOLED.fullmatch(path.name):
                 path.unlink()
-        with suppress(OSError):  # something else was put there meanwhile
+        with suppress(OSError):  # another program put a file there
             self._spool.rmdir()
 
     def _one_run(self) -> list[Run]:
@@ -322,7 +322,7 @@ class TripleCounter:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """The content of state.json, whose runs are files of the spool.
+    """The content of state.json, checked; its runs name files of the spool.
 
     Raises:
         ValueError: it is damaged.
@@ -334,7 +334,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         for level, name in stored["runs"]:
             require("level", level, whole=True, at_least=0, at_most=64)
             if not _RUN.fullmatch(name):
-                raise ValueError(f"a run is called {name}")
+                raise ValueError(f"a run has the name {name}, expected run-NNNNNN")
         _differing(stored["settings"], {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: delete {path.parent}") from error
@@ -342,30 +342,33 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def check_spool(spool: Path) -> None:
-    """Refuse a folder for the runs of a counting that holds something else.
+    """Refuse a spool folder that holds anything that no counting writes.
 
     Raises:
-        FileExistsError: it is a file, or holds what no counting is known to write.
+        FileExistsError: it is a file, or holds something that no counting writes.
     """
     spool = Path(spool)
     if spool.exists() and not spool.is_dir():
-        raise FileExistsError(f"{spool} is not a folder: runs of the counting go there")
+        raise FileExistsError(
+            f"{spool} is not a folder, but the runs of the counting go there: move it, or choose "
+            "another output"
+        )
     for path in list(spool.iterdir()) if spool.exists() else ():
         # Earlier versions wrote the finished file there before they moved it out.
         finished = spool.suffix == ".spool" and path.name == spool.stem
         known = _SPOOLED.fullmatch(path.name) or (finished and table_of("counts")(path))
         if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not known):
             raise FileExistsError(
-                f"{spool} holds {path.name}, which is no part of a counting: runs of the counting "
-                "go there; move it, or choose another output"
+                f"{spool} holds {path.name}, which is no part of a counting, but the runs of the "
+                "counting go there: move it, or choose another output"
             )
 
 
 def check_output(path: Path) -> None:
-    """Refuse to replace a file that is no table of counts.
+    """Refuse to replace a file that is not a table of counts.
 
     Raises:
-        FileExistsError: it is something else, or no regular file.
+        FileExistsError: it is something else, or not a regular file.
     """
     check_replaceable(path, table_of("counts"), "a table of counts")
 
@@ -533,10 +536,10 @@ class CountsFile:
         return int(self._offsets[-1])
 
     def load(self) -> Counts:
-        """Everything.
+        """Read the whole table.
 
         Raises:
-            ValueError: a code or a count is out of range, or triples are not in their order.
+            ValueError: a code or a count is out of range, or triples are out of order.
         """
         first, second, counts = (
             self._file.get_tensor(name) for name in ("first", "second", "counts")
@@ -570,7 +573,7 @@ class CountsFile:
     def _keys(
         self, start: int, first: np.ndarray, second: np.ndarray, counts: np.ndarray
     ) -> np.ndarray:
-        """Keys of the entries from `start` on, which are checked."""
+        """Check the entries from `start` on and return their keys."""
         places = np.arange(start, start + len(first))
         mixture = np.searchsorted(self._offsets, places, side="right") - 1
         if not 1 <= counts.min() <= counts.max() <= _MOST_COUNTS:
@@ -589,14 +592,14 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
 
     Args:
         files: partial counts, with other seeds or of other songs.
-        output: file to write. One that is there is replaced if its counts are among those merged.
+        output: file to write. An existing file is replaced if its counts are among those merged.
 
     Returns:
         The number of triples counted in all of them.
 
     Raises:
         FileNotFoundError: a file is missing.
-        FileExistsError: the output is something else than counts.
+        FileExistsError: the output exists and is not a table of counts.
         ValueError: a file is damaged, they do not belong together, two hold the same draws, or the
             output is one of them or holds other draws.
     """

@@ -17,23 +17,23 @@ from lass.counts import Counts, load_counts, symmetrise
 WEIGHT = 3.0
 BACKOFF = 3.0
 _PART = 1 << 18
-_SMALLEST, _LARGEST = 1e-15, 1e15  # factors of logarithms and counts whose results fit float32
+_SMALLEST, _LARGEST = 1e-15, 1e15  # so that products with logarithms and counts fit in float32
 
 
 def check_weight(name: str, value: object) -> None:
-    """Raise ValueError unless the value is an exponent; `name` is what the message calls it."""
+    """Raise ValueError unless the value is a valid exponent; the message calls it `name`."""
     require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
 
 
 def check_strength(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a number of observations, which may be a fraction."""
+    """Raise ValueError unless the value is a number of observations; fractions are valid."""
     require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
 
 
 def check_backoff(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a strength, or 0: no back-off."""
+    """Raise ValueError unless the value is a valid strength, or 0 for no back-off."""
     if value != 0 or isinstance(value, bool):
-        require(name, value, at_least=_SMALLEST, at_most=_LARGEST, hint="or 0: none")
+        require(name, value, at_least=_SMALLEST, at_most=_LARGEST, hint="or 0 for no back-off")
 
 
 class CountLikelihood:
@@ -192,7 +192,7 @@ def build_likelihood(
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: it is damaged, or belongs to another codec or other sources, or weight or
-            back-off are no such numbers.
+            back-off is out of range.
     """
     check_backoff("backoff", backoff)
     if weight is not None:

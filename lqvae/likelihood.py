@@ -12,11 +12,11 @@ from jukebox_core.separation.protocols import PairScores
 from lqvae.sums import check_sum_codes, load_sums
 
 SIGMA = 0.4
-_SMALLEST, _LARGEST = 1e-15, 1e15  # sigmas whose squares, and what is divided by them, fit float32
+_SMALLEST, _LARGEST = 1e-15, 1e15  # so that sigma^2, and quotients by it, fit in float32
 
 
 def check_sigma(name: str, value: object) -> None:
-    """Raise ValueError unless the value is a deviation; `name` is what the message calls it."""
+    """Raise ValueError unless it is a valid standard deviation; the message calls it `name`."""
     require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
 
 
@@ -35,8 +35,8 @@ class LatentGaussianLikelihood:
             sigma: standard deviation per latent dimension, in units of the latent space.
 
         Raises:
-            ValueError: the shapes disagree, a sum is no code, the codebook is not finite, or sigma
-                is not positive or out of all proportion.
+            ValueError: the shapes disagree, a sum is not a code, the codebook is not finite, or
+                sigma is not positive or does not fit the codebook.
         """
         self.n_codes = codebook.shape[0]
         if sum_codes.shape != (self.n_codes, self.n_codes):
@@ -57,7 +57,8 @@ class LatentGaussianLikelihood:
         """Of mixture codes under the code of a sum, [K, K], up to a constant."""
         if not self.log_density.isfinite().all():
             raise ValueError(
-                f"sigma is {sigma}, which does not fit codes up to {distances.max():.3g} apart"
+                f"sigma is {sigma}, too small for codes up to {distances.max():.3g} apart: use a "
+                "larger one"
             )
 
     def scores(self, mixture_code: int) -> PairScores:

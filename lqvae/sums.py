@@ -28,8 +28,8 @@ def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
         alpha: weights of the first and the second source.
 
     Raises:
-        ValueError: the codebook is not [K, D] or not finite, or the weights are not two, negative,
-            both 0, or too large for float32.
+        ValueError: the codebook is not [K, D] or not finite, or the weights are not two, are
+            negative, both 0, or too large for float32.
     """
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
         raise ValueError(f"codebook is {tuple(codebook.shape)}, expected [K, D] of finite numbers")
@@ -47,7 +47,7 @@ def _check_weights(alpha: Sequence[float]) -> None:
     for index, weight in enumerate(alpha):
         require(f"alpha[{index}]", weight, at_least=0)
     if not any(alpha):
-        raise ValueError(f"alpha is {tuple(alpha)}, expected a weight above 0")
+        raise ValueError(f"alpha is {tuple(alpha)}, expected at least one weight above 0")
 
 
 class _Search:
@@ -72,7 +72,7 @@ class _Search:
         largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
         self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
         if not largest < np.finfo(np.float32).max / 4:
-            raise ValueError(f"alpha is {alpha}, too large for this codebook")
+            raise ValueError(f"alpha is {alpha}, too large for this codebook: use smaller weights")
         self._by_first = (self._norms - 2 * alpha[0] * self._products).astype(np.float32)
         self._by_second = (-2 * alpha[1] * self._products).astype(np.float32)
 
@@ -104,7 +104,7 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
     """Write a table [K, K] atomically, marked with the codec it belongs to.
 
     Raises:
-        ValueError: the weights are not two, negative, or both 0.
+        ValueError: the weights are not two, are negative, or both 0.
     """
     _check_weights(alpha)
     metadata = {
@@ -145,7 +145,7 @@ def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:
 
 
 def check_sum_codes(name: str, table: Tensor) -> None:
-    """Raise ValueError unless a table [K, K] holds codes; `name` is what the message calls it."""
+    """Raise ValueError unless a table [K, K] holds only codes; the message calls it `name`."""
     if table.numel() and not 0 <= int(table.min()) <= int(table.max()) < len(table):
         raise ValueError(
             f"{name} span {int(table.min())} to {int(table.max())}, expected codes from 0 to "

@@ -18,7 +18,7 @@ _BARS, _SCATTER = "ablation.png", "sdr_scatter.png"
 
 
 def plot_names(sources: Sequence[str]) -> tuple[str, ...]:
-    """The files that `write_plots` writes."""
+    """Names of the files that `write_plots` writes."""
     return (_BARS, _SCATTER) if len(sources) == 2 else (_BARS,)
 
 

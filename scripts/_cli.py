@@ -38,7 +38,7 @@ from scripts._flag_types import WRITTEN_OUT, BadFlag
 
 __all__ = ["one_line", "program"]
 
-_RULE = set("─-╭╮╰╯")  # between the parts of a usage error; "-" where the console is ASCII
+_RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 
 
 class Main(Protocol):
@@ -52,9 +52,9 @@ def program(body: Callable[[Any], int | None]) -> Main:
     """Make `body(args: Args)` a `main(argv=None) -> exit status`.
 
     Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
-    Bad input (ValueError, OSError, a missing optional package, values that the memory cannot hold)
-    becomes one line on stderr and status 1, wrong flags status 2, Ctrl-C 130, SIGTERM 143; anything
-    else is a bug and keeps its traceback. A field `seed` is checked here, for all programs.
+    Bad input (ValueError, OSError, a missing optional package, too little memory) gives one line on
+    stderr and status 1. Wrong flags give status 2, Ctrl-C 130, SIGTERM 143. Any other error is a
+    bug and keeps its traceback. A field `seed` is checked here, for all programs.
     """
 
     @functools.wraps(body)
@@ -89,7 +89,7 @@ def program(body: Callable[[Any], int | None]) -> Main:
 
 @contextlib.contextmanager
 def _unwinding_on_sigterm() -> Iterator[None]:
-    """While open, SIGTERM raises SystemExit, so that temporary files are removed."""
+    """Inside the block, SIGTERM raises SystemExit, so that temporary files are removed."""
     default = threading.current_thread() is threading.main_thread() and (
         signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
@@ -108,7 +108,7 @@ def _unwinding_on_sigterm() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    from jukebox_core.separation.memory import is_out_of_memory  # needs PyTorch
+    from jukebox_core.separation.memory import is_out_of_memory  # imports PyTorch, which is slow
 
     return is_out_of_memory(error)
 
@@ -138,13 +138,13 @@ def _parse(args_type: type, argv: Sequence[str] | None, prog: str, doc: str | No
             raise cause from None
         message = _usage_error(said.getvalue())
         if cause is not None and (flag := re.match(r"Error parsing (.+?):( |$)", message)):
-            message = f"{flag[1]}: {cause}"  # the box breaks long words
+            message = f"{flag[1]}: {cause}"  # tyro's box breaks long words
         print(f"error: {message} (see --help)", file=sys.stderr)
         raise
 
 
 def _cause(stop: BaseException) -> ValueError | None:
-    """The ValueError that tyro was handling when it stopped."""
+    """The ValueError that made tyro stop, if any."""
     cause = stop.__context__
     while cause is not None and not isinstance(cause, ValueError):
         cause = cause.__context__
@@ -159,7 +159,7 @@ def _usage_error(boxed: str) -> str:
         if content and set(content.strip()) <= _RULE:
             if message:
                 break
-        elif len(content) - len(content.lstrip()) < 8:  # deeper: the help text of a flag
+        elif len(content) - len(content.lstrip()) < 8:  # deeper lines are a flag's help text
             message.append(content.strip())
     return " ".join(message) or " ".join(boxed.split())
 

@@ -1,12 +1,12 @@
-"""The files of an evaluation, and which of those that exist a former evaluation left.
+"""The output files of an evaluation, and which existing files belong to a former one.
 
     OUTPUT                              the results, which name their examples
-    OUTPUT.parts/METHOD.json            a method that is done, until all are
-    OUTPUT.parts/METHOD.examples.json   names of its examples, until the results have them
-    NAME_audio/NN_METHOD_SOURCE.flac    examples, for OUTPUT = NAME.json
+    OUTPUT.parts/METHOD.json            results of a finished method, until all are done
+    OUTPUT.parts/METHOD.examples.json   names of its examples, until OUTPUT lists them
+    NAME_audio/NN_METHOD_SOURCE.flac    examples, if OUTPUT is NAME.json
 
-Everything else is the user's: files of another kind, and examples that neither the results nor a
-record names. It is neither replaced nor removed.
+All other files are the user's, including examples that neither the results nor a record names. They
+are never replaced or removed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from scripts._results import NAMES
 __all__ = ["EXAMPLES", "HEARD", "PLAYED", "Outputs"]
 
 EXAMPLES = 3
-"""Chunks whose audio is written, by default."""
+"""Default number of chunks whose audio is written."""
 HEARD = ("nmf", "supervised")
-"""Baselines that examples are written of."""
+"""Baselines with examples."""
 PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}
 """{(estimate, refined): suffix of its examples}."""
-_TRUTH = "truth"  # and the mixture
+_TRUTH = "truth"  # the true sources and the mixture
 _EXAMPLE = re.compile(r"\d{2,}_[^/\\]+\.(flac|npz)")
 _is_results = json_with("meta.examples", "rows", "chunks")
 _is_part = json_with("key", "chunks")
@@ -41,9 +41,9 @@ _is_record = json_with("examples")
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where an evaluation writes.
+    """The paths that an evaluation writes.
 
-    results: the JSON file. sources: of the data set.
+    results: the JSON file. sources: the data set's sources.
     """
 
     results: Path
@@ -51,7 +51,7 @@ class Outputs:
 
     @property
     def parts(self) -> Path:
-        """Folder of the parts and of the records of examples."""
+        """Folder of the finished methods and of the records of examples."""
         return self.results.with_name(self.results.name + ".parts")
 
     @property
@@ -60,16 +60,16 @@ class Outputs:
         return self.results.with_name(self.results.stem + "_audio")
 
     def part(self, method: str) -> Path:
-        """File of a method that is done."""
+        """File of a finished method."""
         return self.parts / f"{method}.json"
 
     def example(self, i: int, group: str, name: str, suffix: str = "flac") -> str:
-        """File of an example, relative to the folder of the results."""
+        """Path of an example, relative to the folder of the results."""
         stem = "_".join(part for part in (f"{i:02d}", group, name) if part)
         return f"{self.audio.name}/{stem}.{suffix}"
 
     def examples(self, method: str, count: int) -> list[str]:
-        """All files of a method's first `count` examples; `truth` has the mixture as well."""
+        """Paths of a method's first `count` examples; `truth` also has the mixtures."""
         suffixes = tuple(PLAYED.values()) if method in METHODS else ("",)
         names = []
         for i in range(count):
@@ -81,15 +81,15 @@ class Outputs:
         return names
 
     def check(self, methods: Iterable[str], baselines: Collection[str], examples: int) -> None:
-        """Refuse to replace what no former evaluation is known to have left.
+        """Refuse to replace anything that no former evaluation wrote.
 
         Args:
             methods: systems that will be scored.
             baselines: scored beside them.
-            examples: how many chunks' examples will be written at most.
+            examples: largest number of chunks with examples.
 
         Raises:
-            FileExistsError: a file of another kind lies where one will be written.
+            FileExistsError: another file is in the place of an output.
             OSError: the files cannot be written there.
         """
         check_replaceable(self.results, _is_results, "the results of an evaluation")
@@ -112,12 +112,12 @@ class Outputs:
             written = number == f"{int(number):02d}" and int(number) < examples
             if written and (path.name not in owned or not _is_plain(path)):
                 raise FileExistsError(
-                    f"{path} exists and is no example that a former evaluation into "
+                    f"{path} exists and is not an example that a former evaluation into "
                     f"{self.results} wrote: choose another output, or move the file"
                 )
 
     def owned(self) -> set[str]:
-        """Names of the examples that former runs wrote, by the results and the records there."""
+        """Names of the examples of former runs, from their results and records."""
         named = _strings(_content(self.results, _is_results).get("meta", {}).get("examples"))
         for method in (*NAMES, _TRUTH):
             named += _strings(_content(self._record(method), _is_record).get("examples"))
@@ -129,17 +129,17 @@ class Outputs:
         }
 
     def announce(self, method: str, names: Iterable[str]) -> None:
-        """Record examples before they are written, so that a run that is stopped owns them."""
+        """Record examples before they are written, so that the next run knows a stopped run's."""
         path = self._record(method)
         before = _strings(_content(path, _is_record).get("examples"))
         if names := sorted({*before, *names}):
             write_json(path, {"examples": names})
 
     def write(self, results: dict[str, Any]) -> None:
-        """Write the results, then remove the parts, and examples that are not among theirs."""
+        """Write the results, then remove the parts and the examples that are not listed."""
         kept = {Path(name).name for name in _strings(results["meta"]["examples"])}
         stale = self.owned() - kept
-        # The records outlive the old results: stopped here, the next run still knows these files.
+        # If the run is stopped after this, the next run still knows the stale files as its own.
         self.announce(_TRUTH, [f"{self.audio.name}/{name}" for name in stale])
         write_json(self.results, results)
         for name in stale:
@@ -150,7 +150,7 @@ class Outputs:
                 if _is_plain(path) and _content(path, ours):
                     path.unlink()
         for folder in (self.audio, self.parts):
-            with suppress(OSError):  # it is not there, or holds files of the user's
+            with suppress(OSError):  # missing, or holds files of the user
                 folder.rmdir()
 
     def _record(self, method: str) -> Path:
@@ -163,12 +163,12 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 
 def _is_plain(path: Path) -> bool:
-    """A file and no link: what a link of the user's points to is the user's."""
+    """Whether it is a regular file and not a link: the target of a link is the user's."""
     return path.is_file() and not path.is_symlink()
 
 
 def _content(path: Path, ours: Any) -> dict[str, Any]:
-    """A JSON object of ours; empty where there is none."""
+    """The JSON object in a file of ours; empty if there is none."""
     try:
         if path.is_file() and ours(path):
             return json.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +178,7 @@ def _content(path: Path, ours: Any) -> dict[str, Any]:
 
 
 def _strings(value: Any) -> list[str]:
-    """All strings inside."""
+    """All strings in a nested JSON value."""
     if isinstance(value, str):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

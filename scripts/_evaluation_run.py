@@ -52,7 +52,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Folder of the results, which the examples' names are relative to."""
+        """Folder of the results; the examples' paths are relative to it."""
         return self.args.output.parent
 
     @property

@@ -1,4 +1,4 @@
-"""Writing matplotlib's figures so that a later run recognises them as its own."""
+"""Write matplotlib figures so that a later run recognises them as its own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _SOFTWARE = b"tEXtSoftware\0"
 
 is_png_of_matplotlib = marked(_PNG, _SOFTWARE + b"Matplotlib")
-"""For `files.check_replaceable`: earlier versions marked their PNG files no further."""
+"""For `files.check_replaceable`: matplotlib's own mark, the only one in older PNG files."""
 
 
 def save_figure(figure: Figure, path: Path, program: str) -> None:
-    """Write a figure as PNG or SVG, by the suffix, marked with the program that drew it."""
+    """Write a figure as PNG or SVG (by suffix), marked with the name of the program."""
     suffix = path.suffix[1:]
     field = "Creator" if suffix == "svg" else "Software"
     with atomic_path(path) as temporary:

@@ -1,7 +1,7 @@
-"""How the words after a flag become a value, and what is said of words that become none.
+"""Parse the words after a flag, with a plain error message for words of the wrong type.
 
-tyro's own messages list every type that was tried. Here each flag says in plain words what it
-expects, by one rule around all of tyro's.
+tyro's own messages list every type that was tried. Here one rule wraps all of tyro's rules, and its
+message names in plain words what the flag expects.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from tyro.constructors import (
 __all__ = ["WRITTEN_OUT", "BadFlag", "expected"]
 
 WRITTEN_OUT = ConstructorRegistry()
-"""Active (`with WRITTEN_OUT:`), the parser raises `BadFlag` for words that make no value."""
+"""In `with WRITTEN_OUT:`, tyro's parser raises `BadFlag` for words of the wrong type."""
 
-_LONGEST = 100  # characters of what came that are repeated
-_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers"), str: ("a text", "texts")}
-_NAMES |= {bool: ("True or False", "True or False"), type(None): ("None", "None")}
-_asked: list[PrimitiveTypeInfo] = []  # whose own rule is being looked up
+_LONGEST = 100  # characters of the given words that the message repeats
+_NAMES = {int: ("an integer", "integers"), float: ("a number", "numbers")}
+_NAMES |= {str: ("a string", "strings"), bool: ("True or False", "True or False")}
+_NAMES |= {type(None): ("None", "None")}
+_asked: list[PrimitiveTypeInfo] = []  # types whose rule in tyro is being looked up
 
 
 class BadFlag(ValueError):
@@ -40,7 +41,7 @@ class BadFlag(ValueError):
 def _plain_words(
     info: PrimitiveTypeInfo,
 ) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
-    """Wrap the rule of tyro for a type, with another message."""
+    """Wrap tyro's rule for a type; only the error message changes."""
     if _asked and _asked[-1] is info:
         return None
     _asked.append(info)
@@ -61,12 +62,12 @@ def _plain_words(
                 pass
         raise BadFlag(f"expected {expected(info.type)}, got {_shown(words)}")
 
-    # Without choices, which the parser would compare itself; the metavar still shows them.
+    # Without choices: argparse would check them with its own message. The metavar shows them.
     return dataclasses.replace(spec, instance_from_str=construct, choices=None)
 
 
 def expected(kind: Any) -> str:
-    """What a flag of a type takes, in words: `an integer`, `numbers`, `a, b or c`."""
+    """Describe the values of a flag of this type: `an integer`, `numbers`, `a, b or c`."""
     return _name(kind, False)
 
 
@@ -96,6 +97,6 @@ def _either(names: Sequence[str]) -> str:
 
 
 def _shown(words: Sequence[str]) -> str:
-    """What came, quoted."""
+    """The given words, quoted."""
     text = repr(words[0]) if len(words) == 1 else shlex.join(words) or "nothing"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"

@@ -129,7 +129,8 @@ def check_parts(method: Method, models: Path, settings: Settings | None = None) 
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is not what its name says, or the method has no such back-off.
+        ValueError: a part is of another kind than its name says, or the method has no such
+            back-off.
     """
     chosen = resolve(settings or Settings(), models, method, strict=False)
     family = _family(method, models)
@@ -281,11 +282,11 @@ def sizes_of(
     context: int | Literal["max"] = 0,
     shifts: int | None = None,
 ) -> Sizes:
-    """The numbers of a separation, None as in `build_separator`, checked; no weights are read.
+    """Check the numbers of a separation without reading weights; None as in `build_separator`.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
-        ValueError: they do not fit the models, each other or the memory.
+        ValueError: they do not fit the models, each other or the free memory.
     """
     family = _family(method, models)
     priors = prior_folders(family)

@@ -368,7 +368,7 @@ class Upload:
         contents = files.upload()
         for name, content in contents.items():
             self._keep(name, content)
-        # Colab leaves copies in the working folder, under another name where one was taken.
+        # Colab leaves copies in the working folder, renamed if the name was taken.
         for copy in map(Path, set(os.listdir()) - before):
             if copy.is_file() and copy.read_bytes() in contents.values():
                 copy.unlink()
@@ -393,7 +393,7 @@ class Upload:
         return self._widget
 
     def _keep(self, name: str, content: bytes) -> None:
-        """Write a file under a name that every shell takes as it is, and no other file has."""
+        """Write a file under an unused name that needs no quoting in a shell."""
         plain = Path(re.sub(r"[^\w.-]+", "_", PurePosixPath(name.replace("\\", "/")).name))
         path = self._folder / plain
         for number in itertools.count(2):

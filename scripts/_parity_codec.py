@@ -35,22 +35,22 @@ def loss_of(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
     """The loss of a side-car.
 
     Raises:
-        ValueError: it names no loss or no bandwidths, or a loss that there is not.
+        ValueError: it has no loss or no bandwidths, or an unknown loss.
     """
     hps = _loss_hps(info)
     loss, bandwidths = loss_config(hps), bandwidths_of(hps)
     if loss is None or bandwidths is None:
-        raise ValueError("the side-car names no loss, or no bandwidths")
+        raise ValueError("the side-car has no loss or no bandwidths, expected both")
     return loss, bandwidths
 
 
 def stft_of(info: dict[str, Any]) -> tuple[int, int, int]:
-    """The single-scale STFT of a side-car, the originals' default where it names none."""
+    """The single-scale STFT of a side-car, or the originals' default if it has none."""
     return (loss_config(_loss_hps(info)) or LossConfig()).spectral_stft
 
 
 def _loss_hps(info: dict[str, Any]) -> dict[str, Any]:
-    """What a side-car says about the loss, under the originals' names."""
+    """The loss options of a side-car, under the originals' names."""
     stft = dict(info.get("spectral_stft", {}))
     if "win_length" in stft:
         stft["window_size"] = stft.pop("win_length")
@@ -149,7 +149,7 @@ def _compare_losses(
     loss, bandwidths = loss_of(fixture.info)
     audio = fixture.tensor("in/x").squeeze(-1)
     metrics, note = dict(out.metrics), ""
-    if "spectral_loss" not in metrics:  # without weight it is not computed in training
+    if "spectral_loss" not in metrics:  # training does not compute it if its weight is 0
         spectral = {
             f"spectral_loss_l{level + 1}": reconstruction_terms(audio, x, loss, bandwidths)[
                 "spectral_loss"

@@ -23,7 +23,7 @@ from scripts._parity_start import sibling_info
 
 STRIDE = 16
 BANDWIDTH_RATE = 22_050
-"""Of the recorded bandwidths, whose side-car does not state it; `index_offset` has its own."""
+"""Sample rate of the recorded bandwidths: their side-car lacks it; `index_offset` has its own."""
 
 
 class _Stereo:
@@ -92,7 +92,7 @@ def _bandwidths(fixture: Fixture, report: Report) -> None:
 
 
 def _stfts(fixture: Fixture) -> list[tuple[int, int, int]]:
-    """The STFTs that the recorded spectrograms may have: the side-car does not always say."""
+    """STFTs that the recorded spectrograms may have: not every side-car states one."""
     infos = [fixture.info]
     if "spectral_stft" not in fixture.info:
         infos += [sibling_info(fixture, name) for name in ("vqvae_loss", "lqvae_loss")]

@@ -141,10 +141,10 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
 
 
 def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
-    """The side-car with every loss that it may have been recorded with.
+    """Copies of the side-car, one for each loss that it may have been recorded with.
 
-    Where it names none, that of a loss fixture in the folder, whole or with the originals' default
-    terms; the first recorded step tells which.
+    If the side-car has no loss, the candidates come from the loss fixtures in the folder, complete
+    or with the originals' default terms; the first recorded step decides.
     """
     info = fixture.info
     if "loss_config" in info:
@@ -162,7 +162,7 @@ def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _first_error(objective: nn.Module, audio: Tensor, recorded: Mapping[str, float]) -> float:
-    """How far the terms of the first recorded step are from an objective's."""
+    """Largest relative error of an objective's terms at the first recorded step."""
     out = copy.deepcopy(objective)(audio)
     terms = {**out.metrics, "loss": out.loss}
     return max(relative_error(terms[k], v) for k, v in recorded.items() if k in terms)

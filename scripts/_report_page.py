@@ -24,7 +24,7 @@ _POLICY = (
 )
 _GENERATOR = '<meta name="generator" content="latent-separation report">'
 is_report = marked("<!doctype html>", _GENERATOR, f"<title>{html.escape(TITLE)}</title>")
-"""For `files.check_replaceable`: a report; those of earlier versions have the title only."""
+"""For `files.check_replaceable`: whether it is a report; older ones have only the title."""
 
 
 def document(title: str, body: str) -> str:

@@ -66,10 +66,10 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 @contextmanager
 def describing(path: Path, problem: str) -> Iterator[None]:
-    """Name the file in errors of a block that reads values out of it.
+    """Name the file in the errors of a block that reads values from it.
 
     Raises:
-        ValueError: `PATH PROBLEM` where the values are not the expected ones.
+        ValueError: `PATH PROBLEM` if the values are not as expected.
     """
     try:
         yield

@@ -53,11 +53,11 @@ class Failure(NamedTuple):
 
 
 def find_jobs(given: Sequence[Path], output: Path) -> tuple[list[Job], list[Failure]]:
-    """The files to separate, and those that cannot be.
+    """The files to separate, and the files that cannot be separated.
 
-    A file's stems go to OUTPUT/STEM. A folder stands for the audio files in it and in its folders,
-    without hidden ones and the stems of former runs in OUTPUT, in the order of their names; their
-    stems go to OUTPUT/FOLDERS/STEM, FOLDERS as in the folder given.
+    A file's stems go to OUTPUT/STEM. A folder stands for the audio files in it and its subfolders,
+    sorted by name, without hidden files and the stems of former runs in OUTPUT. Their stems go to
+    OUTPUT/SUBFOLDERS/STEM.
 
     Raises:
         FileNotFoundError: an argument is not there, or a folder without audio files.
@@ -70,7 +70,7 @@ def find_jobs(given: Sequence[Path], output: Path) -> tuple[list[Job], list[Fail
     for path in given:
         try:
             if not os.path.lexists(path):
-                path.stat()  # says why: there is none, its name is too long, ...
+                path.stat()  # raises the reason: it is missing, its name is too long, ...
             inside = _audio_in(path, output, failures) if path.is_dir() else [path]
         except FileNotFoundError as error:
             raise FileNotFoundError(f"there is no audio file {path}") from error
@@ -85,12 +85,12 @@ def find_jobs(given: Sequence[Path], output: Path) -> tuple[list[Job], list[Fail
 
 
 def _song_name(path: Path) -> str:
-    """The file's name without its suffix, or with it where nothing but dots would be left."""
+    """The file's name without its suffix, unless only dots would be left."""
     return path.stem if path.stem.strip(".") else path.name
 
 
 def _audio_in(folder: Path, output: Path, failures: list[Failure]) -> list[Path]:
-    """Adds folders that cannot be read to `failures`."""
+    """The audio files in a folder; adds subfolders that cannot be read to `failures`."""
 
     def unreadable(error: OSError) -> None:
         failures.append(Failure(Path(error.filename), one_line(error)))
@@ -109,7 +109,7 @@ def _audio_in(folder: Path, output: Path, failures: list[Failure]) -> list[Path]
 
 
 def _separable(jobs: Sequence[Job], failures: list[Failure]) -> list[Job]:
-    """The jobs whose stems neither meet those of another nor replace an input."""
+    """The jobs whose stems collide with no other job's stems and replace no input."""
     by_folder: dict[Path, list[Job]] = {}
     for job in jobs:
         by_folder.setdefault(job.folder, []).append(job)
@@ -120,11 +120,12 @@ def _separable(jobs: Sequence[Job], failures: list[Failure]) -> list[Job]:
         outer = next((parent for parent in job.folder.parents if parent in by_folder), None)
         inside = inputs.get(_resolved(job.folder))
         if others:
-            why = f"the stems of {others[0]} would go there as well: separate them apart"
+            why = f"the stems of {others[0]} would go there too: choose one --output for each"
         elif outer is not None:
-            why = f"the stems of {by_folder[outer][0].path} go to {outer}: separate them apart"
+            first = by_folder[outer][0].path
+            why = f"the stems of {first} go to {outer}: choose one --output for each"
         elif inside is not None:
-            why = f"the input {inside} lies there: choose another output"
+            why = f"the input {inside} is there: choose another --output"
         else:
             left.append(job)
             continue
@@ -153,7 +154,7 @@ def assign(jobs: Sequence[Job], ranks: int) -> list[list[Job]]:
 
 
 def _seconds(path: Path) -> float:
-    """About how long a file lasts, by its header or its size; 0 for what cannot be read."""
+    """Estimated length of a file, from its header or size; 0 if it cannot be read."""
     try:
         return soundfile.info(path).duration if path.is_file() else 0.0
     except (soundfile.LibsndfileError, TypeError):
@@ -186,10 +187,10 @@ def write_record(
     """Write separation.json beside the stems that are in `folder`.
 
     Args:
-        folder: of the stems, written and closed.
-        identity: the settings and models that another run must share.
+        folder: the stems' folder; the stems are already written.
+        identity: the settings and models; a later run with others separates the file again.
         stems: names of the files.
-        about: more to record.
+        about: further entries of the record.
     """
     files = {name: sha256(folder / name) for name in stems}
     record = {"version": _VERSION, "identity": identity, "stems": list(stems), "files": files}
@@ -197,7 +198,7 @@ def write_record(
 
 
 def owned_files(folder: Path) -> dict[str, str | None]:
-    """{file: SHA-256} that a former run wrote to a song's folder; None where it is not recorded."""
+    """{file: SHA-256} of a former run in a song's folder; None if a checksum is not recorded."""
     record = _read_record(folder)
     if record is None:
         return {}
@@ -225,7 +226,7 @@ def check_same_song(job: Job) -> None:
 
 
 def is_finished(job: Job, identity: Mapping[str, Any]) -> bool:
-    """Whether the job's folder holds the stems of this very input, made with these settings."""
+    """Whether the job's folder holds the stems of the same input, made with these settings."""
     record = _read_record(job.folder)
     try:
         return (
@@ -239,7 +240,7 @@ def is_finished(job: Job, identity: Mapping[str, Any]) -> bool:
 
 
 def _same_content(path: Path, before: Mapping[str, Any]) -> bool:
-    """Whether a file has the recorded size, and either its time of change or its checksum."""
+    """Whether a file has the recorded size and the recorded modification time or checksum."""
     about = path.stat()
     if about.st_size != before["bytes"]:
         return False
@@ -247,7 +248,7 @@ def _same_content(path: Path, before: Mapping[str, Any]) -> bool:
 
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
-    """The content of separation.json; None where there is none, or none of ours."""
+    """The content of separation.json; None if it is missing or not ours."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         input_ = record["input"]

@@ -85,7 +85,7 @@ class Settings:
                 check(name, value)
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not left open."""
+        """The settings that have a value."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -154,7 +154,7 @@ LIKELIHOOD: Mapping[str, tuple[str, ...]] = {
 def _without_effect(
     chosen: Mapping[str, Any], method: str, refine: bool | None, context: int | str
 ) -> dict[str, str]:
-    """{setting: why it changes nothing} beside the other values of `chosen`."""
+    """{setting: why it has no effect}, given the other values of `chosen`."""
     why: dict[str, str] = {}
     for name in {name for names in LIKELIHOOD.values() for name in names}:
         if name not in LIKELIHOOD[method]:
@@ -216,17 +216,17 @@ def resolve(
     context: int | str = 0,
     strict: bool = True,
 ) -> dict[str, Any]:
-    """Every setting's value: the given one, else the tuned, else built in.
+    """Every setting's value: the given one, else the tuned, else the built-in one.
 
-    None: left to the part that uses it, or without effect beside the others.
+    None means that the part that uses the setting decides, or that the setting has no effect.
 
     Args:
-        settings: the given ones.
+        settings: the given settings.
         models: the models folder.
         method: a method's name.
-        tuned: False takes nothing of what was tuned.
+        tuned: whether tuned values are used.
         refine: whether masks are made (True), raw decodes (False), or both (None).
-        context: codes before a window that the priors see.
+        context: codes before a window that the priors see, or `max`.
         strict: refuse a given setting that has no effect; otherwise it is left out.
 
     Raises:
@@ -246,10 +246,10 @@ def resolve_each(
     *,
     refine: bool | None = None,
 ) -> dict[M, Settings]:
-    """Each method's part of settings that are given for several: those that it uses.
+    """Split settings that are given for several methods: each method gets those that it uses.
 
     Args:
-        settings: the given ones.
+        settings: the given settings.
         models: the models folder.
         methods: names of methods.
         refine: as in `resolve`.
@@ -279,8 +279,8 @@ def _chosen(
     chosen = {**BUILT_IN, **known, **settings.given()}
     if method == "lass" and chosen["backoff"] and chosen["back_off_to"] == "kernel":
         raise ValueError(
-            "back_off_to is kernel, expected marginals or overall for lass: the kernel is the "
-            "hybrid's, whose codec is linear"
+            "back_off_to is kernel, expected marginals or overall for lass: only the hybrid has a "
+            "kernel"
         )
     return chosen, _without_effect(chosen, method, refine, context)
 

@@ -23,7 +23,7 @@ SILENT = -100.0
 def examined(reader: AudioReader) -> Survey:
     """What the file holds, found by decoding it to its end.
 
-    Damage that players do not mind, such as a missing end of an mp3, becomes a warning on stderr.
+    If a damaged file still plays, such as an mp3 without its end, a warning goes to stderr.
 
     Raises:
         ValueError: damaged, empty, not finite, or silent throughout.

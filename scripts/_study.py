@@ -240,7 +240,7 @@ def run_draws(
     Raises:
         ValueError: the tuned file is damaged, or the numbers of a draw do not fit the models.
         FileNotFoundError: a part of the models or of the data is missing.
-        FileExistsError: a file that is not ours lies where scores would be written.
+        FileExistsError: a file of another program is in the place of a file of scores.
     """
     resolved = {draw: _resolved(study, draw) for draw in draws}
     wanted: dict[Draw, dict[str, Way]] = {}
@@ -264,7 +264,7 @@ def run_draws(
 
 
 def _resolved(study: Study, draw: Draw) -> Draw:
-    """The same draw with every setting that its candidates depend on, and no other.
+    """The same draw with all settings that its candidates depend on, and no others.
 
     Those that are left to the likelihood stay so: the code has their values.
     """

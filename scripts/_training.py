@@ -93,7 +93,7 @@ class TrainingArgs:
     train: TrainConfig = TrainConfig()
 
     def __post_init__(self) -> None:
-        """Refuse what no other class checks."""
+        """Refuse values out of range that no other class checks."""
         require_types(self)
         require_fields(self, "devices", "num_nodes", whole=True, at_least=1)
         require_fields(self, "keep", "keep_media", whole=True, at_least=0)
@@ -188,7 +188,7 @@ def parts_of_batch(items: int, rows: int, crops: int) -> int:
 
 
 class _Blank:
-    """Items of zeros, of the size of a training's own."""
+    """Items of zeros, with the size of the training's items."""
 
     def __init__(self, rows: int, length: int, dtype: torch.dtype):
         self.rows = rows
@@ -284,17 +284,17 @@ class Run:
         """Refuse what the machine cannot train, before any work.
 
         Args:
-            build: makes the objective; it is called without memory for its tensors.
-            rows: of an item.
-            length: of a row.
-            dtype: of an item.
+            build: makes the objective; it is called with fake tensors, which take no memory.
+            rows: rows of an item.
+            length: samples or codes of a row.
+            dtype: type of an item.
 
         Raises:
             ValueError: the batch size does not divide, or there are too many workers, or too little
                 memory.
         """
         args, blank = self.args, _Blank(rows, length, dtype)
-        self._batches(blank, 1)  # whether the batch divides at all
+        self._batches(blank, 1)  # raises if the batch size does not divide
         own = self.train.batch_size // self.fabric.world_size
         crops = rows if args.batch == "auto" else own if args.batch is None else args.batch
         parts = parts_of_batch(own // rows, rows, crops)

@@ -71,7 +71,7 @@ PUBLISHED = {
     "symmetric": True,
     "shifts": 1,
 }
-"""The sampling of the original systems; each method takes what it uses."""
+"""The sampling of the original systems; each method takes the settings that it uses."""
 MASK = RatioMask()
 _ROWS, _TABLES = "ablation.json", "ablation.md"
 
@@ -112,7 +112,7 @@ class Args:
     """Processes, of one thread each."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no row can be made with."""
+        """Refuse values out of range."""
         require_fields(self, "chunks", "candidates", "chunk_codes", "jobs", whole=True, at_least=1)
         require_fields(self, "seeds", whole=True, at_least=1, at_most=1000)
 
@@ -153,10 +153,10 @@ def main(args: Args) -> None:
 
 
 def check_outputs(folder: Path, sources: Sequence[str]) -> None:
-    """Refuse a folder where the tables or plots would replace a file that is not an ablation's.
+    """Refuse a folder in which the tables or plots would replace a file of another program.
 
     Raises:
-        FileExistsError: there is one, or something that is no file.
+        FileExistsError: there is such a file, or something that is not a regular file.
         OSError: the folder cannot be written to.
     """
     check_replaceable(folder / _ROWS, is_ablation, "an ablation")
@@ -176,7 +176,7 @@ is_ablation = json_with("rows.0.row", "comparisons")
 
 
 def _is_of_an_earlier_version(path: Path) -> bool:
-    """Whether ablation.json is one that lists no files; the plots beside it bear no mark then."""
+    """Whether ablation.json lists no files: then the plots beside it have no mark either."""
     return path.is_file() and is_ablation(path) and not json_with("files")(path)
 
 

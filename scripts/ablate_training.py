@@ -107,7 +107,7 @@ class Args:
     """CPU cores to use; default: all."""
 
     def __post_init__(self) -> None:
-        """Refuse what no variant can take."""
+        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps_share", above=0, at_most=1)
         counts = ("count_iterations", "chunks", "candidates", "chunk_codes")

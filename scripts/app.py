@@ -67,7 +67,7 @@ class Args:
     """CPU threads; default: all cores."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no page can be shown with."""
+        """Refuse values out of range."""
         require_fields(self, "port", whole=True, at_least=0, at_most=65_535)
         require_fields(self, "max_seconds", "max_megabytes", above=0)
         require_fields(self, "candidates", optional=True, whole=True, at_least=1)

@@ -46,10 +46,10 @@ def answer(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         FileNotFoundError: there is no such file.
         FileExistsError: it is a folder, device, pipe or socket.
-        ValueError: it is no ablation.
+        ValueError: it is not an ablation.json.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(f"there is no file {path}")
     check_writable(path)
     try:
         if is_ablation(path):

@@ -52,7 +52,7 @@ from scripts._cli import program
 from scripts._models import pick_device
 
 _RUNS = 16
-"""Runs that one iteration may become: with a buffer of one triple, a file each."""
+"""Largest number of run files per iteration: a tiny buffer would make a file of each triple."""
 _ROUND = 4
 """Iterations of each of several processes before they wait for each other."""
 
@@ -93,8 +93,8 @@ class Args:
             "buffer",
             whole=True,
             at_least=-(-self.counting.triples // _RUNS),
-            hint=f"an iteration, {self.counting.triples:,} triples, is written in {_RUNS} runs at "
-            "most",
+            hint=f"an iteration has {self.counting.triples:,} triples and may fill the buffer "
+            f"{_RUNS} times",
         )
         free = free_bytes(torch.device("cpu")) >> 20
         hint = f"MiB; {free:,} are free"

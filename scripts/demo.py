@@ -55,7 +55,7 @@ class Args:
     """CPU cores to use; default: all."""
 
     def __post_init__(self) -> None:
-        """Refuse what a stage would refuse after others have run."""
+        """Refuse values that a later stage would refuse after others have run."""
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}, expected one of {', '.join(PRESETS)}")
         require_fields(self, "tracks", "chunks", "count_iterations", whole=True, at_least=1)
@@ -231,10 +231,10 @@ class Ledger:
     """Which stages are done, kept in a file: a stage is done again when an earlier one was."""
 
     def __init__(self, path: Path):
-        """Read the file where there is one.
+        """Read the file if it exists.
 
         Raises:
-            FileExistsError: it is no such record.
+            FileExistsError: it is not such a record.
             OSError: it cannot be written.
         """
         check_replaceable(path, _is_ledger, "a record of stages")
@@ -250,7 +250,7 @@ class Ledger:
         return there and self._done.get(stage.name) == stage.key()
 
     def begin(self) -> None:
-        """Write the file, so that what lies beside it is known to be ours."""
+        """Write the file; it marks the logs beside it as ours."""
         write_json(self._path, self._done)
 
     def add(self, stage: Stage) -> None:
@@ -271,9 +271,9 @@ class Runner:
         """Plan the stages.
 
         Args:
-            plan: the stages, in the order in which those that are ready are started.
+            plan: the stages; of those that are ready, the first is started first.
             output: folder of stages.json and of the logs.
-            cores: how many to share out.
+            cores: number of cores that the stages share.
 
         Raises:
             FileExistsError: a log or stages.json would replace a file of another kind.
@@ -391,7 +391,7 @@ def _progress(stage: Stage) -> str:
 def main(args: Args) -> None:
     """Run the plan, then show the table."""
     results, report = args.output / "results.json", args.output / "report.html"
-    # Their programs ask as well, but only when the models are trained.
+    # Their programs check this too, but only after the models are trained.
     Outputs(results, SOURCES).check(NAMES, (), min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, _cores(args)).run()

@@ -92,7 +92,7 @@ class Args:
     """CPU threads."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be scored with, and what makes no sense together."""
+        """Refuse values out of range, and values that do not fit together."""
         require_fields(self, "chunks", "chunk_codes", whole=True, at_least=1)
         require_fields(self, "candidates", "batch", optional=True, whole=True, at_least=1)
         require_fields(self, "examples", whole=True, at_least=0)

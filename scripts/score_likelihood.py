@@ -91,7 +91,7 @@ class Args:
     """CPU threads."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be scored with."""
+        """Refuse values out of range."""
         require_fields(self, "iterations", "compared", whole=True, at_least=1)
         for name, check in (
             ("strengths", check_strength),
@@ -118,7 +118,7 @@ def main(args: Args) -> None:
     for family in families:
         check_memory(args, load_codec_config(args.models / family / "vqvae").l_bins)
     if not load_manifest(args.data).split(args.split):
-        raise ValueError(f"split is {args.split}, but {args.data} has no such songs")
+        raise ValueError(f"split is {args.split}, but {args.data} has no songs in it")
     further = further_counts(args.counts, codecs)
     found = {
         family: list(score(args, args.models / family, further[family])) for family in families
@@ -136,7 +136,7 @@ def main(args: Args) -> None:
 
 
 def check_memory(args: Args, n_codes: int) -> None:
-    """Refuse more triples and compared pairs than their scores find room for.
+    """Refuse numbers of triples and compared pairs whose scores do not fit in memory.
 
     Raises:
         ValueError: The tables are larger than the free memory.
@@ -150,7 +150,7 @@ def check_memory(args: Args, n_codes: int) -> None:
         first, second = sorted(counts, key=lambda name: -counts[name])
         raise ValueError(
             f"{first} is {counts[first]} and {second} is {counts[second]}: their scores take "
-            f"{needed / 2**30:,.1f} GiB, {free / 2**30:,.1f} GiB are free"
+            f"{needed / 2**30:,.1f} GiB, but only {free / 2**30:,.1f} GiB are free"
         )
 
 

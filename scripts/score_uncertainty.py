@@ -67,13 +67,13 @@ class Args:
     """CPU threads."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be compared with."""
+        """Refuse values out of range."""
         require_fields(self, "chunks", "candidates", "chunk_codes", whole=True, at_least=1)
         most = max(shifts for _, shifts in VARIANTS)
         if self.candidates % most:
             raise ValueError(
-                f"candidates is {self.candidates}, expected a multiple of {most}: as many for "
-                "every shift"
+                f"candidates is {self.candidates}, expected a multiple of {most}, so that "
+                "every shift has equally many"
             )
         require_fields(self, "within", at_least=0)
 

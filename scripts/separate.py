@@ -86,7 +86,7 @@ class Args:
     """CPU threads; default: all cores, shared by the processes of a machine."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no models can be separated with."""
+        """Refuse values out of range for any models."""
         require_fields(self, "candidates", "window", optional=True, whole=True, at_least=1)
         if self.batch != "auto":
             require_fields(self, "batch", whole=True, at_least=1, hint="or auto")
@@ -99,10 +99,10 @@ _NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device",
 
 
 class Plan(NamedTuple):
-    """What each process does.
+    """The work of each process.
 
-    identity: of the run's results. done: files left as they are. refused: files that cannot be
-    separated. shares: every rank's files.
+    identity: settings and models of the results. done: finished files, which are skipped. refused:
+    files that cannot be separated. shares: the files of every rank.
     """
 
     identity: dict[str, Any]

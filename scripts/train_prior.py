@@ -136,7 +136,7 @@ def train_prior(args: Args, command: str) -> None:
 
 
 def build(args: Args) -> PriorObjective:
-    """The objective without its codec, for codes."""
+    """The objective for codes, without its codec."""
     prior = AutoregressivePrior(args.prior)
     prior.activation_checkpointing = args.activation_checkpointing
     return PriorObjective(None, prior, args.code_noise)

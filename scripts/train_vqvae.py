@@ -56,7 +56,7 @@ class Args(training.TrainingArgs):
     loss: LossConfig = LossConfig()
 
     def __post_init__(self) -> None:
-        """Refuse what no other class checks."""
+        """Refuse values out of range that no other class checks."""
         super().__post_init__()
         require_fields(self, "bandwidth_seconds", above=0)
 

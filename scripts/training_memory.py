@@ -44,7 +44,7 @@ class Args:
     """End with one line of JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no device has."""
+        """Refuse values out of range."""
         require_types(self)
         if not self.memory:
             raise ValueError("memory is empty, expected one size or more")

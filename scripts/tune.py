@@ -97,7 +97,7 @@ class Args:
     none is chosen, they buy quality with time."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be tuned with, and songs that are for measuring."""
+        """Refuse values out of range, and the test songs."""
         require_fields(self, "chunks", "chunk_codes", "budget", "jobs", whole=True, at_least=1)
         require_fields(self, "candidates", optional=True, whole=True, at_least=1)
         require_fields(self, "sizes", whole=True, at_least=1)
@@ -189,7 +189,7 @@ def main(args: Args) -> None:
     check_replaceable(path, json_with("options", "tried", "study"), "settings")
     chosen = (args.split, args.chunks, args.seed, args.chunk_codes)
     study = Study(args.models, args.data, *chosen, tuned=False)
-    for candidates in args.sizes:  # scored last, but refused first
+    for candidates in args.sizes:  # scored last, but checked first
         try:
             sizes_of(args.method, args.models, candidates)
         except ValueError as error:

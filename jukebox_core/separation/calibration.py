@@ -32,7 +32,7 @@ class Calibration:
     that STFT. Spectra of another size read both by frequency, floors in proportion to the size.
 
     Raises:
-        ValueError: gains and floors are not of the same sources and sizes, negative or not finite.
+        ValueError: gains and floors differ in sources or sizes, or are negative or not finite.
     """
 
     def __init__(self, gain: Mapping[str, Tensor], floor: Mapping[str, Tensor]):
@@ -84,10 +84,10 @@ class CalibrationMeter:
     """Gathers the sums that a calibration is fitted with."""
 
     def __init__(self, n_fft: int = 4096):
-        """For a Hann STFT of n_fft samples, hop a quarter of it.
+        """Measure with a Hann STFT of n_fft samples; the hop is a quarter of it.
 
         Raises:
-            ValueError: n_fft is no positive multiple of 8, or out of proportion.
+            ValueError: n_fft is not a positive multiple of 8, or is too large.
         """
         check_n_fft("n_fft", n_fft)
         if n_fft % 8:
@@ -151,7 +151,7 @@ def load_calibration(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds something else, was made with another codec, lacks a source, or has
-            values that cannot be.
+            impossible values.
     """
     path = Path(path)
     if not path.is_file():

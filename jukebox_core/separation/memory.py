@@ -71,7 +71,7 @@ def windows_that_fit(
 
 
 def decoded_bytes(candidates: int, samples: int) -> int:
-    """Memory of a window's candidates of both sources, as float32 audio."""
+    """Bytes of a window's candidates of both sources, as float32 audio."""
     return 2 * 4 * candidates * samples
 
 

@@ -25,17 +25,17 @@ LARGEST_N_FFT = 1 << 18
 
 
 def check_power(name: str, value: object) -> None:
-    """Raise ValueError unless a mask can have the power; `name` is what the message calls it."""
+    """Raise ValueError unless it is a valid power of a mask; the message calls it `name`."""
     require(name, value, above=0)
 
 
 def check_compression(name: str, value: object) -> None:
-    """Raise ValueError unless float32 holds powers of spectra to that exponent and back."""
+    """Raise ValueError unless float32 can hold power spectra raised to this exponent and back."""
     require(name, value, at_least=0.01, at_most=4)
 
 
 def check_n_fft(name: str, value: object) -> None:
-    """Raise ValueError unless a mask's STFT can have that many samples."""
+    """Raise ValueError unless it is a valid STFT size of a mask, in samples."""
     require(name, value, whole=True, at_least=2, at_most=LARGEST_N_FFT)
 
 

@@ -78,8 +78,8 @@ class AncestralSampler:
             context: {source: [B, P]}, codes before these; P + T within the priors' context.
 
         Raises:
-            ValueError: not two priors, no candidate, or priors, likelihood and codes do not fit
-                together.
+            ValueError: there are not two priors, there is no candidate, or priors, likelihood and
+                codes do not fit together.
         """
         joint = as_joint(priors)
         check_parts(joint, likelihood, mixture_codes, context)
@@ -200,10 +200,10 @@ def start(
 
 
 def check_temperature(name: str, value: object) -> None:
-    """Refuse a divisor of logits that float32 cannot hold the quotients of, summed over a window.
+    """Refuse a temperature with which logits, divided by it and summed, overflow float32.
 
     Raises:
-        ValueError: It is no number from 1e-6 to 1e6; `name` is what the message calls it.
+        ValueError: It is not a number from 1e-6 to 1e6; the message calls it `name`.
     """
     require(name, value, at_least=1e-6, at_most=1e6)
 

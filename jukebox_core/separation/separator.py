@@ -53,7 +53,7 @@ _HIGHEST_RATE = 10_000_000  # Hz; the mask's STFT grows with the rate
 
 
 class Sizes(NamedTuple):
-    """The numbers that a separation is cut and sampled by, see `Separator`."""
+    """The numbers that control windows and sampling; see `Separator`."""
 
     candidates: int
     window: int
@@ -61,15 +61,15 @@ class Sizes(NamedTuple):
     shifts: int
 
     def check(self, n_ctx: int, hop: int) -> None:
-        """Refuse numbers that do not fit the models, each other or the memory.
+        """Refuse numbers that do not fit the models, each other or the free memory.
 
         Args:
-            n_ctx: codes that the priors see.
+            n_ctx: the priors' context, in codes.
             hop: samples per code.
 
         Raises:
             ValueError: They do not fit the models or each other.
-            TooLarge: The candidates of one window are more than the memory holds.
+            TooLarge: The candidates of one window need more memory than is free.
         """
         require("candidates", self.candidates, whole=True, at_least=1)
         require("window", self.window, whole=True, at_least=1)
@@ -88,8 +88,9 @@ class Sizes(NamedTuple):
         free = free_bytes(torch.device("cpu"))
         if needed > free:
             raise TooLarge(
-                f"candidates is {self.candidates}: those of one window of {self.window} codes take "
-                f"{needed / 2**30:,.1f} GiB when decoded, {free / 2**30:,.1f} GiB are free"
+                f"candidates is {self.candidates}: decoded, the candidates of one window of "
+                f"{self.window} codes take {needed / 2**30:,.1f} GiB, but only "
+                f"{free / 2**30:,.1f} GiB are free; use fewer candidates or a shorter window"
             )
 
     def codes_of_context(self, n_ctx: int) -> int:
@@ -104,7 +105,7 @@ class Sizes(NamedTuple):
         if context != 0 and self.shifts > 1:
             raise ValueError(
                 f"context is {context}: a context needs codes of one position, but shifts is "
-                f"{self.shifts}: leave out one of the two"
+                f"{self.shifts}; set shifts to 1 or context to 0"
             )
         if context == "max":
             if not room:

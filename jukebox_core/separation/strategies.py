@@ -20,7 +20,7 @@ OPTIONS: dict[Strategy, tuple[str, ...]] = {
     "particle": ("threshold",),
     "greedy": (),
 }
-"""What each takes besides the temperature."""
+"""Options of each sampler besides the temperature."""
 
 
 def make_sampler(

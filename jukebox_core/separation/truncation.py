@@ -42,12 +42,12 @@ Bound = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_top_k(name: str, value: object) -> None:
-    """Raise ValueError unless it is a number of pairs; `name` is what the message calls it."""
+    """Raise ValueError unless it is a valid number of pairs; the message calls it `name`."""
     require(name, value, whole=True, at_least=0, hint="pairs of codes; 0: all")
 
 
 def check_top_p(name: str, value: object) -> None:
-    """Raise ValueError unless it is a mass; `name` is what the message calls it."""
+    """Raise ValueError unless it is a valid mass; the message calls it `name`."""
     require(name, value, above=0, at_most=1, hint="the mass of the pairs; 1: all")
 
 

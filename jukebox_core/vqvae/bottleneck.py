@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _PART = 1 << 20  # distances computed at a time on a CPU
-_FORGOTTEN = 1e-20  # averaged counts below that are no basis for a mean
+_FORGOTTEN = 1e-20  # smaller averaged counts are too small to divide by
 
 
 class Quantised(NamedTuple):
@@ -159,7 +159,7 @@ class Bottleneck(nn.Module):
         self.ema_count.mul_(self.mu).add_(counts, alpha=1 - self.mu)
         alive = (self.ema_count >= self.revival_threshold).unsqueeze(1)  # [K, 1]
         count = self.ema_count.unsqueeze(1)
-        # With a threshold of zero a code that is never used again keeps its place.
+        # With a threshold of zero, a code that is never used again stays where it is.
         mean = torch.where(count > _FORGOTTEN, self.ema_sum / count, self.codebook)
         updated = torch.where(alive, mean, replacements)
         probabilities = counts / counts.sum()

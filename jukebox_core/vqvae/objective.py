@@ -26,7 +26,7 @@ class ReconstructionObjective(nn.Module):
         """Wrap `codec`.
 
         Raises:
-            ValueError: a stride is odd: the decoded waveform would not have the input's length.
+            ValueError: a stride is odd, so that the decoded waveform would differ in length.
         """
         super().__init__()
         for index, stride in enumerate(codec.config.strides_t):
