@@ -120,7 +120,7 @@ def require_memory(
         f"training needs at least {(fixed + activations) / 1e9:,.1f} GB of memory ({parts}), "
         f"but only {free / 1e9:,.1f} GB are free on {device}"
         + (f" for each of {processes} processes" if processes > 1 else "")
-        + ": use fewer crops at a time (--batch) or a smaller model"
+        + ": compute fewer crops at a time, or use a smaller model"
     )
 
 
