@@ -55,7 +55,9 @@ def answer(path: Path) -> tuple[dict[str, Any], str]:
         if is_ablation(path):
             stored = json.loads(path.read_text(encoding="utf-8"))
             comparisons = list(compare(stored["rows"]))
-            return stored | {"comparisons": comparisons}, markdown(stored["rows"], comparisons)
+            content = stored | {"comparisons": comparisons}
+            json.dumps(content, allow_nan=False)  # as it will be written
+            return content, markdown(stored["rows"], comparisons)
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no ablation: {error!r}") from error
     raise ValueError(f"{path} is no ablation: it lacks rows or comparisons")

@@ -51,7 +51,8 @@ def test_a_codec_that_diverges(tmp_path, tiny_data, capsys, more):
     said = refused(capsys, train_vqvae.main, codec_flags(tiny_data, tmp_path / "run", *more))
     assert "finite" in said or "loss of step" in said
     assert not (tmp_path / "run/weights.safetensors").exists()
-    assert not (tmp_path / "run/meta.json").exists()
+    meta = load_meta(tmp_path / "run")
+    assert meta["step"] == 0 and not meta["finished"]
     with pytest.raises(FileNotFoundError):
         load_codec(tmp_path / "run")
 
@@ -214,12 +215,12 @@ def test_a_calibration_is_finite(tmp_path, value):
     bad = good.clone()
     bad[2] = value
     for gain, floor in ((good, bad), (bad, good)):
-        with pytest.raises(ValueError, match="bass has NaN or infinite values"):
+        with pytest.raises(ValueError, match="bass has negative, NaN or infinite values"):
             Calibration({"bass": gain}, {"bass": floor})
     path = tmp_path / "calibration.safetensors"
     save_calibration(path, Calibration({"bass": good}, {"bass": good}), "abc", 22_050)
     tensors = load_file(path) | {"bass.floor": bad}
     about = {"kind": "calibration", "codec": "abc", "sample_rate": "22050"}
     save_file(tensors, path, metadata=about)
-    with pytest.raises(ValueError, match=f"{path}: gain or floor of bass has NaN"):
+    with pytest.raises(ValueError, match=f"{path}: the floor of bass has negative, NaN"):
         load_calibration(path)

@@ -140,7 +140,7 @@ def test_every_code_costs_a_finite_number_of_bits_where_the_kernel_is_sure_of_an
 def test_a_kernel_without_meaning_is_refused(parts):
     counts, gaussian, _, _ = parts
     for share in (0.0, -0.1, 1.5, math.nan):
-        with pytest.raises(ValueError, match="expected more than 0 and at most 1"):
+        with pytest.raises(ValueError, match="^share is .* above 0 and at most 1"):
             Kernel(gaussian, counts, share)
     with pytest.raises(ValueError, match="counts over 2 codes, a kernel over 6"):
         Kernel(gaussian, count_triples(2, *[np.arange(2)] * 3))

@@ -41,15 +41,15 @@ class Calibration:
         sizes = {tuple(x.shape) for x in (*gain.values(), *floor.values())}
         if len(sizes) != 1 or len(size := sizes.pop()) != 1 or size[0] < 2:
             raise ValueError("gains and floors are not vectors of one size")
-        for kind, values in (("gain", gain), ("floor", floor)):
+        self.gain = {name: x.float() for name, x in gain.items()}
+        self.floor = {name: x.float() for name, x in floor.items()}
+        for kind, values in (("gain", self.gain), ("floor", self.floor)):
             for name, x in values.items():
                 if not (x.isfinite().all() and x.min() >= 0):
                     raise ValueError(
                         f"the {kind} of {name} has negative, NaN or infinite values: gains and "
                         "floors of powers must not be negative"
                     )
-        self.gain = {name: x.float() for name, x in gain.items()}
-        self.floor = {name: x.float() for name, x in floor.items()}
         self.n_fft = 2 * (size[0] - 1)
 
     @property
