@@ -487,7 +487,9 @@ def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarr
     for source, files in stems.items():
         total = _padded_sum([_read_mono(file, settings.sample_rate) for file in files])
         if audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
-            raise _UnusableError(f"its {source} is silent (RMS under {settings.silence_dbfs} dBFS)")
+            raise _UnusableError(
+                f"its {source} is silent (RMS under silence_dbfs, {settings.silence_dbfs})"
+            )
         summed.append(total)
     length = max(len(source) for source in summed)
     return np.stack([np.pad(source, (0, length - len(source))) for source in summed])

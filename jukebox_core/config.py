@@ -21,6 +21,10 @@ _MOST_BLOCKS = 4096
 _LONGEST = 1 << 20  # samples of a hop, an STFT or a dilation
 
 
+MOST_CODES = 2**21 - 1
+"""Codes of a codec, so that a triple of them has one 64-bit key (LASS's counts)."""
+
+
 @dataclass(frozen=True)
 class VQVAEConfig:
     """Architecture of the codec. Levels are independent stacks; the last one is the top level."""
@@ -53,7 +57,7 @@ class VQVAEConfig:
             value = getattr(self, name)
             if len(value) != self.levels:
                 raise ValueError(f"{name} has {len(value)} entries, levels is {self.levels}")
-        require_fields(self, "l_bins", whole=True, at_least=1, at_most=2**31 - 1)  # int32 in tables
+        require_fields(self, "l_bins", whole=True, at_least=1, at_most=MOST_CODES)
         require_fields(self, "emb_width", "width", whole=True, at_least=1, at_most=_WIDEST)
         require_fields(self, "depth", "downs_t", "multipliers", whole=True, at_least=1)
         require_fields(self, "dilation_cycle", optional=True, whole=True, at_least=1)
@@ -206,7 +210,8 @@ class PriorConfig:
                 f"attn_order is {self.attn_order}; implemented are "
                 f"{', '.join(map(str, ATTENTION_PATTERNS))} (no lyrics, no encoder attention)"
             )
-        require_fields(self, "n_ctx", "l_bins", whole=True, at_least=1, at_most=2**31 - 1)
+        require_fields(self, "n_ctx", whole=True, at_least=1, at_most=2**31 - 1)
+        require_fields(self, "l_bins", whole=True, at_least=1, at_most=MOST_CODES)
         require_fields(self, "width", "emb_width", whole=True, at_least=1, at_most=_WIDEST)
         require_fields(self, "depth", whole=True, at_least=1, at_most=1024)
         require_fields(self, "heads", "blocks", whole=True, at_least=1)

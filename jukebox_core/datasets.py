@@ -214,12 +214,14 @@ def split_for_validation(
     if not train:
         raise ValueError(f"{manifest.root} has no songs in its train split")
     if split is not None and not split.strip():
-        raise ValueError(f"the split that validates is {split!r}, expected a name or none")
+        raise ValueError(f"validate_on is {split!r}, expected the name of a split or none")
     if split == "train":
         raise ValueError("the train split cannot validate; name another or none")
     chosen = manifest.split("validation" if split is None else split)
     if split is not None and not chosen:
-        raise ValueError(f"{manifest.root} has no songs in its {split} split")
+        raise ValueError(
+            f"validate_on is {split!r}, but {manifest.root} has no songs in that split"
+        )
     return (train, chosen) if chosen else hold_out(train)
 
 

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from jukebox_core.checks import require
+from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_replaceable, table_of, write_json
 from jukebox_core.separation.memory import free_bytes
 from lass.runs import HELD, Block, Run, SpoolRun, add_up, merged, merged_blocks, write_run
@@ -52,7 +53,6 @@ _BYTES_PER_TRIPLE = 40  # while the buffer becomes a run: keys, two sorted copie
 _STATE = "state.json"
 _RUN = re.compile(r"run-\d{6,}")
 _SPOOLED = re.compile(r"run-\d{6,}|state\.json|\..*\.\d+-[0-9a-f]+\.tmp(\.[^.]*)?")
-_MOST_CODES = 2_097_151  # so that the keys of triples fit in int64
 _MOST_COUNTS = 1 << 53  # largest count that float64 holds exactly
 
 
@@ -516,7 +516,7 @@ class CountsFile:
         try:
             self.n_codes = int(self.metadata["n_codes"])
             self.iterations = int(self.metadata.get("iterations", 0))
-            require("n_codes", self.n_codes, whole=True, at_least=1, at_most=_MOST_CODES)
+            require("n_codes", self.n_codes, whole=True, at_least=1, at_most=MOST_CODES)
             require("iterations", self.iterations, whole=True, at_least=0)
             self._offsets = self._file.get_tensor("offsets")
             shapes = {self._file.get_slice(n).get_shape()[0] for n in ("first", "second", "counts")}

@@ -72,6 +72,12 @@ def main(args: Args) -> None:
             f"{codec.config.sample_rate} Hz: prepare the data at that rate"
         )
     crop = args.codes * codec.config.hop
+    longest = max((track.samples for track in manifest.split("train")), default=0)
+    if crop > longest:
+        raise ValueError(
+            f"codes is {args.codes:,}, or {crop:,} samples, but the longest training song has "
+            f"{longest:,}: choose fewer codes"
+        )
     items = CropDataset(manifest.split("train"), "sources", crop, manifest.alpha, args.seed)
     meter = CalibrationMeter(args.n_fft)
     for first in range(0, args.crops, BATCH):

@@ -28,16 +28,21 @@ BASE = "base"
 
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
-    """alpha backoff bandwidth-seconds code-noise code-shifts commit compression context decay-steps
-    dropout ema-decay examples flush-seconds gain-db gains-db grad-clip keep keep-media l-mu
-    linearisation lmix-l1 lmix-l2 lmix-linf multispectral port revival-threshold seed shifts
-    silence-dbfs spectral split top-k transpose-semitones warmup-steps weight weight-decay weights
-    within workers""".split()
+    """alpha backoff bandwidth-seconds betas code-noise code-shifts commit compression
+    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
+    keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
+    multispectral port revival-threshold seed shifts silence-dbfs spectral split top-k
+    transpose-semitones validate-batches warmup-steps weight weight-decay weights within
+    workers""".split()
 )
 ZERO_REFUSED = frozenset(
     {
         ("make_synthetic", "--workers"),
         ("prepare_slakh", "--workers"),
+        ("app", "--max-seconds"),
+        ("train_vqvae", "--max-seconds"),
+        ("train_prior", "--max-seconds"),
+        ("train_mask", "--max-seconds"),
         ("separate", "--shifts"),
         ("evaluate", "--shifts"),
         ("app", "--shifts"),
@@ -63,7 +68,20 @@ RECORDED_OTHERWISE = frozenset(
     {("evaluate", "--chunks"), ("prepare_slakh", "--split"), ("make_synthetic", "--split")}
 )
 # How much work is wanted: a billion of it may run for as long as it takes.
-LONG_MEANT = frozenset({"iterations", "count-iterations", "steps", "tracks", "seeds", "budget"})
+LONG_MEANT = frozenset(
+    {
+        "chunks",
+        "validate-batches",
+        "iterations",
+        "count-iterations",
+        "steps",
+        "tracks",
+        "seeds",
+        "budget",
+    }
+)
+# A training that began and diverged: the record of the run stays.
+DIVERGED = re.compile(r"there is no checkpoint|keeps the last checkpoint")
 UNHELPFUL = re.compile(
     r"could be instantiated|Got errors|Overflow when|rmtree|out of range for"
     r"|\[Errno|std::|\bNoneType"
@@ -224,7 +242,8 @@ def faults(case: Case, outcome: Outcome, writes: Iterable[str] = ()) -> list[str
         found.append("input changed")
     temporary = [name for name in outcome.left if re.search(r"(^|/)\.[^/]*\.tmp", name)]
     stopped = outcome.hung or outcome.ready  # by force: anything may be left
-    if not stopped and (temporary if accepted else outcome.left):
+    diverged = DIVERGED.search(said) is not None
+    if not stopped and (temporary if accepted or diverged else outcome.left):
         found.append("half file")
     if accepted:
         if must_refuse(case):
@@ -239,7 +258,7 @@ def faults(case: Case, outcome: Outcome, writes: Iterable[str] = ()) -> list[str
             found.append("several lines" if lines else "no error line")
         text = VALUES.get(case.value)
         shown = case.flag.kinds == {"PATH"} and text and text in said
-        if not names(case.flag, said) and not shown:
+        if not names(case.flag, said) and not shown and not diverged:
             found.append("unnamed")
         if UNHELPFUL.search(said):
             found.append("unhelpful")

@@ -249,7 +249,7 @@ def test_validation_never_shares_a_song_with_training(manifest):
     assert len(train) == 3 and len(validation) == 1
     assert {t.split for t in validation} == {"train"}
     assert not {t.name for t in train} & {t.name for t in validation}
-    with pytest.raises(ValueError, match="no songs in its validation split"):
+    with pytest.raises(ValueError, match="no songs in that split"):
         split_for_validation(without, "validation")
     with pytest.raises(ValueError, match="train split cannot validate"):
         split_for_validation(manifest, "train")

@@ -187,7 +187,7 @@ def test_tracks_that_cannot_be_used_are_skipped_with_the_reason(dataset, tmp_pat
     reasons = {name: reason for name, reason in skipped.items() if name != "train/Track00002"}
     assert reasons == {
         "train/Track00001": "stems/S00.flac is missing",
-        "train/Track00003": "its drums is silent (RMS under -60.0 dBFS)",
+        "train/Track00003": "its drums is silent (RMS under silence_dbfs, -60.0)",
         "train/Track00008": "it has no rendered stem of bass (of drums, piano)",
         "train/Track00009": "it has no rendered stem of drums (of bass, piano)",
         "test/Track00006": "its metadata.yaml does not describe stems",

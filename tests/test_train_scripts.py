@@ -382,7 +382,7 @@ def test_short_songs_are_reported(tmp_path, capsys):
         (("--device", "abacus"), "device 'abacus' cannot be used here"),
         (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the model at 44100"),
         (("--vqvae.levels", "3"), "downs_t has 2 entries, levels is 3"),
-        (("--validate-on", "nowhere"), "has no songs in its nowhere split"),
+        (("--validate-on", "nowhere"), "validate_on is 'nowhere', but"),
         (("--preset", "huge"), "huge"),
         (("--vqvae.colour", "3"), "--vqvae.colour"),
     ),
