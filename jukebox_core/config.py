@@ -210,7 +210,7 @@ class PriorConfig:
                 f"attn_order is {self.attn_order}; implemented are "
                 f"{', '.join(map(str, ATTENTION_PATTERNS))} (no lyrics, no encoder attention)"
             )
-        require_fields(self, "n_ctx", whole=True, at_least=1, at_most=2**31 - 1)
+        require_fields(self, "n_ctx", whole=True, at_least=1, at_most=2**24)
         require_fields(self, "l_bins", whole=True, at_least=1, at_most=MOST_CODES)
         require_fields(self, "width", "emb_width", whole=True, at_least=1, at_most=_WIDEST)
         require_fields(self, "depth", whole=True, at_least=1, at_most=1024)

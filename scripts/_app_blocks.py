@@ -186,8 +186,8 @@ def serving(
         )
     except OSError as error:
         raise OSError(
-            f"port {port} of {host} cannot be used, another program may have it: name another "
-            f"one with --port ({' '.join(str(error).split())})"
+            f"port {port} of host {host} cannot be used, another program may have it: name another "
+            "one with --port"
         ) from error
     try:
         yield address

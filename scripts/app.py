@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -68,8 +69,18 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require_fields(self, "port", whole=True, at_least=0, at_most=65_535)
-        require_fields(self, "max_seconds", "max_megabytes", above=0)
+        require_fields(self, "port", whole=True, at_least=1, at_most=65_535)
+        require_fields(self, "max_seconds", above=0)
+        require_fields(self, "max_megabytes", above=0, at_most=1_000_000)
+        try:
+            known = bool(self.host.strip() and socket.getaddrinfo(self.host, self.port))
+        except (OSError, UnicodeError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"host is {self.host!r}, expected an address of this computer, such as 127.0.0.1 "
+                "(this computer only) or 0.0.0.0 (the network)"
+            )
         require_fields(self, "candidates", optional=True, whole=True, at_least=1)
 
 

@@ -129,6 +129,11 @@ def evaluate(args: Args) -> dict[str, Any]:
     run = Run(args, manifest, chunks, outputs)
     if len(chunks) < args.chunks:
         run.notes.append(f"{args.chunks} chunks were asked for, the songs have {len(chunks)}")
+    if length // hop < args.chunk_codes:
+        run.notes.append(
+            f"chunks of {args.chunk_codes} codes were asked for, the models' windows have "
+            f"{length // hop}"
+        )
     if len({chunk.track for chunk in chunks}) < len(chunks):
         run.notes.append(
             "there are several chunks per song: they are not independent, and the intervals "

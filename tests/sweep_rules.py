@@ -28,9 +28,9 @@ BASE = "base"
 
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
-    """alpha backoff bandwidth-seconds betas code-noise code-shifts commit compression
-    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
-    keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
+    """alpha attn-order backoff bandwidth-seconds betas code-noise code-shifts commit compression
+    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip host
+    init-scale keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
     multispectral port revival-threshold seed shifts silence-dbfs spectral split top-k
     transpose-semitones validate-batches warmup-steps weight weight-decay weights within
     workers""".split()
@@ -58,14 +58,30 @@ NEGATIVE_MEANT = frozenset({"gains-db", "silence-dbfs"})
 INFINITE_MEANT: frozenset[tuple[str, str]] = frozenset()  # (program, flag)
 ANY_TEXT = frozenset({"wandb-project", "wandb-entity", "wandb-name", "wandb-tags"})
 NONE_MEANT = frozenset(
-    {"examples", "wandb-tags", "merge", "counts", "variants", "baselines", "sources", "methods"}
+    {
+        "examples",
+        "wandb-tags",
+        "merge",
+        "counts",
+        "variants",
+        "baselines",
+        "sources",
+        "methods",
+        "strengths",
+        "sigmas",
+    }
 )
 LENGTHS = {"downs-t": 2, "strides-t": 2, "multipliers": 2}
 """So many values do the presets of the base commands take, where any number can be given."""
 OUTPUTS = frozenset({"--output", "--markdown"})
 # Recorded under the same name for another thing.
 RECORDED_OTHERWISE = frozenset(
-    {("evaluate", "--chunks"), ("prepare_slakh", "--split"), ("make_synthetic", "--split")}
+    {
+        ("evaluate", "--chunks"),
+        ("evaluate", "--chunk-codes"),
+        ("prepare_slakh", "--split"),
+        ("make_synthetic", "--split"),
+    }
 )
 # How much work is wanted: a billion of it may run for as long as it takes.
 LONG_MEANT = frozenset(
