@@ -97,7 +97,7 @@ class Args:
     split: str = "test"
     """Whose songs."""
     chunks: int = 60
-    """Chunks, one per song where there are enough."""
+    """At most so many chunks, one per song where there are enough songs."""
     candidates: int = 16
     """Joint candidates per chunk."""
     seeds: int = 3

@@ -63,7 +63,7 @@ class Args:
     baselines: tuple[Baseline, ...] = BASELINES
     """What to score beside them."""
     chunks: int = 30
-    """Chunks, one per song; more than there are songs: several per song, which do not overlap."""
+    """At most so many chunks, one per song; beyond that several per song, which do not overlap."""
     split: str = "test"
     """Whose songs; tune on validation, report test."""
     candidates: int | None = None

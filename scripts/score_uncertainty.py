@@ -54,7 +54,7 @@ class Args:
     split: str = "validation"
     """Whose songs."""
     chunks: int = 24
-    """Chunks, one per song where there are enough."""
+    """At most so many chunks, one per song where there are enough songs."""
     candidates: int = 32
     """Joint candidates per chunk, a multiple of 4."""
     chunk_codes: int = 1024

@@ -80,7 +80,7 @@ class Args:
     split: str = "validation"
     """Whose songs."""
     chunks: int = 24
-    """Chunks, one per song where there are enough."""
+    """At most so many chunks, one per song where there are enough songs."""
     candidates: int | None = None
     """Joint candidates per chunk; default: the models' preset."""
     budget: int = 16

@@ -68,6 +68,8 @@ NONE_MEANT = frozenset(
         "sources",
         "methods",
         "strengths",
+        "sizes",
+        "weights",
         "sigmas",
     }
 )
@@ -79,6 +81,8 @@ RECORDED_OTHERWISE = frozenset(
     {
         ("evaluate", "--chunks"),
         ("evaluate", "--chunk-codes"),
+        ("score_uncertainty", "--chunks"),
+        ("tune", "--chunks"),
         ("prepare_slakh", "--split"),
         ("make_synthetic", "--split"),
     }
