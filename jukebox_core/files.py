@@ -45,7 +45,16 @@ __all__ = [
     "write_text",
 ]
 
-_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+def _host() -> str:
+    """What process ids are unique in: the machine and, in a container, its namespace of ids."""
+    namespace = ""
+    with suppress(OSError):  # only Linux has it
+        namespace = os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:8]
+
+
+_HOST = _host()
 _TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
 _SCATTERED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these in any folder
 _HEAD = 4096  # `marked` looks for its mark in so many bytes at the beginning of a file
