@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from jukebox_core import files
 from jukebox_core.files import (
     atomic_folder,
     atomic_path,
@@ -194,6 +195,19 @@ with atomic_path(Path(sys.argv[1], "a.txt")) as a, atomic_folder(Path(sys.argv[1
         (tmp_path / name).write_text("kept")
     write_text(tmp_path / "c.txt", "")
     assert names(tmp_path) == sorted([*alive, *host, *mine, "c.txt"])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="needs namespaces of Linux")
+def test_what_lives_in_another_container_of_this_host_is_kept(tmp_path, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr(os, "readlink", lambda _: "pid:[1]")
+        host = files._host()
+    live = tmp_path / f".song.{2**22 + 1}-{host}00000000.tmp"  # no such process id here
+    live.mkdir()
+    dead = tmp_path / live.name.replace(host, files._HOST)
+    dead.mkdir()
+    write_text(tmp_path / "a.txt", "")
+    assert names(tmp_path) == [live.name, "a.txt"]
 
 
 def pid_of(name):
