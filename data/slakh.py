@@ -210,6 +210,8 @@ def quantise_sources(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, float
 
 def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
     names = tuple(fold_name(name) for name in sources)
+    if odd := [name for name in sources if re.search(r"[^\w\s()-]", name)]:
+        raise ValueError(f"sources has {odd[0]!r}, expected names of instrument classes")
     if len(names) < 2 or len(set(names)) < len(names) or "mixture" in names or "" in names:
         raise ValueError(
             f"sources are {list(sources)}, expected two or more different instrument classes, "

@@ -6,6 +6,7 @@ Samples are `[t, C]` float32 arrays.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import stat
 import subprocess
@@ -324,6 +325,12 @@ class _Bytes(io.RawIOBase):
         return self._file.read(min(size, end - self._position))
 
 
+_LIST = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|\[playlist\]|<\?xml|<MPD|<asx|<smil|v=0)", re.I
+)
+"""How text files begin that refer to other files or addresses, which ffmpeg would read."""
+
+
 def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path, str | None]:
     """Decode a format that libsndfile cannot read (m4a, aac, wma, a video's sound) to a float wav.
 
@@ -336,8 +343,13 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
         The wav, and the damage that ffmpeg reported, if any.
 
     Raises:
-        ValueError: ffmpeg is not installed, or cannot read it either.
+        ValueError: ffmpeg is not installed, or cannot read it either; or the file is a playlist.
     """
+    with open(path, "rb") as file:
+        if _LIST.match(file.read(1024)):
+            raise ValueError(
+                f"{path} cannot be read as audio: it is a playlist, name the files in it instead"
+            ) from reason
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         raise ValueError(
@@ -345,7 +357,16 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
             "aiff; install ffmpeg to read other formats (m4a, aac, wma)"
         ) from reason
     decoded = folder / "decoded.wav"
-    command = [ffmpeg, "-v", "error", "-nostdin", "-i", str(path.resolve())]
+    command = [
+        ffmpeg,
+        "-v",
+        "error",
+        "-nostdin",
+        "-protocol_whitelist",
+        "file",
+        "-i",
+        str(path.resolve()),
+    ]
     command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded)]
     result = subprocess.run(command, capture_output=True, check=False)
     lines = result.stderr.decode(errors="replace").strip().splitlines()

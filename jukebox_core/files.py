@@ -295,7 +295,7 @@ def check_owned(path: str | Path, owned: Mapping[str, str | None] | None = None)
             continue
         if name not in owned or file.is_symlink() or not file.is_file():
             raise FileExistsError(
-                f"{path} would be replaced, but holds {name}, which no former run wrote: "
+                f"{path} would be replaced, but holds {name}, which no former run recorded: "
                 "choose another output, or move the file"
             )
         if owned[name] is not None and owned[name] != sha256(file):

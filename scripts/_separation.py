@@ -207,10 +207,11 @@ def owned_files(folder: Path) -> dict[str, str | None]:
 
 
 def check_same_song(job: Job) -> None:
-    """Refuse a folder with the stems of another input.
+    """Refuse a folder with the stems of another input, or with stems that cannot be checked.
 
     Raises:
-        FileExistsError: a former run separated another file into the job's folder.
+        FileExistsError: a former run separated another file into the job's folder, or did not
+            record checksums, as earlier versions did.
     """
     record = _read_record(job.folder)
     if record is None:
@@ -222,6 +223,11 @@ def check_same_song(job: Job) -> None:
         raise FileExistsError(
             f"{job.path}: {job.folder} holds the stems of {before['path']}: choose another "
             "--output, or replace them with --overwrite"
+        )
+    if "files" not in record:
+        raise FileExistsError(
+            f"{job.path}: the stems in {job.folder} have no recorded checksums, so they may have "
+            "been edited: choose another --output, or replace them with --overwrite"
         )
 
 

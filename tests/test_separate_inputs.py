@@ -84,3 +84,16 @@ def test_a_disk_without_room_for_the_stems(tiny_models, tmp_path, capsys, form):
     assert said.startswith("error: ") and said.count("\n") == 1
     assert "File too large" in said and f".{form}" in said
     assert not list((tmp_path / "out").rglob("*.*"))
+
+
+@pytest.mark.parametrize(
+    "text", ("#EXTM3U\n#EXTINF:6,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {}\n")
+)
+def test_a_playlist_is_not_followed_to_other_files(tiny_models, tmp_path, capsys, text):
+    audio.save(tmp_path / "other.wav", 0.1 * torch.randn(1, 22_050), 22_050)
+    song = tmp_path / "song.m4a"
+    song.write_text(text.format(tmp_path / "other.wav"))
+    assert separate(tiny_models, tmp_path / "out", song) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and str(song) in said
+    assert not (tmp_path / "out").exists()

@@ -81,14 +81,18 @@ def test_what_was_put_to_finished_stems_is_kept(tiny_models, tmp_path, capsys, h
     assert mine.name in errors(capsys)[0] and everything(out) == before
 
 
-def test_records_without_checksums_say_what_may_be_replaced(tiny_models, tmp_path):
+def test_stems_without_checksums_need_overwrite(tiny_models, tmp_path, capsys):
     mixture, out = song(tmp_path / "a.wav"), tmp_path / "out"
     assert separate(tiny_models, out, mixture) == 0
     record = json.loads((out / "a" / RECORD).read_text())
     del record["files"]  # as earlier versions wrote it
     (out / "a" / RECORD).write_text(json.dumps(record))
     before = written(out)
-    assert separate(tiny_models, out, mixture, flags=("--seed", "1")) == 0
+    capsys.readouterr()
+    assert separate(tiny_models, out, mixture) == 0 and "finished in" in capsys.readouterr().out
+    assert separate(tiny_models, out, mixture, flags=("--seed", "1")) == 1
+    assert "checksums" in errors(capsys)[0] and written(out) == before
+    assert separate(tiny_models, out, mixture, flags=("--seed", "1", "--overwrite")) == 0
     assert written(out).keys() == before.keys() and written(out) != before
 
 
