@@ -73,7 +73,8 @@ class Args:
         require_fields(self, "max_seconds", above=0)
         require_fields(self, "max_megabytes", above=0, at_most=1_000_000)
         try:
-            known = bool(self.host.strip() and socket.getaddrinfo(self.host, self.port))
+            named = bool(self.host.strip()) and not self.host.isdecimal()  # 0 would be all networks
+            known = named and bool(socket.getaddrinfo(self.host, self.port))
         except (OSError, UnicodeError):
             known = False
         if not known:

@@ -29,7 +29,7 @@ BASE = "base"
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
     """alpha attn-order backoff bandwidth-seconds betas code-noise code-shifts commit compression
-    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip host
+    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
     init-scale keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
     multispectral port revival-threshold seed shifts silence-dbfs spectral split top-k
     transpose-semitones validate-batches warmup-steps weight weight-decay weights within
