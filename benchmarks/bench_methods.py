@@ -35,11 +35,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
+from jukebox_core.evaluation.estimates import choose_chunks, silence_rule
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.statistics import Interval, bootstrap_mean
 from scripts._cli import program
-from scripts._evaluation import choose_chunks, silence_rule
 from scripts._models import METHODS, Method, build_separator
 from scripts._results import aligned
 from scripts._settings import Settings, resolve

@@ -32,11 +32,11 @@ from jukebox_core.config import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.acceleration import Precision, accelerate, choose_dtype
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.protocols import JointPriors, Likelihood
-from jukebox_core.separation.sampling import AncestralSampler
-from lass.backoff import Marginals
 from lass.counts import Counts
 from lass.likelihood import WEIGHT, CountLikelihood, SmoothedLikelihood
+from lass.smoothing import Marginals
 from lqvae.likelihood import LatentGaussianLikelihood
 from scripts._cli import program
 

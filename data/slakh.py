@@ -3,7 +3,7 @@
 Reads the original and the redux release, BabySlakh, and anything in their layout (`data.layout`).
 Prefer redux: the original's split repeats songs across train and test, so scores on it flatter.
 
-    OUTPUT/manifest.json                                       see `jukebox_core.manifest`
+    OUTPUT/manifest.json                                       see `jukebox_core.datasets.manifest`
     OUTPUT/{train,validation,test}/TrackNNNNN/{bass,drums,mixture}.flac         mono, 24 bits
 
 The mixture is the mean of the sources (weights alpha = 1 / S), exactly: sources are rounded to
@@ -41,6 +41,7 @@ from data.layout import (
 )
 from jukebox_core import audio
 from jukebox_core.checks import require_fields
+from jukebox_core.datasets.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
 from jukebox_core.files import (
     atomic_folder,
     check_owned,
@@ -51,7 +52,6 @@ from jukebox_core.files import (
     sha256,
     write_json,
 )
-from jukebox_core.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
 from jukebox_core.separation.memory import free_bytes, is_out_of_memory
 
 __all__ = ["Prepared", "prepare", "quantise_sources"]

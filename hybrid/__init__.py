@@ -3,7 +3,7 @@
 The counts are few for the number of pairs. Since the objective makes the latent space linear, the
 geometry of the codes says something about pairs that were never counted: by default the counted
 likelihood is multiplied by the LQ-VAE's Gaussian kernel, a log-linear pool of both. Instead, or
-besides, it may fall back on the kernel (`hybrid.kernel`). Without the kernel it is LASS's
+besides, it may fall back on the kernel (`hybrid.smoothing`). Without the kernel it is LASS's
 likelihood as it is.
 """
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hybrid.kernel import Kernel
+from hybrid.smoothing import Kernel
 from jukebox_core.separation.protocols import Likelihood, PairScores
-from lass.backoff import BACKOFFS, MakeBackoff
 from lass.likelihood import BACKOFF
 from lass.likelihood import build_likelihood as build_counted
+from lass.smoothing import BACKOFFS, MakeBackoff
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
 from lqvae.likelihood import build_likelihood as build_gaussian
 from lqvae.objective import LinearisationObjective as Objective

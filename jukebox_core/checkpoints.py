@@ -2,7 +2,7 @@
 
     weights.safetensors   what inference needs: the averaged weights, the codebook buffers
     meta.json             kind, configuration, step, metrics, seed, command, versions
-    state.pt              everything that training continues from (`jukebox_core.trainer`)
+    state.pt              everything that training continues from (`jukebox_core.training.trainer`)
 
 Every file appears whole or not at all, and nothing is read through an open pickle.
 """
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from jukebox_core.checks import require
 from jukebox_core.config import MaskEstimatorConfig, PriorConfig, VQVAEConfig, from_dict
+from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.mask_estimator import MaskEstimator
 from jukebox_core.tensor_files import save_tensors
 from jukebox_core.vqvae.model import VQVAE
 

@@ -24,7 +24,7 @@ from jukebox_core.checks import require
 from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_replaceable, table_of, write_json
 from jukebox_core.separation.memory import free_bytes
-from lass.runs import HELD, Block, Run, SpoolRun, add_up, merged, merged_blocks, write_run
+from lass.external_sort import HELD, Block, Run, SpoolRun, add_up, merged, merged_blocks, write_run
 
 __all__ = [
     "BUFFER",

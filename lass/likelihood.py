@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 from jukebox_core.separation.protocols import PairScores
-from lass.backoff import Backoff, MakeBackoff, Marginals
 from lass.counts import Counts, load_counts, symmetrise
+from lass.smoothing import Backoff, MakeBackoff, Marginals
 
 WEIGHT = 3.0
 BACKOFF = 3.0

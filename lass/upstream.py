@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jukebox_core.upstream_tables import CountTable, read_counts, write_counts
+from jukebox_core.upstream.tables import CountTable, read_counts, write_counts
 from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
 
 _PARTS = ("first", "second", "mixture", "counts")

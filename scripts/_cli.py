@@ -61,6 +61,7 @@ def program(body: Callable[[Any], int | None]) -> Main:
     def main(argv: Sequence[str] | None = None) -> int:
         args_type = get_type_hints(body)["args"]
         path = Path(body.__code__.co_filename)
+        path = path.parent if path.stem == "program" else path
         prog = f"python -m {path.parent.name}.{path.stem}"
         doc = body.__globals__.get("__doc__")
         _never_fail_to_print()

@@ -38,14 +38,14 @@ from jukebox_core.config import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.calibration import load_calibration
 from jukebox_core.separation.choices import make_average, make_pick
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.protocols import Likelihood, Sampler
-from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.samplers import make_sampler
 from jukebox_core.separation.separator import Separator, Sizes
-from jukebox_core.separation.strategies import make_sampler
 from jukebox_core.vqvae.model import VQVAE
-from lass.backoff import BACKOFFS
 from lass.counts import CountsFile
 from lass.likelihood import BACKOFF
+from lass.smoothing import BACKOFFS
 from lqvae.likelihood import SIGMA
 from lqvae.sums import load_sums
 from scripts._settings import BackoffName, Settings, resolve

@@ -25,13 +25,10 @@ import torch
 
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import fingerprint
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import atomic_path, check_replaceable
-from jukebox_core.manifest import load_manifest
 from lqvae.sums import load_sums
 from scripts import demo
-from scripts._report_audio import PLAYERS, examples
-from scripts._report_page import document
-from scripts._report_plots import scatter, spectrogram
 from scripts._results import (
     NAMES,
     SEED_TABLE,
@@ -42,6 +39,9 @@ from scripts._results import (
     line_name,
     sources_of,
 )
+from scripts.report.page import document
+from scripts.report.players import PLAYERS, examples
+from scripts.report.plots import scatter, spectrogram
 
 __all__ = [
     "SIZES",

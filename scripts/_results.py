@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jukebox_core.separation.statistics import Interval, bootstrap_mean
+from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
 
 METRICS = ("sdr_seed", "sdr", "si_sdr", "si_sdri")
 MUSEVAL = "sdr_museval"  # a fifth, with --museval

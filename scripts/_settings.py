@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from jukebox_core.checks import require, require_choice
+from jukebox_core.separation.ancestral import check_temperature
 from jukebox_core.separation.choices import AverageName, PickName
-from jukebox_core.separation.refinement import check_compression, check_n_fft, check_power
-from jukebox_core.separation.sampling import check_temperature
-from jukebox_core.separation.strategies import OPTIONS, STRATEGIES, Strategy
+from jukebox_core.separation.mask import check_compression, check_n_fft, check_power
+from jukebox_core.separation.samplers import OPTIONS, STRATEGIES, Strategy
 from jukebox_core.separation.truncation import check_top_k, check_top_p
 from lass.likelihood import BACKOFF, check_backoff, check_weight
 from lqvae.likelihood import check_sigma

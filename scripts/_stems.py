@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from jukebox_core.audio_stream import AudioReader, AudioWriter, Survey, survey
+from jukebox_core.audio.stream import AudioReader, AudioWriter, Survey, survey
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import Progress
 from jukebox_core.separation.uncertainty import Uncertainty

@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from jukebox_core.checkpoints import META, STATE, begin_run, load_meta, open_run, provenance
 from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import PRESETS, OptimConfig, Preset, TrainConfig, to_dict
-from jukebox_core.datasets import Batches, Items, split_for_validation
-from jukebox_core.manifest import Manifest, Track, load_manifest
-from jukebox_core.media import Clips, MediaTracker
-from jukebox_core.runtime import Precision, launch, make_fabric, seed_everything, set_threads
+from jukebox_core.datasets.crops import Batches, Items, split_for_validation
+from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.snapshots import Snapshots
-from jukebox_core.tracking import (
+from jukebox_core.training.audio_logging import Clips, MediaTracker
+from jukebox_core.training.distributed import (
+    Precision,
+    launch,
+    make_fabric,
+    seed_everything,
+    set_threads,
+)
+from jukebox_core.training.memory import crops_that_fit, require_memory
+from jukebox_core.training.tracking import (
     ConsoleTracker,
     CsvTracker,
     Tracker,
@@ -30,8 +37,7 @@ from jukebox_core.tracking import (
     WandbConfig,
     WandbTracker,
 )
-from jukebox_core.trainer import CollapseWatch, Trainer
-from jukebox_core.training_memory import crops_that_fit, require_memory
+from jukebox_core.training.trainer import CollapseWatch, Trainer
 from scripts._cli import program
 
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]

@@ -27,13 +27,13 @@ import torch
 from jukebox_core.checkpoints import load_codec, provenance
 from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import PRESETS, TrainConfig
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.bootstrap import paired_difference
+from jukebox_core.evaluation.estimates import Chunk, choose_chunks, silence_rule
+from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
-from jukebox_core.manifest import load_manifest
-from jukebox_core.separation.metrics import sdr
-from jukebox_core.separation.statistics import paired_difference
-from jukebox_core.tracking import METRICS, read_metrics
+from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
-from scripts._evaluation import Chunk, choose_chunks, silence_rule
 from scripts._results import aligned, find_row, load_results, series
 from scripts.demo import Runner, Stage
 

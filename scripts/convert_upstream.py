@@ -28,14 +28,14 @@ from typing import Any, Literal
 import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec
-from jukebox_core.upstream import (
+from jukebox_core.upstream.checkpoints import (
     export_codec,
     export_prior,
     import_codec,
     import_prior,
     read_checkpoint,
 )
-from jukebox_core.upstream_tables import check_new, read_sums, write_sums
+from jukebox_core.upstream.tables import check_new, read_sums, write_sums
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import load_counts, save_counts
 from lass.upstream import read_original_counts, write_original_counts

@@ -35,11 +35,10 @@ from tqdm import tqdm
 
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.checks import require_fields
-from jukebox_core.manifest import Manifest, Track, load_manifest
-from jukebox_core.runtime import Ranks, set_threads
+from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.separation.memory import free_bytes
+from jukebox_core.training.distributed import Ranks, set_threads
 from jukebox_core.vqvae.model import VQVAE
-from lass.counting import KEPT, PairCounting, Triples
 from lass.counts import (
     BUFFER,
     CountsFile,
@@ -48,6 +47,7 @@ from lass.counts import (
     check_spool,
     merge_counts,
 )
+from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 from scripts._models import pick_device
 

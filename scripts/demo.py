@@ -24,10 +24,10 @@ from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
 from jukebox_core.files import check_replaceable, write_json
 from scripts._cli import program
-from scripts._evaluation_outputs import EXAMPLES, Outputs
 from scripts._models import FAMILY, METHODS
-from scripts._report_page import is_report
 from scripts._results import NAMES, format_table, load_results
+from scripts.evaluate.outputs import EXAMPLES, Outputs
+from scripts.report.page import is_report
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")

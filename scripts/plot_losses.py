@@ -16,10 +16,10 @@ from typing import Literal
 
 from matplotlib.figure import Figure
 
+from jukebox_core.evaluation.figures import is_figure_of, save_figure
 from jukebox_core.files import check_replaceable
-from jukebox_core.tracking import METRICS, Row, read_metrics
+from jukebox_core.training.tracking import METRICS, Row, read_metrics
 from scripts._cli import program
-from scripts._figures import is_figure_of, save_figure
 
 FAMILIES = {"reconstruction": "LASS", "linearisation": "LQ-VAE and hybrid"}
 SPLITS = {"train": "train", "test": "validation"}

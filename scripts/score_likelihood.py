@@ -4,9 +4,10 @@
 
 Pairs of the same song and place are encoded, sources and mixture, and every variant is asked for
 the mixture's code: bits per code (fewer are better; blind guessing costs log2 K), and bits about
-the pair at several lambdas (more are better), see `lass.information`. Nothing is trained or chosen
-here; the songs are those of the validation split. Every row is normalised over the mixture's codes.
-Where they separate, the Gaussian and what is multiplied by it (times kernel) are not.
+the pair at several lambdas (more are better), see `jukebox_core.evaluation.likelihood`. Nothing is
+trained or chosen here; the songs are those of the validation split. Every row is normalised over
+the mixture's codes. Where they separate, the Gaussian and what is multiplied by it (times kernel)
+are not.
 
     python -m scripts.score_likelihood --models ... --data ... --counts gains.safetensors
 
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from hybrid import PooledLikelihood
-from hybrid.kernel import Kernel
+from hybrid.smoothing import Kernel
 from jukebox_core.checkpoints import (
     fingerprint,
     load_codec,
@@ -38,16 +39,16 @@ from jukebox_core.checkpoints import (
     provenance,
 )
 from jukebox_core.checks import require_fields
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.likelihood import Information, pair_logs
 from jukebox_core.files import check_replaceable, json_with, write_json
-from jukebox_core.manifest import load_manifest
-from jukebox_core.runtime import set_threads
 from jukebox_core.separation.memory import free_bytes
 from jukebox_core.separation.protocols import Likelihood
-from lass.backoff import Marginals, Overall
-from lass.counting import PairCounting
+from jukebox_core.training.distributed import set_threads
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
-from lass.information import Information, pair_logs
 from lass.likelihood import CountLikelihood, SmoothedLikelihood, check_strength, check_weight
+from lass.smoothing import Marginals, Overall
+from lass.triples import PairCounting
 from lqvae.likelihood import LatentGaussianLikelihood, check_sigma
 from lqvae.sums import load_sums
 from scripts._cli import program

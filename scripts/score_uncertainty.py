@@ -24,15 +24,15 @@ from torch import Tensor
 
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.bootstrap import bootstrap_mean
+from jukebox_core.evaluation.estimates import Chunk, choose_chunks, one_of, silence_rule
 from jukebox_core.files import check_replaceable, json_with, write_json
-from jukebox_core.manifest import load_manifest
-from jukebox_core.runtime import set_threads
-from jukebox_core.separation.refinement import stft
+from jukebox_core.separation.mask import stft
 from jukebox_core.separation.selection import Candidates, PosteriorMean
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.statistics import bootstrap_mean
+from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
-from scripts._evaluation import Chunk, choose_chunks, one_of, silence_rule
 from scripts._models import Method, build_separator
 from scripts._results import aligned
 

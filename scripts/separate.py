@@ -23,16 +23,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from jukebox_core.audio_stream import open_audio
+from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
-from jukebox_core.runtime import Ranks, set_threads
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
+from jukebox_core.training.distributed import Ranks, set_threads
 from scripts._cli import program
-from scripts._models import FAMILY, Method, build_separator
-from scripts._separation import (
+from scripts._inputs import (
     Failure,
     Job,
     assign,
@@ -44,6 +43,7 @@ from scripts._separation import (
     owned_files,
     write_record,
 )
+from scripts._models import FAMILY, Method, build_separator
 from scripts._settings import Settings, resolve
 from scripts._stems import examined, failure, write_stems
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jukebox_core.config import MaskEstimatorConfig, to_dict
-from jukebox_core.datasets import Augmentation, CropDataset, collate
-from jukebox_core.separation.mask_estimator import MaskEstimator
-from jukebox_core.separation.mask_objective import MaskObjective
+from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.evaluation.mask_estimator import MaskEstimator
+from jukebox_core.evaluation.mask_objective import MaskObjective
 from scripts import _training as training
 
 STANDARDISED_ON = 64

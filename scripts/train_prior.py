@@ -26,8 +26,8 @@ import torch
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
 from jukebox_core.checks import require_fields
 from jukebox_core.config import PriorConfig, to_dict
-from jukebox_core.datasets import Augmentation, CropDataset
-from jukebox_core.manifest import Track
+from jukebox_core.datasets.crops import Augmentation, CropDataset
+from jukebox_core.datasets.manifest import Track
 from jukebox_core.prior.codes import CodeDataset, encode_songs
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective

@@ -24,10 +24,10 @@ from typing import Literal
 from jukebox_core.checkpoints import META, STATE, load_meta
 from jukebox_core.checks import require_fields
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig, from_dict, to_dict
-from jukebox_core.datasets import Augmentation, CropDataset, collate
-from jukebox_core.losses import BandwidthMeter
-from jukebox_core.media import reconstructions
-from jukebox_core.trainer import CollapseWatch
+from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.training.audio_logging import reconstructions
+from jukebox_core.training.trainer import CollapseWatch
+from jukebox_core.vqvae.losses import BandwidthMeter
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective

@@ -23,7 +23,7 @@ from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import PRESETS, Bandwidths, LossConfig, Preset
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.training_memory import SHARE, TrainingBytes, fake_tensors, training_bytes
+from jukebox_core.training.memory import SHARE, TrainingBytes, fake_tensors, training_bytes
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective

@@ -28,13 +28,13 @@ from typing import Any
 
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_choice, require_fields
+from jukebox_core.evaluation.bootstrap import paired_difference
 from jukebox_core.files import check_replaceable, json_with, write_json
-from jukebox_core.separation.refinement import RatioMask
-from jukebox_core.separation.statistics import paired_difference
+from jukebox_core.separation.mask import RatioMask
 from scripts._cli import program
 from scripts._models import FAMILY, METHODS, Method, refinement_of, sizes_of
 from scripts._settings import tuned_path
-from scripts._study import Draw, Refined, Scores, Study, run_draws
+from scripts._sweep import Draw, Refined, Scores, Study, run_draws
 
 GRIDS: Mapping[Method, Mapping[str, Sequence[Any]]] = {
     "lqvae": {

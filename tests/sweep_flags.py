@@ -136,7 +136,7 @@ def import_all() -> None:
     for name in site_flags.names():
         importlib.import_module(f"scripts.{name}")
     with contextlib.suppress(ImportError):
-        importlib.import_module("scripts._app_blocks")
+        importlib.import_module("scripts.app.blocks")
 
 
 def all_cases(programs: Sequence[str] = ()) -> Iterator[Case]:

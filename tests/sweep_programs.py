@@ -76,7 +76,6 @@ BASES: Mapping[str, Base] = {
         " --codes 128 --n-fft 256 --device cpu"
     ),
     "check_parity": Base("--fixtures in/fixtures --output out.json --markdown out.md"),
-    "compare_rows": Base("in/ablation.json", writes=("in/ablation.json",)),
     "convert_upstream": Base(
         "--kind codec --input in/codec.pth.tar --output out",
         instead={

@@ -18,11 +18,11 @@ from browsing import DESKTOP, PHONE, Watched, free_port
 from test_separate_script import BAD, FAST, bad_mixture, music
 
 from jukebox_core import audio
-from jukebox_core.audio_stream import open_audio
+from jukebox_core.audio.stream import open_audio
 from scripts import app, separate
 from scripts._models import METHODS, build_separator
-from scripts._overview import COLUMNS, ROWS, levels
-from scripts._studio import Cancelled, Job, Limits, Refused, Studio, usable
+from scripts.app.jobs import Cancelled, Job, Limits, Refused, Studio, usable
+from scripts.app.pictures import COLUMNS, ROWS, levels
 
 REPOSITORY = Path(__file__).parent.parent
 SONG = "Ünı  mix (1) 音 & b's.wav"
@@ -181,7 +181,7 @@ def test_pictures_of_any_length_show_tones_where_they_are(tmp_path):
 
 def test_what_goes_wrong_gives_the_button_back(tmp_path):
     pytest.importorskip("gradio")
-    from scripts import _app_blocks
+    from scripts.app import blocks
 
     def broken(method):
         raise RuntimeError("out of <memory>")
@@ -190,7 +190,7 @@ def test_what_goes_wrong_gives_the_button_back(tmp_path):
     job = studio.submit(tmp_path / "m.wav", "hybrid")
     with pytest.raises(RuntimeError):
         job.result()
-    said, _, start, stop, running = _app_blocks._ended(job)
+    said, _, start, stop, running = blocks._ended(job)
     studio.close()
     assert "RuntimeError: out of &lt;memory&gt;" in said and running is None
     assert start["visible"] and not stop["visible"]

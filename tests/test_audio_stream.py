@@ -10,7 +10,7 @@ import torch
 from full_disk import files_up_to
 
 from jukebox_core import audio
-from jukebox_core.audio_stream import AudioWriter, Resampler, open_audio, survey
+from jukebox_core.audio.stream import AudioWriter, Resampler, open_audio, survey
 
 RATE = 22_050
 
@@ -62,7 +62,7 @@ def test_a_wav_that_is_to_grow_beyond_4_gib_is_rf64(tmp_path):
 
 
 def test_a_wav_that_grows_beyond_its_format_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("jukebox_core.audio_stream._WAV_LIMIT", 3_000_000)
+    monkeypatch.setattr("jukebox_core.audio.stream._WAV_LIMIT", 3_000_000)
     with AudioWriter(tmp_path / "x.wav", RATE, 1) as writer:
         writer.write(noise(1, 700_000))
         with pytest.raises(ValueError, match=r"x\.wav grows beyond the 4 GiB .* write flac"):

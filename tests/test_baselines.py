@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from jukebox_core.separation.baselines import hpss, ideal_ratio_mask, mixture_as_estimate
-from jukebox_core.separation.metrics import sdr
-from jukebox_core.separation.nmf import nmf
-from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.evaluation.baselines import hpss, ideal_ratio_mask, mixture_as_estimate
+from jukebox_core.evaluation.metrics import sdr
+from jukebox_core.evaluation.nmf import nmf
+from jukebox_core.separation.mask import RatioMask
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
 
@@ -98,7 +98,7 @@ def test_nmf_is_the_same_again_and_in_a_batch(sources):
 
 def test_nmf_shares_a_component_as_its_parts_under_the_median_filters(sources, monkeypatch):
     """With one component the masks are constant: p^4 : (1 - p)^4, p that of |Y|'s fit."""
-    monkeypatch.setattr("jukebox_core.separation.nmf.COMPONENTS", 1)
+    monkeypatch.setattr("jukebox_core.evaluation.nmf.COMPONENTS", 1)
     mixture = mix(sources)
     window = torch.hann_window(2048)
     spectrum = torch.stft(

@@ -8,15 +8,15 @@ import scipy.optimize
 import torch
 
 from jukebox_core.checkpoints import fingerprint, load_codec
-from jukebox_core.datasets import CropDataset
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.crops import CropDataset
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.separation.calibration import (
     Calibration,
     CalibrationMeter,
     load_calibration,
     save_calibration,
 )
-from jukebox_core.separation.refinement import RatioMask, stft
+from jukebox_core.separation.mask import RatioMask, stft
 from scripts import calibrate
 from scripts._models import build_separator
 

@@ -22,17 +22,17 @@ from jukebox_core.config import (
     TrainConfig,
     VQVAEConfig,
 )
-from jukebox_core.datasets import Augmentation
-from jukebox_core.losses import reconstruction_terms
-from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.datasets.crops import Augmentation
+from jukebox_core.evaluation.mask_estimator import MaskEstimator
+from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.runtime import seed_everything
-from jukebox_core.separation.mask_estimator import MaskEstimator
-from jukebox_core.separation.mask_objective import MaskObjective
+from jukebox_core.training.distributed import seed_everything
+from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.training.wandb import WandbConfig
+from jukebox_core.vqvae.losses import reconstruction_terms
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
-from jukebox_core.wandb_tracker import WandbConfig
 from scripts import ablate_training, train_mask, train_prior, train_vqvae, training_memory
 
 TINY = PRESETS["tiny"]

@@ -12,7 +12,6 @@ from test_count_scripts import K, codec, flags  # noqa: F401 (a fixture)
 from test_lass_counts import triples
 from test_prepare_slakh import tree
 
-from lass.counting import PairCounting
 from lass.counts import (
     CountsFile,
     TripleCounter,
@@ -21,6 +20,7 @@ from lass.counts import (
     merge_counts,
     save_counts,
 )
+from lass.triples import PairCounting
 from lqvae.sums import save_sums
 from scripts import calibrate, count_sums, precompute_sums
 
@@ -292,7 +292,7 @@ def test_values_that_cannot_be_counted_with_are_refused_before_any_work(
 
 
 def test_memory_is_asked_before_pairs_are_drawn(codec, tiny_data, tmp_path, capsys, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("lass.counting.free_bytes", lambda device: 1 << 10)
+    monkeypatch.setattr("lass.triples.free_bytes", lambda device: 1 << 10)
     line = refused(capsys, count_sums.main, flags(codec, tiny_data, tmp_path / "counts"))
     assert "pairs is 2 and crop 64" in line and list(tmp_path.iterdir()) == []
 

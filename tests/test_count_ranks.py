@@ -17,8 +17,8 @@ import pytest
 from tqdm import tqdm
 
 from lass import load_counts
-from lass.counting import Triples
 from lass.counts import TripleCounter
+from lass.triples import Triples
 from scripts import count_sums
 
 REPOSITORY = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ import torch
 from benchmarks import bench_counting
 from jukebox_core.checkpoints import fingerprint, load_codec, save_model
 from jukebox_core.config import PRESETS
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.vqvae.model import VQVAE
 from lass import build_likelihood, load_counts
-from lass.counting import PairCounting
 from lass.counts import TripleCounter
+from lass.triples import PairCounting
 from lqvae.sums import code_sums, load_sums
 from scripts import count_sums, precompute_sums
 

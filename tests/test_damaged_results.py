@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_runs import write_runs
 
-from scripts import compare_rows, report
+from scripts import report
 from scripts.ablate import compare
 
 BAD = st.sampled_from([None, 0, -1, 1e30, math.nan, 10**25, True, "", "nonsense", [], {}, [None]])
@@ -76,22 +76,6 @@ def runs(tmp_path_factory):
     folder = write_runs(tmp_path_factory.mktemp("runs"))
     (folder / "ablation").mkdir()
     return folder
-
-
-def test_the_made_up_ablation_is_one(file):
-    file.write_text(json.dumps(ablation()))
-    assert not refused(compare_rows.main, [str(file)], file.name)
-    assert json.loads(file.read_text()) == ablation()
-
-
-@settings(max_examples=150)
-@given(st.sampled_from(list(places(ablation()))), BAD)
-def test_an_ablation_is_rewritten_or_left_as_it_is(file, place, value):
-    file.write_text(json.dumps(changed(ablation(), place, value)))
-    before = file.read_text()
-    if refused(compare_rows.main, [str(file)], file.name):
-        assert file.read_text() == before
-    assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 @settings(max_examples=8)

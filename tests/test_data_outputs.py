@@ -14,8 +14,8 @@ from test_prepare_slakh import tree, write_track
 from test_synthetic import BEAT, LINE, write_midi
 
 from data import slakh
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import sha256
-from jukebox_core.manifest import load_manifest
 from scripts.make_synthetic import main as make_synthetic
 from scripts.prepare_slakh import main as prepare_slakh
 

@@ -18,7 +18,7 @@ from data import synthetic
 from data.layout import assign_splits, check_workers
 from data.slakh import prepare
 from data.synthetic import make_synthetic
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 from scripts import make_synthetic as make_script
 from scripts import prepare_slakh as prepare_script
 

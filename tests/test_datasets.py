@@ -9,7 +9,7 @@ import torch
 from conftest import RATE, tone_and_noise, write_data_set
 
 from jukebox_core import audio
-from jukebox_core.datasets import (
+from jukebox_core.datasets.crops import (
     AudioCache,
     Augmentation,
     Batches,
@@ -18,7 +18,7 @@ from jukebox_core.datasets import (
     hold_out,
     split_for_validation,
 )
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 
 CROP = 2048
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior import kernels as kernels_module
 from jukebox_core.prior.cache import LayerCache
-from jukebox_core.prior.decoder import CpuDecoder
+from jukebox_core.prior.cpu import CpuDecoder
 from jukebox_core.prior.kernels import CompiledKernels, TorchKernels, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior
 

@@ -15,9 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jukebox_core import audio, mpeg_frames
-from jukebox_core.audio_stream import open_audio, survey
-from jukebox_core.mpeg_frames import find_stretches
+from jukebox_core import audio
+from jukebox_core.audio import mpeg_frames
+from jukebox_core.audio.mpeg_frames import find_stretches
+from jukebox_core.audio.stream import open_audio, survey
 
 RATE = 44_100
 SECONDS = 4
@@ -459,7 +460,7 @@ def test_only_files_are_opened(tmp_path):
 
 
 def test_an_error_of_the_disk_is_told(tmp_path, monkeypatch):
-    from jukebox_core import decoding
+    from jukebox_core.audio import decoding
 
     def broken(self, size):
         raise OSError(5, "Input/output error")

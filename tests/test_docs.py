@@ -36,6 +36,12 @@ TAGS = set(
 )
 
 
+def programs():
+    """{name of a program: the file with its flags}."""
+    files = [*(ROOT / "scripts").glob("[!_]*.py"), *(ROOT / "scripts").glob("*/program.py")]
+    return {p.parent.name if p.stem == "program" else p.stem: p for p in sorted(files)}
+
+
 def modules():
     """{dotted name: path} of the public modules."""
     found = {}
@@ -145,7 +151,7 @@ def test_equations_are_mathml(site):
 def test_every_command_has_its_flags(site):
     page = (site / "commands.html").read_text(encoding="utf-8")
     text = re.sub(r"<[^>]+>", "", page)
-    scripts = {path.stem for path in (ROOT / "scripts").glob("[!_]*.py")}
+    scripts = set(programs())
     assert scripts <= read(site / "commands.html").ids
     for name in scripts:
         for flag in known_flags(f"scripts.{name}") - {"--help"}:
@@ -213,14 +219,15 @@ def test_links_lead_somewhere_on_a_git_host():
 def test_the_page_of_commands_knows_them_all():
     listed = rows((DOCS / "commands.md").read_text(encoding="utf-8"))
     found = {}
-    for path in sorted((ROOT / "scripts").glob("[!_]*.py")):
+    for name, path in programs().items():
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0]
-        found[f"[`{path.stem}`](../scripts/{path.name})"] = [" ".join(about.split())]
+        link = path.relative_to(ROOT).as_posix()
+        found[f"[`{name}`](../{link})"] = [" ".join(about.split())]
     assert {name: listed.get(name) for name in found} == found
 
 
 def test_the_commands_in_docstrings_have_these_flags():
-    for path in (ROOT / "scripts").glob("[!_]*.py"):
+    for path in programs().values():
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         for module, words in calls(about):
             unknown = flags(words) - known_flags(module)

@@ -11,14 +11,15 @@ import torch
 
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import load_mask_estimator
-from jukebox_core.manifest import load_manifest
-from jukebox_core.separation.metrics import sdr
-from jukebox_core.separation.statistics import bootstrap_mean
-from scripts import _evaluation_run, evaluate, train_mask
-from scripts._evaluation import choose_chunks, museval_sdr
-from scripts._evaluation_run import Run
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.bootstrap import bootstrap_mean
+from jukebox_core.evaluation.estimates import choose_chunks, museval_sdr
+from jukebox_core.evaluation.metrics import sdr
+from scripts import evaluate, train_mask
 from scripts._models import build_separator
 from scripts._results import METRICS, chunk_value, difference
+from scripts.evaluate import scoring
+from scripts.evaluate.scoring import Run
 from tests.conftest import tone_and_noise, write_data_set
 
 SOURCES = ("bass", "drums")
@@ -226,7 +227,7 @@ def test_same_seed_same_numbers_and_a_stopped_run_goes_on(
     assert (tmp_path / "stopped.json.parts" / "lqvae.json").is_file()
 
     with monkeypatch.context() as patch:
-        patch.setattr(_evaluation_run, "system_estimates", _stop)  # it must not be done again
+        patch.setattr(scoring, "system_estimates", _stop)  # it must not be done again
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 0
     resumed = json.loads((tmp_path / "stopped.json").read_text())
     assert strip(resumed) == strip(whole)

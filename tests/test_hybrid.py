@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import hybrid
-from hybrid.kernel import Kernel
-from lass.backoff import Overall
+from hybrid.smoothing import Kernel
 from lass.counts import count_triples, load_counts, save_counts, symmetrise
 from lass.likelihood import SmoothedLikelihood
 from lass.likelihood import build_likelihood as build_counted
+from lass.smoothing import Overall
 from lqvae import LatentGaussianLikelihood, LinearisationObjective, code_sums
 from lqvae.sums import save_sums
 

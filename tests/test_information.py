@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.kernel import SHARE, Kernel
-from lass.backoff import Marginals, Overall
+from hybrid.smoothing import SHARE, Kernel
+from jukebox_core.evaluation.likelihood import pair_logs
 from lass.counts import count_triples
-from lass.information import pair_logs
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
+from lass.smoothing import Marginals, Overall
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import code_sums
 

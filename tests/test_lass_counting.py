@@ -6,10 +6,10 @@ import torch
 
 from jukebox_core import audio
 from jukebox_core.config import PRESETS
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.prior.codes import encode_long
 from jukebox_core.vqvae.model import VQVAE
-from lass.counting import PairCounting, _Songs
+from lass.triples import PairCounting, _Songs
 
 PLAN = PairCounting(pairs=3, crop=64, shifts=4, seed=5)
 

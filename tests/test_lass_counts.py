@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lass import counts as module
-from lass import runs as runs_module
+from lass import external_sort as runs_module
 from lass.counts import (
     CountsFile,
     TripleCounter,
@@ -23,7 +23,7 @@ from lass.counts import (
     symmetrise,
     to_keys,
 )
-from lass.runs import SpoolRun, merged_blocks, write_run
+from lass.external_sort import SpoolRun, merged_blocks, write_run
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 9

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from jukebox_core.separation.protocols import Likelihood
-from lass.backoff import BACKOFFS, Marginals, Overall
 from lass.counts import count_triples, save_counts, symmetrise
 from lass.likelihood import CountLikelihood, SmoothedLikelihood, build_likelihood
+from lass.smoothing import BACKOFFS, Marginals, Overall
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 7

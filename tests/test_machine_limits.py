@@ -13,12 +13,13 @@ import pytest
 import torch
 from test_trainer import Noise
 
-from jukebox_core import batches as batches_module
-from jukebox_core import runtime, training_memory
 from jukebox_core.config import PRESETS, Bandwidths, LossConfig
-from jukebox_core.datasets import Batches
-from jukebox_core.runtime import make_fabric, set_threads
-from jukebox_core.training_memory import require_memory
+from jukebox_core.datasets import batches as batches_module
+from jukebox_core.datasets.crops import Batches
+from jukebox_core.training import distributed as runtime
+from jukebox_core.training import memory as training_memory
+from jukebox_core.training.distributed import make_fabric, set_threads
+from jukebox_core.training.memory import require_memory
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from scripts import train_prior, train_vqvae

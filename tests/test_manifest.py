@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from jukebox_core import audio
+from jukebox_core.datasets.manifest import load_manifest, verify_checksums
 from jukebox_core.files import sha256
-from jukebox_core.manifest import load_manifest, verify_checksums
 
 SOURCES = ("bass", "drums")
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.batches import collate
 from jukebox_core.config import PRESETS
-from jukebox_core.media import (
+from jukebox_core.datasets.batches import collate
+from jukebox_core.training.audio_logging import (
     FLOOR,
     MediaTracker,
     decibels,
@@ -151,8 +151,12 @@ def test_reconstructions_are_of_the_first_item_of_every_row():
 
 
 def test_the_picture_library_is_loaded_with_the_first_picture():
-    code = "import sys, jukebox_core.media, jukebox_core.tracking; print(sorted(sys.modules))"
+    names = "audio_logging, tracking"
+    code = f"import sys; from jukebox_core.training import {names}; print(sorted(sys.modules))"
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert "'jukebox_core.media'" in result.stdout and "'matplotlib'" not in result.stdout
+    assert (
+        "'jukebox_core.training.audio_logging'" in result.stdout
+        and "'matplotlib'" not in result.stdout
+    )

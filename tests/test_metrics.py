@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukebox_core.separation.metrics import framewise_sdr, sdr, si_sdr, si_sdri
+from jukebox_core.evaluation.metrics import framewise_sdr, sdr, si_sdr, si_sdri
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", ROOT.parent / "shared"))

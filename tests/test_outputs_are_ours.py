@@ -22,14 +22,13 @@ from matplotlib.figure import Figure
 from original_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
 
 from jukebox_core import audio
-from jukebox_core.upstream import export_codec, import_codec
+from jukebox_core.evaluation.figures import is_figure_of
+from jukebox_core.upstream.checkpoints import export_codec, import_codec
 from scripts import (
-    _evaluation_run,
     _notebook,
     ablate,
     ablate_training,
     check_parity,
-    compare_rows,
     demo,
     evaluate,
     plot_losses,
@@ -38,11 +37,11 @@ from scripts import (
     score_uncertainty,
     tune,
 )
-from scripts._evaluation_outputs import Outputs
-from scripts._figures import is_figure_of
-from scripts._parity import Row
 from scripts._settings import tuned_path
-from scripts._study import Draw, Oracle, Study, run_draws
+from scripts._sweep import Draw, Oracle, Study, run_draws
+from scripts.check_parity.fixtures import Row
+from scripts.evaluate import scoring
+from scripts.evaluate.outputs import Outputs
 
 REPOSITORY = Path(__file__).parent.parent
 MINE = b"not ours"
@@ -195,7 +194,7 @@ def test_an_evaluation_that_was_stopped_knows_its_examples(
     assert evaluate.main(evaluation(tiny_models, tiny_data, out, "--examples", "2")) == 0
     mine = put(tmp_path / "test_audio" / "mine.flac")
     with monkeypatch.context() as patch:
-        patch.setattr(_evaluation_run, "write_json", stop)  # of a part: the examples are written
+        patch.setattr(scoring, "write_json", stop)  # of a part: the examples are written
         other = evaluation(tiny_models, tiny_data, out, "--examples", "1", "--seed", "1")
         other = [flag.replace("lqvae", "hybrid") for flag in other]
         assert evaluate.main(other) == 130
@@ -385,7 +384,7 @@ def test_tune(models, tiny_data, tmp_path, capsys, monkeypatch):
     for _ in range(2):
         assert tune.main([str(flag) for flag in flags]) == 0
     (scores,) = models.glob("tuned/lqvae.parts/*.json")
-    monkeypatch.setattr("scripts._study.build_separator", never)
+    monkeypatch.setattr("scripts._sweep.build_separator", never)
     put(scores)
     refused(capsys, tmp_path, tune.main, flags, scores)
     put(tuned_path(models, "lqvae"), {"options": {"sigma": 0.3}})  # chosen by hand
@@ -398,7 +397,7 @@ def test_scores_of_draws_replace_scores_alone(tiny_models, tiny_data, tmp_path, 
     run_draws(study, draws, tmp_path, 1)
     (path,) = tmp_path.iterdir()
     put(path, {"values": "mine"})
-    monkeypatch.setattr("scripts._study.build_separator", never)
+    monkeypatch.setattr("scripts._sweep.build_separator", never)
     with pytest.raises(FileExistsError, match=path.name):
         run_draws(study, draws, tmp_path, 1)
     assert json.loads(path.read_text()) == {"values": "mine"}
@@ -439,30 +438,6 @@ def test_an_ablation_goes_on_over_its_own(tmp_path):
     put(tmp_path / "ablation.json", {"rows": rows, "comparisons": [], "files": ["ablation.png"]})
     with pytest.raises(FileExistsError, match=r"ablation\.png"):
         ablate.check_outputs(tmp_path, ("bass", "drums"))
-
-
-def test_compare_rows(tmp_path, capsys):
-    own = tmp_path / "ablation.json"
-    shutil.copy(REPOSITORY / "docs" / "data" / "ablation.json", own)
-    stored = json.loads(own.read_text())
-    rows = [row for row in stored["rows"] if row["row"].endswith("default: refined")]
-    put(own, stored | {"rows": rows, "comparisons": []})
-    before = own.read_bytes()
-    assert compare_rows.main([str(own)]) == 0
-    assert len(json.loads(own.read_text())["comparisons"]) == 2
-    own.write_bytes(before)
-    mine = [
-        put(tmp_path / "0.json", {"rows": []}),
-        put(tmp_path / "1.json", {"rows": [], "comparisons": []}),
-        put(tmp_path / "2.json", {"rows": [{"row": 1}], "comparisons": []}),
-        put(tmp_path / "3.json", {"rows": [{"row": "a", "chunks": 3}], "comparisons": []}),
-        put(tmp_path / "4.json", {"rows": [{"method": "lass"}], "meta": {}}),
-        put(tmp_path / "5.json"),
-        tmp_path / "none.json",
-        *odd_outputs(tmp_path, ".json"),
-    ]
-    for path in mine:  # and the good one before it is not rewritten either
-        refused(capsys, tmp_path, compare_rows.main, [own, path])
 
 
 def test_ablate_training(tiny_data, tmp_path, capsys, monkeypatch):
@@ -647,8 +622,9 @@ def test_a_killed_evaluation_is_repeated(tiny_models, tiny_data, tmp_path):
     out = tmp_path / "test.json"
     script = f"""
 import os, sys
-from scripts import _evaluation_run, evaluate
-_evaluation_run.Run._write_uncertainty = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})
+from scripts import evaluate
+from scripts.evaluate import scoring
+scoring.Run._write_uncertainty = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})
 evaluate.main(sys.argv[1:])
 """
     flags = evaluation(tiny_models, tiny_data, out, "--examples", "1")

@@ -10,7 +10,7 @@ from original_files import CODEC_HPS, PRIOR_HPS, K, codec_tensors, prior_tensors
 from parity_fixtures import SHARED
 
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.upstream_layout import (
+from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
     codec_config,
@@ -19,11 +19,17 @@ from jukebox_core.upstream_layout import (
     prior_names,
     without_prefixes,
 )
-from jukebox_core.upstream_layout import codec_tensors as native_codec_tensors
-from jukebox_core.upstream_layout import prior_tensors as native_prior_tensors
-from jukebox_core.upstream_optim import OriginalAdam, clip_gradients, lr_factor
-from scripts._parity import Row, find_fixtures, markdown_table, relative_error, run_fixture
+from jukebox_core.upstream.layout import codec_tensors as native_codec_tensors
+from jukebox_core.upstream.layout import prior_tensors as native_prior_tensors
+from jukebox_core.upstream.optim import OriginalAdam, clip_gradients, lr_factor
 from scripts.check_parity import main, run
+from scripts.check_parity.fixtures import (
+    Row,
+    find_fixtures,
+    markdown_table,
+    relative_error,
+    run_fixture,
+)
 
 RECORDED = [] if SHARED is None else find_fixtures(SHARED / "fixtures")
 needs_fixtures = pytest.mark.skipif(SHARED is None, reason="the recorded tensors are not here")

@@ -13,14 +13,14 @@ from loss_by_hand import terms, total
 from parity_fixtures import SHARED
 
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig
-from jukebox_core.upstream_layout import build_codec, codec_hps, codec_names, codec_tensors
-from jukebox_core.upstream_loss import loss_config
-from jukebox_core.upstream_optim import OriginalAdam, clip_gradients, lr_factor
+from jukebox_core.upstream.layout import build_codec, codec_hps, codec_names, codec_tensors
+from jukebox_core.upstream.loss import loss_config
+from jukebox_core.upstream.optim import OriginalAdam, clip_gradients, lr_factor
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
-from scripts._parity import Fixture
-from scripts._parity_start import drawn_codec
 from scripts.check_parity import main, run
+from scripts.check_parity.fixtures import Fixture
+from scripts.check_parity.seeds import drawn_codec
 
 needs_fixtures = pytest.mark.skipif(SHARED is None, reason="the recorded tensors are not here")
 

@@ -10,9 +10,9 @@ import torch
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.cache import PriorCache
 from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.particles import ParticleSampler, systematic_parents
 from jukebox_core.separation.protocols import PairScores, Separations
-from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.selection import Candidates, PosteriorMean
 
 K, T = 3, 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.prior import kernels
 from scripts import evaluate, make_synthetic, prepare_slakh, report, separate
 

@@ -17,8 +17,8 @@ from data.render import Renderer
 from data.slakh import prepare, quantise_sources
 from data.synthetic import make_synthetic
 from jukebox_core import audio
+from jukebox_core.datasets.manifest import load_manifest, verify_checksums
 from jukebox_core.files import sha256
-from jukebox_core.manifest import load_manifest, verify_checksums
 from scripts.prepare_slakh import main
 
 RATE = 8000

@@ -11,8 +11,8 @@ from jukebox_core.checkpoints import load_codec, load_prior, save_model
 from jukebox_core.config import PRESETS, Bandwidths, to_dict
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.separation.sampling import AncestralSampler
-from jukebox_core.upstream_optim import OriginalAdam, clip_gradients
+from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.upstream.optim import OriginalAdam, clip_gradients
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.likelihood import LatentGaussianLikelihood

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from jukebox_core import audio
+from jukebox_core.audio.transposition import room, transpose
 from jukebox_core.config import PRESETS
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.prior.codes import (
     CodeDataset,
     EncodedSong,
@@ -18,7 +19,6 @@ from jukebox_core.prior.codes import (
 )
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.transposition import room, transpose
 from jukebox_core.vqvae.model import VQVAE
 
 TINY = PRESETS["tiny"]

@@ -3,8 +3,8 @@ import pytest
 import scipy.signal
 import torch
 
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.selection import Candidates, PosteriorMean, SpectralFit
 
 ALPHA = {"bass": 0.5, "drums": 0.25}

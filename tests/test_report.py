@@ -15,9 +15,9 @@ import torch
 from made_up_runs import RATE, SHOWN, SOURCES, write_runs
 
 from jukebox_core.files import write_json
-from scripts import _report_plots as plots
 from scripts import report
 from scripts._results import cell, difference, find_row, paired, series
+from scripts.report import plots
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,8 +3,8 @@
 import pytest
 from test_train_scripts import codec_flags, error_of
 
-from jukebox_core import trainer
 from jukebox_core.checkpoints import META, WEIGHTS, begin_run, load_meta, open_run, run_part
+from jukebox_core.training import trainer
 from scripts import train_vqvae
 
 IDENTITY = {"kind": "vqvae", "seed": 0}

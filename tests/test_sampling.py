@@ -8,9 +8,9 @@ from scipy import stats
 
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation import sampling
+from jukebox_core.separation import ancestral as sampling
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.protocols import PairScores
-from jukebox_core.separation.sampling import AncestralSampler
 
 K, T = 3, 2
 

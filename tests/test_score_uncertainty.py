@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jukebox_core.evaluation.bootstrap import bootstrap_mean
+from jukebox_core.evaluation.estimates import Chunk
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.refinement import RatioMask
 from jukebox_core.separation.selection import Candidates
-from jukebox_core.separation.statistics import bootstrap_mean
 from scripts import score_uncertainty
-from scripts._evaluation import Chunk
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
 MASK = RatioMask(2.0, 256, 64)

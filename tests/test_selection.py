@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 import torch
 
-from jukebox_core.losses import magnitudes
 from jukebox_core.separation.choices import (
     AVERAGES,
     PICKS,
@@ -30,6 +29,7 @@ from jukebox_core.separation.selection import (
     PosteriorMean,
     SpectralFit,
 )
+from jukebox_core.vqvae.losses import magnitudes
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
 B, N, T = 3, 5, 4096

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.rejection import RejectionMarginals
 from jukebox_core.separation.selection import MinimumBayesRisk
 from scripts._models import METHODS, build_separator

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jukebox_core.separation.statistics import bootstrap_mean, paired_difference
+from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 
 
 def test_mean_and_count_leave_nan_out():

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler, GreedySampler
 from jukebox_core.separation.particles import ParticleSampler
-from jukebox_core.separation.sampling import AncestralSampler
-from jukebox_core.separation.strategies import STRATEGIES, make_sampler
+from jukebox_core.separation.samplers import STRATEGIES, make_sampler
 from scripts import evaluate
 from scripts._models import build_separator
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from jukebox_core.config import PRESETS
+from jukebox_core.prior.joint import as_joint
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import memory
-from jukebox_core.separation.joint import as_joint
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.memory import TooLarge, is_out_of_memory, windows_that_fit
 from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.selection import Candidates
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import History, Steps, Tape, cut

@@ -108,7 +108,8 @@ def test_every_kind_of_fault_is_seen(tmp_path):
 def test_every_program_has_a_base_command():
     from sweep_programs import BASES
 
-    programs = {path.stem for path in (ROOT / "scripts").glob("*.py") if path.stem[0] != "_"}
+    folders = {path.parent.name for path in (ROOT / "scripts").glob("*/__main__.py")}
+    programs = folders | {path.stem for path in (ROOT / "scripts").glob("[!_]*.py")}
     assert set(BASES) == programs
 
 

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from jukebox_core.media import MediaTracker
-from jukebox_core.tracking import (
+from jukebox_core.training.audio_logging import MediaTracker
+from jukebox_core.training.tracking import (
     ConsoleTracker,
     CsvTracker,
     Row,

@@ -27,11 +27,11 @@ from jukebox_core.config import (
     from_dict,
     to_dict,
 )
-from jukebox_core.datasets import CropDataset
-from jukebox_core.losses import BandwidthMeter
-from jukebox_core.manifest import load_manifest
-from jukebox_core.tracking import read_metrics
-from jukebox_core.trainer import TIMINGS
+from jukebox_core.datasets.crops import CropDataset
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.training.tracking import read_metrics
+from jukebox_core.training.trainer import TIMINGS
+from jukebox_core.vqvae.losses import BandwidthMeter
 from scripts import _training, plot_losses, train_mask, train_prior, train_vqvae
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,12 +14,12 @@ from torch import nn
 
 from jukebox_core.checkpoints import load_meta, load_state, open_run, save_meta
 from jukebox_core.config import PRESETS, Bandwidths, LossConfig, OptimConfig, TrainConfig
-from jukebox_core.datasets import Batches
-from jukebox_core.optimisation import WeightAverage, build_optimizer, learning_rate
-from jukebox_core.runtime import make_fabric, seed_everything
+from jukebox_core.datasets.crops import Batches
 from jukebox_core.snapshots import Snapshots
-from jukebox_core.tracking import CsvTracker, Trackers, read_metrics
-from jukebox_core.trainer import TIMINGS, CollapseWatch, Trainer
+from jukebox_core.training.distributed import make_fabric, seed_everything
+from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.training.tracking import CsvTracker, Trackers, read_metrics
+from jukebox_core.training.trainer import TIMINGS, CollapseWatch, Trainer
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
 
@@ -311,7 +311,7 @@ def test_a_time_budget_moves_the_decay_forward():
 
 def test_a_time_budget_ends_the_run_cleanly(tmp_path, monkeypatch):
     clock = iter(range(10_000))
-    monkeypatch.setattr("jukebox_core.trainer.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("jukebox_core.training.trainer.time.monotonic", lambda: float(next(clock)))
     recorder = Recorder()
     _, result = toy_run(tmp_path, tracker=recorder, max_seconds=10.0)
     meta = load_meta(tmp_path)

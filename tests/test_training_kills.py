@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from jukebox_core.checkpoints import load_meta, load_state
-from jukebox_core.tracking import read_metrics
-from jukebox_core.trainer import TIMINGS
+from jukebox_core.training.tracking import read_metrics
+from jukebox_core.training.trainer import TIMINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 40

@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import RATE, write_data_set
 
-from jukebox_core.datasets import Augmentation, CropDataset
-from jukebox_core.manifest import load_manifest
-from jukebox_core.transposition import ratio, room, span, transpose
+from jukebox_core.audio.transposition import ratio, room, span, transpose
+from jukebox_core.datasets.crops import Augmentation, CropDataset
+from jukebox_core.datasets.manifest import load_manifest
 
 TONES = {"bass": 220.0, "drums": 1000.0}
 SAMPLES = 4000

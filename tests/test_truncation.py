@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy import stats
 
-from jukebox_core.separation import sampling, truncation
+from jukebox_core.separation import ancestral as sampling
+from jukebox_core.separation import truncation
 from jukebox_core.separation.posterior import make_table, uniform_numbers
 from jukebox_core.separation.protocols import PairScores
 from jukebox_core.separation.truncation import Truncation, draw_truncated, leading, top_k_bound

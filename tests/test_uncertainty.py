@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukebox_core.separation.refinement import RatioMask
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.uncertainty import Uncertainty, disagreement
 from jukebox_core.separation.windows import Layout, Window
 from tests.test_stream import HOP, RATE, Spy, make, mixture, parts, same  # noqa: F401

@@ -10,10 +10,10 @@ import torch
 from conftest import RATE, write_data_set
 
 from jukebox_core.config import PRESETS
-from jukebox_core.datasets import AudioCache, Batches, CropDataset
-from jukebox_core.manifest import load_manifest
+from jukebox_core.datasets.bad_files import Unreadable, warn_on_stderr
+from jukebox_core.datasets.crops import AudioCache, Batches, CropDataset
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.prior.codes import encode_songs
-from jukebox_core.unreadable import Unreadable, warn_on_stderr
 from jukebox_core.vqvae.model import VQVAE
 
 CROP, SONGS, ITEMS = 2048, 20, 60

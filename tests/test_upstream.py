@@ -32,8 +32,8 @@ from jukebox_core.checkpoints import (
 )
 from jukebox_core.config import PriorConfig, VQVAEConfig, to_dict
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.upstream import read_checkpoint
-from jukebox_core.upstream_tables import (
+from jukebox_core.upstream.checkpoints import read_checkpoint
+from jukebox_core.upstream.tables import (
     CountTable,
     read_counts,
     read_sums,
@@ -340,7 +340,7 @@ MAKE = """
 import sys, torch
 from jukebox_core.config import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.upstream_layout import original_tensors, prior_hps, prior_names
+from jukebox_core.upstream.layout import original_tensors, prior_hps, prior_names
 with torch.device("meta"):
     prior = AutoregressivePrior(PRESETS["paper"].prior)
 state = {n: torch.full(t.shape, 0.5) for n, t in prior.state_dict().items()}

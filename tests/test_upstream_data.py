@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukebox_core.upstream_data import (
+from jukebox_core.upstream.data import (
     Place,
     bandwidths,
     mono,

@@ -9,10 +9,10 @@ from original_files import CODEC_HPS, codec_tensors, convert, refused, save_chec
 
 from jukebox_core.checkpoints import load_meta, save_meta
 from jukebox_core.config import Bandwidths, LossConfig, from_dict
-from jukebox_core.losses import reconstruction_terms
-from jukebox_core.tracking import read_metrics
-from jukebox_core.upstream import read_checkpoint
-from jukebox_core.upstream_loss import bandwidths_of, loss_config, loss_hps
+from jukebox_core.training.tracking import read_metrics
+from jukebox_core.upstream.checkpoints import read_checkpoint
+from jukebox_core.upstream.loss import bandwidths_of, loss_config, loss_hps
+from jukebox_core.vqvae.losses import reconstruction_terms
 from scripts.train_vqvae import main as train_vqvae
 
 LOSS_HPS = {

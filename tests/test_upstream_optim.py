@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jukebox_core.upstream_optim import (
+from jukebox_core.upstream.optim import (
     LossScale,
     OriginalAdam,
     OriginalWeightAverage,

@@ -8,19 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.kernel import Kernel
+from hybrid.smoothing import Kernel
 from jukebox_core.prior.cache import PriorCache
+from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler, GreedySampler
 from jukebox_core.separation.calibration import Calibration, CalibrationMeter
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.particles import ParticleSampler
-from jukebox_core.separation.refinement import RatioMask
-from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.selection import MinimumBayesRisk, SpectralFit
 from jukebox_core.separation.separator import Sizes
 from jukebox_core.separation.truncation import Truncation
-from lass.backoff import Marginals, Overall
 from lass.counts import count_triples
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
+from lass.smoothing import Marginals, Overall
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import code_sums
 from scripts._models import METHODS

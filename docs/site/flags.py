@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def names() -> list[str]:
     """The project's commands: scripts.NAME."""
-    return sorted(p.stem for p in (ROOT / "scripts").glob("*.py") if p.stem[0] != "_")
+    folders = (path.parent for path in (ROOT / "scripts").glob("*/__main__.py"))
+    return sorted(path.stem for path in (*folders, *(ROOT / "scripts").glob("[!_]*.py")))
 
 
 def commands() -> str:
@@ -30,7 +31,7 @@ def commands() -> str:
 def section(name: str) -> str:
     """Title, docstring and flags of one command."""
     module = importlib.import_module(f"scripts.{name}")
-    about = inspect.cleandoc(module.__doc__ or "")
+    about = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
     parser = parser_of(module)
     rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(parser))]
     return "\n".join([f"## {name} {{ #{name} }}", "", about, "", *rows, ""])

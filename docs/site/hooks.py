@@ -116,7 +116,8 @@ def _led_on(link: re.Match[str]) -> str:
     tick, text, target = link.groups()
     path = Path(target)
     if path.parts[0] == "scripts" and path.suffix == ".py":
-        return f"[{tick}{text}{tick}](commands.md#{path.stem})"
+        name = path.parent.name if path.stem == "program" else path.stem
+        return f"[{tick}{text}{tick}](commands.md#{name})"
     if path.parts[0] in PACKAGES and path.suffix == ".py":
         module = dotted(path)
         if text == module:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from jukebox_core.audio_cache import AudioCache
+from jukebox_core.audio.transposition import room, span, transpose
 from jukebox_core.checks import require
 from jukebox_core.config import VQVAEConfig
-from jukebox_core.datasets import long_enough
-from jukebox_core.manifest import Track
-from jukebox_core.transposition import room, span, transpose
-from jukebox_core.unreadable import Unreadable, warn_on_stderr
+from jukebox_core.datasets.bad_files import Unreadable, warn_on_stderr
+from jukebox_core.datasets.cache import AudioCache
+from jukebox_core.datasets.crops import long_enough
+from jukebox_core.datasets.manifest import Track
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]

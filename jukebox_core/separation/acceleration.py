@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
-from jukebox_core.prior.decoder import CpuDecoder
+from jukebox_core.prior.cpu import CpuDecoder
+from jukebox_core.prior.gpu import StackedDecoder, can_stack
+from jukebox_core.prior.joint import EachPrior
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.prior.stacked import StackedDecoder, can_stack
-from jukebox_core.separation.joint import EachPrior
 from jukebox_core.separation.protocols import JointPriors
 
 __all__ = ["Precision", "accelerate", "choose_dtype"]

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.separation.joint import as_joint
-from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
-from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
-from jukebox_core.separation.sampling import (
+from jukebox_core.prior.joint import as_joint
+from jukebox_core.separation.ancestral import (
     Progress,
     Tables,
     check_parts,
     check_temperature,
     start,
 )
+from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
+from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
 from jukebox_core.separation.truncation import leading, top_k_bound
 
 __all__ = ["BeamSampler", "Best", "GreedySampler", "best_entries"]

@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.separation.joint import as_joint
+from jukebox_core.prior.joint import as_joint
+from jukebox_core.separation.ancestral import (
+    Progress,
+    Tables,
+    check_parts,
+    check_temperature,
+    start,
+)
 from jukebox_core.separation.posterior import (
     Draw,
     FullTable,
@@ -30,13 +37,6 @@ from jukebox_core.separation.posterior import (
     uniform_numbers,
 )
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
-from jukebox_core.separation.sampling import (
-    Progress,
-    Tables,
-    check_parts,
-    check_temperature,
-    start,
-)
 
 __all__ = ["ParticleSampler", "systematic_parents"]
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.losses import magnitudes
+from jukebox_core.separation.mask import LARGEST_N_FFT
 from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.refinement import LARGEST_N_FFT
+from jukebox_core.vqvae.losses import magnitudes
 
 
 class Candidates(NamedTuple):

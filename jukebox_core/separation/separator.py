@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
-from jukebox_core.audio_stream import BLOCK
+from jukebox_core.audio.stream import BLOCK
 from jukebox_core.checks import require, require_seed
-from jukebox_core.separation.joint import as_joint
+from jukebox_core.prior.joint import as_joint
+from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.memory import (
     TooLarge,
     decoded_bytes,
@@ -23,8 +25,6 @@ from jukebox_core.separation.memory import (
     windows_that_fit,
 )
 from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Sampler
-from jukebox_core.separation.refinement import RatioMask
-from jukebox_core.separation.sampling import AncestralSampler
 from jukebox_core.separation.selection import (
     Candidates,
     Jointly,

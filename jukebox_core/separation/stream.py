@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
-from jukebox_core.audio_stream import Resampler
+from jukebox_core.audio.stream import Resampler
 from jukebox_core.separation.protocols import Separations
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout, Window

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.refinement import RatioMask, interpolate
+from jukebox_core.separation.mask import RatioMask, interpolate
 from jukebox_core.separation.windows import CrossFade, Window
 
 __all__ = ["Uncertainty", "disagreement"]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jukebox_core.config import VQVAEConfig
-from jukebox_core.vqvae import channels_last
+from jukebox_core.vqvae import cpu
 
 
 class ResidualBlock(nn.Module):
@@ -82,8 +82,8 @@ class Encoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """[B, 1, T] to [B, D, T / hop]."""
-        if channels_last.applies(audio):
-            return channels_last.run(self.stages, audio, audio.shape[-1])
+        if cpu.applies(audio):
+            return cpu.run(self.stages, audio, audio.shape[-1])
         return self.stage_outputs(audio)[-1]
 
     def stage_outputs(self, audio: Tensor) -> list[Tensor]:
@@ -107,9 +107,9 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """[B, D, T / hop] to [B, 1, T]."""
-        if channels_last.applies(latents):
+        if cpu.applies(latents):
             modules = [*reversed(self.stages), self.out]
-            return channels_last.run(modules, latents, latents.shape[-1] * self.hop)
+            return cpu.run(modules, latents, latents.shape[-1] * self.hop)
         for stage in reversed(self.stages):
             latents = stage(latents)
         return self.out(latents)

@@ -31,7 +31,7 @@ class Bottleneck(nn.Module):
 
     Under torch.distributed the ranks' batches count as one: sums are added, restarts are drawn from
     all of them. The codebook is the same everywhere, and that of one process with the whole batch,
-    whose item n is item n // P of rank n % P (the order of `jukebox_core.datasets.Batches`).
+    whose item n is item n // P of rank n % P (the order of `jukebox_core.datasets.crops.Batches`).
     """
 
     codebook: Tensor

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.config import Bandwidths, LossConfig
-from jukebox_core.losses import reconstruction_terms, spectral_convergence
+from jukebox_core.vqvae.losses import reconstruction_terms, spectral_convergence
 from jukebox_core.vqvae.model import VQVAE, LevelOutput
 
 

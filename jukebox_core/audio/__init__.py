@@ -1,0 +1,29 @@
+"""Audio files and signals: read, write, resample, stream."""
+
+from jukebox_core.audio.io import (
+    AudioInfo,
+    DamagedAudioWarning,
+    info,
+    is_silent,
+    load,
+    load_segment,
+    resample,
+    rms_dbfs,
+    save,
+    seed_is_silent,
+    to_mono,
+)
+
+__all__ = [
+    "AudioInfo",
+    "DamagedAudioWarning",
+    "info",
+    "is_silent",
+    "load",
+    "load_segment",
+    "resample",
+    "rms_dbfs",
+    "save",
+    "seed_is_silent",
+    "to_mono",
+]

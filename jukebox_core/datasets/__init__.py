@@ -1,0 +1,1 @@
+"""Prepared data sets: their manifest, training crops, batches."""

@@ -1,0 +1,201 @@
+"""Batches of a run: training step s reads fixed items, however it is computed.
+
+A resumed run just starts at the right one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jukebox_core.checks import require
+from jukebox_core.datasets.bad_files import warn_on_stderr
+from jukebox_core.training.distributed import available_cores
+
+__all__ = ["Batches", "Items", "collate"]
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps the memory that processes share."""
+PREFETCHED = 2
+"""Batches that every worker prepares ahead (PyTorch's default)."""
+
+
+class Items(Protocol):
+    """A map-style data set of endless items [R, length]; what `Batches` reads."""
+
+    rows: int
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Item `index`, the same on every call."""
+        ...
+
+
+def collate(items: Sequence[Tensor]) -> Tensor:
+    """Items [R, ...] to a batch [R * B, ...] ordered by row: all first rows, then all second."""
+    return torch.stack(list(items), dim=1).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run, in an order that depends on the step alone.
+
+    One optimiser step is `accumulate` batches on each of `processes`; all of them together hold
+    `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
+
+    Raises:
+        ValueError: `batch_size` does not divide that way, or there are too many workers for the
+            machine.
+    """
+
+    items: Items
+    batch_size: int
+    processes: int = 1
+    rank: int = 0
+    accumulate: int = 1
+    workers: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a batch size that does not divide, and too many workers for the cores."""
+        cores = available_cores()
+        most = max(16, 4 * cores)
+        hint = f"this machine has {cores} cores"
+        require("workers", self.workers, whole=True, at_least=0, at_most=most, hint=hint)
+        unit = self.items.rows * self.processes * self.accumulate
+        if self.batch_size < 1 or self.batch_size % unit:
+            raise ValueError(
+                f"batch size {self.batch_size} does not divide into {self.items.rows} rows per "
+                f"item x {self.processes} processes x {self.accumulate} accumulated batches; "
+                f"expected a multiple of {unit}"
+            )
+
+    @property
+    def items_per_step(self) -> int:
+        """Items of one optimiser step, over all processes."""
+        return self.batch_size // self.items.rows
+
+    def indices(self, start: int, stop: int) -> Iterator[list[int]]:
+        """The items of every batch of this process from step `start` to before step `stop`."""
+        count = self.items_per_step
+        parts = self.processes * self.accumulate
+        for step in range(start, stop):
+            whole = range(step * count, (step + 1) * count)
+            for part in range(self.rank, parts, self.processes):
+                yield list(whole[part::parts])
+
+    def steps(
+        self, start: int, stop: int, warn: Callable[[str], None] = warn_on_stderr
+    ) -> Iterator[Tensor]:
+        """The batches [R * B, ...] of this process, `accumulate` of them per step.
+
+        Args:
+            start: first step.
+            stop: the step after the last.
+            warn: is told, in this process, of every file that the items could not read, once.
+
+        Raises:
+            ValueError: the shared memory is too small for the workers' batches. While reading: an
+                item cannot be made, or more than a tenth of the songs cannot be read.
+        """
+        self.require_shared_memory()
+        loader: DataLoader = DataLoader(
+            _Batch(self.items),
+            sampler=_Sampler(lambda: self.indices(start, stop)),
+            batch_size=None,  # the sampler's elements are batches
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCHED if self.workers else None,
+            pin_memory=self.pin_memory,
+            # A generator of its own: the loader would draw from the global one, which would make
+            # a resumed run differ from one that never stopped.
+            generator=torch.Generator(),
+        )
+        # The workers start here and not with the first batch: what the caller does to the
+        # process in between, such as to its signals, is not theirs.
+        return self._unpacked(iter(loader), warn)
+
+    def require_shared_memory(self, loaders: int = 1) -> None:
+        """Refuse workers whose batches do not fit in shared memory; a bus error would kill them.
+
+        Args:
+            loaders: number of data loaders of this size that run at the same time.
+
+        Raises:
+            ValueError: the memory is too small; the message has both sizes.
+        """
+        if not self.workers or not SHARED_MEMORY.is_dir():
+            return
+        rows = self.batch_size // (self.processes * self.accumulate)
+        batch = rows * self.items[0][0].nbytes
+        # One batch is in use; the others wait.
+        needed = loaders * self.processes * (self.workers * PREFETCHED + 1) * batch
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if needed > free:
+            raise ValueError(
+                f"workers is {self.workers}: the batches that they prepare take "
+                f"{needed / 1e6:,.1f} MB of {SHARED_MEMORY}, which has {free / 1e6:,.1f} MB free; "
+                "use fewer workers or smaller batches, or enlarge it (docker run --shm-size)"
+            )
+
+    def _unpacked(self, loaded: Iterator[_Loaded], warn: Callable[[str], None]) -> Iterator[Tensor]:
+        unreadable = getattr(self.items, "unreadable", None)
+        try:
+            for batch, files in loaded:
+                if unreadable is not None:
+                    unreadable.learn(files)
+                    for message in unreadable.news():
+                        warn(message)
+                    unreadable.check()
+                if isinstance(batch, ValueError):
+                    raise batch
+                yield batch
+        finally:
+            del loaded  # ends the workers now; kept by an error's traceback they take long to end
+
+
+class _Loaded(NamedTuple):
+    """A batch or why there is none, and the unreadable files that its process knows of."""
+
+    batch: Tensor | ValueError
+    files: dict[str, tuple[str, str]]
+
+
+class _Sampler:
+    """Indices for a data loader, made as they are read: all of them may not fit in memory."""
+
+    def __init__(self, indices: Callable[[], Iterator[list[int]]]):
+        self._indices = indices
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._indices()
+
+
+class _Batch(Dataset):
+    """Maps the numbers of items to their batch.
+
+    Errors are returned: raised in a worker, they would arrive as the text of a traceback.
+    """
+
+    def __init__(self, items: Items):
+        self._items = items
+
+    def __getitem__(self, indices: list[int]) -> _Loaded:
+        batch: Tensor | ValueError
+        try:
+            batch = collate([self._items[index] for index in indices])
+        except ValueError as error:
+            batch = error
+        unreadable = getattr(self._items, "unreadable", None)
+        # A copy: a queue turns it into bytes later, in a thread of its own.
+        return _Loaded(batch, dict(unreadable.files) if unreadable else {})
+
+
+def _as_it_is(loaded: Any) -> Any:
+    return loaded

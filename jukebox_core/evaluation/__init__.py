@@ -1,0 +1,1 @@
+"""Evaluation: metrics, intervals, baselines, estimates of test chunks."""

@@ -1,0 +1,1 @@
+"""Training: the loop, several processes, loss curves, memory."""

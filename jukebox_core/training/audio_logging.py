@@ -1,0 +1,171 @@
+"""Sound and pictures of a run: what a codec makes of some audio, in files of the run's folder.
+
+RUN/media/step_00000500/NAME.LABEL.wav
+RUN/media/step_00000500/NAME.png        the spectrograms of all labels, one below the other
+
+Only those of the last few steps stay.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jukebox_core import audio as sound
+from jukebox_core.files import atomic_path, remove_owned
+from jukebox_core.vqvae.losses import magnitudes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from jukebox_core.vqvae.model import VQVAE
+
+__all__ = ["MEDIA", "Clips", "MediaTracker", "pixels", "reconstructions", "spectrograms"]
+
+MEDIA = "media"
+STFT = (1024, 256, 1024)
+"""n_fft, hop, window of the pictures."""
+FLOOR = -80.0
+"""Decibels below the loudest bin that are shown."""
+
+
+class Clips(NamedTuple):
+    """Waveforms {label: [T]} that belong together: the arguments of `Tracker.media`."""
+
+    name: str
+    audio: Mapping[str, Tensor]
+    rate: int
+
+
+@torch.no_grad()
+def reconstructions(codec: VQVAE, batch: Tensor, names: Sequence[str]) -> list[Clips]:
+    """What went in and what comes out, of the first item of a batch.
+
+    Args:
+        codec: in eval mode.
+        batch: [R * B, T], ordered by row (see `batches.collate`).
+        names: of the R rows.
+    """
+    originals = batch[:: len(batch) // len(names)]
+    decoded = codec.decode(codec.encode(originals))
+    return [
+        Clips(name, {"original": before, "reconstruction": after}, codec.config.sample_rate)
+        for name, before, after in zip(names, originals, decoded, strict=True)
+    ]
+
+
+def spectrograms(audio: Mapping[str, Tensor], rate: int) -> Figure:
+    """The spectrograms of waveforms {label: [T]}, one below the other, all on one scale."""
+    from matplotlib.figure import Figure
+
+    levels = {label: decibels(waveform) for label, waveform in audio.items()}
+    top = max(level.max().item() for level in levels.values())
+    figure = Figure(figsize=(8.0, 2.2 * len(levels)), layout="constrained")
+    panels = figure.subplots(len(levels), sharex=True, squeeze=False)[:, 0]
+    for panel, (label, level) in zip(panels, levels.items(), strict=True):
+        seconds = len(audio[label]) / rate
+        image = panel.imshow(
+            (level - top).numpy(),
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, rate / 2000),
+            vmin=FLOOR,
+            vmax=0,
+            cmap="magma",
+        )
+        panel.set(title=label, ylabel="kHz")
+    panels[-1].set_xlabel("seconds")
+    figure.colorbar(image, ax=list(panels), label="dB, the loudest being 0")
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure drawn, [H, W, 4] bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def decibels(waveform: Tensor) -> Tensor:
+    """Spectrogram [F, frames] of [T] in decibels; digital silence is -200."""
+    waveform = waveform.detach().float().cpu().nan_to_num()
+    missing = max(0, STFT[0] - len(waveform))  # its edges are mirrored, which needs some length
+    padded = torch.nn.functional.pad(waveform, (0, missing))
+    return 20 * magnitudes(padded.unsqueeze(0), STFT)[0].clamp_min(1e-10).log10()
+
+
+class MediaTracker:
+    """Writes what there is to hear and see into the run folder, of the last `keep` steps.
+
+    It may fail at any time, the disk being full or the audio not finite: training goes on.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 3):
+        """Nothing is written yet.
+
+        Raises:
+            ValueError: `keep` is negative.
+        """
+        if keep < 0:
+            raise ValueError(f"media of {keep} steps to keep, expected 0 or more")
+        self._folder = Path(folder) / MEDIA
+        self._keep = keep
+
+    def start(self, step: int, steps: int) -> None:
+        """Delete those of later steps, which will be made again."""
+        for folder in self._steps():
+            if folder.name > _name(step):
+                _remove(folder)
+
+    def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
+        """Numbers are no media."""
+
+    def warn(self, message: str) -> None:
+        """Nor are warnings."""
+
+    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Write the waveforms (16 bits) and their spectrograms; delete the oldest step's."""
+        if not self._keep:
+            return
+        folder = self._folder / _name(step)
+        try:
+            for label, waveform in audio.items():
+                path = folder / f"{name}.{label}.wav"
+                sound.save(path, waveform.float(), rate, subtype="PCM_16")
+            with atomic_path(folder / f"{name}.png") as temporary:
+                spectrograms(audio, rate).savefig(temporary, dpi=100)
+            for old in self._steps()[: -self._keep]:
+                _remove(old)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            print(f"warning: no media of step {step} ({reason})", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _steps(self) -> list[Path]:
+        """The folders there are, by step."""
+        return sorted(
+            p for p in self._folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name)
+        )
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08}"
+
+
+def _remove(folder: Path) -> None:
+    """Remove a step's folder if it holds only pictures and the waveforms that they show."""
+    pictures = {path.name for path in folder.glob("*.png")}
+    sounds = {path.name for path in folder.glob("*.wav")}
+    shown = {name for name in sounds if f"{name.rsplit('.', 2)[0]}.png" in pictures}
+    remove_owned(folder, dict.fromkeys(pictures | shown))

@@ -1,0 +1,1 @@
+"""Files, schedules and data order of the upstream programs, to convert and to compare."""

@@ -1,0 +1,395 @@
+"""Files of the original systems: checkpoints `.pth.tar`, counts `.npz`, code sums `.pt`.
+
+A checkpoint is a dictionary {hps, model, opt, step} written by `torch.save`. It is read with
+`weights_only=True` and NumPy's scalar types allowed by name: a pickle that asks for anything else
+is refused before it runs. `model` holds the averaged weights.
+
+Checkpoints written here carry one more entry, `native` (our meta data, and the codebooks' averages
+that the original format leaves out), which the original programs do not look at: so the way there
+and back is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from jukebox_core.checkpoints import load_codec, load_meta, provenance, save_model, stored_prior
+from jukebox_core.config import (
+    Bandwidths,
+    LossConfig,
+    PriorConfig,
+    VQVAEConfig,
+    from_dict,
+    to_dict,
+)
+from jukebox_core.files import atomic_folder, atomic_path, library_writes
+from jukebox_core.prior.model import AutoregressivePrior
+from jukebox_core.tensor_files import save_tensors
+from jukebox_core.upstream.layout import (
+    build_codec,
+    build_prior,
+    codec_config,
+    codec_hps,
+    codec_names,
+    codec_tensors,
+    kind_of,
+    original_tensors,
+    prior_config,
+    prior_hps,
+    prior_names,
+    prior_tensors,
+    without_prefixes,
+)
+from jukebox_core.upstream.loss import bandwidths_of, loss_config, loss_hps
+from jukebox_core.upstream.tables import (
+    CountTable,
+    check_new,
+    read_counts,
+    read_sums,
+    read_torch,
+    write_counts,
+    write_sums,
+)
+from jukebox_core.vqvae.model import VQVAE
+
+__all__ = [
+    "Checkpoint",
+    "CountTable",
+    "export_codec",
+    "export_prior",
+    "import_codec",
+    "import_prior",
+    "read_checkpoint",
+    "read_counts",
+    "read_sums",
+    "write_counts",
+    "write_sums",
+]
+
+CODEBOOKS = "codebooks.safetensors"
+"""In a converted prior's folder: the lower levels' codebooks, which only the way back needs."""
+
+USAGE = 2.0
+"""Averaged use that a converted codebook starts from, should it be trained on (the files do not
+hold it): twice the restart threshold, so that no code restarts at the first step."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors: by original names without prefixes. native: what `export_*` added, if anything."""
+
+    path: Path
+    hps: dict[str, Any]
+    tensors: dict[str, Tensor]
+    step: int
+    native_meta: dict[str, Any] | None = None
+    native_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def expect(self, kind: str) -> None:
+        """Raise ValueError unless this is a checkpoint of `kind` (vqvae or prior)."""
+        found = kind_of(self.tensors)
+        if found != kind:
+            raise ValueError(f"{self.path} holds a model of kind {found}, expected {kind}")
+
+
+def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read a codec's or a prior's checkpoint; tensors stay on the disk until they are used.
+
+    Args:
+        path: the `.pth.tar`.
+        hps: hyper-parameters that the file lacks.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, asks for more than data, is not a checkpoint, or contradicts
+            the hyper-parameters given.
+    """
+    path = Path(path)
+    content = read_torch(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise ValueError(f"{path} is not a checkpoint: expected a dictionary with an entry `model`")
+    tensors = content["model"]
+    _check_tensors(path, tensors)
+    own = content.get("hps") or {}
+    if not isinstance(own, dict):
+        raise ValueError(f"{path} has hps of type {type(own).__name__}, expected a dictionary")
+    own = _plain(own)
+    for name, value in (hps or {}).items():
+        if own.get(name) is not None and own[name] != _plain(value):
+            raise ValueError(f"{path} has {name} {own[name]} in its hps, {value} was given")
+    step = content.get("step", 0)
+    native_meta, native_tensors = _native_part(path, content.get("native"))
+    return Checkpoint(
+        path=path,
+        hps={**own, **(hps or {})},
+        tensors=without_prefixes(tensors),
+        step=int(step) if isinstance(step, int | float | np.number) else 0,
+        native_meta=native_meta,
+        native_tensors=native_tensors,
+    )
+
+
+def import_codec(
+    path: str | Path, output: str | Path, hps: Mapping[str, Any] | None = None
+) -> VQVAEConfig:
+    """Convert an original codec into a native run folder.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or is not what its hps say; nothing is written.
+    """
+    check_new(output)
+    checkpoint = read_checkpoint(path, hps)
+    checkpoint.expect("vqvae")
+    codec, meta = codec_of(checkpoint)
+    with atomic_folder(output) as folder:
+        save_model(folder, codec, meta)
+    return codec.config
+
+
+def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
+    """The codec of a checkpoint, and its native meta data."""
+    with _named(checkpoint.path):
+        config = codec_config(checkpoint.hps, checkpoint.tensors)
+        native = codec_tensors(checkpoint.tensors, config, USAGE)
+        for name, tensor in checkpoint.native_tensors.items():
+            if name not in native or native[name].shape != tensor.shape:
+                raise ValueError(f"its native part has an unfit tensor {name}")
+            native[name] = tensor
+        meta = _meta("vqvae", config, checkpoint)
+        if checkpoint.native_meta is None:
+            loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
+            meta |= {"loss": to_dict(loss)} if loss else {}
+            meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
+        return build_codec(native, config), meta
+
+
+def import_prior(
+    path: str | Path,
+    output: str | Path,
+    hps: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> PriorConfig:
+    """Convert an original prior, of either format, into a native run folder.
+
+    Args:
+        path: the `.pth.tar`.
+        output: folder to write; it must not exist.
+        hps: hyper-parameters that the file lacks.
+        extra: for the meta data, such as source and vqvae_fingerprint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, is not what its hps say, or needs conditioning that is not
+            implemented; nothing is written.
+    """
+    check_new(output)
+    checkpoint = read_checkpoint(path, hps)
+    checkpoint.expect("prior")
+    prior, meta = prior_of(checkpoint)
+    lower = {str(k): t.float() for k, t in lower_codebooks(checkpoint.tensors).items()}
+    with atomic_folder(output) as folder, library_writes(output):
+        save_model(folder, prior, {**meta, **(extra or {})})
+        if prior.config.embedding == "codebook":
+            save_tensors(folder / CODEBOOKS, lower)
+    return prior.config
+
+
+def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any]]:
+    """The prior of a checkpoint, and its native meta data."""
+    with _named(checkpoint.path):
+        config = prior_config(checkpoint.hps, checkpoint.tensors)
+        meta = _meta("prior", config, checkpoint)
+        if checkpoint.native_meta is not None:  # what hps and shapes do not say
+            before = from_dict(PriorConfig, meta["config"])
+            table = config.embedding == "table"
+            config = dataclasses.replace(
+                config,
+                dropout=before.dropout,
+                emb_width=before.emb_width if table else config.emb_width,
+            )
+            meta["config"] = to_dict(config)
+        return build_prior(prior_tensors(checkpoint.tensors, config), config), meta
+
+
+def lower_codebooks(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """{level: codebook} of the levels below the top among a prior's original tensors."""
+    pattern = re.compile(r"bottleneck\.level_blocks\.(\d+)\.k")
+    found = {int(m[1]): t for name, t in tensors.items() if (m := pattern.fullmatch(name))}
+    return {level: t for level, t in sorted(found.items()) if level != max(found)}
+
+
+def export_codec(run: str | Path, path: str | Path) -> None:
+    """Write a native codec as an original checkpoint.
+
+    Raises:
+        FileNotFoundError: the run, or a part of it, is missing.
+        ValueError: it cannot be read, has only the top level, or `path` exists.
+        OSError: the checkpoint cannot be written.
+    """
+    check_new(path)
+    meta, codec = load_meta(run), load_codec(run)
+    if codec.config.top_only:
+        raise ValueError(f"{run} holds the top level alone; the original format needs all levels")
+    state = codec.state_dict()
+    names = codec_names(codec.config)
+    rest = {name: t for name, t in state.items() if name not in names}
+    model = original_tensors(state, names, turn=False)
+    _write_checkpoint(path, codec_hps(codec.config) | _loss_hps(meta), model, meta, rest)
+
+
+def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The loss in a codec's meta data under the originals' names; empty if there is none."""
+    if "loss" not in meta:
+        return {}
+    loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
+    bandwidths = meta.get("bandwidths")
+    return loss_hps(loss, from_dict(Bandwidths, bandwidths) if bandwidths else None)
+
+
+def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = None) -> None:
+    """Write a native prior as an original checkpoint.
+
+    The format with codebook inputs holds the codebooks of all levels. The lower ones come from the
+    file that the prior was converted from, or else from `vqvae`, the run of its codec.
+
+    Raises:
+        FileNotFoundError: a run, or a part of it, is missing.
+        ValueError: one cannot be read, the lower codebooks are not found, or `path` exists.
+        OSError: the checkpoint cannot be written.
+    """
+    check_new(path)
+    meta, (config, state) = load_meta(run), stored_prior(run)
+    lower = _lower_codebooks_for(Path(run), state.get("embed.codebook"), vqvae)
+    names = prior_names(config, top=len(lower))
+    model = original_tensors(state, names, turn=True)
+    model |= {f"bottleneck.level_blocks.{level}.k": t for level, t in enumerate(lower)}
+    model = {f"prior.{name}": tensor for name, tensor in model.items()}
+    hps = prior_hps(config) | {"level": len(lower) if config.embedding == "codebook" else 2}
+    _write_checkpoint(path, hps, model, meta, {})
+
+
+def _write_checkpoint(
+    path: str | Path,
+    hps: Mapping[str, Any],
+    model: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    rest: Mapping[str, Tensor],
+) -> None:
+    upstream = meta.get("upstream") or {}
+    content = {
+        "hps": {**hps, **_tuples(upstream.get("hps") or {})},
+        "model": dict(model),
+        "opt": {},
+        "step": int(meta.get("step") or 0),
+        "native": {"meta": json.dumps(meta), "tensors": dict(rest)},
+    }
+    with atomic_path(path) as temporary, library_writes(path):
+        torch.save(content, temporary)
+
+
+def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None) -> list[Tensor]:
+    """The codebooks below the top level's, finest first; empty for a table of embeddings."""
+    if top is None:
+        return []
+    if vqvae is not None:
+        codec = load_codec(vqvae)
+        if not torch.equal(codec.codebook, top):
+            raise ValueError(f"{vqvae} is another codec: its top codebook is not the prior's")
+        return [codec.bottleneck(level).codebook for level in range(codec.top)]
+    path = run / CODEBOOKS
+    if not path.is_file():
+        raise ValueError(
+            f"{run} does not hold the codebooks of the lower levels, which the original format "
+            "has; give the codec's run with --vqvae"
+        )
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); give the codec with --vqvae") from error
+    return [stored[level] for level in sorted(stored, key=int)]
+
+
+def _meta(kind: str, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Meta data of a converted run; those it had before an export come back unchanged."""
+    if checkpoint.native_meta is not None:
+        if checkpoint.native_meta.get("kind") != kind:
+            raise ValueError(f"its native part is of kind {checkpoint.native_meta.get('kind')}")
+        return {k: v for k, v in checkpoint.native_meta.items() if k != "format"}
+    return {
+        "kind": kind,
+        "config": to_dict(config),
+        "step": checkpoint.step,
+        "upstream": {"file": checkpoint.path.name, "hps": checkpoint.hps},
+        **provenance(),
+    }
+
+
+def _check_tensors(path: Path, tensors: Mapping[Any, Any]) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{path} has {type(tensor).__name__} under {name}, expected a tensor")
+        if not isinstance(name, str):
+            raise ValueError(f"{path} names a tensor {name!r}, expected text")
+
+
+def _native_part(path: Path, native: Any) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Meta data and tensors that an export from here added."""
+    if native is None:
+        return None, {}
+    try:
+        meta, tensors = json.loads(native["meta"]), dict(native["tensors"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a damaged entry `native`; remove it") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} has a damaged entry `native`; remove it")
+    _check_tensors(path, tensors)
+    return meta, tensors
+
+
+class _named:
+    """Puts the file's name before the message of a ValueError."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TypeError | KeyError):
+            raise ValueError(f"{self._path}: a hyper-parameter is unusable ({error})") from error
+        if isinstance(error, ValueError) and not str(error).startswith(str(self._path)):
+            raise ValueError(f"{self._path}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """Hps as JSON can hold them: NumPy scalars as numbers, tuples as lists, the rest as text."""
+    if isinstance(value, np.generic | Tensor) and np.ndim(value) == 0:
+        value = value.item()
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | torch.Size):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _tuples(value: Any) -> Any:
+    """The inverse of `_plain` where it matters: the originals' sequences are tuples."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,5 @@
+"""A web page that separates uploads."""
+
+from scripts.app.program import Args, main, opened
+
+__all__ = ["Args", "main", "opened"]

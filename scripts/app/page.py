@@ -1,0 +1,200 @@
+"""The page of scripts.app besides its widgets: HTML of results and remarks, style, script."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from scripts._models import Method
+from scripts._results import NAMES
+from scripts.app.jobs import MIXTURE, UNDECIDED, Job, Limits, Result
+from scripts.app.pictures import LOWEST
+
+__all__ = ["LEAD", "STYLE", "TITLE", "head", "progress", "refusals", "remark", "results"]
+
+TITLE = "Latent source separation"
+LEAD = (
+    "Takes a song apart into {sources}: learnt models of each source search for what, together, "
+    "explains the song. It stays on the computer that runs this page."
+)
+
+
+def progress(job: Job, ahead: int) -> str:
+    """What a job is doing, how much of it is done, and how long it will take."""
+    if ahead:
+        text = f"waiting for {ahead} other {'song' if ahead == 1 else 'songs'}"
+    elif job.stage == "separating":
+        left = job.left
+        text = f"{job.fraction:.0%} separated"
+        text += "" if left is None else f", about {_duration(left)} left"
+    else:
+        text = job.stage
+    return (
+        f'<div class="progress" role="status"><progress max="1" value="{job.fraction:.4f}">'
+        f"</progress><span>{text}</span></div>"
+    )
+
+
+def remark(text: str, error: bool = False) -> str:
+    """A line below the button."""
+    kind = 'class="remark error" role="alert"' if error else 'class="remark" role="status"'
+    return f"<p {kind}>{html.escape(text)}</p>"
+
+
+def refusals(missing: Mapping[Method, str]) -> str:
+    """Why methods are not offered."""
+    return "".join(
+        f'<p class="missing">{NAMES[method]} is not offered: {html.escape(why)}</p>'
+        for method, why in missing.items()
+    )
+
+
+def results(result: Result) -> str:
+    """Players with spectrograms of the mixture and the stems, and where candidates disagree."""
+    channels = {1: "mono", 2: "stereo"}.get(result.channels, f"{result.channels} channels")
+    about = (
+        f"{NAMES[result.method]}: {_duration(result.seconds)} ({result.rate:,} Hz, {channels}) "
+        f"separated in {_duration(result.took)}"
+    )
+    tracks = "".join(_track(result, name) for name in (MIXTURE, *result.sources))
+    first, second = (html.escape(source) for source in result.sources)
+    undecided = (
+        '<section class="track"><header><b>undecided</b></header>'
+        f"{_picture(result, UNDECIDED, 'where the candidates disagree')}"
+        f"<p>Yellow: half of the candidates give a sound to the {first}, half to the {second}. "
+        "Black: they agree, which does not make them right, or it is quiet.</p></section>"
+    )
+    return (
+        f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{about}</p>{tracks}'
+        f"{undecided}<p>Left to right: the whole song. Bottom to top: {LOWEST:.0f} Hz to "
+        f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to go there; a track that "
+        "starts goes on where another one was.</p></article>"
+    )
+
+
+def _track(result: Result, name: str) -> str:
+    label = html.escape(name)
+    link = ""
+    if name != MIXTURE:
+        link = f'<a href="{_url(result.file(name))}" download>download wav</a>'
+    return (
+        f'<section class="track" data-track="{label}"><header><b>{label}</b>{link}</header>'
+        f"{_picture(result, name, 'spectrogram of ' + name)}"
+        f'<audio controls preload="metadata" aria-label="{label}" '
+        f'src="{_url(result.file(name))}"></audio></section>'
+    )
+
+
+def _picture(result: Result, track: str, title: str) -> str:
+    return (
+        f'<div class="picture"><img alt="{html.escape(title, quote=True)}" '
+        f'src="{_url(result.file(track, ".png"))}"><i></i></div>'
+    )
+
+
+def _url(path: Path) -> str:
+    """Relative: the page may lie under any address."""
+    return html.escape("gradio_api/file=" + quote(path.as_posix(), safe="/:"), quote=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def head(limits: Limits) -> str:
+    """The script of the page."""
+    name, size = "\N{FULLWIDTH LESS-THAN SIGN}", "\N{FULLWIDTH GREATER-THAN SIGN}"
+    said = json.dumps(limits.too_large(name, size))
+    values = f"const LIMIT = {limits.megabytes * 1e6:.0f}, NAME = '{name}', SIZE = '{size}';"
+    return f"<script>(() => {{ {values} const SAID = {said};{_SCRIPT}}})();</script>"
+
+
+# One player at a time, which goes on where another one of the song is; a line on all pictures shows
+# where. Files that are too large are refused before they are sent.
+_SCRIPT = """
+let last = null;
+const songOf = element => element.closest && element.closest(".song");
+document.addEventListener("play", event => {
+  const player = event.target;
+  if (!songOf(player)) return;
+  if (last && last !== player) {
+    if (songOf(last) === songOf(player) && !last.ended) player.currentTime = last.currentTime;
+    last.pause();
+  }
+  last = player;
+}, true);
+document.addEventListener("timeupdate", event => {
+  const player = event.target, song = songOf(player);
+  if (song && player === last && player.duration)
+    song.style.setProperty("--at", player.currentTime / player.duration);
+}, true);
+document.addEventListener("click", event => {
+  const picture = event.target.closest && event.target.closest(".song .picture");
+  if (!picture) return;
+  const song = songOf(picture), box = picture.getBoundingClientRect();
+  const own = picture.parentElement.querySelector("audio");
+  const player = own || (last && songOf(last) === song ? last : song.querySelector("audio"));
+  const at = (event.clientX - box.left) / box.width;
+  if (player.duration) player.currentTime = at * player.duration;
+  if (last && last !== player && songOf(last) === song && player.duration)
+    last.currentTime = player.currentTime;
+  song.style.setProperty("--at", at);
+  last = last && songOf(last) === song && !last.paused ? last : player;
+});
+const refuse = (event, files) => {
+  const area = document.getElementById("too-large");
+  const large = [...(files || [])].find(file => file.size > LIMIT);
+  if (area) area.textContent = "";
+  if (!large) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  if (event.type === "change") event.target.value = "";
+  area.textContent = SAID.replace(NAME, () => large.name)
+    .replace(SIZE, (large.size / 1e6).toFixed(1));
+};
+addEventListener("change", event => {
+  if (event.target.type === "file") refuse(event, event.target.files);
+}, true);
+addEventListener("drop", event => refuse(event, event.dataTransfer && event.dataTransfer.files),
+  true);
+"""
+
+STYLE = """
+.gradio-container { max-width: 76rem !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
+#lead h1 { font-size: clamp(1.5rem, 4.5vw, 2.1rem); line-height: 1.2; margin: .4rem 0 .5rem; }
+#lead p { color: var(--body-text-color-subdued); max-width: 44rem; margin: 0; font-size: 1.05rem; }
+.remark { margin: 0; overflow-wrap: anywhere; }
+.remark.error, #too-large { color: var(--error-text-color); margin: 0; overflow-wrap: anywhere; }
+.missing { color: var(--body-text-color-subdued); font-size: .85rem; margin: 0;
+  overflow-wrap: anywhere; }
+.progress { display: grid; gap: .3rem; font-variant-numeric: tabular-nums; }
+.progress progress { appearance: none; width: 100%; height: .6rem; border: 0; overflow: hidden;
+  border-radius: .3rem; background: var(--border-color-primary); }
+.progress progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.progress progress::-webkit-progress-value { background: var(--color-accent); }
+.progress progress::-moz-progress-bar { background: var(--color-accent); }
+.empty { color: var(--body-text-color-subdued); border: 1px dashed var(--border-color-primary);
+  border-radius: .6rem; padding: 3rem 1rem; text-align: center; }
+.song { background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  border-radius: .6rem; padding: .9rem 1rem 1rem; --at: -1; }
+.song h2 { margin: 0; font-size: 1.15rem; overflow-wrap: anywhere; }
+.song p { color: var(--body-text-color-subdued); font-size: .85rem; margin: .2rem 0 0; }
+.track { padding: .7rem 0 .2rem; }
+.track header { display: flex; justify-content: space-between; align-items: baseline; gap: 1rem; }
+.track header b::first-letter { text-transform: uppercase; }
+.track a { margin: 0; padding: 0; font-size: .85rem; text-decoration: underline;
+  color: var(--link-text-color); }
+.picture { position: relative; cursor: pointer; margin: .3rem 0; overflow: hidden; }
+.picture img { width: 100%; height: 84px; display: block; border-radius: .3rem; object-fit: fill; }
+.picture i { position: absolute; top: 0; bottom: 0; left: calc(100% * var(--at)); width: 2px;
+  margin-left: -1px; background: #fff; opacity: .85; pointer-events: none; }
+.track audio { width: 100%; height: 38px; display: block; }
+.dark .track audio { color-scheme: dark; }
+"""

@@ -1,0 +1,183 @@
+"""Check this implementation against tensors recorded from the original systems.
+
+    python -m scripts.check_parity --fixtures DIR
+    python -m scripts.check_parity --fixtures DIR --json
+    python -m scripts.check_parity --fixtures DIR --output parity.json --markdown docs/parity.md
+
+DIR holds NAME.npz with NAME.json: weights under their original names, inputs, expected outputs.
+Sizes and hyper-parameters are read from these files. The status is 1 where anything is out of
+tolerance, a file is unknown, or there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
+from scripts._cli import program
+from scripts.check_parity import (  # noqa: F401 - each registers its checks
+    codec,
+    data,
+    posterior,
+    prior,
+    search,
+    tables,
+    training,
+)
+from scripts.check_parity.fixtures import (
+    FORWARD,
+    GRADIENT,
+    MARGIN,
+    TRAJECTORY,
+    Row,
+    as_json,
+    find_fixtures,
+    markdown_table,
+    run_fixture,
+    table,
+)
+
+_INTRODUCTION = """\
+# Numerical parity
+
+What this implementation computes, against tensors recorded from the original systems at small
+sizes: their weights are loaded under their original names, their inputs go through our public
+functions, and the outputs are compared. This file is written by
+
+    python -m scripts.check_parity --fixtures DIR --markdown docs/parity.md
+
+and holds for any folder of that format; CPU, float32, one thread.
+
+An error is the largest difference relative to the largest magnitude of the recorded tensor.
+
+- Codec, losses, logits, posteriors, tables: {forward:.0e}. Counts, choices and orders: exact.
+- Codes: equal wherever the second-best code is further than the best by more than {margin:.0e}
+  (squared distance); nearer to a tie, any code within {margin:.0e} of the least distance is right.
+- Gradient norms and gradients {gradient:.0e}: sums over thousands of positions, in an order that
+  the kernels choose.
+- Training trajectories {trajectory:.0e}: every step builds on the rounding of those before.
+
+Every option of the loss is read from the side-cars: `loss_fn`, the weights of `lmix`, `linf_k`, the
+STFTs, `use_nonrelative_specloss` and the bandwidths (`jukebox_core/upstream/loss.py`). Options that
+occur in no recording are tested against formulas in float64 (`tests/test_upstream_loss.py`).
+
+Two things about the recordings, which the checks allow for and say where they do:
+
+- The training trajectories hold their parameters by reference, so that `sd_before` is the state
+  after the last step. Their start was drawn by a seeded generator; it is drawn again, and the
+  whole trajectory is run from there (`scripts/check_parity/seeds.py`). Where a seed is not found,
+  only the loss at the recorded end is compared. A codec's trajectory does not record its loss: the
+  check takes the loss that reproduces the first recorded step, from the loss fixtures or the
+  originals' default.
+- During the optimiser steps an average on the CPU shared its memory with the parameters and took
+  (1 - mu)^2 of them away in every step.
+
+The mean of two codes is exactly as far from both: in the evaluated linearisation loss rounding
+chooses. One thread reproduces the recorded choices; elsewhere the difference that ties can make is
+left out, and said.
+
+Not reproduced, on purpose: the ranking of the recorded beam search, which re-orders its scores a
+second time (its beams are scored here, and found to have the recorded true scores). Not
+implemented: attention to an encoder, lyrics and label conditioning, which no system here uses;
+loading such weights is refused.
+"""
+_IS_MARKDOWN = marked(
+    "# Numerical parity",
+    "python -m scripts.check_parity --fixtures DIR --markdown docs/parity.md",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.check_parity."""
+
+    fixtures: Path
+    """Folder of fixtures."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the table as JSON."""
+    output: Path | None = None
+    """File to write the table to as JSON."""
+    markdown: Path | None = None
+    """File to write the table to as Markdown, with an introduction."""
+
+
+def run(folder: Path) -> list[Row]:
+    """The rows of all fixtures of a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    rows: list[Row] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as recorded: sums of another order decide ties another way
+    try:
+        for path in find_fixtures(folder):
+            rows += run_fixture(path)
+    finally:
+        torch.set_num_threads(threads)
+    return rows
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table with an introduction."""
+    introduction = _INTRODUCTION.format(
+        forward=FORWARD, gradient=GRADIENT, trajectory=TRAJECTORY, margin=MARGIN
+    )
+    return f"{introduction}\n{markdown_table(rows)}\n\n{summary(rows)}\n"
+
+
+def check_outputs(args: Args) -> None:
+    """Refuse to replace a file that is not a table of this program.
+
+    Raises:
+        FileExistsError: there is such a file, or something that is not a regular file.
+        OSError: a file cannot be written there.
+        ValueError: both tables have the same name.
+    """
+    if args.output is not None:
+        check_replaceable(args.output, json_with("ok", "rows.0.fixture"), "a table of parity")
+    if args.markdown is not None:
+        check_replaceable(args.markdown, _IS_MARKDOWN, "a table of parity")
+    if args.output is not None and args.markdown is not None:
+        if args.output.resolve() == args.markdown.resolve():
+            raise ValueError(f"output and markdown are both {args.output}: choose two files")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """One sentence."""
+    compared = [row for row in rows if row.error is not None]
+    failed = sum(not row.ok for row in rows)
+    fixtures = len({row.fixture for row in rows})
+    listed = len(rows) - len(compared)
+    return (
+        f"{fixtures} fixtures, {len(compared)} comparisons, {failed} out of tolerance, "
+        f"{listed} variants not implemented."
+    )
+
+
+@program
+def main(args: Args) -> int:
+    """Run, print and write the table; the status says whether all is within tolerance."""
+    check_outputs(args)
+    rows = run(args.fixtures)
+    if args.json:
+        print(json.dumps(as_json(rows), indent=2))
+    else:
+        print(f"{table(rows)}\n\n{summary(rows)}")
+    if args.output is not None:
+        write_json(args.output, as_json(rows))
+    if args.markdown is not None:
+        write_text(args.markdown, markdown(rows))
+    failed = [f"{row.fixture} {row.function}" for row in rows if not row.ok]
+    if failed:
+        more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
+        print(f"error: out of tolerance: {', '.join(failed[:5])}{more}", file=sys.stderr)
+    return int(bool(failed))

@@ -1,0 +1,202 @@
+"""Where a training trajectory started, when its file does not say.
+
+The recorded trajectories hold their parameters by reference: `sd_before` has the values after the
+last step (the codebooks alone are those of the start). The start was drawn at random, and a seeded
+generator draws it again: the seed is looked for near the seeds that the folder's side-cars name,
+by the correlation of what it draws with the recorded weights, which training moved only a little.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scripts.check_parity.fixtures import Fixture
+
+REACH = 600  # seeds on either side of those named
+STREAM = 1 << 18  # numbers that the model built before the prior may have drawn
+MATCH = 6.0  # standard deviations of a correlation that chance does not reach
+
+
+def recorded_by_reference(fixture: Fixture) -> bool:
+    """Whether the parameters before and after training are the same, though it moved them."""
+    before, after = fixture.under("sd_before/"), fixture.under("sd_after/")
+    trained = [name for name in before if not re.search(r"bottleneck.*\.k$", name)]
+    moved = any(step["lr"] > 0 for step in fixture.info["steps"])
+    return moved and all(torch.equal(before[name], after[name]) for name in trained)
+
+
+def drawn_codec(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
+    """The codec's parameters at the start and their seed, None where it is not found."""
+    tensors = fixture.under("sd_before/")
+    names = [name for name in tensors if not name.startswith("bottleneck.")]
+    levels = sorted({name.split(".")[1] for name in names}, key=int)
+    reversed_stacks = fixture.info["config"].get("reverse_decoder_dilation", True)
+    parts = [f"{part}.{level}." for level in levels for part in ("encoders", "decoders")]
+    built = [n for part in parts for n in names if n.startswith(part)]
+    if reversed_stacks:
+        built = _as_built(built)
+    for seed in _seeds(fixture.path.parent):
+        first = _uniform(_generator(seed), tensors[built[0]].shape)
+        if _correlation(first, tensors[built[0]]) < 0.9:
+            continue
+        generator = _generator(seed)
+        start, fan = {}, 1
+        for name in built:
+            if name.endswith("weight"):
+                fan = tensors[name][0].numel()
+            start[name] = _uniform(generator, tensors[name].shape, fan)
+        scale = _ratio(tensors[built[0]], start[built[0]])
+        for name in names:  # the weights were enlarged, the biases drawn anew
+            if name.endswith("weight"):
+                start[name] = start[name] * scale
+            else:
+                start[name] = torch.randn(tensors[name].shape, generator=generator) * 0.1
+        if _within_reach(fixture, start):
+            return start, seed
+    return None
+
+
+def drawn_prior(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
+    """The prior's parameters at the start and their seed, None where it is not found."""
+    tensors = fixture.under("sd_before/")
+    own = {name.removeprefix("prior."): tensor for name, tensor in tensors.items()}
+    first = "transformer._attn_mods.0.mlp.c_fc.w"
+    depth = fixture.info["config"]["depth"]
+    linear = ("attn.c_attn.w", "attn.c_proj.w", "mlp.c_fc.w", "mlp.c_proj.w")
+    embedding = "x_emb.weight" if "x_emb.weight" in own else "x_embs.weight"
+    drawn = [embedding, "start_token", "pos_emb.pos_emb"]
+    drawn += [f"transformer._attn_mods.{layer}.{part}" for layer in range(depth) for part in linear]
+    before = sum(own[name].numel() for name in drawn[: drawn.index(first)])
+    codec = drawn_codec_seed(fixture.path.parent)
+    for seed in [] if codec is None else range(codec, codec + 60):
+        for offset in _offsets(seed, own[first]):
+            generator = _generator(seed)
+            torch.rand(max(offset - before, 0), generator=generator)
+            start = _initial(own, drawn, fixture.info["config"]["init_scale"], generator)
+            if embedding == "x_emb.weight":
+                start["x_out.weight"] = start["x_emb.weight"]
+            else:
+                shape = own["x_out.weight"].shape
+                start["x_out.weight"] = _uniform(generator, shape, shape[1])
+            named = {f"prior.{name}": tensor for name, tensor in start.items()}
+            if _within_reach(fixture, named):
+                return named, seed
+    return None
+
+
+def drawn_codec_seed(folder: Path) -> int | None:
+    """The seed of a codec's trajectory in the same folder; a prior's is a few numbers on."""
+    for path in sorted(folder.glob("train_traj_vqvae_*.npz")):
+        fixture = Fixture(path)
+        found = drawn_codec(fixture) if recorded_by_reference(fixture) else None
+        if found:
+            return found[1]
+    return None
+
+
+def _initial(
+    own: Mapping[str, Tensor], drawn: Iterable[str], scale: float, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Normal weights times the init scale, unit layer norms, zero biases."""
+    start = {}
+    for name in drawn:
+        std = 0.01 * scale if name in ("start_token", "pos_emb.pos_emb") else 0.02 * scale
+        start[name] = torch.empty(own[name].shape).normal_(0.0, std, generator=generator)
+    for name, tensor in own.items():
+        if re.search(r"\.ln_\d\.weight$", name):
+            start[name] = torch.ones_like(tensor)
+        elif name.endswith((".b", ".bias")):
+            start[name] = torch.zeros_like(tensor)
+    return start
+
+
+def _offsets(seed: int, weight: Tensor) -> list[int]:
+    """Where in a seed's stream of normal numbers `weight` may start: correlation, by FFT."""
+    stream = torch.rand(STREAM + 16, generator=_generator(seed))
+    target = weight.flatten() / weight.norm()
+    size = STREAM + len(target)
+    spectrum = torch.fft.rfft(target, size).conj()
+    best, where = 0.0, 0
+    for shift in range(0, 16, 4):  # torch makes normal numbers of blocks of 16
+        block = stream[shift : shift + STREAM].view(-1, 16)
+        radius, angle = (-2 * torch.log1p(-block[:, :8])).sqrt(), 2 * math.pi * block[:, 8:]
+        normal = torch.cat([radius * angle.cos(), radius * angle.sin()], 1).flatten()
+        match = torch.fft.irfft(torch.fft.rfft(normal, size) * spectrum, size)[:STREAM]
+        peak = int(match.argmax())
+        if float(match[peak]) > best:
+            best, where = float(match[peak]), peak + shift
+    return [where] if best > MATCH else []
+
+
+def _within_reach(fixture: Fixture, start: Mapping[str, Tensor]) -> bool:
+    """Whether training can have led from `start` to what is recorded: Adam moves by about lr."""
+    reach = 1.5 * sum(step["lr"] for step in fixture.info["steps"])
+    return all(
+        (tensor - fixture.tensor(f"sd_before/{name}")).abs().max() <= reach
+        for name, tensor in start.items()
+    )
+
+
+def _as_built(names: list[str]) -> list[str]:
+    """Residual stacks of decoders were built in order of dilation, then reversed."""
+    order: list[str] = []
+    stacks: dict[str, list[list[str]]] = {}
+    for name in names:
+        match = re.match(r"(decoders\..*\.0\.model\.)(\d+)\.model\.", name)
+        if match is None:
+            order.append(name)
+            continue
+        blocks = stacks.setdefault(match[1], [])
+        if not blocks:
+            order.append(match[1])
+        if not blocks or not blocks[-1][0].startswith(match[0]):
+            blocks.append([])
+        blocks[-1].append(name)
+    return [
+        name
+        for entry in order
+        for name in (
+            [n for block in reversed(stacks[entry]) for n in block] if entry in stacks else [entry]
+        )
+    ]
+
+
+def _seeds(folder: Path) -> range:
+    """Seeds to try: those near the seeds that the folder's side-cars name."""
+    named: list[int] = []
+    for path in sorted(folder.glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        named += [int(seed) for seed in re.findall(r'"manual_seed": (\d+)', text)]
+    return range(max(0, min(named) - REACH), max(named) + REACH) if named else range(0)
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _uniform(generator: torch.Generator, shape: torch.Size, fan: int | None = None) -> Tensor:
+    """Torch's default initialisation of convolutions and linear layers."""
+    bound = 1 / math.sqrt(fan or math.prod(shape[1:]))
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def _correlation(drawn: Tensor, recorded: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([drawn.flatten(), recorded.flatten()]))[0, 1])
+
+
+def _ratio(recorded: Tensor, drawn: Tensor) -> float:
+    """The factor, to two decimals, between two tensors that are nearly proportional."""
+    return round(float((recorded * drawn).sum() / drawn.square().sum()), 2)
+
+
+def sibling_info(fixture: Fixture, name: str) -> dict:
+    """The side-car of another fixture in the folder, empty where there is none."""
+    path = fixture.path.with_name(f"{name}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

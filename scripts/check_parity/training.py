@@ -1,0 +1,269 @@
+"""Parity checks of training: optimiser, schedule, loss scale, averages, recorded trajectories."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jukebox_core.prior.objective import PriorObjective
+from jukebox_core.upstream.layout import codec_names, original_tensors, prior_names
+from jukebox_core.upstream.optim import (
+    LossScale,
+    OriginalAdam,
+    OriginalWeightAverage,
+    clip_gradients,
+    lr_factor,
+)
+from jukebox_core.vqvae.model import VQVAE
+from jukebox_core.vqvae.objective import ReconstructionObjective
+from lqvae.objective import LinearisationObjective
+from scripts.check_parity.codec import codec_from, make_objective
+from scripts.check_parity.fixtures import (
+    EXACT,
+    TRAJECTORY,
+    Fixture,
+    Report,
+    check,
+    relative_error,
+    sub_config,
+)
+from scripts.check_parity.prior import prior_from
+from scripts.check_parity.seeds import (
+    drawn_codec,
+    drawn_prior,
+    recorded_by_reference,
+    sibling_info,
+)
+
+EXTRAPOLATION = 2e-2
+
+
+@check("optim_ema")
+def optim_ema(fixture: Fixture, report: Report) -> None:
+    """Adam steps with clipping, both weight averages, schedule and loss scale."""
+    config = fixture.info["config"]
+    parameter = nn.Parameter(fixture.tensor("in/p0"))
+    optimizer = OriginalAdam(
+        [parameter], config["lr"], tuple(config["betas"]), config["eps"], config["wd"]
+    )
+    averages = {"ema": OriginalWeightAverage([parameter], config["mu"])}
+    for key in fixture.arrays:
+        if match := re.fullmatch(r"out/(cpu_ema_freq(\d+)_)0", key):
+            every = int(match[2])
+            averages[match[1]] = OriginalWeightAverage([parameter], config["mu"], every, "cpu")
+    for step, info in enumerate(fixture.info["steps"]):
+        parameter.grad = fixture.tensor(f"in/grad{step}")
+        norm, scale = clip_gradients([parameter], config["clip"])
+        report.close("clip_gradients", norm, info["grad_norm"])
+        report.close("clip_gradients", scale, info["scale"])
+        optimizer.step()
+        note = _shrink_as_recorded(parameter, fixture.tensor(f"out/p{step}"), config["mu"])
+        report.close("OriginalAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
+        for name, average in averages.items():
+            average.update()
+            recorded = fixture.tensor(f"out/{name}{step}")
+            report.close("OriginalWeightAverage", average.values[0], recorded)
+    state = optimizer.state[parameter]
+    for name in ("exp_avg", "exp_avg_sq"):
+        report.close("OriginalAdam moments", state[name], fixture.tensor(f"out/{name}"))
+    _schedules(fixture, report)
+    _loss_scale(fixture, report)
+
+
+@torch.no_grad()
+def _shrink_as_recorded(parameter: Tensor, recorded: Tensor, mu: float) -> str:
+    """Repeat what a recorded average did to its parameters, if it did.
+
+    The originals' average on the CPU starts as `parameters.cpu()`, which on the CPU is no copy: it
+    then averages the parameters with themselves, which takes (1 - mu)^2 of them away each step.
+    """
+    shrunk = parameter * mu
+    shrunk.add_(shrunk, alpha=1 - mu)
+    if (shrunk - recorded).abs().sum() >= (parameter - recorded).abs().sum():
+        return ""
+    parameter.copy_(shrunk)
+    return "after a CPU average that shared the parameters' memory took (1 - mu)^2 away"
+
+
+def _schedules(fixture: Fixture, report: Report) -> None:
+    for key, values in fixture.info.items():
+        if not key.startswith("lr_schedule"):
+            continue
+        numbers = {name: float(n) for name, n in re.findall(r"_(start|decay|warmup)([\d.]+)", key)}
+        arguments: dict[str, Any] = {"warmup": numbers.get("warmup", 100.0)}
+        if "start" in numbers:
+            arguments |= {"decay_start": numbers["start"], "decay": numbers["decay"]}
+        for step, factor in values.items():
+            report.close("lr_factor", lr_factor(int(step), **arguments), factor)
+
+
+def _loss_scale(fixture: Fixture, report: Report) -> None:
+    info = fixture.info["loss_scaler"]
+    factor = str(info.get("scale_factor", "2**(1/250)"))
+    root = re.fullmatch(r"2 ?\*\* ?\(1(?:\.0)? ?/ ?([\d.]+)\)", factor)
+    scale = LossScale(info["init"], 2 ** (1 / float(root[1])) if root else float(factor))
+    for overflow, after in zip(info["overflow_sequence"], info["scale_after"], strict=True):
+        report.close("LossScale", scale.update(bool(overflow)), after)
+
+
+@check("train_traj_vqvae_.+")
+def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
+    """Codec training steps: loss, gradient norm, metrics of every step, weights after the last."""
+    info = fixture.info
+    codec = codec_from(fixture, "sd_before/").train()
+    tokens = info["restore_k_num_tokens"]
+    for level in codec.levels:
+        used = tokens[level] if isinstance(tokens, list) else tokens
+        codec.bottleneck(level).restore_averages(used / codec.config.l_bins)
+    cls = ReconstructionObjective if info["fork"] == "lass" else LinearisationObjective
+    objectives = [make_objective(cls, codec, possible) for possible in _with_losses(fixture)]
+    if not objectives:
+        report.fail("objective", "neither this side-car nor a sibling's has a loss_config")
+        return
+    objective = objectives[0]
+    audio = fixture.tensor("in/x").squeeze(-1)
+    names = codec_names(codec.config)
+    if recorded_by_reference(fixture):
+        native = {original: name for name, original in names.items()}
+        if not _go_back(fixture, report, codec, native, drawn_codec(fixture)):
+            codec.load_state_dict(_with_codebooks_after(fixture, codec), strict=False)
+            _last_loss(fixture, report, objective, audio)
+            return
+    objective = min(objectives, key=lambda each: _first_error(each, audio, info["steps"][0]))
+    _trajectory(fixture, report, cls.__name__, objective, audio)
+    after = original_tensors(codec.state_dict(), names, turn=False)
+    _compare_weights(fixture, report, f"{cls.__name__} weights", after)
+
+
+def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
+    """Copies of the side-car, one for each loss that it may have been recorded with.
+
+    If the side-car has no loss, the candidates come from the loss fixtures in the folder, complete
+    or with the originals' default terms; the first recorded step decides.
+    """
+    info = fixture.info
+    if "loss_config" in info:
+        return [info]
+    names = ["vqvae_loss", "lqvae_loss"]
+    found = []
+    for name in names if info["fork"] == "lass" else reversed(names):
+        sibling = sibling_info(fixture, name)
+        if loss := sibling.get("loss_config"):
+            keys = sibling.keys() & {"loss_config", "spectral_stft", "alpha"}
+            found.append(info | {key: sibling[key] for key in keys})
+            found.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
+    return found
+
+
+@torch.no_grad()
+def _first_error(objective: nn.Module, audio: Tensor, recorded: Mapping[str, float]) -> float:
+    """Largest relative error of an objective's terms at the first recorded step."""
+    out = copy.deepcopy(objective)(audio)
+    terms = {**out.metrics, "loss": out.loss}
+    return max(relative_error(terms[k], v) for k, v in recorded.items() if k in terms)
+
+
+def _with_codebooks_after(fixture: Fixture, codec: VQVAE) -> dict[str, Tensor]:
+    native = {original: name for name, original in codec_names(codec.config).items()}
+    after = fixture.under("sd_after/")
+    return {native[name]: t for name, t in after.items() if name.startswith("bottleneck.")}
+
+
+@check("train_traj_prior_.+")
+def train_traj_prior(fixture: Fixture, report: Report) -> None:
+    """Prior training steps: loss and gradient norm of every step, weights after the last."""
+    tensors = fixture.under("sd_before/")
+    prior = prior_from(tensors, sub_config(fixture.info)).train()
+    objective, codes = PriorObjective(None, prior), fixture.tensor("in/z")
+    levels = sum("bottleneck.level_blocks" in name for name in tensors)
+    names = prior_names(prior.config, top=max(levels - 1, 0))
+    if recorded_by_reference(fixture):
+        native = {f"prior.{original}": name for name, original in names.items()}
+        if not _go_back(fixture, report, prior, native, drawn_prior(fixture)):
+            _last_loss(fixture, report, objective, codes)
+            return
+    _trajectory(fixture, report, "PriorObjective", objective, codes)
+    after = original_tensors(prior.state_dict(), names, turn=True)
+    named = {f"prior.{name}": tensor for name, tensor in after.items()}
+    _compare_weights(fixture, report, "PriorObjective weights", named)
+
+
+@torch.no_grad()
+def _go_back(
+    fixture: Fixture,
+    report: Report,
+    model: nn.Module,
+    native: Mapping[str, str],
+    found: tuple[dict[str, Tensor], int] | None,
+) -> bool:
+    """Put a model back to a start that was drawn again; False where it was not found."""
+    if found is None:
+        return False
+    start, seed = found
+    state = model.state_dict()
+    for name, tensor in start.items():
+        own = state[native[name]]
+        own.copy_(tensor.T if name.endswith(".w") else tensor.reshape(own.shape))
+    text = "sd_before holds the weights after training; its start, drawn again from seed"
+    report.error("start", 0.0, EXACT, f"{text} {seed}")
+    return True
+
+
+def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Tensor) -> None:
+    """Without a start: the loss of the recorded end, against where the recorded losses lead."""
+    losses = [step["loss"] for step in fixture.info["steps"]]
+    for step, recorded in enumerate(fixture.info["steps"]):
+        rate = fixture.info["train"]["lr"] * lr_factor(step, fixture.info["train"]["lr_warmup"])
+        report.close("learning rate", rate, recorded["lr"])
+    expected = 3 * losses[-1] - 3 * losses[-2] + losses[-3] if len(losses) > 2 else losses[-1]
+    with torch.no_grad():
+        loss = objective(batch).loss
+    report.close(
+        "loss after the last step",
+        loss,
+        expected,
+        EXTRAPOLATION,
+        "sd_before holds the weights after training, and the start was not found: the loss there "
+        "against the recorded losses, extrapolated",
+    )
+
+
+def _trajectory(
+    fixture: Fixture, report: Report, name: str, objective: nn.Module, batch: Tensor
+) -> None:
+    """Train on one batch by the originals' optimiser, as the side-car says."""
+    train = fixture.info["train"]
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = OriginalAdam(
+        parameters, train["lr"], tuple(train["betas"]), train["eps"], train["weight_decay"]
+    )
+    note = "every step builds on the rounding of those before"
+    for step, recorded in enumerate(fixture.info["steps"]):
+        rate = train["lr"] * lr_factor(step, train["lr_warmup"])
+        report.close(f"{name} learning rate", rate, recorded["lr"])
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        out = objective(batch)
+        out.loss.backward()
+        norm, _ = clip_gradients(parameters, train["clip"])
+        optimizer.step()
+        report.close(f"{name} losses", out.loss, recorded["loss"], TRAJECTORY, note)
+        report.close(f"{name} gradient norms", norm, recorded["grad_norm"], TRAJECTORY, note)
+        metrics = dict(out.metrics)
+        if "latent_loss_l1" in metrics:
+            metrics["latent_loss"] = metrics["latent_loss_l1"]
+        for key in recorded.keys() & metrics.keys() - {"loss", "grad_norm", "lr"}:
+            report.close(f"{name} metrics", metrics[key], recorded[key], TRAJECTORY, note)
+
+
+def _compare_weights(fixture: Fixture, report: Report, name: str, after: dict[str, Tensor]) -> None:
+    for key, recorded in fixture.under("sd_after/").items():
+        if key in after:
+            report.close(name, after[key], recorded, TRAJECTORY)
+        elif not key.startswith("prior.bottleneck."):
+            report.fail(name, f"no tensor is called {key}")

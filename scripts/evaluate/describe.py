@@ -1,0 +1,150 @@
+"""What scripts.evaluate writes about its scores: definitions, data, models, machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jukebox_core.checkpoints import fingerprint, load_meta
+from jukebox_core.datasets.manifest import MANIFEST_NAME, Manifest
+from jukebox_core.evaluation.estimates import Chunk
+from jukebox_core.files import sha256
+from jukebox_core.separation.separator import Separator
+from scripts._models import FAMILY, Method, pick_device
+from scripts._settings import load_tuned
+
+if TYPE_CHECKING:
+    from scripts.evaluate import Args
+
+DEFINITIONS = {
+    "scale": "references are the sources x_i; the mixture is y = sum alpha_i x_i; an estimate of "
+    "x_i is a stem divided by alpha_i",
+    "mixture": "y itself as the estimate of every source (estimate selected, not refined)",
+    "hpss": "librosa's harmonic-percussive separation: percussive part to drums, harmonic part to "
+    "the other source (estimate selected, not refined)",
+    "nmf": "non-negative matrix factorisation of the mixture's magnitudes, whose components are "
+    "shared out by the median filters of hpss (estimate selected, not refined)",
+    "supervised": "masks of a recurrent network trained on the same songs, Open-Unmix's layers "
+    "(estimate selected, not refined)",
+    "codec": "the truth through the codec and back (estimate oracle: it uses the truth)",
+    "codec_lass": "the same for LASS's codec, where it is another one",
+    "irm": "a ratio mask of power 2, STFT 2048 by 512, made from the truth (estimate oracle)",
+    "oracle": "best of the candidates per source by whole-chunk SDR against the truth; raw, and "
+    "refined: the best of the masks made from each candidate pair alone",
+    "selected": "without the truth; raw: the pick (by default the pair whose sum is nearest to the "
+    "mixture in magnitude spectrum); refined: the mask from the average of the candidates' powers "
+    "(by default the mean of all)",
+    "single": "the first candidate; raw, and refined: the mask made from it alone",
+    "sdr_seed": "median SDR of complete windows of 44,100 samples (museval, BSSEval v4)",
+    "sdr_museval": "the same by museval itself (with --museval)",
+    "sdr": "SDR over the whole chunk",
+    "si_sdr": "scale-invariant SDR",
+    "si_sdri": "si_sdr minus that of the mixture",
+    "interval": "95%, percentile bootstrap over chunks, 10,000 resamples",
+}
+
+
+def fingerprints(models: Path, method: Method) -> dict[str, str]:
+    """What a method is made of."""
+    family = models / FAMILY[method]
+    runs = [family / "vqvae", *sorted(p for p in family.glob("prior_*") if p.is_dir())]
+    table = "sums.safetensors" if method == "lqvae" else "counts.safetensors"
+    return {run.name: fingerprint(run) for run in runs} | {table: sha256(family / table)}
+
+
+def describe_model(method: Method, args: Args, separator: Separator) -> dict[str, Any]:
+    """The parts of a method and its settings."""
+    family = args.models / FAMILY[method]
+    codec = load_meta(family / "vqvae")
+    counted = getattr(separator.likelihood, "counted", separator.likelihood)
+    backoff = getattr(counted, "backoff", None)
+    return {
+        "family": FAMILY[method],
+        "preset": codec.get("preset"),
+        "steps": {
+            name: load_meta(family / name).get("step")
+            for name in ("vqvae", *(f"prior_{source}" for source in separator.sources))
+        },
+        "n_codes": separator.codec.config.l_bins,
+        "window": separator.window,
+        "candidates": separator.n_candidates,
+        "precision": args.precision,
+        "sampler": {"name": type(separator.sampler).__name__, **vars(separator.sampler)},
+        "shifts": separator.shifts,
+        "sigma": getattr(separator.likelihood, "sigma", getattr(backoff, "sigma", None)),
+        "weight": getattr(counted, "weight", None),
+        "backoff": getattr(counted, "strength", None),
+        "back_off_to": type(backoff).__name__.lower() if backoff else None,
+        "symmetric": getattr(counted, "symmetric", None),
+        "kernel": hasattr(separator.likelihood, "counted"),
+        "pick": repr(separator.pick),
+        "average": repr(separator.average),
+        "mask": separator.refinement.settings,
+        "tuned": load_tuned(args.models, method),
+    }
+
+
+def describe_data(
+    args: Args,
+    manifest: Manifest,
+    chunks: Sequence[Chunk],
+    left_out: list[str],
+    length: int,
+    rule: str,
+) -> dict[str, Any]:
+    """The chunks and the data set they are from."""
+    content = json.loads((args.data / MANIFEST_NAME).read_text(encoding="utf-8"))
+    songs = len({chunk.track for chunk in chunks})
+    settings = content.get("settings", {})
+    return {
+        "folder": args.data.resolve().name,
+        "generated": settings.get("generated"),  # None: the manifest does not say
+        "split": args.split,
+        "chunks": len(chunks),
+        "songs": songs,
+        "songs_in_split": len(manifest.split(args.split)),
+        "several_chunks_per_song": len(chunks) > songs,
+        "songs_left_out": left_out,
+        "chunk_samples": length,
+        "sample_rate": manifest.sample_rate,
+        "silence_rule": rule,
+        "settings": settings,
+        "manifest_sha256": sha256(args.data / MANIFEST_NAME),
+    }
+
+
+def machine(args: Args) -> dict[str, Any]:
+    """What the times were taken on."""
+    device = pick_device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
+    return {
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": load,  # at the end: times taken beside other work are longer
+        "torch": torch.__version__,
+        "device": name,
+    }
+
+
+def command_flags(args: Any) -> list[str]:
+    """The flags that differ from their defaults, as they would be typed."""
+    flags = []
+    for name, default in type(args).__dataclass_fields__.items():
+        value = getattr(args, name)
+        if value == default.default:
+            continue
+        if name == "settings":
+            flags += command_flags(value)
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            flags += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return flags

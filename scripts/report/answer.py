@@ -1,0 +1,156 @@
+"""What the report says in sentences: the answer, what beside it, and what the scores are of."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from scripts._results import (
+    ESTIMATES,
+    NAMES,
+    SYSTEMS,
+    as_interval,
+    difference,
+    find_row,
+    paired,
+    sources_of,
+)
+from scripts.report.intervals import Scale, span, strip, ticks
+
+__all__ = ["about_data", "headline"]
+
+_QUESTIONS = (("selected", True), ("oracle", False))
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The answer, from the data alone: sentences, a card per system, paired differences."""
+    answer, beside = _answers(results)
+    data = results["meta"].get("data", {})
+    return (
+        f'<section id="answer"><h2>Answer</h2><p class="answer">{answer}</p>{_cards(results)}'
+        f"{_differences(results)}<p>{beside}</p>"
+        f'<p class="note">Mean SDR of {_n(data, "chunks")} chunks of {_n(data, "songs")} songs '
+        f"(split: {_n(data, 'split')}), separated without any reference and refined as a mask of "
+        f"the mixture; both sources averaged. {about_data(results)}</p></section>"
+    )
+
+
+def _cards(results: Mapping[str, Any]) -> str:
+    found = {
+        method: row
+        for method in SYSTEMS
+        if (row := find_row(results, method, "selected", True, "mean", "sdr"))
+        and row["mean"] is not None
+    }
+    scale = Scale.over(x for row in found.values() for x in as_interval(row)[:3])
+    cards = []
+    for method, row in found.items():
+        each = [
+            f"{html.escape(source)} {of['mean']:.2f}"
+            for source in sources_of(results)
+            if (of := find_row(results, method, "selected", True, source, "sdr"))
+            and of["mean"] is not None
+        ]
+        cards.append(
+            f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
+            f'<p class="big">{row["mean"]:.2f} <small>dB SDR, more is better</small></p>'
+            f'<div class="span" style="width:100%">{span(as_interval(row), scale)}</div>'
+            f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}</p>"
+            "</div>"
+        )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _differences(results: Mapping[str, Any]) -> str:
+    """The hybrid minus each of the others: a point per chunk, the mean and its interval."""
+    lines = []
+    for estimate, refined in _QUESTIONS:
+        for other in ("lqvae", "lass"):
+            how, words = (estimate, refined), ESTIMATES[estimate, refined]
+            values = paired(results, ("hybrid", *how), (other, *how))
+            if values:
+                lines.append((other, words, values, difference(results, "hybrid", other, how=how)))
+    if not lines:
+        return ""
+    scale = Scale.over(value for _, _, values, _ in lines for value in values)
+    rows = "".join(
+        f'<div><b>Hybrid &minus; {NAMES[other]}</b><br><span class="note">{words}</span></div>'
+        f'<div class="value"><b>{found.mean:+.2f} dB</b><br>'
+        f'<span class="note">{found.low:+.2f} to {found.high:+.2f}</span></div>'
+        f'<div class="strip-cell" style="--c:var(--{other})">{strip(values, found, scale)}</div>'
+        for other, words, values, found in lines
+    )
+    return (
+        f'<div class="paired">{rows}{ticks(scale)}<div class="ends note"><span>&larr; the other is '
+        "better</span><span>the hybrid is better &rarr;</span></div></div>"
+        '<p class="note">A small point is a chunk: how many dB the hybrid is above the '
+        "other on it. Large points are means, lines their 95% intervals.</p>"
+    )
+
+
+def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
+    """The hybrid beside the other two, and a system beside what needs no training."""
+    found = [_comparison(results, "hybrid", other) for other in ("lqvae", "lass")]
+    answer = " ".join(text for text in found if text) or (
+        "The scores do not hold the hybrid and another of the three: the question is open here."
+    )
+    methods = {row["method"] for row in results["rows"]}
+    systems = [method for method in reversed(SYSTEMS) if method in methods]
+    plain = [
+        _comparison(results, method, other)
+        for method in systems[:1]
+        for other in ("mixture", "hpss", "nmf", "supervised")
+    ]
+    return answer, " ".join(text for text in plain if text)
+
+
+def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
+    """A sentence on the paired difference; none where a method is missing."""
+    interval = difference(results, first, second)
+    if interval.n == 0:
+        return ""
+    if interval.low > 0:
+        verdict = "better than"
+    elif interval.high < 0:
+        verdict = "worse than"
+    else:
+        verdict = "not distinguishable from"
+    names = NAMES | {
+        "hybrid": "The hybrid",
+        "mixture": "the mixture taken as both estimates",
+        "supervised": "the supervised mask estimator",
+    }
+    return (
+        f"{names[first]} is <strong>{verdict} {names[second]}</strong> here: "
+        f"{interval.mean:+.2f} dB (95% interval {interval.low:+.2f} to {interval.high:+.2f}, "
+        f"{interval.n} paired chunks)."
+    )
+
+
+def about_data(results: Mapping[str, Any]) -> str:
+    """What the scores are of; they are not those of another data set."""
+    meta = results["meta"]
+    presets = {m.get("preset") for m in meta.get("models", {}).values()} - {None}
+    sizes = (
+        f" Models: preset {html.escape(', '.join(sorted(map(str, presets))))}." if presets else ""
+    )
+    name = html.escape(str(meta.get("data", {}).get("folder", "?")))
+    origin = {
+        True: "composed and rendered by scripts.make_synthetic, so these are not scores on "
+        "Slakh2100",
+        False: "recorded as not generated",
+        None: "whose manifest does not say where the songs are from, so take these as scores on "
+        "Slakh2100 only if you prepared it from there",
+    }[meta.get("data", {}).get("generated")]
+    return (
+        f"Songs: those of the folder <code>{name}</code>, {origin}.{sizes} Scores of one data set "
+        "say nothing about another: only the order and the differences are the subject here. The "
+        "intervals are over chunks: that another training would end elsewhere is not in them. The "
+        "answer over more songs, two trainings and other music is in the project's "
+        "<code>docs/results.md</code>."
+    )
+
+
+def _n(values: Mapping[str, Any], name: str) -> str:
+    return html.escape(str(values.get(name, "?")))

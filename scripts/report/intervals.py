@@ -1,0 +1,79 @@
+"""Means with intervals as pictures a line high, that take the page's colours and width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from jukebox_core.evaluation.bootstrap import Interval
+
+__all__ = ["Scale", "span", "strip", "ticks"]
+
+_MARGIN = 3.0  # per cent of both sides, so that marks at the ends are whole
+
+
+class Scale(NamedTuple):
+    """The values at the left and right end of every picture of a column."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> Scale:
+        """Whole numbers around the finite ones of `values`, and zero."""
+        known = [0.0, *(v for v in values if math.isfinite(v))]
+        low, high = math.floor(min(known)), math.ceil(max(known))
+        return cls(low, max(high, low + 1))
+
+    def at(self, value: float) -> str:
+        """Where a value lies in a picture, in per cent of its width, whatever that is."""
+        share = (value - self.low) / (self.high - self.low)
+        return f"{_MARGIN + (100 - 2 * _MARGIN) * share:.2f}%"
+
+
+def span(found: Interval, scale: Scale, told: bool = False) -> str:
+    """SVG of a mean and its 95% interval; a hollow mark is of what was `told` the truth."""
+    if not math.isfinite(found.mean):
+        return ""
+    low, mid, high, zero = (scale.at(x) for x in (found.low, found.mean, found.high, 0.0))
+    mark = ' class="told"' if told else ""
+    return _svg(
+        24,
+        f'<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="24"/>'
+        f'<line x1="{low}" x2="{high}" y1="12" y2="12"/>'
+        f'<circle{mark} cx="{mid}" cy="12" r="5"/>',
+    )
+
+
+def strip(values: Sequence[float], found: Interval, scale: Scale) -> str:
+    """SVG of every value as a point, with their mean and its 95% interval below."""
+    if not math.isfinite(found.mean):
+        return ""
+    low, mid, high, zero = (scale.at(x) for x in (found.low, found.mean, found.high, 0.0))
+    # Three lines of points, so that neighbours in value do not hide each other.
+    points = "".join(
+        f'<circle cx="{scale.at(value)}" cy="{6 + 6 * (i % 3)}" r="3"/>'
+        for i, value in enumerate(sorted(v for v in values if math.isfinite(v)))
+    )
+    return _svg(
+        42,
+        f'<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="42"/>{points}'
+        f'<line class="reach" x1="{low}" x2="{high}" y1="32" y2="32"/>'
+        f'<circle class="mean" cx="{mid}" cy="32" r="6"/>',
+        "strip",
+    )
+
+
+def ticks(scale: Scale) -> str:
+    """The scale's ends and zero, in words where they lie."""
+    shown = "".join(
+        f'<span style="left:{scale.at(value)}">{value:g}</span>'
+        for value in sorted({scale.low, 0.0, scale.high})
+    )
+    return f'<div class="ticks">{shown}</div>'
+
+
+def _svg(height: int, inside: str, name: str = "") -> str:
+    kind = f' class="{name}"' if name else ""
+    return f'<svg{kind} height="{height}" aria-hidden="true" focusable="false">{inside}</svg>'

@@ -1,0 +1,219 @@
+"""One self-contained page of a run's results: answer, table, plots, audio.
+
+    python -m scripts.report --runs runs/demo --output runs/demo/report.html
+
+RUNS holds what scripts.demo makes: results.json (with results_audio/ beside it) and
+models/{reconstruction,linearisation}/{vqvae,prior_SOURCE}/metrics.csv. What is missing is named in
+the page. The page asks for nothing from outside: audio, plots and style are in it.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jukebox_core.files import check_replaceable, write_text
+from jukebox_core.training.tracking import METRICS as METRICS_FILE
+from jukebox_core.training.tracking import Row, read_metrics
+from scripts._cli import program
+from scripts._results import describing, load_results, sources_of
+from scripts.report import plots, tables
+from scripts.report.answer import headline
+from scripts.report.page import TITLE, document, is_report, missing
+from scripts.report.players import listen
+
+QUESTION = (
+    "LQ-VAE trains its codec so that sums of latents are latents of sums and scores pairs of codes "
+    "by a Gaussian; LASS leaves the codec as it is and counts which codes mix to which. "
+    "Does the hybrid, the LQ-VAE's codec with LASS's counts times the LQ-VAE's Gaussian, separate "
+    "better than either?"
+)
+SECTIONS = {
+    "answer": "Answer",
+    "method": "Method",
+    "scores": "Scores",
+    "plots": "Plots",
+    "listen": "Listen",
+    "parts": "Parts",
+    "training": "Training",
+    "measured": "How measured",
+    "again": "Make it again",
+}
+PICTURE = Path(__file__).parents[2] / "images" / "how_it_works.svg"
+FAMILIES = {
+    "reconstruction": "plain codec (LASS)",
+    "linearisation": "linear codec (LQ-VAE, hybrid)",
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.report."""
+
+    runs: Path
+    """Folder with results.json and models/."""
+    output: Path
+    """HTML file to write."""
+
+
+@program
+def main(args: Args) -> None:
+    """Write the page."""
+    check_replaceable(args.output, is_report, "a report")
+    write_text(args.output, build_page(args.runs))
+    print(args.output)
+
+
+def build_page(runs: Path) -> str:
+    """The page of a folder of runs.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file in it is not what its name says.
+    """
+    if not runs.is_dir():
+        raise FileNotFoundError(f"there is no folder {runs}")
+    path = runs / "results.json"
+    if path.is_file():
+        results = load_results(path)
+        with describing(path, "does not hold the results of scripts.evaluate"):
+            parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
+            parts += [listen(results, path.parent)]
+            last = [_method(results), _again(results, runs)]
+        parts += [_ablation(runs), _curves(runs), *last]
+    else:
+        parts = [missing("There are no scores yet: results.json is missing."), _curves(runs)]
+    body = "\n".join(parts)
+    links = "".join(
+        f'<a href="#{name}">{words}</a>'
+        for name, words in SECTIONS.items()
+        if f'id="{name}"' in body
+    )
+    return document(
+        TITLE,
+        f'<header class="hero"><h1>{html.escape(TITLE)}</h1>'
+        f'<p class="lead">{html.escape(QUESTION)}</p></header>'
+        f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>',
+    )
+
+
+def _how() -> str:
+    """The method as a picture; nothing where the project's pictures are not there."""
+    if not PICTURE.is_file():
+        return ""
+    return (
+        '<section id="method"><h2>How a mixture is separated</h2>'
+        f'<figure class="how">{PICTURE.read_text(encoding="utf-8")}</figure></section>'
+    )
+
+
+def _ablation(runs: Path) -> str:
+    """What scripts.ablate found, if it was run into RUNS/ablation."""
+    path = runs / "ablation" / "ablation.json"
+    if not path.is_file():
+        return ""
+    with describing(path, "does not hold the tables of scripts.ablate"):
+        return tables.ablation(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _scatters(results: Mapping[str, Any]) -> str:
+    if len(sources_of(results)) < 2:
+        return ""
+    pictures = [
+        plots.scatter(results, "oracle", False, "Oracle pick, raw"),
+        plots.scatter(results, "selected", True, "What you get"),
+    ]
+    figures = "".join(f"<figure>{picture}</figure>" for picture in pictures)
+    return (
+        f'<section id="plots"><h2>Both sources at once</h2><div class="plots">{figures}</div>'
+        "<p>A small mark is a chunk, a large one a method's mean; crosses: the mixture as the "
+        "estimate. A good separation lies up and to the right. Rest on a mark to see its "
+        "song.</p></section>"
+    )
+
+
+def _curves(runs: Path) -> str:
+    """Loss curves of codecs and priors."""
+    figures, absent = [], []
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for family, name in FAMILIES.items():
+        folder = runs / "models" / family
+        found = sorted(path.name for path in folder.glob("prior_*")) or [
+            "prior_bass",
+            "prior_drums",
+        ]
+        for run in ("vqvae", *found):
+            path = folder / run / METRICS_FILE
+            if not path.is_file():
+                absent.append(f"{family}/{run}")
+                continue
+            title = "Codecs" if run == "vqvae" else f"Priors of the {name}"
+            label = family if run == "vqvae" else run.removeprefix("prior_")
+            groups.setdefault(title, {})[label] = read_metrics(path)
+    for title, rows in groups.items():
+        figures.append(f"<figure>{plots.losses(rows, title)}</figure>")
+    note = missing(f"No training curves of: {', '.join(absent)}.") if absent else ""
+    return (
+        f'<section id="training"><h2>Training</h2><div class="plots">{"".join(figures)}</div>{note}'
+        "<p>Thin lines: training; thick lines: validation. The two codecs' losses are made of "
+        "different terms and are not comparable with each other.</p></section>"
+    )
+
+
+def _method(results: Mapping[str, Any]) -> str:
+    """How the scores came about."""
+    meta = results["meta"]
+    data, machine = meta.get("data", {}), meta.get("machine", {})
+    facts = {
+        "Data": f"{_n(data, 'chunks')} chunks of {_n(data, 'chunk_samples')} samples from "
+        f"{_n(data, 'songs')} of {_n(data, 'songs_in_split')} songs, {_n(data, 'sample_rate')} Hz; "
+        f"silent is {data.get('silence_rule', '?')}",
+        "Prepared with": data.get("settings", {}),
+        "Candidates": meta.get("candidates", {}),
+        "Training steps": {m: v.get("steps") for m, v in meta.get("models", {}).items()},
+        "Seed": meta.get("seed"),
+        "Values without a score": meta.get("skipped_values"),
+        "Machine": machine,
+        "Date": meta.get("date"),
+    } | dict(meta.get("definitions", {}))
+    items = "".join(
+        f"<dt>{html.escape(str(name))}</dt><dd>{html.escape(_plain(value))}</dd>"
+        for name, value in facts.items()
+    )
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in meta.get("notes", []))
+    return (
+        '<section id="measured"><h2>How the scores are defined and measured</h2>'
+        f"<details><summary>Definitions, settings, machine</summary><dl>{items}</dl></details>"
+        f"<ul>{notes}</ul></section>"
+    )
+
+
+def _again(results: Mapping[str, Any], runs: Path) -> str:
+    meta = results["meta"]
+    command = html.escape(str(meta.get("command", "python -m scripts.evaluate --help")))
+    commit = html.escape(str(meta.get("git_commit") or "not known"))
+    folder = html.escape(shlex.quote(runs.as_posix()))
+    return (
+        '<section id="again"><h2>Make it again</h2><p>Everything, from generated songs on:</p>'
+        "<pre><code>make demo</code></pre><p>These scores and this page, from trained models:</p>"
+        f"<pre><code>{command}\npython -m scripts.report --runs {folder} "
+        f"--output {folder}/report.html</code></pre><p>Commit: <code>{commit}</code></p></section>"
+    )
+
+
+def _n(values: Mapping[str, Any], name: str) -> str:
+    return html.escape(str(values.get(name, "?")))
+
+
+def _plain(value: Any) -> str:
+    """Nested values as words."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return str(value)

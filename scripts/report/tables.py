@@ -1,0 +1,181 @@
+"""The report's tables: scores with intervals, other metrics, what each part adds."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jukebox_core.evaluation.bootstrap import Interval
+from scripts._results import (
+    MUSEVAL,
+    NAMES,
+    SEED_NOTE,
+    SEED_TABLE,
+    SYSTEMS,
+    as_interval,
+    find_row,
+    line_name,
+    sources_of,
+    table_lines,
+)
+from scripts.ablate.plots import shown
+from scripts.report.intervals import Scale, span
+
+__all__ = ["ablation", "scores"]
+
+
+def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
+    """Every method and way to estimate, with intervals in figures and as a picture."""
+    sources = sources_of(results)
+    head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
+    lines = table_lines(results)
+    means = [find_row(results, *line, "mean", metric) for line in lines]
+    scale = Scale.over(x for row in means for x in as_interval(row)[:3])
+    body, before = [], None
+    for line, mean in zip(lines, means, strict=True):
+        name, what = line_name(*line)
+        get = line[1:] == ("selected", True)
+        classes = ["main"] * get + ["first"] * (_group(line[0]) != before)
+        before = _group(line[0])
+        cells = "".join(
+            f"<td>{_cell(as_interval(find_row(results, *line, source, metric)))}</td>"
+            for source in (*sources, "mean")
+        )
+        seconds = results.get("seconds_per_chunk", {}).get(line[0])
+        picture = span(as_interval(mean), scale, told=line[1] == "oracle")
+        body.append(
+            f'<tr class="{" ".join(classes)}" style="--c:{_colour(line[0])}"><th>{name}</th>'
+            f'<td class="left">{what}</td>{cells}'
+            f'<td class="span">{picture}</td>'
+            f"<td>{'-' if seconds is None else format(seconds, '.2f')}</td></tr>"
+        )
+    return (
+        '<section id="scores"><h2>Scores</h2><div class="scroll"><table><caption>'
+        "SDR of whole chunks in dB, mean [95% interval]; the picture is of the sources' mean, "
+        "hollow where the truth is used</caption><thead><tr><th>method</th>"
+        f'<th class="left">estimate</th>{head}<th class="left">{scale.low:g} to {scale.high:g} dB'
+        f"</th><th>s / chunk</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        "<p><em>What you get</em> averages all candidates into a mask of the mixture. "
+        "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> is the one "
+        "whose spectrum fits the mixture best, the <em>oracle pick</em> is chosen per source with "
+        "the truth in hand, as in the original report. Seconds are of the clock, beside whatever "
+        "else ran: for costs side by side there is <code>benchmarks.bench_methods</code>.</p>"
+        f"{_seed_table()}{_other_metrics(results)}</section>"
+    )
+
+
+def _seed_table() -> str:
+    rows = "".join(
+        f'<tr style="--c:{_colour(method)}"><th>{NAMES[method]}</th><td>{row["bass"]:.2f}</td>'
+        f"<td>{row['drums']:.2f}</td><td>{row['seconds']:.1f}</td></tr>"
+        for method, row in SEED_TABLE.items()
+    )
+    return (
+        '<details open><summary>The original report</summary><div class="scroll"><table>'
+        f"<caption>{SEED_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
+        f"<th>s</th></tr></thead><tbody>{rows}</tbody></table></div><p>Its data, models and "
+        "machine were others: its numbers are context, not a comparison.</p></details>"
+    )
+
+
+def _other_metrics(results: Mapping[str, Any]) -> str:
+    """The means of the other metrics, folded away."""
+    labels = {
+        "sdr_seed": "SDR, museval windows",
+        MUSEVAL: "SDR by museval",
+        "si_sdr": "SI-SDR",
+        "si_sdri": "SI-SDR gain",
+    }
+    there = {row["metric"] for row in results["rows"]}
+    metrics = {name: label for name, label in labels.items() if name in there}
+    sources = (*sources_of(results), "mean")
+    head = "".join(
+        f"<th>{label}<br>{html.escape(s)}</th>" for label in metrics.values() for s in sources
+    )
+    body = []
+    for line in table_lines(results):
+        rows = [find_row(results, *line, s, metric) for metric in metrics for s in sources]
+        cells = "".join(
+            f"<td>{'-' if row is None or row['mean'] is None else format(row['mean'], '.2f')}</td>"
+            for row in rows
+        )
+        name, what = line_name(*line)
+        body.append(
+            f'<tr style="--c:{_colour(line[0])}"><th>{name}</th><td class="left">{what}</td>'
+            f"{cells}</tr>"
+        )
+    return (
+        "<details><summary>Other metrics</summary><div class='scroll'><table><thead><tr>"
+        f'<th>method</th><th class="left">estimate</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div></details>"
+    )
+
+
+def ablation(found: Mapping[str, Any]) -> str:
+    """What scripts.ablate wrote: what each part adds, and the paired differences.
+
+    Raises:
+        KeyError: it is something else.
+    """
+    parts = [line for line in found["rows"] if line["row"].startswith("parts: ")]
+    sources = [name for name in found["rows"][0]["sdr"] if name != "mean"]
+    study = found["study"]
+    about = (
+        f"{study['chunks']} chunks, {study['candidates']} candidates, samplings: {study['seeds']}; "
+        "SDR in dB, refined"
+    )
+    differences = [
+        (
+            " &minus; ".join(html.escape(shown(item[key])) for key in ("first", "second")),
+            item["difference"],
+        )
+        for item in found["comparisons"]
+    ]
+    tables = [
+        _spans(about, sources, [(line["row"][7:], line["sdr"]) for line in parts]) if parts else "",
+        "<details><summary>Paired differences</summary>"
+        f"{_spans('in dB, mean [95% interval]', sources, differences, '+')}</details>",
+    ]
+    return (
+        '<section id="parts"><h2>What each part adds</h2><p>From the hybrid as published to what '
+        f"you get, one part after the other.</p>{''.join(tables)}</section>"
+    )
+
+
+def _spans(
+    caption: str,
+    sources: Sequence[str],
+    lines: Sequence[tuple[str, Mapping[str, Any]]],
+    sign: str = "",
+) -> str:
+    """A table of {source: mean and interval} per line, with pictures of the mean."""
+    found = [{name: Interval(**value) for name, value in of.items()} for _, of in lines]
+    scale = Scale.over(x for each in found for x in each["mean"][:3])
+    head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
+    body = "".join(
+        f"<tr><th>{name}</th>"
+        + "".join(f"<td>{_cell(each[source], sign)}</td>" for source in (*sources, "mean"))
+        + f'<td class="span" style="--c:var(--hybrid)">{span(each["mean"], scale)}</td></tr>'
+        for (name, _), each in zip(lines, found, strict=True)
+    )
+    return (
+        f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr><th></th>'
+        f'{head}<th class="left">{scale.low:g} to {scale.high:g} dB</th></tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(found: Interval, sign: str = "") -> str:
+    if found.n == 0:
+        return "-"
+    low, high = (format(x, f"{sign}.2f") for x in (found.low, found.high))
+    return f"{format(found.mean, f'{sign}.2f')} <i>[{low}, {high}]</i>"
+
+
+def _group(method: str) -> str:
+    return method if method in SYSTEMS else "baselines"
+
+
+def _colour(method: str) -> str:
+    return f"var(--{method})" if method in SYSTEMS else "var(--plain)"
