@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from jukebox_core import audio as sound
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.files import atomic_path, remove_owned
-from jukebox_core.vqvae.losses import magnitudes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
 from jukebox_core.files import atomic_folder
+from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from scripts._cli import one_line
-from scripts._models import METHODS, Method, check_parts
-from scripts._settings import Settings
-from scripts._stems import examined, failure, write_stems
+from scripts._inputs import failure_of
+from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 from scripts.app.pictures import Undecided, levels, spectrogram
 
 __all__ = ["Cancelled", "Job", "Limits", "Refused", "Result", "Studio", "usable"]
@@ -78,7 +79,7 @@ class Result:
     """
 
     name: str
-    method: Method
+    method: MethodName
     folder: Path
     sources: tuple[str, ...]
     rate: int
@@ -162,7 +163,7 @@ class Studio:
     def __init__(
         self,
         folder: Path,
-        build: Callable[[Method], Separator],
+        build: Callable[[MethodName], Separator],
         limits: Limits | None = None,
         *,
         seed: int = 0,
@@ -180,13 +181,13 @@ class Studio:
         self.limits = limits or Limits()
         self._folder, self._build = folder, build
         self._seed, self._keep = seed, keep
-        self._separators: dict[Method, Separator] = {}
+        self._separators: dict[MethodName, Separator] = {}
         self._results: list[Path] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "separation")
 
-    def submit(self, path: Path, method: Method) -> Job:
+    def submit(self, path: Path, method: MethodName) -> Job:
         """Have a song separated, after those submitted before."""
         job = Job()
         with self._lock:
@@ -207,7 +208,7 @@ class Studio:
                 job.cancel()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _attempt(self, path: Path, method: Method, job: Job) -> Result:
+    def _attempt(self, path: Path, method: MethodName, job: Job) -> Result:
         job.enter("loading the models")
         if method not in self._separators:
             self._separators[method] = self._build(method)
@@ -217,19 +218,19 @@ class Studio:
             raise
         except Exception as error:
             # The person knows the file by its name; where the upload lies is the app's own affair.
-            raise Refused(failure(path, error).replace(str(path), path.name)) from None
+            raise Refused(failure_of(path, error).message.replace(str(path), path.name)) from None
         self._results.append(result.folder)
         while len(self._results) > self._keep:
             shutil.rmtree(self._results.pop(0), ignore_errors=True)
         return result
 
-    def _separate(self, path: Path, method: Method, job: Job) -> Result:
+    def _separate(self, path: Path, method: MethodName, job: Job) -> Result:
         separator = self._separators[method]
         job.enter("reading the file")
         with open_audio(path) as reader:
             self.limits.check_size(path)
             self.limits.check_length(reader, reader.frames)
-            found = examined(reader)
+            found = check_input(reader)
             self.limits.check_length(reader, found.frames)
             result = Result(
                 path.stem,
@@ -270,17 +271,17 @@ class Studio:
 
 def usable(
     models: Path, settings: Settings | None = None
-) -> tuple[dict[Method, tuple[str, ...]], dict[Method, str]]:
+) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
     """Methods whose parts are in a models folder: {method: sources}; the others: {method: why}.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    ready: dict[Method, tuple[str, ...]] = {}
-    missing: dict[Method, str] = {}
-    for method in sorted(METHODS, key=lambda method: method != "hybrid"):  # that one first
+    ready: dict[MethodName, tuple[str, ...]] = {}
+    missing: dict[MethodName, str] = {}
+    for method in sorted(METHODS, key=lambda method: method != DEFAULT_METHOD):  # it comes first
         try:
-            ready[method] = check_parts(method, models, settings)
+            ready[method] = METHODS[method].check(models, settings)
         except (ValueError, OSError) as error:
             missing[method] = one_line(error)
     if not ready:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
-from scripts._models import Method
+from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.jobs import MIXTURE, UNDECIDED, Job, Limits, Result
 from scripts.app.pictures import LOWEST
@@ -44,7 +44,7 @@ def remark(text: str, error: bool = False) -> str:
     return f"<p {kind}>{html.escape(text)}</p>"
 
 
-def refusals(missing: Mapping[Method, str]) -> str:
+def refusals(missing: Mapping[MethodName, str]) -> str:
     """Why methods are not offered."""
     return "".join(
         f'<p class="missing">{NAMES[method]} is not offered: {html.escape(why)}</p>'

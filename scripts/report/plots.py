@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from jukebox_core.separation.mask import stft
+from jukebox_core.audio.spectra import stft
 from jukebox_core.training.tracking import Row
 from scripts._results import NAMES, SYSTEMS, series, sources_of
 
