@@ -8,7 +8,7 @@ import torch
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import beam, truncation
-from jukebox_core.separation.beam import BeamSampler, GreedySampler, best_entries
+from jukebox_core.separation.beam import BeamSampler, best_entries
 from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.posterior import make_table
 from jukebox_core.separation.samples import Sampler
@@ -295,35 +295,6 @@ def test_one_step_of_many_codes_is_that_of_the_explicit_joint(form, spread, boun
     torch.testing.assert_close(state.parts.sum(0) + score[parents], wanted.values)
 
 
-def test_beams_condition_on_the_context():
-    generator = torch.Generator().manual_seed(7)
-    table = torch.randn(2, K, K, generator=generator)
-    priors = {"a": make_prior(1), "b": make_prior(2)}
-    past = {"a": torch.tensor([[0, 2], [1, 1]]), "b": torch.tensor([[2, 2], [0, 1]])}
-    codes = torch.tensor([[1, 0], [0, 0]])
-    for sampler, n in ((BeamSampler(), 81), (GreedySampler(), 2)):
-        result = sampler(priors, Table(table), codes, n, torch.Generator(), context=past)
-        for b in range(2):
-            scores = {}
-            for x in itertools.product(range(K), repeat=2):
-                for y in itertools.product(range(K), repeat=2):
-                    whole = ((*past["a"][b].tolist(), *x), (*past["b"][b].tolist(), *y))
-                    scores[x, y] = whole
-            log_p = after(priors, list(scores.values()), 2)
-            for i, (x, y) in enumerate(scores):
-                pairs = zip(codes[b].tolist(), x, y, strict=True)
-                scores[x, y] = log_p[i] + sum(float(table[m, u, v]) for m, u, v in pairs)
-            got = found(result, b)
-            for pair, score in got:
-                assert score == pytest.approx(scores[pair], rel=1e-5)
-            if n == 81:
-                assert len({pair for pair, _ in got}) == 81
-                assert got[-1][0] == max(scores, key=scores.get)
-    with pytest.raises(ValueError, match="4 codes after 5 of context exceed"):
-        longer = {name: torch.zeros(2, 5, dtype=torch.int64) for name in priors}
-        BeamSampler()(priors, Table(table), codes.repeat(1, 2), 1, context=longer)
-
-
 def after(priors, pairs, past):
     """Summed log p of both sequences after their first `past` codes."""
     total = torch.zeros(len(pairs), dtype=torch.float64)
@@ -333,40 +304,3 @@ def after(priors, pairs, past):
             log_p = prior(sequences).double().log_softmax(-1)
         total += log_p.gather(2, sequences.unsqueeze(2)).squeeze(2)[:, past:].sum(1)
     return total.tolist()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_greedy_takes_the_most_probable_pair_of_every_step(temperature):
-    table = 2 * torch.randn(2, K, K, generator=torch.Generator().manual_seed(8))
-    priors = {"a": make_prior(3), "b": make_prior(4)}
-    codes = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0]])
-    result = GreedySampler(temperature)(priors, Table(table), codes, 3)
-    for b in range(2):
-        taken = ([], [])
-        for code in codes[b].tolist():
-            logits = []
-            for prior, own in zip(priors.values(), taken, strict=True):
-                with torch.no_grad():
-                    logits.append(prior(torch.tensor([[*own, 0]]))[0, -1].double() / temperature)
-            joint = logits[0].log_softmax(0).unsqueeze(1) + logits[1].log_softmax(0) + table[code]
-            for own, z in zip(taken, divmod(int(joint.argmax()), K), strict=True):
-                own.append(z)
-        pairs = found(result, b)
-        assert len(pairs) == 3
-        assert all(pair == tuple(map(tuple, taken)) for pair, _ in pairs)
-        assert pairs[0][1] == pairs[2][1]
-    assert result.codes["a"].shape == (2, 3, 4) and result.log_prior["b"].shape == (2, 3)
-
-
-def test_greedy_takes_the_lowest_codes_of_equal_pairs():
-    priors = {"a": Whole(5), "b": Whole(6)}
-    result = GreedySampler()(priors, Table(torch.zeros(1, K, K)), torch.zeros(1, 3, dtype=int), 2)
-    for name, prior in priors.items():
-        last = 0
-        for t, code in enumerate(result.codes[name][0, 1].tolist()):
-            assert code == int(prior.rows[t, last].argmax())
-            last = code
-    with pytest.raises(ValueError, match="candidates is 0"):
-        GreedySampler()(priors, Table(torch.zeros(1, K, K)), torch.zeros(1, 2, dtype=int), 0)
-    with pytest.raises(ValueError, match="temperature is -1"):
-        GreedySampler(-1.0)

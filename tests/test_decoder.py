@@ -75,20 +75,6 @@ def test_bfloat16_log_probabilities_of_fixed_sequences(kernels, width, attn):
     assert difference.abs().max() < 0.01
 
 
-def test_a_prefilled_past_is_continued():
-    model = prior()
-    codes = torch.randint(0, 11, (4, 24))
-    codes[1::2, :9] = codes[::2, :9]
-    decoder = CpuDecoder(model)
-    cache = decoder.new_cache(4, 24)
-    decoder.prefill(codes[::2, :9], cache)
-    with torch.no_grad():
-        expected = model(codes)
-        for t in range(9, 24):
-            logits = decoder.step(codes[:, t - 1], cache)
-            torch.testing.assert_close(logits, expected[:, t], rtol=1e-4, atol=1e-4)
-
-
 @pytest.fixture(scope="module")
 def compiled():
     found = find_kernels()

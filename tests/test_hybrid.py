@@ -1,14 +1,19 @@
-"""The hybrid is the LQ-VAE's objective and LASS's counts, pooled with the kernel."""
+"""The hybrid is the LQ-VAE's objective and LASS's counts times the LQ-VAE's Gaussian."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import hybrid
-from hybrid.smoothing import GaussianBase
+import lass
+import lqvae
+from hybrid import GaussianBase
+from jukebox_core.separation.method import Parts
+from jukebox_core.separation.settings import Settings
 from lass.counts import count_triples, load_counts, save_counts, symmetrise
 from lass.likelihood import SmoothedLikelihood
-from lass.likelihood import build_likelihood as build_counted
 from lass.smoothing import Overall
 from lqvae import LatentGaussianLikelihood, LinearisationObjective, code_sums
 from lqvae.sums import save_sums
@@ -17,48 +22,54 @@ K = 9
 
 
 @pytest.fixture
-def tables(tmp_path):
+def parts(tmp_path):
     rng = np.random.default_rng(0)
     counts = count_triples(K, *(rng.integers(0, K, 60) for _ in range(3)))
-    save_counts(tmp_path / "counts", counts, {"codec": "x", "sources": "bass drums"})
+    metadata = {"codec": "x", "sources": "bass drums"}
+    save_counts(tmp_path / "counts.safetensors", counts, metadata)
     book = torch.randn(K, 4)
-    save_sums(tmp_path / "sums", code_sums(book), "x", (0.5, 0.5))
-    return tmp_path / "counts", tmp_path / "sums", book
+    save_sums(tmp_path / "sums.safetensors", code_sums(book), "x", (0.5, 0.5))
+    return Parts(tmp_path, SimpleNamespace(codebook=book), "x", ("bass", "drums"))
+
+
+def built(method, parts, **settings):
+    return method.METHOD.likelihood(parts, method.METHOD.resolve(Settings(**settings)))
 
 
 def test_the_objective_is_the_lqvae_s():
     assert hybrid.Objective is LinearisationObjective
 
 
-@pytest.mark.parametrize("backoff", (0.0, 2.0))
-def test_pooled_scores_are_the_sum_of_both(tables, backoff):
-    counts, sums, book = tables
-    pooled = hybrid.build_likelihood(counts, sums, book, weight=1.5, backoff=backoff, sigma=0.7)
-    counted = build_counted(counts, weight=1.5, backoff=backoff)
-    kernel = LatentGaussianLikelihood(book, code_sums(book), 0.7)
+@pytest.mark.parametrize("smoothing", (0.0, 2.0))
+def test_pooled_scores_are_the_sum_of_both(parts, smoothing):
+    pooled = built(hybrid, parts, exponent=1.5, smoothing=smoothing, sigma=0.7)
+    counted = built(lass, parts, exponent=1.5, smoothing=smoothing)
+    gaussian = built(lqvae, parts, sigma=0.7)
+    both = {**counted.settings, **gaussian.settings, "gaussian": True}
+    assert pooled.settings == both
     for m in range(K):
-        found, wanted = pooled.scores(m), counted.scores(m)
-        density = kernel.scores(m).explicit().values.view(K, K)
-        if wanted.pairs is None:
+        found, expected = pooled.scores(m), counted.scores(m)
+        density = gaussian.scores(m).explicit().values.view(K, K)
+        if expected.pairs is None:
             assert found.pairs is None
-            torch.testing.assert_close(found.values, wanted.values + density.flatten())
+            torch.testing.assert_close(found.values, expected.values + density.flatten())
         else:
-            assert torch.equal(found.pairs, wanted.pairs)
-            expected = wanted.values + density[wanted.pairs[0], wanted.pairs[1]]
-            torch.testing.assert_close(found.values, expected)
+            assert torch.equal(found.pairs, expected.pairs)
+            values = expected.values + density[expected.pairs[0], expected.pairs[1]]
+            torch.testing.assert_close(found.values, values)
 
 
-def test_without_the_kernel_it_is_the_counted_likelihood(tables):
-    counts, _, _ = tables
-    alone, counted = hybrid.build_likelihood(counts), build_counted(counts, backoff=3.0)
+def test_without_the_gaussian_it_is_the_counted_likelihood(parts):
+    (parts.family / "sums.safetensors").unlink()
+    plain, counted = built(hybrid, parts, gaussian=False), built(lass, parts)
+    assert plain.settings == counted.settings
     for m in range(K):
-        torch.testing.assert_close(alone.scores(m).values, counted.scores(m).values)
+        torch.testing.assert_close(plain.scores(m).values, counted.scores(m).values)
 
 
-def test_sources_in_the_other_order_exchange_the_codes(tables):
-    counts, _, _ = tables
-    one = build_counted(counts, backoff=1.0, sources=("bass", "drums"))
-    other = build_counted(counts, backoff=1.0, sources=("drums", "bass"))
+def test_sources_in_the_other_order_exchange_the_codes(parts):
+    one = built(lass, parts)
+    other = built(lass, parts._replace(sources=("drums", "bass")))
     for m in range(K):
         table = one.scores(m).values.view(K, K)
         torch.testing.assert_close(other.scores(m).values.view(K, K), table.T)
@@ -66,39 +77,52 @@ def test_sources_in_the_other_order_exchange_the_codes(tables):
 
 @pytest.mark.parametrize("symmetric", (None, True, False))
 @pytest.mark.parametrize("pooled", (True, False))
-def test_it_falls_back_on_the_kernel_pooled_or_not(tables, symmetric, pooled):
-    counts, sums, book = tables
-    found = hybrid.build_likelihood(
-        *tables, back_off_to="kernel", symmetric=symmetric, pooled=pooled, backoff=2.0, sigma=0.7
+def test_the_gaussian_as_base_pooled_or_not(parts, symmetric, pooled):
+    found = built(
+        hybrid,
+        parts,
+        smoothing_base="gaussian",
+        symmetric=symmetric,
+        gaussian=pooled,
+        smoothing=2.0,
+        sigma=0.7,
     )
+    book = parts.codec.codebook
     gaussian = LatentGaussianLikelihood(book, code_sums(book), 0.7)
-    loaded, _ = load_counts(counts)
+    counts, _ = load_counts(parts.family / "counts.safetensors")
     if symmetric:
-        loaded = symmetrise(loaded)
+        counts = symmetrise(counts)
     expected = SmoothedLikelihood(
-        loaded, GaussianBase(gaussian, loaded), 1.0 if pooled else 3.0, strength=2.0
+        counts, GaussianBase(gaussian, counts), 1.0 if pooled else 3.0, concentration=2.0
     )
     for m in range(K):
-        wanted = expected.scores(m).values
+        values = expected.scores(m).values
         if pooled:
-            wanted = wanted + gaussian.scores(m).explicit().values
-        torch.testing.assert_close(found.scores(m).values, wanted)
+            values = values + gaussian.scores(m).explicit().values
+        torch.testing.assert_close(found.scores(m).values, values)
         assert found.scores(m).values.isfinite().all()
 
 
-def test_tables_that_are_not_pooled_change_nothing_but_the_back_off(tables):
-    counts, sums, book = tables
-    found = hybrid.build_likelihood(*tables, pooled=False, back_off_to="overall")
-    loaded, _ = load_counts(counts)
-    expected = SmoothedLikelihood(loaded, Overall(loaded), 3.0)
+def test_another_base_distribution(parts):
+    found = built(hybrid, parts, gaussian=False, smoothing_base="overall")
+    counts, _ = load_counts(parts.family / "counts.safetensors")
+    expected = SmoothedLikelihood(counts, Overall(counts), 3.0)
     for m in range(K):
         assert torch.equal(found.scores(m).values, expected.scores(m).values)
 
 
-def test_back_offs_that_are_not_there_are_refused(tables):
-    counts, _, _ = tables
-    with pytest.raises(ValueError, match="is kernel, expected marginals or overall here"):
-        hybrid.build_likelihood(counts, back_off_to="kernel")
-    with pytest.raises(ValueError, match="is blue, expected marginals or overall or kernel"):
-        hybrid.build_likelihood(*tables, back_off_to="blue")
-    hybrid.build_likelihood(counts, backoff=0.0, back_off_to="kernel")  # nothing to fall back on
+def test_bases_that_a_method_does_not_have_are_refused():
+    with pytest.raises(ValueError, match="smoothing_base is gaussian, expected marginals or over"):
+        lass.METHOD.resolve(Settings(smoothing_base="gaussian"))
+    with pytest.raises(ValueError, match="smoothing_base is 'blue', expected"):
+        Settings(smoothing_base="blue")
+
+
+def test_tables_that_a_method_reads():
+    def tables(method, **settings):
+        return method.METHOD.tables(method.METHOD.resolve(Settings(**settings)))
+
+    counts, sums = "counts.safetensors", "sums.safetensors"
+    assert tables(lqvae) == (sums,) and tables(lass) == (counts,)
+    assert tables(hybrid) == (counts, sums) and tables(hybrid, gaussian=False) == (counts,)
+    assert tables(hybrid, gaussian=False, smoothing_base="gaussian") == (counts, sums)

@@ -2,15 +2,19 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import lass
 from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.method import Parts
+from jukebox_core.separation.settings import Settings
 from lass.counts import count_triples, save_counts, symmetrise
-from lass.likelihood import CountLikelihood, SmoothedLikelihood, build_likelihood
-from lass.smoothing import BACKOFFS, Marginals, Overall
+from lass.likelihood import CountLikelihood, SmoothedLikelihood
+from lass.smoothing import BASES, Marginals, Overall
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 7
@@ -23,22 +27,28 @@ def triples(seed=0, n=300):
     return first, second, mixture
 
 
-def dense(first, second, mixture, weight, symmetric):
+def built(folder, sources=("bass", "drums"), **settings):
+    """LASS's likelihood of the counts in a folder."""
+    parts = Parts(folder, SimpleNamespace(codebook=torch.zeros(K, 2)), "x", sources)
+    return lass.METHOD.likelihood(parts, lass.METHOD.resolve(Settings(**settings)))
+
+
+def dense(first, second, mixture, exponent, symmetric):
     table = np.zeros((K, K, K))
     for i, j, m in zip(first, second, mixture, strict=True):
         table[i, j, m] += 1
         if symmetric:
             table[j, i, m] += 1
     with np.errstate(divide="ignore", invalid="ignore"):
-        return weight * np.log(table / table.sum(2, keepdims=True))
+        return exponent * np.log(table / table.sum(2, keepdims=True))
 
 
 @pytest.mark.parametrize("symmetric", (True, False))
-@pytest.mark.parametrize("weight", (1.0, 3.0))
-def test_sparse_scores_equal_the_dense_table_on_its_support(symmetric, weight):
+@pytest.mark.parametrize("exponent", (1.0, 3.0))
+def test_sparse_scores_equal_the_dense_table_on_its_support(symmetric, exponent):
     codes = triples()
-    likelihood = CountLikelihood(count_triples(K, *codes), weight, symmetric=symmetric)
-    expected = dense(*codes, weight, symmetric)
+    likelihood = CountLikelihood(count_triples(K, *codes), exponent, symmetric=symmetric)
+    expected = dense(*codes, exponent, symmetric)
     for m in range(K):
         if m == 4:
             continue
@@ -79,17 +89,17 @@ def test_counts_that_are_symmetric_already_stay_the_same_likelihood():
         torch.testing.assert_close(once.scores(m).values, twice.scores(m).values)
 
 
-@pytest.mark.parametrize("weight", (1, 3))
-def test_likelihood_of_the_original_system(weight):
+@pytest.mark.parametrize("exponent", (1, 3))
+def test_the_likelihood_of_upstream(exponent):
     path = SHARED / "fixtures" / "sum_counts.npz"
     if not path.is_file():
         pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")
     with np.load(path) as file:
         arrays = dict(file)
     codes = (arrays[f"in/{name}"] for name in ("x1", "x2", "mix"))
-    likelihood = CountLikelihood(count_triples(32, *codes), weight)
+    likelihood = CountLikelihood(count_triples(32, *codes), exponent)
     coords, data, offsets = (
-        arrays[f"out/lambda{weight}/{name}"] for name in ("coords", "data", "offsets")
+        arrays[f"out/lambda{exponent}/{name}"] for name in ("coords", "data", "offsets")
     )
     for m in range(32):
         part = slice(offsets[m], offsets[m + 1])
@@ -103,18 +113,18 @@ def test_built_from_a_file_in_the_order_of_the_priors(tmp_path):
     codes = triples()
     path = tmp_path / "counts.safetensors"
     save_counts(path, count_triples(K, *codes), {"codec": "x", "sources": "bass drums"})
-    swapped = build_likelihood(path, weight=2.0, codec_fingerprint="x", sources=("drums", "bass"))
+    swapped = built(tmp_path, ("drums", "bass"), exponent=2.0, smoothing=0.0)
     expected = dense(codes[1], codes[0], codes[2], 2.0, True)
     scores = swapped.scores(2)
     np.testing.assert_allclose(
         scores.values, expected[scores.pairs[0], scores.pairs[1], 2], rtol=1e-6, atol=1e-6
     )
-    with pytest.raises(ValueError, match="weight is 0.0"):
-        build_likelihood(path, weight=0.0)
+    with pytest.raises(ValueError, match="exponent is 0.0"):
+        built(tmp_path, exponent=0.0)
 
 
 @pytest.mark.parametrize("symmetric", (True, False))
-def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
+def test_smoothed_scores_equal_the_formula_over_all_pairs(symmetric):
     first, second, mixture = triples()
     table = np.zeros((K, K, K))
     for i, j, m in zip(first, second, mixture, strict=True):
@@ -133,7 +143,7 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
     counts = count_triples(K, first, second, mixture)
     shown = symmetrise(counts) if symmetric else counts
     likelihood = SmoothedLikelihood(
-        counts, Marginals(shown), 2.0, strength=2.5, symmetric=symmetric
+        counts, Marginals(shown), 2.0, concentration=2.5, symmetric=symmetric
     )
     for m in range(K):  # 4 was never seen, and has a score all the same
         scores = likelihood.scores(m)
@@ -141,16 +151,16 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
         np.testing.assert_allclose(
             scores.values.view(K, K), 2.0 * np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
         )
-    with pytest.raises(ValueError, match="strength is 0.0"):
-        SmoothedLikelihood(counts, Marginals(counts), 1.0, strength=0.0)
-    with pytest.raises(ValueError, match="a back-off over 3"):
+    with pytest.raises(ValueError, match="concentration is 0.0"):
+        SmoothedLikelihood(counts, Marginals(counts), 1.0, concentration=0.0)
+    with pytest.raises(ValueError, match="a base distribution over 3"):
         SmoothedLikelihood(counts, Overall(count_triples(3, *[np.zeros(1, int)] * 3)), 1.0)
 
 
 @pytest.mark.parametrize(
-    ("backoff", "given", "symmetric"),
+    ("smoothing", "setting", "symmetric"),
     (
-        (0.0, None, True),  # as LASS does
+        (0.0, None, True),  # as published
         (0.0, True, True),
         (0.0, False, False),
         (2.5, None, False),
@@ -158,15 +168,15 @@ def test_backed_off_scores_equal_the_formula_over_all_pairs(symmetric):
         (2.5, False, False),
     ),
 )
-@pytest.mark.parametrize("towards", BACKOFFS)
-def test_which_counts_and_which_back_off_are_chosen_apart(
-    tmp_path, backoff, given, symmetric, towards
-):
+@pytest.mark.parametrize("base", BASES)
+def test_counts_and_base_follow_the_settings(tmp_path, smoothing, setting, symmetric, base):
     counts = count_triples(K, *triples())
-    save_counts(tmp_path / "counts", counts, {"codec": "x", "sources": "bass drums"})
-    likelihood = build_likelihood(
-        tmp_path / "counts", weight=2.0, backoff=backoff, towards=BACKOFFS[towards], symmetric=given
-    )
+    path = tmp_path / "counts.safetensors"
+    save_counts(path, counts, {"codec": "x", "sources": "bass drums"})
+    settings = {"smoothing_base": base} if smoothing else {}
+    likelihood = built(tmp_path, exponent=2.0, smoothing=smoothing, symmetric=setting, **settings)
+    known = {"exponent": 2.0, "smoothing": smoothing, "symmetric": symmetric, **settings}
+    assert likelihood.settings == known
     assert likelihood.symmetric is symmetric
     table = np.zeros((K, K, K))
     np.add.at(table, (counts.first, counts.second, counts.mixture), counts.counts)
@@ -174,17 +184,17 @@ def test_which_counts_and_which_back_off_are_chosen_apart(
         table = table + table.transpose(1, 0, 2)
     overall = table.sum((0, 1)) + 0.5
     q = np.broadcast_to(overall / overall.sum(), (K, K, K))
-    if towards == "marginals":
+    if base == "marginals":
         sides = [table.sum(axis) + 10 * q[0] for axis in (1, 0)]
         first, second = (side / side.sum(1, keepdims=True) for side in sides)
         q = (first[:, None] + second[None]) / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = (table + backoff * q) / (table.sum(2, keepdims=True) + backoff)
+        p = (table + smoothing * q) / (table.sum(2, keepdims=True) + smoothing)
         expected = 2.0 * np.log(p)
     for m in range(K):
         scores = likelihood.scores(m)
         if scores.pairs is None:
-            if backoff == 0:  # a code that was never seen
+            if smoothing == 0:  # a code that was never seen
                 assert m == 4 and not table[:, :, m].any()
                 continue
             np.testing.assert_allclose(
@@ -197,7 +207,7 @@ def test_which_counts_and_which_back_off_are_chosen_apart(
             )
 
 
-def test_backed_off_to_what_is_known_without_the_pair():
+def test_smoothed_with_the_overall_frequencies():
     first, second, mixture = triples()
     table = np.zeros((K, K, K))
     np.add.at(table, (first, second, mixture), 1)
@@ -205,7 +215,7 @@ def test_backed_off_to_what_is_known_without_the_pair():
     overall /= overall.sum()
     p = (table + 4 * overall) / (table.sum(2, keepdims=True) + 4)
     counts = count_triples(K, first, second, mixture)
-    likelihood = SmoothedLikelihood(counts, Overall(counts), 1.0, strength=4.0)
+    likelihood = SmoothedLikelihood(counts, Overall(counts), 1.0, concentration=4.0)
     for m in range(K):
         np.testing.assert_allclose(
             likelihood.scores(m).values.view(K, K), np.log(p[:, :, m]), rtol=1e-5, atol=1e-5

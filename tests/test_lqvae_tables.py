@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lqvae import LatentGaussianLikelihood, build_likelihood, code_sums
+from lqvae import LatentGaussianLikelihood, code_sums
 from lqvae.sums import load_sums, save_sums
 
 
@@ -44,24 +44,21 @@ def test_files_round_trip_and_are_checked(tmp_path):
         load_sums(path)
 
 
-def test_gaussian_scores_equal_the_formula(tmp_path):
+def test_gaussian_scores_equal_the_formula():
     torch.manual_seed(0)
     book = torch.randn(11, 4)
     table = code_sums(book, (0.6, 0.4))
-    save_sums(tmp_path / "s", table, "abc", (0.6, 0.4))
-    for likelihood in (
-        LatentGaussianLikelihood(book, table, sigma=0.7),
-        build_likelihood(tmp_path / "s", book, sigma=0.7, codec_fingerprint="abc"),
-    ):
-        for m in range(11):
-            scores = likelihood.scores(m).explicit()
-            assert scores.pairs is None
-            expected = [
-                -((book[table[i, j]] - book[m]) ** 2).sum().item() / (2 * 0.7**2)
-                for i in range(11)
-                for j in range(11)
-            ]
-            np.testing.assert_allclose(scores.values, expected, rtol=1e-5, atol=1e-6)
+    likelihood = LatentGaussianLikelihood(book, table, sigma=0.7)
+    assert likelihood.settings == {"sigma": 0.7}
+    for m in range(11):
+        scores = likelihood.scores(m).explicit()
+        assert scores.pairs is None
+        expected = [
+            -((book[table[i, j]] - book[m]) ** 2).sum().item() / (2 * 0.7**2)
+            for i in range(11)
+            for j in range(11)
+        ]
+        np.testing.assert_allclose(scores.values, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bad_tables_are_refused():

@@ -226,20 +226,6 @@ def test_chunks_get_the_same_particles_in_any_batches(form):
         torch.testing.assert_close(getattr(together, field), parts, atol=1e-5, rtol=1e-5)
 
 
-def test_particles_condition_on_the_context():
-    likelihood = make_likelihood()
-    mixtures = torch.tensor([[0, 1, 2], [2, 2, 1]])
-    context = {name: torch.tensor([[0, 1], [2, 0]]) for name in PRIORS}
-    out = ParticleSampler(threshold=1.0)(
-        PRIORS, likelihood, mixtures, 6, torch.Generator().manual_seed(2), context=context
-    )
-    for name, prior in PRIORS.items():
-        past = context[name][:, None].expand(2, 6, 2)
-        whole = torch.cat([past, out.codes[name]], -1).flatten(0, 1)
-        expected = log_p(prior, whole)[:, 2:].sum(1).view(2, 6).float()
-        torch.testing.assert_close(out.log_prior[name], expected, atol=1e-4, rtol=1e-4)
-
-
 def test_parents_are_systematic_and_survivors_stay():
     generator = torch.Generator().manual_seed(0)
     log_weights = (3 * torch.randn(50, 9, generator=generator, dtype=torch.float64)).log_softmax(1)
@@ -303,13 +289,13 @@ def test_the_mean_takes_the_weights_where_there_are_any():
     audio = {name: torch.zeros(2, 3, 16) for name in PRIORS}
     weights = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
     drawn = JointSamples({}, {}, torch.zeros(2, 3), weights.log(), torch.zeros(2))
-    mixture, alpha = torch.zeros(2, 16), dict.fromkeys(PRIORS, 0.5)
+    mixture, candidates = torch.zeros(2, 16), Candidates(audio, {}, drawn)
     mean = PosteriorMean()
-    torch.testing.assert_close(mean(mixture, Candidates(audio, drawn), alpha), weights)
-    plain = Candidates(audio, drawn._replace(log_weights=None))
-    torch.testing.assert_close(mean(mixture, plain, alpha), torch.full((2, 3), 1 / 3))
+    torch.testing.assert_close(mean(mixture, candidates), weights)
+    plain = Candidates(audio, {}, drawn._replace(log_weights=None))
+    torch.testing.assert_close(mean(mixture, plain), torch.full((2, 3), 1 / 3))
     with pytest.raises(ValueError, match=r"log_weights are \(1, 3\), the candidates \(2, 3\)"):
-        mean(mixture, Candidates(audio, drawn._replace(log_weights=weights[:1].log())), alpha)
+        mean(mixture, Candidates(audio, {}, drawn._replace(log_weights=weights[:1].log())))
 
 
 def test_refusals_and_progress():

@@ -72,22 +72,6 @@ def test_cached_steps_equal_full_forward_at_every_position(order, embedding):
             torch.testing.assert_close(logits, full[:, t], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("order", (0, 1, 2, 9))
-@pytest.mark.parametrize("past", (1, 5, 6, 7, 12, 17, 23))
-def test_steps_after_a_prefilled_past_equal_the_full_forward(order, past):
-    """Blocks are 6 positions long: pasts that end within, at and after the end of a block."""
-    model = prior(attn_order=order).double()
-    codes = torch.randint(0, 11, (2, 24))
-    codes = codes.repeat_interleave(3, 0)  # three sequences of each past, which then differ
-    codes[:, past:] = torch.randint(0, 11, (6, 24 - past))
-    full = model(codes)
-    cache = model.new_cache(6, 24)
-    model.prefill(codes[::3, :past], cache)
-    for t in range(past, 24):
-        logits = model.step(codes[:, t - 1], cache)
-        torch.testing.assert_close(logits, full[:, t], rtol=1e-9, atol=1e-9)
-
-
 def test_forward_is_causal():
     model = prior()
     codes = torch.randint(0, 11, (1, 24))
@@ -144,10 +128,6 @@ def test_border_errors():
     model.step(None, cache)
     with pytest.raises(ValueError, match="is full"):
         model.step(torch.zeros(1, dtype=torch.int64), cache)
-    with pytest.raises(ValueError, match="expected an empty one with more positions"):
-        model.prefill(torch.zeros(1, 3, dtype=torch.int64), cache)
-    with pytest.raises(ValueError, match="2 contexts for 3 sequences"):
-        model.prefill(torch.zeros(2, 3, dtype=torch.int64), model.new_cache(3, 9))
     with pytest.raises(ValueError, match="cache length is 99"):
         model.new_cache(1, 99)
     with pytest.raises(ValueError, match="the prior expects"):

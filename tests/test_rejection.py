@@ -1,4 +1,4 @@
-"""The originals' choice among all pairs of candidates."""
+"""Upstream's selection among all pairs of candidates."""
 
 import pytest
 import torch
@@ -62,16 +62,20 @@ def batch(*cases):
     audio = {name: torch.stack([c[1][i] for c in cases]) for i, name in enumerate(names)}
     log_prior = {name: torch.stack([c[0][i] for c in cases]) for i, name in enumerate(names)}
     codes = {name: torch.zeros(len(cases), 5, 8, dtype=torch.int64) for name in names}
-    candidates = Candidates(audio, JointSamples(codes, log_prior, torch.zeros(len(cases), 5)))
+    candidates = Candidates(
+        audio,
+        {"bass": 0.6, "drums": 0.4},
+        JointSamples(codes, log_prior, torch.zeros(len(cases), 5)),
+    )
     return torch.stack([c[2] for c in cases]), candidates
 
 
-def test_the_originals_choice_is_among_all_pairs_and_against_the_decoded_mixture():
+def test_upstreams_selection_is_among_all_pairs_and_against_the_decoded_mixture():
     cases = [case(seed=seed) for seed in range(8)]
     mixture, candidates = batch(*cases)
-    alpha, picks = {"bass": 0.6, "drums": 0.4}, []
+    picks = []
     for compared in (None, lambda x: x.roll(1, -1) / 2):
-        found = RejectionPair(compared)(mixture, candidates, alpha)
+        found = RejectionPair(compared)(mixture, candidates)
         for b, (log_prior, audio, y) in enumerate(cases):
             target = y if compared is None else y.roll(1) / 2
             table = pair_posterior(log_prior, audio, target, (0.6, 0.4), 8).posterior
@@ -84,7 +88,7 @@ def test_the_originals_choice_is_among_all_pairs_and_against_the_decoded_mixture
 def test_selection_keeps_pairs_that_were_drawn_together():
     cases = [case(seed=1), case(seed=2)]
     mixture, candidates = batch(*cases)
-    weights = RejectionWeights()(mixture, candidates, {"bass": 0.6, "drums": 0.4})
+    weights = RejectionWeights()(mixture, candidates)
     for b, c in enumerate(cases):
         found = pair_posterior(c[0], c[1], c[2], (0.6, 0.4), 8)
         assert weights[b].argmax() == found.posterior.diagonal().argmax()

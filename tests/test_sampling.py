@@ -208,27 +208,6 @@ def test_chunks_get_the_same_candidates_in_any_batches(cut):
     assert torch.equal(together, torch.cat([a.codes["bass"] for a in alone]))
 
 
-def test_priors_condition_on_the_context():
-    """log p of the codes after a context is that of the whole sequence less the context's."""
-    torch.manual_seed(4)
-    likelihood = TableLikelihood(torch.randn(K, K, K))
-    priors = {"bass": small_prior(1), "drums": small_prior(2)}
-    mixtures = torch.randint(0, K, (3, 2))
-    context = {name: torch.randint(0, K, (3, 2)) for name in priors}
-    out = AncestralSampler()(
-        priors, likelihood, mixtures, 5, torch.Generator().manual_seed(1), context=context
-    )
-    for name, prior in priors.items():
-        past = context[name][:, None].expand(3, 5, 2)
-        whole = torch.cat([past, out.codes[name]], -1).flatten(0, 1)
-        log_p = torch.log_softmax(prior(whole), -1).gather(2, whole.unsqueeze(2)).squeeze(2)
-        expected = log_p[:, 2:].sum(1).view(3, 5)
-        torch.testing.assert_close(out.log_prior[name], expected, atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="2 codes after 3 of context exceed"):
-        longer = {name: torch.zeros(3, 3, dtype=torch.int64) for name in priors}
-        AncestralSampler()(priors, likelihood, mixtures, 1, torch.Generator(), context=longer)
-
-
 def test_parts_that_do_not_fit_are_refused():
     priors = {"bass": small_prior(1), "drums": small_prior(2)}
     generator = torch.Generator()

@@ -5,14 +5,6 @@ from typing import get_args
 
 import pytest
 import torch
-from jukebox_core.separation.choices import (
-    AVERAGES,
-    PICKS,
-    AverageName,
-    PickName,
-    make_average,
-    make_pick,
-)
 
 from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.separation.rejection import (
@@ -21,14 +13,17 @@ from jukebox_core.separation.rejection import (
     RejectionWeights,
     pair_posterior,
 )
-from jukebox_core.separation.samples import JointSamples
+from jukebox_core.separation.samples import Candidates, JointSamples
 from jukebox_core.separation.selection import (
-    Candidates,
+    SELECTIONS,
+    WEIGHTS,
     Jointly,
     LogPosterior,
     MinimumBayesRisk,
     PosteriorMean,
+    SelectionName,
     SpectralFit,
+    WeightsName,
 )
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
@@ -42,13 +37,13 @@ def drawn(request):
     log_prior = {name: -90 + 10 * torch.randn(B, N, generator=g) for name in ALPHA}
     codes = {name: torch.zeros(B, N, 16, dtype=torch.int64) for name in ALPHA}
     weights = torch.randn(B, N, generator=g).log_softmax(1) if request.param else None
-    separations = JointSamples(codes, log_prior, 5 * torch.randn(B, N, generator=g), weights)
-    return torch.randn(B, T, generator=g), Candidates(audio, separations)
+    samples = JointSamples(codes, log_prior, 5 * torch.randn(B, N, generator=g), weights)
+    return torch.randn(B, T, generator=g), Candidates(audio, ALPHA, samples)
 
 
 def test_log_posterior_adds_priors_and_likelihood(drawn):
     mixture, candidates = drawn
-    weights = LogPosterior()(mixture, candidates, ALPHA)
+    weights = LogPosterior()(mixture, candidates)
     parts = candidates.samples
     for b in range(B):
         totals = [
@@ -62,8 +57,8 @@ def test_log_posterior_adds_priors_and_likelihood(drawn):
 
 def test_minimum_bayes_risk_is_nearest_to_the_others_in_expectation(drawn):
     mixture, candidates = drawn
-    picked = MinimumBayesRisk()(mixture, candidates, ALPHA)
-    share = PosteriorMean()(mixture, candidates, ALPHA)
+    picked = MinimumBayesRisk()(mixture, candidates)
+    share = PosteriorMean()(mixture, candidates)
     for b in range(B):
         spectra = {n: magnitudes(x[b], (1024, 256, 1024)) for n, x in candidates.audio.items()}
         risks = [
@@ -80,9 +75,9 @@ def test_minimum_bayes_risk_is_nearest_to_the_others_in_expectation(drawn):
 def test_rejection_picks_from_the_pair_posterior(drawn):
     mixture, candidates = drawn
     parts, audio = candidates.samples, candidates.audio
-    pairs = RejectionPair()(mixture, candidates, ALPHA)
-    marginals = RejectionMarginals()(mixture, candidates, ALPHA)
-    joint = RejectionWeights()(mixture, candidates, ALPHA)
+    pairs = RejectionPair()(mixture, candidates)
+    marginals = RejectionMarginals()(mixture, candidates)
+    joint = RejectionWeights()(mixture, candidates)
     for b in range(B):
         table = pair_posterior(
             (parts.log_prior["bass"][b], parts.log_prior["drums"][b]),
@@ -102,7 +97,7 @@ def test_rejection_picks_from_the_pair_posterior(drawn):
 
 def test_spectral_fit_is_the_nearest_sum_to_the_true_mixture(drawn):
     mixture, candidates = drawn
-    found = Jointly(SpectralFit())(mixture, candidates, ALPHA)
+    found = Jointly(SpectralFit())(mixture, candidates)
     assert torch.equal(found["bass"], found["drums"])
     for b in range(B):
         wanted = magnitudes(mixture[b][None], (1024, 256, 1024))[0]
@@ -114,16 +109,26 @@ def test_spectral_fit_is_the_nearest_sum_to_the_true_mixture(drawn):
         assert int(found["bass"][b]) == distances.index(min(distances))
 
 
-def test_choices_by_name(drawn):
-    assert set(AVERAGES) == set(get_args(AverageName)) and set(PICKS) == set(get_args(PickName))
-    assert make_average("posterior-mean") == PosteriorMean()
-    assert make_pick("rejection-pair") == RejectionPair()
-    for name in set(AVERAGES) & set(PICKS):
-        assert make_pick(name) == Jointly(make_average(name))
-    for name in PICKS:
-        found = make_pick(name)(*drawn, ALPHA)
+def test_weights_and_selections_by_name(drawn):
+    assert set(WEIGHTS) == set(get_args(WeightsName))
+    assert set(SELECTIONS) == set(get_args(SelectionName))
+    assert WEIGHTS["posterior-mean"] == PosteriorMean()
+    for name in set(WEIGHTS) & set(SELECTIONS):
+        assert SELECTIONS[name] == Jointly(WEIGHTS[name])
+    for selection in SELECTIONS.values():
+        found = selection(*drawn)
         assert set(found) == set(ALPHA) and all(x.dtype == torch.int64 for x in found.values())
-    with pytest.raises(ValueError, match="pick 'best' is unknown; there are spectral-fit, log-"):
-        make_pick("best")
-    with pytest.raises(ValueError, match="average 'rejection-pair' is unknown; there are post"):
-        make_average("rejection-pair")
+
+
+def test_candidates_of_a_chunk_and_apart(drawn):
+    _, candidates = drawn
+    assert candidates.shape == (B, N)
+    one = candidates.chunk(1)
+    assert one.shape == (1, N) and one.samples.log_prior["bass"].shape == (1, N)
+    apart = candidates.apart()
+    assert apart.shape == (B * N, 1)
+    for name, x in candidates.audio.items():
+        assert torch.equal(one.audio[name][0], x[1])
+        assert torch.equal(apart.audio[name][N + 2, 0], x[1, 2])
+    total = 0.5 * candidates.audio["bass"][2] + 0.25 * candidates.audio["drums"][2]
+    assert torch.equal(candidates.sums(2), total)

@@ -64,7 +64,7 @@ def test_each_channel_is_masked_by_itself(separator):
 def test_raw_decode_of_one_window_is_the_picked_candidate(separator):
     mixture = torch.randn(64 * separator.codec.config.hop)
     candidates = separator.candidates(mixture[None], torch.Generator().manual_seed(5))
-    picked = separator.pick(mixture[None], candidates, separator.alpha)
+    picked = separator.selection(mixture[None], candidates)
     stems = separator(mixture, 22_050, seed=5, refine=False)
     for name in separator.sources:
         codes = candidates.samples.codes[name][:, picked[name][0]]
@@ -75,14 +75,13 @@ def test_raw_decode_of_one_window_is_the_picked_candidate(separator):
 class Apart:
     """Takes candidate 1 of the first source and 2 of the second."""
 
-    def __call__(self, mixture, candidates, alpha):
+    def __call__(self, mixture, candidates):
         return {name: torch.full((len(mixture),), 1 + i) for i, name in enumerate(candidates.audio)}
 
 
-@pytest.mark.parametrize("context", (0, 64))
-def test_raw_decode_takes_a_candidate_per_source(separator, context):
+def test_raw_decode_takes_a_candidate_per_source(separator):
     parts = separator.codec, separator.priors, separator.likelihood
-    apart = Separator(*parts, candidates=3, window=64, overlap=8, pick=Apart(), context=context)
+    apart = Separator(*parts, candidates=3, window=64, overlap=8, selection=Apart())
     mixture = torch.randn(64 * separator.codec.config.hop)
     found = apart.candidates(mixture[None], torch.Generator().manual_seed(5))
     stems = apart(mixture, 22_050, seed=5, refine=False)
@@ -191,7 +190,7 @@ class Bits:
 class Copy:
     """As candidates of both sources the mixture's own codes."""
 
-    def __call__(self, priors, likelihood, codes, n, generator, progress=None, context=None):
+    def __call__(self, priors, likelihood, codes, n, generator, progress=None):
         copies = dict.fromkeys(priors.names, codes.unsqueeze(1).expand(-1, n, -1))
         zeros = torch.zeros(len(codes), n)
         return JointSamples(copies, dict.fromkeys(copies, zeros), zeros)
@@ -236,5 +235,3 @@ def test_shifts_that_cannot_be_are_refused(separator, shifts):
     parts = separator.codec, separator.priors, separator.likelihood
     with pytest.raises(ValueError, match="shifts is"):
         Separator(*parts, candidates=64, window=64, shifts=shifts)
-    with pytest.raises(ValueError, match="a context needs codes of one position"):
-        Separator(*parts, candidates=4, window=32, shifts=2, context=8)

@@ -1,11 +1,12 @@
-"""The candidates' disagreement equals its definition, bin by bin and over the windows of a song."""
+"""The uncertainty equals its definition, bin by bin and over the windows of a song."""
 
 import numpy as np
 import pytest
 import torch
 
 from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.uncertainty import Uncertainty, disagreement
+from jukebox_core.separation.samples import Candidates
+from jukebox_core.separation.uncertainty import Uncertainty, uncertainty_of
 from jukebox_core.separation.windows import Layout, Window
 from tests.test_stream import HOP, RATE, Spy, make, mixture, parts, same  # noqa: F401
 
@@ -26,7 +27,7 @@ def test_it_is_the_deviation_of_the_shares(power):
     audio = {name: torch.randn(2, 4, 3000, generator=g) for name in ALPHA}
     weights = torch.randn(2, 4, generator=g).softmax(1)
     mask = RatioMask(power, 256, 64)
-    found = disagreement(mask, audio, weights, ALPHA).numpy()
+    found = uncertainty_of(mask, Candidates(audio, ALPHA), weights).numpy()
     for b in range(2):
         shares = []
         for n in range(4):
@@ -41,21 +42,21 @@ def test_it_is_the_deviation_of_the_shares(power):
         np.testing.assert_allclose(found[b], expected, atol=1e-4)
 
 
-def test_opposite_candidates_disagree_by_half_and_equal_ones_not_at_all():
+def test_opposite_candidates_give_a_half_and_equal_ones_nothing():
     noise, zeros = torch.randn(2048), torch.zeros(2048)
     opposite = {"bass": torch.stack([noise, zeros]), "drums": torch.stack([zeros, noise])}
     equal = torch.full((1, 2), 0.5)
-    mask = RatioMask(n_fft=512, hop=128)
-    half = disagreement(mask, {name: x[None] for name, x in opposite.items()}, equal, ALPHA)
+    mask = RatioMask(2.0, 512, 128)
+    apart = Candidates({name: x[None] for name, x in opposite.items()}, ALPHA)
+    half = uncertainty_of(mask, apart, equal)
     torch.testing.assert_close(half, torch.full_like(half, 0.5))
     same = {name: noise.expand(1, 2, -1) for name in ALPHA}
-    assert disagreement(mask, same, equal, ALPHA).max() < 1e-3
+    assert uncertainty_of(mask, Candidates(same, ALPHA), equal).max() < 1e-3
 
 
-@pytest.mark.parametrize("context", (0, 64))
-def test_a_song_has_that_of_its_windows_and_the_same_stems(parts, context):  # noqa: F811
-    mask = RatioMask(n_fft=12 * HOP, hop=3 * HOP)  # windows start between frames
-    separator = make(parts, refinement=mask, context=context)
+def test_a_song_has_the_uncertainty_of_its_windows_and_the_same_stems(parts):  # noqa: F811
+    mask = RatioMask(2.0, 12 * HOP, 3 * HOP)  # windows start between frames
+    separator = make(parts, mask=mask)
     x = mixture(3 * 64 * HOP - 777)
     uncertainty = Uncertainty()
     stems = separator(x, RATE, seed=5, batch=2, uncertainty=uncertainty)
@@ -65,7 +66,7 @@ def test_a_song_has_that_of_its_windows_and_the_same_stems(parts, context):  # n
     layout = Layout(64 * HOP, 8 * HOP, HOP).finish(len(x))
     padded = torch.nn.functional.pad(x, (0, HOP))
     total, weights = torch.zeros(2, mask.n_fft // 2 + 1, layout[-1].stop // mask.hop + 1)
-    for window in layout:  # of a Spy, which does not look at the context
+    for window in layout:
         piece = padded[None, window.start : window.stop]
         own = separator.uncertainty(piece, separator.candidates(piece, generator))[0]
         start = window.start / mask.hop
@@ -82,7 +83,7 @@ def test_a_song_has_that_of_its_windows_and_the_same_stems(parts, context):  # n
 
 
 def test_windows_are_cross_faded():
-    mask, uncertainty = RatioMask(n_fft=32, hop=8), Uncertainty()
+    mask, uncertainty = RatioMask(2.0, 32, 8), Uncertainty()
     uncertainty.add(Window(0, 128, 0, 32), torch.full((17, 17), 0.1), mask, RATE)
     uncertainty.add(Window(96, 224, 32, 0), torch.full((17, 17), 0.5), mask, RATE)
     values = uncertainty.values
@@ -101,5 +102,5 @@ def test_lack_of_memory_does_not_add_a_window_twice(parts):  # noqa: F811
 
 
 def test_nothing_separated():
-    with pytest.raises(ValueError, match="was not separated"):
+    with pytest.raises(ValueError, match="no window was separated"):
         _ = Uncertainty().values

@@ -7,24 +7,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts._models import METHODS
-from scripts._settings import BUILT_IN, LIKELIHOOD, Settings, resolve, resolve_each
 
 from hybrid.smoothing import GaussianBase
 from jukebox_core.prior.cache import PriorCache
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.separation.beam import BeamSampler, GreedySampler
+from jukebox_core.separation.beam import BeamSampler
 from jukebox_core.separation.calibration import Calibration, CalibrationMeter
 from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.particles import ParticleSampler
+from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.selection import MinimumBayesRisk, SpectralFit
 from jukebox_core.separation.separator import Sizes
+from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.truncation import Truncation
 from lass.counts import count_triples
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import code_sums
+from scripts._methods import METHODS
 
 K, T, N = 4, 3, 4
 EDGES = [0, -1, 1, 2, 3, 5, 8, 1e-300, 1e-30, 1e-15, 0.5, 1.0, 1e15, 1e30, 1e300, 2**31, 10**30]
@@ -46,9 +48,6 @@ class Table:
 
     def new_cache(self, batch_size, length):
         return Nothing(batch_size)
-
-    def prefill(self, codes, cache):
-        pass
 
     def step(self, codes, cache):
         return torch.tensor([-40.0, 0.0, 3.0, 40.0]).expand(cache.size, K)
@@ -110,7 +109,6 @@ def test_each_truncation_and_temperature_by_itself(value):
         (lambda: AncestralSampler(top_k=value), "top_k"),
         (lambda: AncestralSampler(top_p=value), "top_p"),
         (lambda: BeamSampler(value), "temperature"),
-        (lambda: GreedySampler(value), "temperature"),
         (lambda: ParticleSampler(value), "temperature"),
         (lambda: ParticleSampler(threshold=value), "threshold"),
     ):
@@ -125,25 +123,26 @@ def test_gaussians(sigma):
     if likelihood is not None:
         for code in range(K):
             assert likelihood.scores(code).explicit().values.isfinite().all()
-            assert GaussianBase(likelihood, COUNTS).given(code).min() > 0
+            assert GaussianBase(likelihood, COUNTS).probabilities(code).min() > 0
         draws(ParticleSampler(), likelihood)
 
 
 @given(ANYTHING)
-def test_shares_of_a_kernel(share):
+def test_shares_of_a_base(share):
     gaussian = LatentGaussianLikelihood(CODEBOOK, SUMS)
-    kernel = builds(lambda: GaussianBase(gaussian, COUNTS, share), "share")
-    if kernel is not None:
-        assert all(kernel.given(code).isfinite().all() for code in range(K))
+    base = builds(lambda: GaussianBase(gaussian, COUNTS, share), "share")
+    if base is not None:
+        assert all(base.probabilities(code).isfinite().all() for code in range(K))
 
 
 @given(ANYTHING, st.booleans())
-def test_weights_and_strengths(value, symmetric):
+def test_exponents_and_concentrations(value, symmetric):
     made = [
-        builds(lambda: CountLikelihood(COUNTS, value, symmetric=symmetric), "weight"),
-        builds(lambda: SmoothedLikelihood(COUNTS, Overall(COUNTS), value), "weight"),
+        builds(lambda: CountLikelihood(COUNTS, value, symmetric=symmetric), "exponent"),
+        builds(lambda: SmoothedLikelihood(COUNTS, Overall(COUNTS), value), "exponent"),
         builds(
-            lambda: SmoothedLikelihood(COUNTS, Marginals(COUNTS), 1.0, strength=value), "strength"
+            lambda: SmoothedLikelihood(COUNTS, Marginals(COUNTS), 1.0, concentration=value),
+            "concentration",
         ),
     ]
     for likelihood in filter(None, made):
@@ -156,7 +155,8 @@ def masked(mask):
     generator = torch.Generator().manual_seed(0)
     audio = {name: torch.randn(1, 2, 400, generator=generator) for name in PRIORS}
     mixture = torch.randn(1, 400, generator=generator)
-    stems = mask(mixture, audio, torch.tensor([[0.3, 0.7]]), dict.fromkeys(PRIORS, 0.5))
+    candidates = Candidates(audio, dict.fromkeys(PRIORS, 0.5))
+    stems = mask(mixture, candidates, torch.tensor([[0.3, 0.7]]))
     total = sum(0.5 * stem for stem in stems.values())
     torch.testing.assert_close(total, mixture, atol=1e-3, rtol=1e-3)
 
@@ -176,7 +176,7 @@ def test_masks(value):
 
 
 @given(ANYTHING, ANYTHING)
-def test_spectra_of_picks_and_calibrations(n_fft, hop):
+def test_spectra_of_selections_and_calibrations(n_fft, hop):
     for kind in (SpectralFit, MinimumBayesRisk):
         builds(lambda kind=kind: kind(n_fft, hop), "n_fft", "hop")
     builds(lambda: CalibrationMeter(n_fft), "n_fft")
@@ -191,88 +191,80 @@ def test_spectra_of_picks_and_calibrations(n_fft, hop):
                 assert found("bass", torch.ones(3, 2), 0.5).isfinite().all()
 
 
-@given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
-def test_sizes(candidates, window, context, shifts):
-    names = ("candidates", "window", "context", "shifts")
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_sizes(candidates, window, shifts):
+    names = ("candidates", "window", "shifts")
     for values in (
-        (candidates, window, context, shifts),
-        (candidates, 64, 0, 1),
-        (8, window, 0, 1),
-        (8, 64, context, 1),
-        (8, 64, 0, shifts),
+        (candidates, window, shifts),
+        (candidates, 64, 1),
+        (8, window, 1),
+        (8, 64, shifts),
     ):
         sizes = Sizes(*values)
         if builds(lambda sizes=sizes: sizes.check(256, 64) or True, *names):
-            assert 0 <= sizes.codes_of_context(256) <= 256 - sizes.window
-            assert sizes.candidates % sizes.shifts == 0
+            assert sizes.window <= 256 and sizes.candidates % sizes.shifts == 0
 
 
-@given(st.sampled_from(sorted(BUILT_IN)), ANYTHING)
+@given(st.sampled_from(sorted(vars(Settings()))), ANYTHING)
 @settings(max_examples=400)
 def test_settings(name, value):
     made = builds(lambda: Settings(**{name: value}), name)
     if made is None or value is None:
         return
-    assert made.given() == {name: value}
-    for method in METHODS:
+    assert made.explicit() == {name: value}
+    for method in METHODS.values():
         try:
-            chosen = resolve(made, "nowhere", method)
+            full = method.resolve(made)
         except ValueError as error:
             assert str(error).startswith(f"{name} is "), error
         else:
-            assert chosen[name] == value and set(chosen) == set(BUILT_IN)
+            assert getattr(full, name) == value
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @given(data=st.data())
 @settings(max_examples=60)
-def test_what_has_an_effect_is_asked_for_and_what_has_none_is_left_out(method, data):
-    """Leniently resolved settings are accepted as they are; strictly, only what is used is."""
-    given_ = {
-        name: data.draw(st.sampled_from([None, *values]))
-        for name, values in {
-            "sampler": ("ancestral", "beam", "particle", "greedy"),
-            "top_k": (0, 3),
-            "top_p": (1.0, 0.5),
-            "sigma": (0.3,),
-            "weight": (2.0,),
-            "backoff": (0.0, 3.0),
-            "back_off_to": ("marginals", "overall"),
-            "symmetric": (True, False),
-            "kernel": (True, False),
-            "pick": ("rejection",),
-            "average": ("posterior-mean", "bayes-risk"),
-            "compression": (0.5,),
-            "mask_power": (2.0,),
-        }.items()
+def test_settings_without_effect_are_refused_or_left_out(method, data):
+    """Leniently resolved settings are accepted as they are; strictly, only those with an effect."""
+    choices = {
+        "sampler": ("ancestral", "beam", "particle"),
+        "top_k": (0, 3),
+        "top_p": (1.0, 0.5),
+        "sigma": (0.3,),
+        "exponent": (2.0,),
+        "smoothing": (0.0, 3.0),
+        "smoothing_base": ("marginals", "overall"),
+        "symmetric": (True, False),
+        "gaussian": (True, False),
+        "selection": ("rejection",),
+        "weights": ("posterior-mean", "bayes-risk"),
+        "compression": (0.5,),
+        "mask_power": (2.0,),
     }
-    refine = data.draw(st.sampled_from([None, True, False]))
-    how = {"refine": refine, "context": data.draw(st.sampled_from([0, 16, "max"]))}
-    found = resolve(Settings(**given_), "nowhere", method, strict=False, **how)
-    own = {name: value for name, value in given_.items() if value is not None}
-    idle = {name for name in own if found[name] is None}
-    assert resolve(Settings(**found), "nowhere", method, **how) == found
+    explicit = Settings(
+        **{name: data.draw(st.sampled_from([None, *values])) for name, values in choices.items()}
+    )
+    how = {"refine": data.draw(st.sampled_from([None, True, False]))}
+    full = method.resolve(explicit, strict=False, **how)
+    assert method.resolve(full, **how) == full
+    idle = {name for name in explicit.explicit() if getattr(full, name) is None}
     if idle:
         with pytest.raises(ValueError, match=r"^(" + "|".join(sorted(idle)) + r") is .* no effect"):
-            resolve(Settings(**own), "nowhere", method, **how)
+            method.resolve(explicit, **how)
     else:
-        assert resolve(Settings(**own), "nowhere", method, **how) == found
-
-
-def test_every_method_is_in_the_table_and_every_setting_in_the_settings():
-    assert set(LIKELIHOOD) == set(METHODS)
-    assert {name for names in LIKELIHOOD.values() for name in names} <= set(BUILT_IN)
+        assert method.resolve(explicit, **how) == full
 
 
 def test_settings_of_several_methods_go_to_those_that_use_them():
-    given_ = Settings(sigma=0.3, weight=2.0, mask_power=3.0)
-    own = resolve_each(given_, "nowhere", METHODS)
+    lqvae, lass, hybrid = (METHODS[name] for name in ("lqvae", "lass", "hybrid"))
+    explicit = Settings(sigma=0.3, exponent=2.0, mask_power=3.0)
+    own = resolve_each(explicit, METHODS.values())
     assert own["lqvae"] == Settings(sigma=0.3, mask_power=3.0)
-    assert own["lass"] == Settings(weight=2.0, mask_power=3.0)
-    assert own["hybrid"] == given_
-    with pytest.raises(ValueError, match="weight is 2.0, but the method is lqvae"):
-        resolve_each(Settings(weight=2.0), "nowhere", ["lqvae"])
-    plain = Settings(kernel=False, sigma=0.3)
-    assert resolve_each(plain, "nowhere", ["lqvae", "hybrid"])["hybrid"].sigma is None
-    with pytest.raises(ValueError, match="sigma is 0.3, but .* lass and kernel is False"):
-        resolve_each(plain, "nowhere", ["lass", "hybrid"])
+    assert own["lass"] == Settings(exponent=2.0, mask_power=3.0)
+    assert own["hybrid"] == explicit
+    with pytest.raises(ValueError, match="exponent is 2.0, but the method is lqvae"):
+        resolve_each(Settings(exponent=2.0), [lqvae])
+    plain = Settings(gaussian=False, sigma=0.3)
+    assert resolve_each(plain, [lqvae, hybrid])["hybrid"].sigma is None
+    with pytest.raises(ValueError, match="sigma is 0.3, but .* lass and gaussian is False"):
+        resolve_each(plain, [lass, hybrid])

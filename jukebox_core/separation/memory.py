@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import importlib
-import os
 from pathlib import Path
 
+import psutil
 import torch
 
 from jukebox_core.prior.joint import JointPriors
@@ -82,7 +81,7 @@ def free_bytes(device: torch.device) -> int:
         # What PyTorch holds and does not use is free as well.
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + held
-    return min(_system_bytes(), _container_bytes())
+    return min(psutil.virtual_memory().available, _container_bytes())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -97,23 +96,6 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _system_bytes() -> int:
-    try:
-        return int(importlib.import_module("psutil").virtual_memory().available)
-    except ImportError:
-        pass
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return 4 << 30
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:

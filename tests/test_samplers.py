@@ -4,13 +4,15 @@ import json
 
 import pytest
 import torch
-from scripts._models import build_separator
 
+import lqvae
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.separation.beam import BeamSampler, GreedySampler
+from jukebox_core.separation.beam import BeamSampler
 from jukebox_core.separation.particles import ParticleSampler
-from jukebox_core.separation.samplers import STRATEGIES, make_sampler
+from jukebox_core.separation.samplers import SAMPLERS, make_sampler
+from jukebox_core.separation.settings import Settings
 from scripts import evaluate
+from scripts._methods import METHODS
 
 
 def test_names_and_options():
@@ -19,7 +21,6 @@ def test_names_and_options():
         0.9, 4, 0.5
     )
     assert make_sampler("beam", temperature=0.9) == BeamSampler(0.9)
-    assert make_sampler("greedy", temperature=0.9) == GreedySampler(0.9)
     assert make_sampler("particle") == ParticleSampler(1.0, 0.5)
     assert make_sampler("particle", temperature=0.9, threshold=0.0) == ParticleSampler(0.9, 0.0)
 
@@ -27,9 +28,8 @@ def test_names_and_options():
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("beams", {}, "sampler 'beams' is unknown; there are ancestral, beam, particle, greedy"),
+        ("beams", {}, "sampler is 'beams', expected .*beam"),
         ("beam", {"top_k": 3}, "top_k is 3, but the sampler is beam; top_k belongs to ancestral"),
-        ("greedy", {"top_p": 0.5}, "top_p is 0.5, but the sampler is greedy"),
         ("particle", {"top_k": 3}, "top_k is 3, but the sampler is particle"),
         (
             "ancestral",
@@ -46,16 +46,17 @@ def test_options_that_do_not_belong_are_refused(name, options, words):
         make_sampler(name, **options)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_no_sampler_takes_a_temperature_of_zero(name):
     with pytest.raises(ValueError, match="temperature is 0"):
         make_sampler(name, temperature=0)
 
 
 @pytest.mark.parametrize("method", ("hybrid", "lqvae"))
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_separator_works_with_every_sampler(tiny_models, name, method):
-    separator = build_separator(method, tiny_models, candidates=3, sampler=name)
+    settings = Settings(sampler=name)
+    separator = METHODS[method].load_separator(tiny_models, settings, "cpu", candidates=3)
     assert separator.sampler == make_sampler(name)
     generator = torch.Generator().manual_seed(0)
     mixture = 0.1 * torch.randn(2, separator.window * separator.codec.config.hop)
@@ -68,10 +69,11 @@ def test_a_separator_works_with_every_sampler(tiny_models, name, method):
 
 def test_options_reach_the_sampler(tiny_models):
     options = {"temperature": 0.7, "top_k": 5, "top_p": 0.9}
-    separator = build_separator("lqvae", tiny_models, sampler="ancestral", **options)
+    settings = Settings(sampler="ancestral", **options)
+    separator = lqvae.load_separator(tiny_models, settings, "cpu")
     assert separator.sampler == AncestralSampler(0.7, 5, 0.9)
     with pytest.raises(ValueError, match="top_k is 5, but the sampler is beam"):
-        build_separator("lqvae", tiny_models, sampler="beam", top_k=5)
+        lqvae.load_separator(tiny_models, Settings(sampler="beam", top_k=5))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_options_reach_the_sampler(tiny_models):
             ["--sampler", "ancestral", "--top-k", "7", "--top-p", "0.9"],
             {"name": "AncestralSampler", "temperature": 1.0, "top_k": 7, "top_p": 0.9},
         ),
-        (["--sampler", "greedy"], {"name": "GreedySampler", "temperature": 1.0}),
+        (["--sampler", "beam"], {"name": "BeamSampler", "temperature": 1.0}),
     ],
 )
 def test_the_evaluation_records_the_sampler(tiny_models, tiny_data, tmp_path, flags, recorded):

@@ -3,9 +3,9 @@ import pytest
 import scipy.signal
 import torch
 
-from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.samples import JointSamples
-from jukebox_core.separation.selection import Candidates, PosteriorMean, SpectralFit
+from jukebox_core.separation.mask import WIENER, RatioMask
+from jukebox_core.separation.samples import Candidates
+from jukebox_core.separation.selection import PosteriorMean, SpectralFit
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
 
@@ -24,7 +24,7 @@ def test_refined_stems_equal_the_filter_written_in_scipy(power):
     audio = candidates()
     mixture = torch.randn(2, 8192)
     weights = torch.softmax(torch.randn(2, 3), -1)
-    refined = RatioMask(power=power)(mixture, audio, weights, ALPHA)
+    refined = RatioMask(power, 2048, 512)(mixture, Candidates(audio, ALPHA), weights)
     for b in range(2):
         mean = {
             name: sum(
@@ -49,7 +49,7 @@ def test_stems_sum_to_the_mixture_at_any_rate_and_length(length, ratio):
     mixture = torch.randn(2, length)
     model_length = max(1, round(length / ratio))
     powers = {name: torch.rand(1025, 1 + model_length // 512) for name in ALPHA}
-    mask = RatioMask()
+    mask = WIENER
     stems = mask.apply(mixture, mask.masks(powers), ratio)
     torch.testing.assert_close(sum(stems.values()), mixture, atol=1e-5, rtol=1e-5)
 
@@ -62,7 +62,7 @@ def test_masks_at_twice_the_rate_do_the_same_to_the_shared_band():
     twice = torch.sin(2 * torch.pi * 440 * t2) + torch.sin(2 * torch.pi * 3000 * t2)
     low = torch.zeros(1025, 44)
     low[:100] = 1.0  # bins under 1077 Hz
-    mask = RatioMask()
+    mask = WIENER
     masks = mask.masks({"bass": low, "drums": 1 - low})
     stems = mask.apply(mixture, masks)
     stems2 = mask.apply(twice, masks, 2.0)
@@ -74,7 +74,7 @@ def test_masks_at_twice_the_rate_do_the_same_to_the_shared_band():
 
 
 def test_masks_of_silence_are_equal_shares():
-    masks = RatioMask().masks({"bass": torch.zeros(3, 2), "drums": torch.zeros(3, 2)})
+    masks = WIENER.masks({"bass": torch.zeros(3, 2), "drums": torch.zeros(3, 2)})
     assert all((m == 0.5).all() for m in masks.values())
     tiny = RatioMask(power=4.0).masks(
         {"bass": torch.full((1, 1), 3e-25), "drums": torch.full((1, 1), 1e-25)}
@@ -89,30 +89,26 @@ def test_bad_parameters_are_refused():
         RatioMask(hop=700)
 
 
-def bundle(audio):
-    return Candidates(audio, JointSamples({}, {}, torch.zeros(1)))
-
-
 def test_spectral_fit_picks_the_pair_that_sums_to_the_mixture():
     audio = candidates(b=2, n=5)
     mixture = torch.stack(
         [sum(ALPHA[name] * x[b, pick] for name, x in audio.items()) for b, pick in ((0, 3), (1, 1))]
     )
-    weights = SpectralFit()(mixture, bundle(audio), ALPHA)
+    weights = SpectralFit()(mixture, Candidates(audio, ALPHA))
     assert weights.argmax(1).tolist() == [3, 1]
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     short = {name: x[..., :300] for name, x in audio.items()}
-    assert SpectralFit()(mixture[:, :300], bundle(short), ALPHA).argmax(1).tolist() == [3, 1]
+    assert SpectralFit()(mixture[:, :300], Candidates(short, ALPHA)).argmax(1).tolist() == [3, 1]
 
 
 def test_posterior_mean_is_uniform():
-    weights = PosteriorMean()(torch.zeros(2, 8), bundle(candidates(n=4, t=8)), ALPHA)
+    weights = PosteriorMean()(torch.zeros(2, 8), Candidates(candidates(n=4, t=8), ALPHA))
     torch.testing.assert_close(weights, torch.full((2, 4), 0.25))
 
 
 def test_powers_are_averaged_under_the_compression():
     audio, weights = candidates(), torch.softmax(torch.randn(2, 3), -1)
-    found = RatioMask(compression=0.5).mean_powers(audio, weights, ALPHA)
+    found = RatioMask(2.0, 2048, 512, 0.5).mean_powers(Candidates(audio, ALPHA), weights)
     for name, x in audio.items():
         for b in range(2):
             mean = sum(
