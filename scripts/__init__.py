@@ -2,9 +2,12 @@
 
 import os
 
-# Large pages for PyTorch's large buffers, on Linux, where the system offers them: weights and
-# caches are read from end to end at every step. Has to be said before the first allocation.
+# Large pages for PyTorch's large buffers, if the system offers them (Linux): every step reads the
+# weights and caches from end to end. This must be set before the first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# OpenMP's threads spin while they wait for each other, by default for so long that a machine with
-# other work to do is several times slower. Short waits are all that separation gains by.
+# OpenMP's threads spin while they wait for each other, by default for so long that a busy machine
+# becomes several times slower. Separation only gains from short waits.
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
+COMMAND = "python -m scripts."
+"""What precedes a program's name on the command line."""

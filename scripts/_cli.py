@@ -33,6 +33,7 @@ from typing import Any, NoReturn, Protocol, get_type_hints
 
 import tyro
 
+import scripts
 from jukebox_core.checks import require_seed
 from scripts._flag_types import WRITTEN_OUT, BadFlag
 
@@ -62,7 +63,7 @@ def program(body: Callable[[Any], int | None]) -> Main:
         args_type = get_type_hints(body)["args"]
         path = Path(body.__code__.co_filename)
         path = path.parent if path.stem == "program" else path
-        prog = f"python -m {path.parent.name}.{path.stem}"
+        prog = scripts.COMMAND + path.stem
         doc = body.__globals__.get("__doc__")
         _never_fail_to_print()
         try:
