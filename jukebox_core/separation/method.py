@@ -53,15 +53,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     family: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def defaults(self, settings: Settings) -> Settings:
-        """Defaults of the likelihood's settings, which may depend on the other settings."""
-
-    @abstractmethod
-    def tables(self, settings: Settings) -> tuple[str, ...]:
-        """Files of the family's folder that the likelihood reads."""
+    settings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
@@ -72,9 +64,19 @@ class Method(ABC):
             ValueError: a table is damaged or belongs to another codec.
         """
 
-    @abstractmethod
+    def defaults(self, settings: Settings) -> Settings:
+        """Defaults of the likelihood's settings, which may depend on the other settings."""
+        return Settings()
+
+    def tables(self, settings: Settings) -> tuple[str, ...]:
+        """Files of the family's folder that the likelihood reads."""
+        return ()
+
     def check_tables(self, family: Path, settings: Settings) -> None:
-        """Open the tables without reading them whole; raises as `likelihood`."""
+        """Check the tables without reading them whole; raises as `likelihood`."""
+        for table in self.tables(settings):
+            if not (family / table).is_file():
+                raise FileNotFoundError(f"{family / table} is missing")
 
     def unused(self, settings: Settings) -> dict[str, str]:
         """{setting of the likelihood: why it has no effect beside the others}."""
