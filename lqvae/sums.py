@@ -54,8 +54,8 @@ class _Search:
     """Nearest codes of weighted sums.
 
     |a0 e_i + a1 e_j - e_k|^2, less what is the same for all k, is the sum of a function of (i, k)
-    and one of (j, k): two tables [K, K] do. They are searched in float32; whatever may be nearest
-    or tied, allowing for the rounding, is compared in float64.
+    and one of (j, k): two tables [K, K]. They are searched in float32; candidates that may be
+    nearest or tied within the rounding error are compared in float64.
     """
 
     _PART = 1 << 18  # elements searched at a time: they stay in the cache
@@ -65,7 +65,7 @@ class _Search:
         self._norms = np.square(codebook).sum(1)
         self._products = codebook @ codebook.T
         self.symmetric = alpha[0] == alpha[1]
-        """Row i then holds the columns from i alone."""
+        """Row i then holds only the columns from i."""
         scale = self._norms.max()
         self._tolerance = 1e-9 * scale
         # Either table is rounded once and so is their sum: three errors of half an ulp per value.
@@ -89,7 +89,7 @@ class _Search:
         return codes
 
     def _nearest(self, i: int, j: np.ndarray, k: np.ndarray) -> np.ndarray:
-        """Of the candidates k of every j, the one that is nearest in float64, lowest if tied."""
+        """For every j, the candidate k nearest in float64; the lowest if tied."""
         alpha, products = self._alpha, self._products
         exact = self._norms[k] - 2 * (alpha[0] * products[i, k] + alpha[1] * products[j, k])
         starts = np.flatnonzero(np.diff(j, prepend=-1))

@@ -10,4 +10,4 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 COMMAND = "python -m scripts."
-"""What precedes a program's name on the command line."""
+"""The words before a program's name on the command line."""

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 RECORD = "separation.json"
-"""In the folder of a finished file: what it was made from, and how."""
+"""The record in the folder of a finished file: its input, models and settings."""
 
 _VERSION = 1
 _SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".au", ".caf"}
@@ -182,7 +182,7 @@ def identify_models(family: Path) -> dict[str, str]:
 
 
 def identify_input(path: Path) -> dict[str, Any]:
-    """What tells whether a file is the one that was separated."""
+    """Path, size, time and checksum of an input file."""
     about = path.stat()
     return {
         "path": os.path.realpath(path),

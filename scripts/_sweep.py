@@ -78,7 +78,7 @@ class Sweep:
         return choose_chunks(manifest, self.split, self.chunks, length, self.seed, rule)[0]
 
     def identity(self) -> dict[str, Any]:
-        """What the chunks depend on."""
+        """Everything that the chunks depend on."""
         return {
             "data": sha256(self.data / MANIFEST_NAME),
             "split": self.split,

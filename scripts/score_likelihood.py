@@ -1,18 +1,17 @@
-"""Print what every variant of the likelihood knows of validation songs: bits, before separation.
+"""Print the bits per code of every variant of the likelihood on validation songs.
 
     python -m scripts.score_likelihood --models runs/demo/models --data runs/demo/data
 
-Pairs of the same song and place are encoded, sources and mixture, and every variant is asked for
-the mixture's code: bits per code (fewer are better; blind guessing costs log2 K), and bits about
-the pair at several lambdas (more are better), see `jukebox_core.evaluation.likelihood`. Nothing is
-trained or chosen here; the songs are those of the validation split. Every row is normalised over
-the mixture's codes. Where they separate, the Gaussian and what is multiplied by it (times Gaussian)
-are not.
+Crops of songs are encoded, sources and mixture, and every variant predicts the mixture's code: bits
+per code (fewer are better; blind guessing costs log2 K), and bits about the pair at several
+exponents (more are better), see `jukebox_core.evaluation.likelihood`. Nothing is trained or chosen
+here. Every row is normalised over the mixture's codes; in separation, the Gaussian and products
+with it are not.
 
     python -m scripts.score_likelihood --models ... --data ... --counts gains.safetensors
 
---counts scores further files of scripts.count_sums with the codec that they were counted with, as
-rows FILE: VARIANT: tables counted at several gains, or of fewer iterations, beside the family's.
+--counts also scores other files of counts that belong to the same codec, as rows FILE: VARIANT:
+counts at several gains, for example, or of fewer iterations.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ from scripts._results import aligned
 
 FAMILIES = ("reconstruction", "linearisation")
 NORMALISED = (
-    "All rows are normalised over the mixture's codes; where they separate, the Gaussian and "
-    "times Gaussian are not."
+    "All rows are normalised over the mixture's codes; in separation, the Gaussian and products "
+    "with it are not."
 )
 
 
@@ -75,11 +74,11 @@ class Args:
     data: Path
     """Prepared data set."""
     counts: tuple[Path, ...] = ()
-    """Further files of counts to score beside FAMILY/counts.safetensors, named by their stems."""
+    """Further files of counts to score, named by their stems."""
     output: Path | None = None
-    """JSON file to write beside the table: what the table shows, and what was asked for."""
+    """JSON file for the table and the flags."""
     split: str = "validation"
-    """Whose songs."""
+    """Split of the songs."""
     iterations: int = 8
     """Iterations of 8 pairs of 1024 codes each."""
     smoothings: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
@@ -91,7 +90,7 @@ class Args:
     compared: int = 2048
     """Random pairs that the pair of a triple is compared with."""
     seed: int = 0
-    """Of the places and of the compared pairs."""
+    """Random seed for the crops and the compared pairs."""
     threads: int | None = None
     """CPU threads."""
 

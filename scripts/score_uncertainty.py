@@ -1,4 +1,4 @@
-"""Print whether candidates that disagree about a bin are wrong about it: rank correlations.
+"""Print rank correlations between the uncertainty of a bin and the error of its mask.
 
     python -m scripts.score_uncertainty --models runs/demo/models --data runs/demo/data
 
@@ -57,21 +57,21 @@ class Args:
     data: Path
     """Prepared data set."""
     output: Path | None = None
-    """JSON file to write beside the table: what it shows, every chunk, and what was asked for."""
+    """JSON file for the table, the value of every chunk, and the flags."""
     method: MethodName = DEFAULT_METHOD
     """Separation method."""
     split: str = "validation"
-    """Whose songs."""
+    """Split of the songs."""
     chunks: int = 24
-    """At most so many chunks, one per song where there are enough songs."""
+    """Maximum number of chunks, one per song if there are enough songs."""
     candidates: int = 32
     """Joint candidates per chunk, a multiple of 4."""
     chunk_codes: int = 1024
     """Codes per chunk, at most the models' window."""
     within: float = 20.0
-    """Bins so many decibels below the loudest of the chunk are compared."""
+    """Range of the compared bins, in decibels below the loudest bin of the chunk."""
     seed: int = 0
-    """Of the chunks and of the sampling."""
+    """Random seed for the choice of chunks and for sampling."""
     threads: int | None = None
     """CPU threads."""
 
@@ -154,7 +154,7 @@ def correlations(
 def mask_error(
     separator: Separator, mixture: Tensor, candidates: Candidates, truth: dict[str, Tensor]
 ) -> Tensor:
-    """How far the candidates' mask is from that of the true sources, [F, frames], 0 to 1."""
+    """Error of the candidates' mask against the true sources' mask, [F, frames], 0 to 1."""
     mask = separator.mask
     name = next(iter(candidates.audio))
     true = Candidates({source: x[None, None] for source, x in truth.items()}, candidates.alpha)

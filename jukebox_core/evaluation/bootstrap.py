@@ -73,7 +73,7 @@ def paired_difference(
     """The mean of `first - second` over items that both have, with its bootstrap interval.
 
     What the items have in common (an easy song is easy for every method) drops out, so the interval
-    is narrower than those of the two means.
+    is narrower than the intervals of the two means.
 
     Raises:
         ValueError: the two differ in length.

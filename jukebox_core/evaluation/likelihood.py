@@ -1,4 +1,4 @@
-"""How much a likelihood knows of held-out triples, before anything is separated with it.
+"""Bits per code of a likelihood on held-out triples.
 
 bits per code: the mean of -log2 p(m | z1, z2), where p is the likelihood normalised over the
 mixture codes (the exponent lambda left out). The entropy of a code that is guessed blindly is
@@ -6,8 +6,8 @@ log2 K.
 
 bits about the pair: the mean of log2 p(m | z1, z2)^lambda / E p(m | z1', z2')^lambda, the
 expectation over pairs z1', z2' drawn apart from each other: what the mixture's code, through the
-likelihood, says about which pair it was. With a true model and lambda 1 it is the mutual
-information of code and pair; a lambda that lowers it says more than the data do.
+likelihood, tells which pair it was. With a true model and lambda 1 it is the mutual
+information of code and pair; a lambda that lowers it is overconfident.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _IMPOSSIBLE = -1e30
 
 
 class Information(NamedTuple):
-    """Of n held-out triples.
+    """Scores on n held-out triples.
 
     bits_per_code: inf where an observed code had probability zero. impossible: the share of those.
     pair_bits: {lambda: bits about the pair}, over the triples that were possible.
@@ -71,8 +71,8 @@ def pair_logs(
     Args:
         likelihood: at lambda 1.
         first: codes of the first source of F held-out triples, int64 [F].
-        second: those of the second source, [F].
-        mixture: those of the mixture, [F].
+        second: codes of the second source, [F].
+        mixture: codes of the mixture, [F].
         others: pairs to compare with, int64 [2, R].
     """
     k = likelihood.n_codes

@@ -56,7 +56,7 @@ class MaskEstimator(nn.Module):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """In the order of the masks."""
+        """The sources in the order of the masks."""
         return tuple(self.alpha)
 
     def forward(self, spectrum: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def _si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
 
 
 def si_sdri(reference: Tensor, estimate: Tensor, mixture: Tensor) -> Tensor:
-    """Improvement of the SI-SDR over that of the mixture taken as the estimate."""
+    """Improvement of the SI-SDR over the mixture as the estimate."""
     return si_sdr(reference, estimate) - si_sdr(reference, mixture)
 
 

@@ -17,7 +17,7 @@ from jukebox_core.config import PriorConfig
 
 
 class Slot(NamedTuple):
-    """Where a position is stored, and what it attends to: the first `rows` rows of `read_part`."""
+    """Place of a position in the cache; it attends to the first `rows` rows of `read_part`."""
 
     part: int
     row: int
@@ -80,7 +80,7 @@ class LayerCache:
         self.values = like.new_zeros(shape)
 
     def slot(self, position: int) -> Slot:
-        """Where `position` goes and what it attends to."""
+        """The slot of `position`."""
         return slot_of(self.kind, position, self.block_length)
 
     def update(self, key: Tensor, value: Tensor, position: int) -> tuple[Tensor, Tensor] | None:

@@ -35,7 +35,7 @@ class EncodedSong:
 
 @dataclass
 class CodeDataset(Dataset):
-    """Random code windows int64 [1, length]; item i depends on the seed and on i alone.
+    """Random code windows int64 [1, length]; item i depends only on the seed and on i.
 
     Windows whose audio is silent throughout (under -60 dBFS) are drawn again, up to 20 times.
     """
@@ -48,7 +48,7 @@ class CodeDataset(Dataset):
     rows: int = 1
 
     def __post_init__(self) -> None:
-        """Sum up the lengths, for the choice of songs, and the power, for that of windows."""
+        """Cumulate lengths, to draw songs, and powers, to find silent windows."""
         lengths = np.array([song.codes.shape[1] for song in self.songs], dtype=np.float64)
         if not len(lengths) or lengths.min() < self.length:
             shortest = int(lengths.min()) if len(lengths) else 0
@@ -138,7 +138,7 @@ def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Te
     """Top-level codes [T / hop] of a waveform [T] of any length, in windows of bounded memory.
 
     The windows (`window` codes; None: some seconds) are encoded with as much around them as the
-    encoder sees, so that the codes are those of the whole waveform at once.
+    encoder sees, so that the codes equal those of the whole waveform at once.
     """
     config = codec.config
     hop = config.hop
@@ -159,7 +159,7 @@ def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Te
 
 
 def encoder_reach(config: VQVAEConfig) -> int:
-    """How many samples to either side the top level's encoder sees of a code, at most."""
+    """Receptive field of the top level's encoder: samples to either side of a code."""
     level = config.levels - 1
     depth = config.depth * config.multipliers[level]
     cycle = depth if config.dilation_cycle is None else config.dilation_cycle

@@ -54,7 +54,7 @@ class StackedDecoder:
         """Stack the weights.
 
         Args:
-            priors: by source, the order that of the codes.
+            priors: by source, in the order of the codes.
             dtype: of weights and cache. The residual stream, softmax and logits are float32.
             graph: record steps as a CUDA graph; default: on CUDA.
 
@@ -161,7 +161,7 @@ def _product(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class _Masks:
-    """Where a step writes, reads and looks, as numbers on the device; see `cache.Slot`."""
+    """Rows that a step writes and reads, as numbers on the device; see `cache.Slot`."""
 
     def __init__(self, position: Tensor, cache: PriorCache, length: int):
         self._position = position[0]

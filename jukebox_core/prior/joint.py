@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of the priors' weights and caches; residual stream, attention's sums and logits are float32."""
+"""Type of weights and caches; residual stream, attention sums and logits are float32."""
 
 _LARGE = 1 << 24  # weights of a prior from which bfloat16 pays on a CPU
 
@@ -73,7 +73,7 @@ class JointPriors(Protocol):
 
 
 def as_joint(priors: Mapping[str, Prior] | JointPriors) -> JointPriors:
-    """Two priors by name as one object; what is one already passes unchanged.
+    """Two priors by name as one object; a joint object is returned unchanged.
 
     Raises:
         ValueError: not two priors, or priors over different codes.
@@ -92,7 +92,7 @@ class EachPrior:
         first, second = self._priors
         if first.n_codes != second.n_codes:
             raise ValueError(
-                f"the prior of {self.names[0]} has {first.n_codes} codes, that of "
+                f"the prior of {self.names[0]} has {first.n_codes} codes, the prior of "
                 f"{self.names[1]} {second.n_codes}: they belong to different codecs"
             )
         self.n_codes = first.n_codes
@@ -154,7 +154,7 @@ def accelerate(
 def choose_dtype(
     device: torch.device, precision: Precision = "auto", parameters: int = _LARGE
 ) -> torch.dtype:
-    """The type for a precision asked for.
+    """The type for a requested precision.
 
     `auto` is bfloat16 on a CPU that multiplies it, for priors large enough to gain by it; bfloat16
     or, before Ampere (T4), float16 on CUDA; otherwise float32.

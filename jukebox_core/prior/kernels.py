@@ -58,7 +58,7 @@ class Product(Protocol):
 
 
 class Kernels(Protocol):
-    """What a decoding step does between its matrix products."""
+    """The operations of a decoding step."""
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
         """Store keys and values of [B, 3 A] at `position`; what the queries attend to, [B, A]."""
@@ -256,7 +256,7 @@ def _function(
 
 @functools.cache
 def find_kernels() -> Kernels:
-    """The compiled kernels where they can be had, otherwise PyTorch's."""
+    """The compiled kernels if they can be compiled, otherwise PyTorch's."""
     if os.environ.get("JUKEBOX_CORE_KERNELS", "").lower() in ("off", "0", "torch"):
         return TorchKernels()
     try:
@@ -281,7 +281,7 @@ def _compiled() -> Path:
 
 
 def _cache_folder() -> Path:
-    """For compiled files: the user's cache, or a temporary folder where that is read-only."""
+    """Folder of compiled files: the user's cache, or a temporary folder if that is read-only."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "jukebox_core"
     try:
@@ -294,7 +294,7 @@ def _cache_folder() -> Path:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on: a home may be shared by machines of several kinds."""
+    """The processor, which `-march=native` depends on: machines may share a home folder."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith(("flags", "Features")):

@@ -23,8 +23,8 @@ __all__ = ["AncestralSampler"]
 class AncestralSampler:
     """Draws every step's pair of codes from the exact one-step posterior.
 
-    A candidate takes its random numbers from the generator in the order of the chunks: the same
-    chunks give the same candidates in whatever batches they come.
+    Random numbers are drawn in the order of the chunks: the same chunks give the same candidates,
+    however they are batched.
 
     temperature: divides the priors' logits; 1 samples the posterior itself.
     top_k: draw among the k most probable pairs of a step's joint posterior; 0: among all.

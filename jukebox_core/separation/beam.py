@@ -128,7 +128,7 @@ class BeamSampler:
 
 
 def _precision(device: torch.device) -> torch.dtype:
-    """Scores are sums over many steps: float64, which MPS alone does not have."""
+    """float64, because scores are sums over many steps; float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

@@ -1,4 +1,4 @@
-"""What a codec does to a source's spectrum, and what the source's power is, given the decoded.
+"""Per-frequency calibration: expected true power of a source given its decoded power.
 
 A codec of few codes per second loses the upper partials and the hiss of one source and adds noise
 of its own where the other is silent; a ratio mask made of decoded spectra gives bins away for that
@@ -55,7 +55,7 @@ class Calibration:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Whose spectra it knows."""
+        """The calibrated sources."""
         return tuple(self.gain)
 
     def __call__(self, source: str, powers: Tensor, alpha: float) -> Tensor:

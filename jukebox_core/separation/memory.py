@@ -1,4 +1,4 @@
-"""How many windows fit the memory, and what running out of it looks like."""
+"""The number of windows that fit in memory, and errors that mean a lack of memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = [
 ]
 
 SHARE = 0.5
-"""Of the free memory that a batch may take: the estimate knows the large parts alone."""
+"""Fraction of free memory to plan for; the estimate covers only the large parts."""
 
 CPU_SEQUENCES = 256
 """Pairs of sequences decoded together from which a CPU gains little by more."""
 
 GPU_SEQUENCES = 4096
-"""As above, for a GPU."""
+"""Pairs of sequences decoded together from which a GPU gains little by more."""
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 _LOGITS = 16  # float32 rows [K] of a sequence: logits, log-probabilities, the draw's intermediates
@@ -75,7 +75,7 @@ def decoded_bytes(candidates: int, samples: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had there, in bytes; of a device that does not say, the host's."""
+    """Free memory of a device in bytes; the host's for devices that do not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What PyTorch holds and does not use is free as well.
@@ -85,21 +85,21 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had, on whatever device."""
+    """Whether an exception reports a lack of memory, on any device."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
 
 
 def release(device: torch.device) -> None:
-    """Give back what PyTorch holds in reserve."""
+    """Release the memory that PyTorch caches."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's limit leaves; without one, more than any machine has."""
+    """Free bytes within a container's limit; without a limit, more than any machine has."""
     try:
         limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
         if limit.isdigit():

@@ -36,7 +36,7 @@ _LIKELIHOOD = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", 
 
 
 class Parts(NamedTuple):
-    """What a likelihood is made of: the family's folder, the codec, the sources in order."""
+    """Parts that a likelihood is made of: the family's folder, the codec, the sources in order."""
 
     family: Path
     codec: VQVAE

@@ -38,7 +38,7 @@ class ParticleSampler:
     the step adds, and resampling comes before the draw, so that copies of a particle draw apart.
     The last step is not resampled: weighted particles say more than copies.
 
-    A chunk in which every particle has become impossible goes on with equal weights, and its
+    If every particle of a chunk has become impossible, it continues with equal weights, and its
     log_evidence is -inf.
 
     temperature: divides the priors' logits. Other than 1, the target is the posterior under the
@@ -69,8 +69,8 @@ class ParticleSampler:
     ) -> JointSamples:
         """N weighted particles of every mixture, and an estimate of the mixtures' evidence.
 
-        As in ancestral sampling, the same chunks give the same particles in whatever batches they
-        come; with threshold 0 the particles are that sampler's candidates. Arguments and errors as
+        As in ancestral sampling, the same chunks give the same particles, however they are batched;
+        with threshold 0 the particles equal the candidates of that sampler. Arguments and errors as
         in `SamplingTask`.
         """
         task = SamplingTask(priors, likelihood, mixture_codes, candidates)
@@ -115,7 +115,7 @@ def _any_lost(drawn: Draw) -> Tensor:
 
 
 class _Particles:
-    """N particles of B chunks: what is known of their past.
+    """N particles of B chunks, with their past.
 
     Codes and parents are kept as they were drawn; a particle's codes are put together at the end,
     backwards along its line of parents.
@@ -187,9 +187,9 @@ class _Particles:
 
 
 def systematic_parents(log_weights: Tensor, uniform: Tensor) -> Tensor:
-    """Parents [B, N] of systematically resampled particles; who goes on stays in its own place.
+    """Parents [B, N] of systematically resampled particles; survivors keep their places.
 
-    A particle goes on as often as points (i + u) / N, i < N, fall into its share of the cumulated
+    A particle survives as often as points (i + u) / N, i < N, fall into its share of the cumulated
     weights. Copies beyond the first fill the places of those that do not go on, in order.
 
     Args:

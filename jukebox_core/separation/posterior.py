@@ -1,7 +1,7 @@
 """Exact draws from one step's joint posterior, p(z1, z2) ~ p1(z1) exp(scores[z1, z2]) p2(z2).
 
-Every draw takes two uniform numbers per candidate, whatever path it goes, so that a candidate's
-codes do not depend on what else is drawn beside it.
+Every draw takes two uniform numbers per candidate on all code paths, so that a candidate's codes
+do not depend on the other candidates.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ __all__ = [
     "uniform_numbers",
 ]
 
-_SMALLEST = -87.0  # logarithm of what is not taken for zero
-_LOST = -63.0  # log-mass from which on what is taken for zero has no place in float32
+_SMALLEST = -87.0  # logarithm; smaller values count as zero
+_LOST = -63.0  # log-mass below which values counted as zero may matter in float32
 _ENTRIES = 1 << 24  # of an explicit joint, held at a time
 _PART = 1 << 18  # scores whose weights are computed at a time: they stay in the cache
 
 
 class Draw(NamedTuple):
-    """Of every candidate, [...]: the codes, their log-likelihood and log sum p1 p2 exp(scores).
+    """Drawn pairs, all fields [...]: codes, their scores, and log sum p1 p2 exp(scores).
 
-    lost: candidates whose draw may be wrong because float32 lost mass, where asking would have
-    waited for the device; None: none is.
+    lost: candidates whose draw may be wrong because float32 lost mass, if checking would have
+    waited for the device; None: no draw is wrong.
     """
 
     first: Tensor
@@ -101,15 +101,15 @@ class FullTable:
 
 
 class PairTable:
-    """Scores of the stored pairs alone: W is sparse, a row for every z1.
+    """Scores of stored pairs only: W is sparse, a row for every z1.
 
-    The two-stage draw is that of `FullTable`, over the pairs of a row in place of all K.
+    The two-stage draw is the same as in `FullTable`, over the pairs of a row instead of all K.
     """
 
     def __init__(self, scores: PairScores, n_codes: int):
         assert scores.pairs is not None
         self.values, self.pairs = scores.values, scores.pairs
-        if not len(self.values):  # nothing is possible: one impossible pair says so
+        if not len(self.values):  # nothing is possible: store one impossible pair
             self.values = self.values.new_full((1,), -math.inf)
             self.pairs = self.pairs.new_zeros(2, 1)
         values, (first, second) = self.values, self.pairs
@@ -121,7 +121,7 @@ class PairTable:
         codes = torch.arange(n_codes + 1, device=first.device)
         self._starts = torch.searchsorted(first.contiguous(), codes)
         lengths = self._starts.diff()
-        # Elsewhere than on a CPU, asking for the longest row would wait for the device.
+        # On other devices, computing the longest row would wait for the device.
         self._longest = int(lengths.max()) if first.device.type == "cpu" else n_codes
         weights = _exp(values - self.maximum)
         with warnings.catch_warnings():  # that sparse tensors are a beta feature
@@ -243,7 +243,7 @@ def redraw(
 def draw_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
     """The same draw from the explicit joint, in float64 where the device has it.
 
-    Slow, and right whatever the probabilities; arguments as in `draw`.
+    Slow, and correct for any probabilities; arguments as in `draw`.
     """
     precise = _precise(log_p1.device)
     scores = scores.explicit()
@@ -319,5 +319,5 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _precise(device: torch.device) -> torch.dtype:
-    """float64, which MPS alone does not have."""
+    """float64, except on MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""What every sampler starts from: a task of mixture codes, its tables of scores, its priors."""
+"""The task of a sampler: mixture codes, their tables of scores, both priors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SamplingTask:
     def uniform(self, generator: torch.Generator, numbers: int) -> Tensor:
         """Random numbers [T, B, numbers, 2], drawn chunk by chunk.
 
-        The same chunks get the same numbers in whatever batches they come.
+        The same chunks get the same numbers, however they are batched.
         """
         shape = (self.batch, self.steps, numbers)
         return uniform_numbers(generator, shape, self.device).transpose(0, 1).contiguous()

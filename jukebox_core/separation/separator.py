@@ -174,12 +174,12 @@ class Separator:
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """The device of the models."""
         return self.codec.codebook.device
 
     @property
     def sample_rate(self) -> int:
-        """Of the models, in Hz."""
+        """Sample rate of the models, in Hz."""
         return self.codec.config.sample_rate
 
     def fitting_batch(self, processes: int = 1) -> int:
@@ -229,8 +229,8 @@ class Separator:
     def uncertainty(self, mixtures: Tensor, candidates: Candidates) -> Tensor:
         """Uncertainty about mixtures [B, T], [B, F, frames]; see `uncertainty_of`.
 
-        The candidates count by their posterior weights, whatever `weights` makes of them. Bins and
-        frames are those of the mask's spectrogram at the models' rate.
+        The candidates count by their posterior weights. Bins and frames belong to the mask's
+        spectrogram at the models' rate.
         """
         return uncertainty_of(self.mask, candidates, PosteriorMean()(mixtures, candidates))
 
@@ -250,12 +250,12 @@ class Separator:
         Args:
             mixture: [T] or [C, T], any rate, length and channel count.
             rate: its sample rate, in Hz.
-            seed: of the sampling.
+            seed: random seed for sampling.
             refine: mask the true mixture, every channel by itself, with the mean power of all
                 candidates; otherwise the raw decode of one candidate, the same on all channels.
-            batch: windows sampled together; `auto`: what is of use and fits the memory.
-            progress: called with (steps done, steps in all).
-            uncertainty: gathers how far the candidates disagree; the stems are the same.
+            batch: windows sampled together; `auto`: as many as help and fit in memory.
+            progress: called with (steps done, total steps).
+            uncertainty: collects the uncertainty; the stems are the same.
 
         Raises:
             ValueError: the mixture is empty, not finite, or of another shape.
@@ -307,11 +307,11 @@ class Separator:
             blocks: [C, t] each, any t.
             rate: their sample rate, in Hz.
             channels: C.
-            seed: of the sampling.
+            seed: random seed for sampling.
             refine: as in `__call__`.
-            batch: windows sampled together; `auto`: what is of use and fits the memory.
-            length: samples to come, as far as known: for the progress alone.
-            progress: called with (steps done, steps in all).
+            batch: windows sampled together; `auto`: as many as help and fit in memory.
+            length: total number of samples, if known; used for the progress only.
+            progress: called with (steps done, total steps).
             uncertainty: as in `__call__`.
 
         Returns:
@@ -342,7 +342,7 @@ class Separator:
     def _stream(
         self, pieces: Iterator[Piece], channels: int, run: Run
     ) -> Iterator[dict[str, Tensor]]:
-        """The joined stems, as far as they are settled."""
+        """The joined stems, as soon as they are final."""
         scale = run.rate / self.sample_rate
         fades = {name: CrossFade((channels,)) for name in self.sources}
         group: list[Piece] = []

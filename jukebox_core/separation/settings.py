@@ -1,4 +1,4 @@
-"""How a separation is run: one object of settings, its defaults, and what was tuned for models."""
+"""The settings of a separation, their defaults, and the values tuned for a folder of models."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Settings:
     """Settings of a separation. None: the value tuned for the models, else the default."""
 
     sampler: SamplerName | None = None
-    """How candidates are found: particle (default): weighted draws from the posterior over whole
+    """Search for candidates: particle (default): weighted draws from the posterior over whole
     sequences; ancestral: independent draws; beam: beam search."""
     temperature: float | None = None
     """Temperature of the priors; default 1."""
@@ -72,7 +72,7 @@ class Settings:
     selection: SelectionName | None = None
     """Which candidate the raw decode takes; default spectral-fit."""
     weights: WeightsName | None = None
-    """How candidates are weighted for the mask; default posterior-mean."""
+    """Weights of the candidates for the mask; default posterior-mean."""
     mask_power: float | None = None
     """Power of the ratio mask; default 2.5."""
     mask_n_fft: int | None = None

@@ -1,4 +1,4 @@
-"""The parts of a separation that never holds a whole song: windows cut from a stream, progress."""
+"""Separation as a stream: windows cut from blocks of audio, progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tape:
     """The part of a signal [..., t] that is still needed, addressed by its own samples."""
 
     def __init__(self, channels: tuple[int, ...] = ()):
-        """Of a signal [*channels, t]."""
+        """Start an empty signal [*channels, t]."""
         self._start = 0
         self._held = torch.zeros(*channels, 0)
 
@@ -75,7 +75,7 @@ def cut(
     """The windows of a stream, each as soon as it is certain.
 
     Args:
-        blocks: [C, t] at `rate`, t of any size; what is held at a time is a window and a block.
+        blocks: [C, t] at `rate`, t of any size; a window and a block are held at a time.
         rate: of the blocks, in Hz.
         model_rate: of the layout, in Hz.
         channels: C.
@@ -121,14 +121,14 @@ class Steps:
     def __init__(
         self, report: Progress | None, hop: int, layout: Layout, samples: int | None = None
     ):
-        """Of a layout not begun, with a step every `hop` of `samples` samples, where known."""
+        """Count steps of `hop` samples; `samples` is the total length, if known."""
         self._report, self._done = report, 0
         self._windows = len(layout.finish(samples)) if samples else 0
         first = layout.finish(samples or layout.window)[0]
         self._per_window = (first.stop - first.start) // hop
 
     def during(self, count: int) -> Progress | None:
-        """For a sampler that draws `count` windows: called with its own (steps done, in all)."""
+        """Progress for a sampler that draws `count` windows."""
         if self._report is None:
             return None
         report, windows = self._report, max(self._windows, self._done + count)
@@ -146,10 +146,10 @@ class Steps:
 
 @dataclass
 class Run:
-    """What one stream carries from window to window.
+    """The state of a stream between windows.
 
     batch: windows sampled together; parts: groups that a window's candidates are drawn in. Both
-    change when memory runs out. uncertainty: gathers that of the windows, where it is wanted.
+    change when memory runs out. uncertainty: collects the windows' uncertainty, if not None.
     """
 
     rate: int

@@ -1,9 +1,9 @@
-"""The most probable pairs of one step's joint posterior, and draws among them alone.
+"""The most probable pairs of one step's joint posterior, and draws among only these pairs.
 
-A pair is at most as probable as either of its codes, p(z1, z2) <= min(p(z1), p(z2)), and the
-marginals cost one product with the table each. So of all K * K pairs only those of the most
-probable codes are looked at: enough of them, once the least probable pair kept is above every
-marginal left out. The result is that of the explicit joint.
+A pair is at most as probable as either of its codes, p(z1, z2) <= min(p(z1), p(z2)), and each
+marginal costs one product with the table. It is therefore enough to consider pairs of the most
+probable codes, as many that the least probable kept pair exceeds all marginals left out. The result
+equals the explicit joint's.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _GROWTH = 2  # times as many where they were not enough
 _ENTRIES = 1 << 23  # of the joint looked at, held at a time
 _FIRST_SORTED = 256  # pairs sorted at first in search of a mass
 _MARGIN = 1e-4  # in nats: above the error of the marginals, which are in float32
-_SMALLEST = -87.0  # in nats: what is below is subnormal in float32, and slow to compute with
+_SMALLEST = -87.0  # in nats: smaller values are subnormal in float32, which is slow
 _SAFE = -60.0  # log-mass above which no factor of a pair was flushed to zero in float32
 
 Bound = Callable[[Tensor, Tensor], Tensor]
-"""Of log joints [n, P] and the log of their whole mass [n]: the least log joint kept, [n]."""
+"""Maps log joints [n, P] and their total log-mass [n] to the smallest kept log joint [n]."""
 
 
 def check_top_k(name: str, value: object) -> None:
@@ -53,7 +53,7 @@ def check_top_p(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Truncation:
-    """The pairs that may be drawn at a step; what is kept is renormalised.
+    """The pairs that may be drawn at a step; their probabilities are renormalised.
 
     top_k: the k most probable pairs (LQ-VAE's `top_k`); 0: all of them.
     top_p: the smallest set of most probable pairs whose mass reaches p; 1: all of them.
@@ -208,7 +208,7 @@ def draw_truncated(
 ) -> Draw:
     """One pair of codes for each of N candidates of B chunks, [B, N], among the pairs kept.
 
-    `log_total` is that of the kept pairs. No draw is lost: the joint is explicit, in float64.
+    `log_total` belongs to the kept pairs. No draw is lost: the joint is explicit, in float64.
 
     Args:
         tables: of the chunks' mixture codes.

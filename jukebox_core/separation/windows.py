@@ -40,7 +40,7 @@ class Layout:
             raise ValueError(f"overlap {overlap} must be under half the window of {window} samples")
         self.window, self._overlap, self._multiple = window, overlap, multiple
         self.next_start = 0
-        """No window yet to come starts before this sample."""
+        """No later window starts before this sample."""
 
     def grow(self, length: int) -> list[Window]:
         """The further windows that are certain once the signal has at least `length` samples.
@@ -93,18 +93,18 @@ def windows(length: int, window: int, overlap: int, multiple: int) -> list[Windo
 class CrossFade:
     """Adds up windows with linear fades; the weights of every sample sum to one.
 
-    Holds what is added and not yet taken; the windows in between may be given in any order.
+    Keeps samples that were added and not yet taken; windows may be added in any order.
     Positions are in samples of the output's rate.
     """
 
     def __init__(self, channels: tuple[int, ...] = ()):
-        """Of audio [*channels, T]."""
+        """Start an empty output [*channels, T]."""
         self._start = 0
         self._sum = torch.zeros(*channels, 0)
         self._weight = torch.zeros(0)
 
     def add(self, audio: Tensor, start: int, fade_in: int, fade_out: int) -> None:
-        """Add audio [*channels, T] from sample `start` on, not before what was taken."""
+        """Add audio [*channels, T] at sample `start`, which must not be before the taken part."""
         length = audio.shape[-1]
         ramp = torch.ones(length)
         if fade_in:
@@ -119,7 +119,7 @@ class CrossFade:
         self._weight[at : at + length] += ramp
 
     def take(self, stop: int) -> Tensor:
-        """The joined audio from what was taken last to `stop`, zeros where nothing was added."""
+        """The joined audio from the last taken sample to `stop`; zeros if nothing was added."""
         count = max(0, stop - self._start)
         self._grow(count)
         taken = self._sum[..., :count] / self._weight[:count].clamp_min(1e-8)

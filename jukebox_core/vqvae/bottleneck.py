@@ -30,8 +30,9 @@ class Bottleneck(nn.Module):
     random latent of the batch (Jukebox, arXiv 2005.00341, section 3.1).
 
     Under torch.distributed the ranks' batches count as one: sums are added, restarts are drawn from
-    all of them. The codebook is the same everywhere, and that of one process with the whole batch,
-    whose item n is item n // P of rank n % P (the order of `jukebox_core.datasets.crops.Batches`).
+    all ranks. The codebook is the same everywhere and equals the codebook of one process with the
+    whole batch, whose item n is item n // P of rank n % P (as in
+    `jukebox_core.datasets.batches.Batches`).
     """
 
     codebook: Tensor

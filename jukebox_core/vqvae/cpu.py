@@ -34,7 +34,7 @@ def applies(x: Tensor) -> bool:
 
 
 def run(modules: Iterable[nn.Module], x: Tensor, samples: int) -> Tensor:
-    """What the modules make of x, one after the other: [B, C, T] to [B, C', T'].
+    """Apply the modules in order: [B, C, T] to [B, C', T'].
 
     Args:
         modules: nn.Conv1d, nn.ConvTranspose1d, `ResidualBlock`, or sequences of these.

@@ -13,7 +13,7 @@ from jukebox_core.vqvae.bottleneck import Bottleneck, Quantised
 
 
 class LevelOutput(NamedTuple):
-    """audio: [B, T], decoded from this level alone. latents: encoder output [B, D, T / hop]."""
+    """audio: [B, T], decoded from this level only. latents: encoder output [B, D, T / hop]."""
 
     audio: Tensor
     latents: Tensor

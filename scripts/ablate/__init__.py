@@ -1,4 +1,4 @@
-"""What each part of the methods adds, on test songs."""
+"""The contribution of each part of the methods, on test songs."""
 
 from scripts.ablate.program import Args, main
 

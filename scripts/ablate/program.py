@@ -1,4 +1,4 @@
-"""What each part adds: the three systems and the steps between, on test songs, with intervals.
+"""Ablate the methods on test songs: the contribution of each part, with intervals.
 
     python -m scripts.ablate --models runs/demo/models --data runs/demo/data --output runs/ablation
 

@@ -1,4 +1,4 @@
-"""What an evaluation records about its scores: definitions, data, models, machine, command."""
+"""The record of an evaluation: definitions of the scores, data, models, machine, command."""
 
 from __future__ import annotations
 
