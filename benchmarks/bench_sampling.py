@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
 from hybrid import POOLED_WEIGHT, PooledLikelihood
-from jukebox_core.config import PRESETS, Preset
+from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.acceleration import Precision, accelerate, choose_dtype

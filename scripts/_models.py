@@ -34,7 +34,7 @@ from jukebox_core.checkpoints import (
     run_part,
 )
 from jukebox_core.checks import require, require_choice
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.separation.acceleration import Precision, accelerate
 from jukebox_core.separation.calibration import load_calibration
 from jukebox_core.separation.choices import make_average, make_pick

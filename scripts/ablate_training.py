@@ -26,12 +26,13 @@ import torch
 
 from jukebox_core.checkpoints import load_codec, provenance
 from jukebox_core.checks import require_fields, require_types
-from jukebox_core.config import PRESETS, TrainConfig
+from jukebox_core.config import TrainConfig
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import paired_difference
 from jukebox_core.evaluation.estimates import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
+from jukebox_core.presets import PRESETS
 from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
 from scripts._results import aligned, find_row, load_results, series
@@ -69,7 +70,6 @@ PRIOR: Mapping[str, tuple[str, ...]] = {
     "prior of twice the depth": ("--prior.depth", "8"),
     "prior: dropout 0.1": ("--prior.dropout", "0.1"),
     "prior: transposed": ("--transpose-semitones", "2"),
-    "prior: noise in its past": ("--code-noise", "0.15"),
 }
 """Flags of train_prior."""
 SHOWN = {

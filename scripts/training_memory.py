@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.checks import require_fields, require_types
-from jukebox_core.config import PRESETS, Bandwidths, LossConfig, Preset
+from jukebox_core.config import Bandwidths, LossConfig
+from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.memory import SHARE, TrainingBytes, fake_tensors, training_bytes

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from jukebox_core.training.audio_logging import MediaTracker
+from jukebox_core.training.audio_logging import AudioTracker
 from jukebox_core.training.tracking import (
     ConsoleTracker,
     CsvTracker,
@@ -126,7 +126,7 @@ def test_the_console_is_quiet_off_a_terminal(capsys):
 
 def test_trackers_pass_everything_on(tmp_path):
     one, two = CsvTracker(tmp_path / "a"), CsvTracker(tmp_path / "b")
-    both = Trackers([one, MediaTracker(tmp_path / "a"), two, ConsoleTracker("run")])
+    both = Trackers([one, AudioTracker(tmp_path / "a"), two, ConsoleTracker("run")])
     both.start(0, 1)
     both.log(1, 1.0, "train", {"loss": 2.0})
     both.warn("nothing")

@@ -9,10 +9,10 @@ import soundfile
 import torch
 from conftest import RATE, write_data_set
 
-from jukebox_core.config import PRESETS
 from jukebox_core.datasets.bad_files import Unreadable, warn_on_stderr
 from jukebox_core.datasets.crops import AudioCache, Batches, CropDataset
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.codes import encode_songs
 from jukebox_core.vqvae.model import VQVAE
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jukebox_core.checks import require
-from jukebox_core.files import sha256
 
 __all__ = [
     "MANIFEST_NAME",
@@ -16,7 +15,6 @@ __all__ = [
     "Manifest",
     "Track",
     "load_manifest",
-    "verify_checksums",
 ]
 
 MANIFEST_NAME = "manifest.json"
@@ -126,14 +124,3 @@ def _number(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """Turn a number written as 22050.0 into an integer; leave anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def verify_checksums(manifest: Manifest) -> None:
-    """Read every file and compare its SHA-256 with the manifest's; ValueError names the first."""
-    for track in manifest.tracks:
-        for name, file in {"mixture": track.mixture, **track.sources}.items():
-            if sha256(file) != track.checksums[name]:
-                raise ValueError(
-                    f"{file} has changed since it was prepared: its SHA-256 is not the manifest's; "
-                    "run scripts.prepare_slakh again"
-                )

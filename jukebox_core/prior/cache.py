@@ -163,12 +163,3 @@ class PriorCache:
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
         return sum(layer.nbytes for layer in self.layers)
-
-
-def cache_bytes(config: PriorConfig, length: int, element_size: int = 4) -> int:
-    """Bytes of a cache per sequence, without allocating it."""
-    rows = 0
-    for kind in config.attention_kinds:
-        parts, kept = _size(kind, config.block_length, length)
-        rows += parts * kept
-    return 2 * rows * config.attn_width * element_size

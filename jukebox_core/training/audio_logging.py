@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["MEDIA", "Clips", "MediaTracker", "pixels", "reconstructions", "spectrograms"]
+__all__ = ["MEDIA", "Clips", "AudioTracker", "pixels", "reconstructions", "spectrograms"]
 
 MEDIA = "media"
 STFT = (1024, 256, 1024)
@@ -103,7 +103,7 @@ def decibels(waveform: Tensor) -> Tensor:
     return 20 * magnitudes(padded.unsqueeze(0), STFT)[0].clamp_min(1e-10).log10()
 
 
-class MediaTracker:
+class AudioTracker:
     """Writes what there is to hear and see into the run folder, of the last `keep` steps.
 
     It may fail at any time, the disk being full or the audio not finite: training goes on.
