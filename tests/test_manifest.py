@@ -57,7 +57,7 @@ def test_reads_tracks_and_splits(folder):
 
 
 def test_a_missing_manifest_tells_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m scripts.prepare_slakh"):
+    with pytest.raises(FileNotFoundError, match="nowhere: prepare the data first"):
         load_manifest(tmp_path / "nowhere")
 
 

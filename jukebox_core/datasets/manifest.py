@@ -1,4 +1,4 @@
-"""Reading a prepared data set: the manifest that `scripts.prepare_slakh` writes."""
+"""The manifest of a prepared data set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Track:
     samples: int
     mixture: Path
     sources: dict[str, Path]
-    checksums: dict[str, str]  # SHA-256 by source name, and of "mixture"
+    checksums: dict[str, str]
+    """SHA-256 of every source file, and of the mixture under `mixture`."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -42,7 +43,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared data set; all paths are absolute or relative to the working directory."""
+    """A prepared data set; paths are absolute or relative to the working directory."""
 
     root: Path
     sample_rate: int
@@ -59,7 +60,7 @@ class Manifest:
             require(f"alpha of {name}", weight, above=0)
 
     def split(self, name: str) -> list[Track]:
-        """The tracks of one split (`train`, `validation` or `test`); it may have none."""
+        """The tracks of a split (`train`, `validation` or `test`), maybe none."""
         return [track for track in self.tracks if track.split == name]
 
 
@@ -67,16 +68,13 @@ def load_manifest(folder: str | Path) -> Manifest:
     """Read `folder/manifest.json` and check that the files it names exist.
 
     Raises:
-        FileNotFoundError: There is no manifest, or a file of a track is missing.
-        ValueError: The manifest is not one, or of a later version.
+        FileNotFoundError: the manifest or a file of a track is missing.
+        ValueError: the file is not a manifest, or has another version.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {MANIFEST_NAME} in {root}: prepare the data first "
-            f"(python -m scripts.prepare_slakh --slakh DIR --output {root})"
-        )
+        raise FileNotFoundError(f"there is no {MANIFEST_NAME} in {root}: prepare the data first")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["version"]
@@ -86,13 +84,13 @@ def load_manifest(folder: str | Path) -> Manifest:
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is not a manifest of prepared data ({what}): run scripts.prepare_slakh again"
+            f"{path} is not a manifest of prepared data ({what}): prepare the data again"
         ) from error
     for track in manifest.tracks:
         for file in (track.mixture, *track.sources.values()):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{file} is in {path} but does not exist: run scripts.prepare_slakh again"
+                    f"{file} is in {path} but does not exist: prepare the data again"
                 )
     return manifest
 
