@@ -49,7 +49,7 @@ def refused(capsys, main, flags):
         (("--devices", "999"), "devices is 999, expected an integer at least 1 and at most"),
         (("--devices", "0"), "devices is 0"),
         (("--devices", "-1"), "devices is -1"),
-        (("--num-nodes", "2"), "num_nodes is 2, and nothing started the other machines'"),
+        (("--num-nodes", "2"), "num_nodes is 2, but no launcher"),
         (("--num-nodes", "0"), "num_nodes is 0"),
         (("--device", "cuda:"), "device 'cuda:' cannot be used here"),
         (("--device", "cpu:7"), "device 'cpu:7' cannot be used here"),

@@ -474,8 +474,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_training_goes_on(tmp_path):
     ]
     assert logs[0] == logs[1]
     assert [message.split(":")[0] for message in disk.warnings] == [
-        "no checkpoint at step 4, the last is of step 2",
-        "no checkpoint at step 6, the last is of step 2",
+        "no checkpoint at step 4, the last is from step 2",
+        "no checkpoint at step 6, the last is from step 2",
     ]
     assert "could not be written" in disk.warnings[0] and "disk full" in disk.warnings[0]
     assert_same_run(tmp_path / "whole", tmp_path / "full")
