@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Flags, chosen, compare, finish, prepare, row
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.vqvae.model import VQVAE
 from lqvae.sums import code_sums
 from scripts._cli import program

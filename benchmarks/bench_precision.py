@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Flags, prepare
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.joint import Precision, accelerate
 from jukebox_core.prior.model import AutoregressivePrior
 from scripts._cli import program

@@ -29,7 +29,7 @@ from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
 from hybrid import PooledLikelihood
 from hybrid.separator import POOLED_EXPONENT
-from jukebox_core.config import PRESETS, Preset
+from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate, choose_dtype
 from jukebox_core.prior.model import AutoregressivePrior

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from benchmarks._common import Flags, chosen, compare, finish, prepare, row
-from jukebox_core.config import PRESETS
 from jukebox_core.evaluation import metrics
+from jukebox_core.presets import PRESETS
 from scripts._cli import program
 
 METHODS = ("framewise_sdr", "sdr", "si_sdr")

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from benchmarks._common import Flags, chosen, compare, finish, peak_mb, prepare, reset_peak, row
 from benchmarks._plain_training import PlainCodecObjective, PlainPriorObjective
-from jukebox_core.config import PRESETS, Bandwidths, LossConfig, OptimConfig
+from jukebox_core.config import Bandwidths, LossConfig, OptimConfig
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.optim import WeightAverage, build_optimizer

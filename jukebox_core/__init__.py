@@ -1,6 +1,6 @@
 """Latent-domain separation of music: the shared codec, priors, sampling and training."""
 
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings

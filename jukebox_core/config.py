@@ -1,7 +1,7 @@
-"""Configuration: frozen dataclasses and the named presets built from them.
+"""Configuration as frozen dataclasses; `presets` has named sizes.
 
-Field names follow the hyper-parameters of the original systems where they describe the same thing
-(Jukebox, arXiv 2005.00341; LQ-VAE, arXiv 2110.05313; LASS, arXiv 2301.08562).
+Field names follow upstream's hyper-parameters where they mean the same (Jukebox, arXiv 2005.00341;
+LQ-VAE, arXiv 2110.05313; LASS, arXiv 2301.08562).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from jukebox_core.checks import require, require_fields, require_types
@@ -22,30 +22,48 @@ _LONGEST = 1 << 20  # samples of a hop, an STFT or a dilation
 
 
 MOST_CODES = 2**21 - 1
-"""Codes of a codec, so that a triple of them has one 64-bit key (LASS's counts)."""
+"""Largest codebook: a triple of codes then fits into one 64-bit key (LASS's counts)."""
 
 
 @dataclass(frozen=True)
 class VQVAEConfig:
-    """Architecture of the codec. Levels are independent stacks; the last one is the top level."""
+    """Architecture of the codec: independent VQ-VAEs, of which the last is the top level.
+
+    Priors and separation use only the codes of the top level.
+    """
 
     sample_rate: int = 22_050
+    """Sample rate in Hz."""
     levels: int = 3
+    """Number of levels."""
     downs_t: tuple[int, ...] = (2, 2, 2)
+    """Strided convolutions that each level adds to those of the level below."""
     strides_t: tuple[int, ...] = (2, 2, 2)
+    """Stride of these convolutions, per level."""
     l_bins: int = 2048
+    """Codebook size."""
     emb_width: int = 64
+    """Width of the codebook vectors."""
     l_mu: float = 0.99
+    """Decay of the codebook's moving averages."""
     width: int = 32
+    """Channels of the residual blocks, before `multipliers`."""
     depth: int = 4
+    """Residual blocks per strided convolution, before `multipliers`."""
     m_conv: float = 1.0
+    """Channels inside a residual block, relative to its width."""
     dilation_growth_rate: int = 3
+    """Factor between the dilations of consecutive residual blocks."""
     dilation_cycle: int | None = None
+    """Blocks after which the dilation starts again at 1; default: never."""
     reverse_decoder_dilation: bool = True
+    """Decoder blocks go from the largest dilation to the smallest."""
     multipliers: tuple[int, ...] = (2, 1, 1)
+    """Factors of `width` and `depth`, per level."""
     revival_threshold: float = 1.0
+    """Replace a code whose average number of uses per batch falls below this value."""
     top_only: bool = False
-    """Build and train the top level alone: the same separation for a third of the cost."""
+    """Build and train only the top level: the same separation for a third of the cost."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -115,26 +133,35 @@ class VQVAEConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the codec's loss (Jukebox: `lmix` plus multi-scale spectral terms)."""
+    """Weights of the codec's loss (Jukebox: `lmix` plus spectral terms; LQ-VAE, eq. 7)."""
 
     commit: float = 1.0
+    """Weight of the commitment loss."""
     spectral: float = 0.0
+    """Weight of the single-scale spectral loss."""
     multispectral: float = 1.0
+    """Weight of the multi-scale spectral loss."""
     linearisation: float = 1.0
+    """Weight of the LQ-VAE's linearisation loss."""
     lmix_l1: float = 0.0
+    """Weight of the L1 loss of the waveform."""
     lmix_l2: float = 1.0
+    """Weight of the L2 loss of the waveform."""
     lmix_linf: float = 0.02
+    """Weight of the mean of the `linf_k` largest squared errors of the waveform."""
     linf_k: int = 2048
+    """Number of samples in that mean."""
     spectral_stft: tuple[int, int, int] = (2048, 256, 1536)
-    """n_fft, hop, window of the single-scale spectral loss and of the spectral bandwidth."""
+    """n_fft, hop and window of the single-scale spectral loss and of its bandwidth."""
     relative_spectral: bool = False
-    """Divide the single-scale spectral loss by the norm of the target's spectrogram instead of the
-    bandwidth (the originals' `use_nonrelative_specloss: false`)."""
+    """Divide the single-scale spectral loss by the norm of the target's spectrogram, not by the
+    bandwidth (upstream: `use_nonrelative_specloss: false`)."""
     multispectral_stfts: tuple[tuple[int, int, int], ...] = (
         (2048, 240, 1200),
         (1024, 120, 600),
         (512, 50, 240),
     )
+    """n_fft, hop and window of every scale of the multi-scale spectral loss."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -178,7 +205,7 @@ ATTENTION_PATTERNS: Mapping[int, tuple[str, ...]] = {
     2: ("block", "column", "previous_block"),
     9: ("block", "column", "previous_block", "dense"),
 }
-"""Attention kinds that the layers cycle through, by `attn_order` of the original systems."""
+"""Attention kinds that the layers cycle through, by upstream's `attn_order`."""
 
 
 @dataclass(frozen=True)
@@ -186,21 +213,33 @@ class PriorConfig:
     """Architecture of the autoregressive prior over the top level's codes."""
 
     n_ctx: int = 8192
+    """Context length in codes."""
     l_bins: int = 2048
+    """Codebook size of the codec."""
     width: int = 1024
+    """Width of the transformer."""
     depth: int = 48
+    """Number of layers."""
     heads: int = 1
+    """Attention heads."""
     blocks: int = 64
+    """Blocks that sparse attention cuts the context into."""
     attn_order: int = 2
+    """Attention pattern: 0 dense; 1 block, column; 2 block, column, previous block;
+    9 block, column, previous block, dense."""
     m_attn: float = 0.25
+    """Width of queries, keys and values, relative to `width`."""
     m_mlp: float = 1.0
+    """Hidden width of the MLPs, relative to `width`."""
     init_scale: float = 0.7
+    """Factor of the standard deviation of the initial weights."""
     embedding: Literal["table", "codebook"] = "codebook"
-    """`table`: embedding tied to the output layer (Jukebox, LASS); `codebook`: a linear map of the
+    """table: embedding tied to the output layer (Jukebox, LASS); codebook: a linear map of the
     codec's codebook vectors, untied (LQ-VAE, hybrid)."""
     emb_width: int = 64
-    """Width of the codebook vectors; used by the `codebook` embedding only."""
+    """Width of the codebook vectors; only the codebook embedding uses it."""
     dropout: float = 0.0
+    """Dropout of the embeddings and of the residual branches."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -248,17 +287,20 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class MaskEstimatorConfig:
-    """Architecture of the supervised baseline (Open-Unmix, Stoeter et al. 2019, of one channel)."""
+    """Architecture of the supervised baseline (Open-Unmix, Stöter et al. 2019, mono)."""
 
     sample_rate: int = 22_050
+    """Sample rate in Hz."""
     n_fft: int = 2048
+    """STFT size in samples."""
     hop: int = 512
+    """STFT hop in samples."""
     hidden: int = 512
-    """Width of the layers; either direction of the LSTM has half of it."""
+    """Width of the layers; each direction of the LSTM has half of it."""
     layers: int = 3
-    """Of the LSTM."""
+    """LSTM layers."""
     dropout: float = 0.4
-    """Between the LSTM's layers."""
+    """Dropout between the LSTM layers."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -276,19 +318,24 @@ class MaskEstimatorConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, schedule and weight averaging."""
+    """Optimiser (AdamW), schedule and weight averaging."""
 
     lr: float = 3e-4
+    """Learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
     eps: float = 1e-8
+    """AdamW's epsilon."""
     weight_decay: float = 0.0
+    """Decoupled weight decay; vectors are not decayed."""
     warmup_steps: int = 100
+    """Steps of linear warm-up."""
     decay_steps: int = 0
-    """Cosine decay to zero over the last `decay_steps` steps; 0 keeps the rate constant."""
+    """Cosine decay to zero over the last `decay_steps` steps; 0: constant learning rate."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; 0 switches clipping off."""
+    """Largest norm of the gradient; 0: no clipping."""
     ema_decay: float = 0.999
-    """Weight averaging per optimiser step; 0 switches it off."""
+    """Decay of the weight average per step; 0: no averaging."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -303,21 +350,26 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run."""
+    """Length, batches and intervals of a training run."""
 
     steps: int = 19_160
+    """Optimiser steps."""
     batch_size: int = 2
     """Crops per optimiser step, over all processes."""
     crop: int = 131_072
     """Samples per crop."""
     log_every: int = 20
+    """Steps between two logged training losses."""
     validate_every: int = 500
+    """Steps between two validations."""
     validate_batches: int = 8
-    """Batches of the validation set; 0 switches validation off."""
+    """Batches per validation; 0: no validation."""
     checkpoint_every: int = 500
+    """Steps between two checkpoints."""
     workers: int = 0
-    """Processes that load batches; 0 loads them in the training process."""
+    """DataLoader processes; 0: load in the training process."""
     seed: int = 0
+    """Random seed."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -328,38 +380,6 @@ class TrainConfig:
         require_fields(self, "checkpoint_every", whole=True, at_least=1)
         require_fields(self, "validate_batches", "workers", whole=True, at_least=0)
         require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Everything a size needs: architecture, losses, optimisation."""
-
-    vqvae: VQVAEConfig
-    vqvae_train: TrainConfig
-    prior: PriorConfig
-    prior_train: TrainConfig
-    loss: LossConfig = field(default_factory=LossConfig)
-    vqvae_optim: OptimConfig = field(default_factory=OptimConfig)
-    prior_optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.01))
-    mask: MaskEstimatorConfig = field(default_factory=MaskEstimatorConfig)
-    mask_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=40_000, batch_size=32, crop=131_072)
-    )
-    mask_optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-5, decay_steps=20_000)
-    )
-    window: int = 1024
-    """Codes per separated window."""
-    candidates: int = 64
-    activation_checkpointing: bool = False
-    """Train the prior with less memory in more time."""
-
-    def __post_init__(self) -> None:
-        """Refuse values of another type, and a window longer than the prior's context."""
-        require_types(self)
-        require_fields(self, "candidates", whole=True, at_least=1)
-        most = self.prior.n_ctx
-        require_fields(self, "window", whole=True, at_least=1, at_most=most, hint="prior.n_ctx")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -388,138 +408,3 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-_PAPER = Preset(
-    vqvae=VQVAEConfig(),
-    vqvae_train=TrainConfig(),
-    prior=PriorConfig(),
-    prior_train=TrainConfig(batch_size=8, crop=524_288),
-    activation_checkpointing=True,
-)
-
-_DEMO = Preset(
-    # Stride 4 three times: the same hop of 64 as stride 2 six times, for a third of the work.
-    vqvae=VQVAEConfig(
-        levels=1, downs_t=(3,), strides_t=(4,), l_bins=512, emb_width=32, multipliers=(1,)
-    ),
-    vqvae_train=TrainConfig(
-        steps=500,
-        batch_size=8,
-        crop=16_384,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    vqvae_optim=OptimConfig(lr=2e-3, warmup_steps=50, decay_steps=250, ema_decay=0.99),
-    prior=PriorConfig(
-        n_ctx=1024, l_bins=512, width=128, depth=4, blocks=16, m_attn=0.5, m_mlp=2.0, emb_width=32
-    ),
-    prior_train=TrainConfig(
-        steps=900,
-        batch_size=4,
-        crop=65_536,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    prior_optim=OptimConfig(
-        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=500, ema_decay=0.98
-    ),
-    mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
-    mask_train=TrainConfig(
-        steps=1200,
-        batch_size=32,
-        crop=32_768,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    mask_optim=OptimConfig(
-        lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
-    ),
-    candidates=32,
-)
-
-PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(
-        vqvae=VQVAEConfig(
-            levels=2,
-            downs_t=(2, 2),
-            strides_t=(2, 2),
-            l_bins=32,
-            emb_width=16,
-            width=8,
-            depth=2,
-            multipliers=(2, 1),
-        ),
-        vqvae_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
-        prior=PriorConfig(
-            n_ctx=256, l_bins=32, width=32, depth=3, blocks=16, emb_width=16, m_attn=0.5
-        ),
-        prior_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
-        mask=MaskEstimatorConfig(n_fft=256, hop=64, hidden=16, layers=2, dropout=0.1),
-        mask_optim=OptimConfig(),
-        mask_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
-        window=256,
-        candidates=4,
-    ),
-    "demo": _DEMO,
-    "small": dataclasses.replace(
-        _PAPER,
-        vqvae=VQVAEConfig(
-            levels=1, downs_t=(6,), strides_t=(2,), l_bins=1024, multipliers=(1,), width=64
-        ),
-        vqvae_train=TrainConfig(steps=10_000, batch_size=16, crop=32_768),
-        prior=PriorConfig(
-            n_ctx=4096, l_bins=1024, width=512, depth=12, heads=4, blocks=32, m_attn=0.5, m_mlp=2.0
-        ),
-        prior_train=TrainConfig(steps=10_000, batch_size=8, crop=262_144),
-        mask=MaskEstimatorConfig(hidden=256, layers=2, dropout=0.2),
-        mask_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
-        mask_optim=OptimConfig(lr=2e-3, weight_decay=0.01, decay_steps=5_000),
-        activation_checkpointing=False,
-    ),
-    "t4": dataclasses.replace(
-        _PAPER,
-        vqvae=VQVAEConfig(top_only=True),
-        prior_train=TrainConfig(batch_size=2, crop=524_288),
-    ),
-    "paper": _PAPER,
-    "jukebox_5b": dataclasses.replace(
-        _PAPER,
-        vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2), strides_t=(2, 2, 2)),
-        mask=MaskEstimatorConfig(sample_rate=44_100, n_fft=4096, hop=1024),
-        loss=LossConfig(commit=0.02),
-        prior=PriorConfig(embedding="table"),
-    ),
-}
-"""Named sizes: `tiny` (tests, seconds), `demo` (CPU, minutes), `small` (one modern GPU), `t4` (the
-paper's size fitted to 16 GB), `paper`, `jukebox_5b` (OpenAI's codec, which LASS's weights use)."""

@@ -1,6 +1,4 @@
-"""What every script shares: flags from a dataclass, errors as one line, an exit status.
-
-A script reads:
+"""Shared by all programs: flags from a dataclass, one-line errors, an exit status.
 
     @dataclass(frozen=True)
     class Args:
@@ -14,8 +12,8 @@ A script reads:
     if __name__ == "__main__":
         sys.exit(main())
 
-`main` then takes `argv` (None: the process's) and returns the exit status, so that tests and
-notebooks call it like any function.
+`main(argv=None)` then returns the exit status, so that tests and notebooks call it like any
+function.
 """
 
 from __future__ import annotations
@@ -23,55 +21,71 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import operator
 import re
+import shlex
 import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, Protocol, get_type_hints
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructTypeInfo,
+    UnsupportedTypeAnnotationError,
+)
 
 import scripts
 from jukebox_core.checks import require_seed
-from scripts._flag_types import WRITTEN_OUT, BadFlag
 
-__all__ = ["one_line", "program"]
+__all__ = ["Program", "one_line", "program"]
 
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
+_LONGEST = 100  # characters of the user's words that an error repeats
+_FLAGS = ConstructorRegistry()  # how all programs parse flags and show them in --help
+_delegated: list[Any] = []  # types for which a rule below is looking up tyro's own rule
 
 
-class Main(Protocol):
-    """What `program` makes of a script's body."""
+class Program:
+    """A callable `main(argv=None) -> exit status`, made of `body(args: Args)`.
+
+    Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
+    If `body` takes `command` too, it gets the command line as one would type it.
+
+    Bad input (ValueError, OSError, a missing optional package, too little memory) gives one line on
+    stderr and status 1. Wrong flags give status 2, Ctrl-C 130, SIGTERM 143. Any other error is a
+    bug and keeps its traceback. `args.seed`, if any, is checked here for all programs.
+    """
+
+    def __init__(self, body: Callable[..., int | None], defaults: Callable[[Any], Any] | None):
+        functools.update_wrapper(self, body)
+        self._body = body
+        self._defaults = defaults
+        path = Path(body.__code__.co_filename)
+        path = path.parent if path.stem == "program" else path
+        self._prog = scripts.COMMAND + path.stem
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Run with flags (None: the process's) and return the exit status."""
-
-
-def program(body: Callable[[Any], int | None]) -> Main:
-    """Make `body(args: Args)` a `main(argv=None) -> exit status`.
-
-    Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
-    Bad input (ValueError, OSError, a missing optional package, too little memory) gives one line on
-    stderr and status 1. Wrong flags give status 2, Ctrl-C 130, SIGTERM 143. Any other error is a
-    bug and keeps its traceback. A field `seed` is checked here, for all programs.
-    """
-
-    @functools.wraps(body)
-    def main(argv: Sequence[str] | None = None) -> int:
-        args_type = get_type_hints(body)["args"]
-        path = Path(body.__code__.co_filename)
-        path = path.parent if path.stem == "program" else path
-        prog = scripts.COMMAND + path.stem
-        doc = body.__globals__.get("__doc__")
+        argv = list(sys.argv[1:] if argv is None else argv)
         _never_fail_to_print()
         try:
-            args = _parse(args_type, argv, prog, doc)
+            args = self._parse(argv)
             if getattr(args, "seed", None) is not None:
                 require_seed("seed", args.seed)
+            more = {}
+            if "command" in get_type_hints(self._body):
+                more["command"] = shlex.join([*self._prog.split(), *argv])
             with _unwinding_on_sigterm():
-                return body(args) or 0
+                return self._body(args, **more) or 0
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except (ValueError, OSError, ImportError) as error:
@@ -86,7 +100,36 @@ def program(body: Callable[[Any], int | None]) -> Main:
             print("error: interrupted", file=sys.stderr)
             return 130
 
-    return main
+    def parser(self) -> Any:
+        """The parser of the flags, with the defaults of an empty command line."""
+        kind = get_type_hints(self._body)["args"]
+        return tyro.extras.get_parser(kind, default=self._default([]), registry=_FLAGS)
+
+    def _parse(self, argv: Sequence[str]) -> Any:
+        options = {"prog": self._prog, "description": self._body.__globals__.get("__doc__")}
+        kind = get_type_hints(self._body)["args"]
+        return _parse(kind, argv, default=self._default(argv), **options)
+
+    def _default(self, argv: Sequence[str]) -> Any:
+        """The defaults of all flags, which may depend on a few of them."""
+        if self._defaults is None:
+            return tyro.MISSING_NONPROP
+        kind = get_type_hints(self._defaults)["flags"]
+        flags, _ = _parse(kind, argv, return_unknown_args=True, add_help=False)
+        return self._defaults(flags)
+
+
+def program(
+    body: Callable[..., int | None], defaults: Callable[[Any], Any] | None = None
+) -> Program:
+    """Make `body(args: Args)` a program; see `Program`.
+
+    Args:
+        body: the function to run.
+        defaults: `defaults(flags: Flags) -> Args` gives the defaults of all flags, with
+            `tyro.MISSING` for required ones; it depends on a few flags, which are parsed first.
+    """
+    return Program(body, defaults)
 
 
 @contextlib.contextmanager
@@ -116,29 +159,119 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _never_fail_to_print() -> None:
-    """Let a console or file of another encoding, as Windows has them, show ? for what it lacks."""
+    """Print ? for characters that the console's encoding lacks, as on Windows."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
-def _parse(args_type: type, argv: Sequence[str] | None, prog: str, doc: str | None) -> Any:
+class _BadValue(ValueError):
+    """The words after a flag are not of its type: `expected INT, got 'x'`."""
+
+
+@_FLAGS.primitive_rule
+def _value(
+    info: PrimitiveTypeInfo,
+) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+    """Tyro's rule for a type, with `INT|auto` instead of `{None}|INT|{auto}` and short errors."""
+    if _delegated and _delegated[-1] is info:
+        return None
+    kinds = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else ()
+    if type(None) in kinds:
+        others = functools.reduce(operator.or_, (kind for kind in kinds if kind is not type(None)))
+        spec = ConstructorRegistry.get_primitive_spec(
+            replace(info, type=others, type_origin=get_origin(others))
+        )
+        return spec if isinstance(spec, UnsupportedTypeAnnotationError) else _optional(spec)
+    _delegated.append(info)
+    try:
+        spec = ConstructorRegistry.get_primitive_spec(info)
+    finally:
+        _delegated.pop()
+    if isinstance(spec, UnsupportedTypeAnnotationError):
+        return spec
+    metavar = re.sub(r"\{(\w+)\}", r"\1", spec.metavar)
+
+    def construct(words: list[str]) -> Any:
+        if spec.choices is None or all(word in spec.choices for word in words):
+            with contextlib.suppress(ValueError, TypeError):
+                value = spec.instance_from_str(words)
+                if not (isinstance(value, PurePath) and words == [""]):  # Path("") is "."
+                    return value
+        raise _BadValue(f"expected {metavar}, got {_shown(words)}")
+
+    # Without choices: argparse would check them with its own message. The metavar shows them.
+    return replace(spec, instance_from_str=construct, metavar=metavar, choices=None)
+
+
+def _optional(spec: PrimitiveConstructorSpec) -> PrimitiveConstructorSpec:
+    """Accept the word None, and do not advertise it."""
+    return replace(
+        spec,
+        instance_from_str=lambda words: (
+            None if words == ["None"] else spec.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else spec.str_from_instance(value)
+        ),
+    )
+
+
+@_FLAGS.struct_rule
+def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """Tyro's rule for a dataclass, without the default in the help where it is None or empty."""
+    if _delegated and _delegated[-1] is info:
+        return None
+    _delegated.append(info)
+    try:
+        spec = ConstructorRegistry.get_struct_spec(info)
+    finally:
+        _delegated.pop()
+    if not isinstance(spec, StructConstructorSpec):
+        return None
+    hint = tyro.conf.arg(help_behavior_hint=_default_shown)
+    kinds: list[Any] = [Annotated[field.type, hint] for field in spec.fields]
+    fields = (
+        replace(field, type=kind, helptext=functools.partial(_joined, field.helptext))
+        for field, kind in zip(spec.fields, kinds, strict=True)
+    )
+    return replace(spec, fields=tuple(fields))
+
+
+def _joined(text: str | Callable[[], str | None] | None) -> str | None:
+    """A docstring without its line breaks, which the help would keep."""
+    text = text() if callable(text) else text
+    return text and " ".join(text.split())
+
+
+def _default_shown(default: str) -> str:
+    return "" if default in ("", "None") else f"(default: {default})"
+
+
+def _shown(words: Sequence[str]) -> str:
+    """The user's words, quoted and cut."""
+    text = repr(words[0]) if len(words) == 1 else shlex.join(words) or "nothing"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
+def _parse(kind: type, argv: Sequence[str], **options: Any) -> Any:
     """Run tyro's parser; its boxed usage errors become one line.
 
     Raises:
         ValueError: A dataclass refuses the values of its fields.
     """
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), WRITTEN_OUT:
-            return tyro.cli(args_type, args=argv, prog=prog, description=doc)
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, registry=_FLAGS, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
         cause = _cause(stop)
-        if cause is not None and not isinstance(cause, BadFlag):
+        if cause is not None and not isinstance(cause, _BadValue):
             raise cause from None
-        message = _usage_error(said.getvalue())
+        message = _usage_error(errors.getvalue())
         if cause is not None and (flag := re.match(r"Error parsing (.+?):( |$)", message)):
             message = f"{flag[1]}: {cause}"  # tyro's box breaks long words
         print(f"error: {message} (see --help)", file=sys.stderr)

@@ -1,14 +1,14 @@
-"""Codec and prior choices at equal steps: train variants that differ in one thing, measure each.
+"""Compare codecs and priors at equal steps: train variants that differ in one setting, score each.
 
     python -m scripts.ablate_training --data runs/demo/data --output runs/ablation_training
 
-Every variant takes the preset's steps and crops. A codec's variant has its own priors and counts; a
-prior's variant shares the base's codec and counts. Measured on validation songs: SDR of the codec's
-round trip, codes in use (perplexity), the priors' bits per code and per second, then the hybrid's
-separation, as paired differences to the base. Writes OUTPUT/training.json and prints the table.
-Stopped, the same command goes on; an hour or more on a CPU, `--variants` and `--steps-share` make
-it less. The demo's codec has one level: what training the top level alone is worth is the
-difference between the two variants of two levels.
+Every variant takes the preset's steps and crops. A variant of the codec has its own priors and
+counts; a variant of the prior shares the base's codec and counts. Scores are on validation songs:
+SDR of the codec's round trip, used codes (perplexity), the priors' bits per code and per second,
+and the hybrid's separation as paired differences to the base. It writes OUTPUT/training.json and
+prints the table. After an interruption the same command continues. It takes an hour or more on a
+CPU; `--variants` and `--steps-share` shorten it. The demo's codec has one level: the two variants
+with two levels show the effect of training only the top level.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ import torch
 
 from jukebox_core.checkpoints import load_codec, provenance
 from jukebox_core.checks import require_fields, require_types
-from jukebox_core.config import PRESETS, TrainConfig
+from jukebox_core.config import TrainConfig
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import paired_difference
 from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
+from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
 from scripts._results import aligned, find_row, load_results, series
@@ -49,11 +50,11 @@ TWO_LEVELS: tuple[str, ...] = (
     "4",
 )
 TWO_LEVELS += ("--vqvae.multipliers", "1", "1")
-"""The base's hop at the top, and a level of hop 4 under it."""
+"""The base's hop at the top level, and a level of hop 4 below it."""
 CODEC: Mapping[str, tuple[str, ...]] = {
     BASE: (),
     "codec trained on mixtures": ("--train-on", "mixtures"),
-    # Three rows per item, in two halves: a batch of 8 cannot be.
+    # Items of three rows, in two halves: a batch of 8 is impossible.
     "codec trained on both, batch 6": ("--train-on", "both", "--train.batch-size", "6"),
     "256 codes": ("--vqvae.l-bins", "256"),
     "1024 codes": ("--vqvae.l-bins", "1024"),
@@ -63,15 +64,14 @@ CODEC: Mapping[str, tuple[str, ...]] = {
     "two levels": TWO_LEVELS,
     "two levels, the top alone": (*TWO_LEVELS, "--vqvae.top-only"),
 }
-"""Flags of train_vqvae."""
+"""Flags of scripts.train_vqvae, by variant."""
 PRIOR: Mapping[str, tuple[str, ...]] = {
     "prior of half the width": ("--prior.width", "64"),
     "prior of twice the depth": ("--prior.depth", "8"),
     "prior: dropout 0.1": ("--prior.dropout", "0.1"),
     "prior: transposed": ("--transpose-semitones", "2"),
-    "prior: noise in its past": ("--code-noise", "0.15"),
 }
-"""Flags of train_prior."""
+"""Flags of scripts.train_prior, by variant."""
 SHOWN = {
     "oracle, raw": ("oracle", False),
     "selected, raw": ("selected", False),
@@ -86,25 +86,25 @@ class Args:
     data: Path
     """Prepared data set."""
     output: Path
-    """Folder of everything that is made."""
-    preset: str = "demo"
-    """Size of the base."""
+    """Folder for all models and results."""
+    preset: PresetName = "demo"
+    """Size of the base model."""
     variants: tuple[str, ...] = (*CODEC, *PRIOR)
-    """Which, by name; the base is always among them."""
+    """Variants by name; the base is always included."""
     steps_share: float = 1.0
-    """Part of the preset's steps that every variant takes."""
+    """Share of the preset's steps that every variant takes."""
     count_iterations: int = 250
-    """Of counting."""
+    """Iterations of scripts.count_sums."""
     chunks: int = 24
-    """Validation chunks."""
+    """Number of validation chunks."""
     candidates: int = 16
     """Joint candidates per chunk."""
     chunk_codes: int = 1024
     """Codes per chunk, at most the models' window."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
     cores: int | None = None
-    """CPU cores to use; default: all."""
+    """CPU cores to use; without it all."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -118,7 +118,7 @@ class Args:
 
 @program
 def main(args: Args) -> None:
-    """Train and score the variants that are not done, write and print the table."""
+    """Train and score the unfinished variants; write and print the table."""
     names = check(args)
     cores = args.cores or os.cpu_count() or 1
     sources = load_manifest(args.data).sources
@@ -140,23 +140,21 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> list[str]:
-    """The variants in the tables' order; refuses what cannot be."""
+    """The variants in the order of the tables; refuses unknown names."""
     unknown = [name for name in args.variants if name not in (*CODEC, *PRIOR)]
     if unknown:
-        known = ", ".join(repr(name) for name in (*CODEC, *PRIOR))
-        raise ValueError(f"--variants names {', '.join(unknown)}; there are {known}")
-    if args.preset not in PRESETS:
-        raise ValueError(f"--preset is {args.preset}, expected one of {', '.join(PRESETS)}")
+        names = ", ".join(repr(name) for name in (*CODEC, *PRIOR))
+        raise ValueError(f"--variants names {', '.join(unknown)}; there are {names}")
     return [name for name in (*CODEC, *PRIOR) if name in (BASE, *args.variants)]
 
 
 def folder(args: Args, name: str) -> Path:
-    """Of a variant."""
+    """The folder of a variant."""
     return args.output / re.sub(r"\W+", "_", name)
 
 
 def stages(args: Args, name: str, sources: Sequence[str]) -> Iterator[Stage]:
-    """The commands of a variant; those of a prior's variant find the base's codec in place."""
+    """The commands of a variant; a variant of the prior uses a copy of the base's codec."""
     family = folder(args, name) / "models" / "linearisation"
     codec, results = family / "vqvae", folder(args, name) / "results.json"
     preset = PRESETS[args.preset]
@@ -225,7 +223,7 @@ def stages(args: Args, name: str, sources: Sequence[str]) -> Iterator[Stage]:
 
 
 def schedule(args: Args, train: TrainConfig, decay: int) -> tuple[str, ...]:
-    """Flags for a part of the steps, with the same shape of the learning rate."""
+    """Flags for a share of the steps, with the same shape of the learning rate."""
     if args.steps_share == 1:
         return ()
     steps = max(1, round(train.steps * args.steps_share))
@@ -238,11 +236,11 @@ def schedule(args: Args, train: TrainConfig, decay: int) -> tuple[str, ...]:
 
 
 def share_base(args: Args, name: str) -> None:
-    """Copy the base's codec and tables into a prior's variant."""
-    base, own = (folder(args, n) / "models" / "linearisation" for n in (BASE, name))
-    if own.is_dir():
+    """Copy the base's codec and tables into a variant of the prior."""
+    base, copy = (folder(args, n) / "models" / "linearisation" for n in (BASE, name))
+    if copy.is_dir():
         return
-    with atomic_folder(own) as temporary:
+    with atomic_folder(copy) as temporary:
         for table in ("counts.safetensors", "sums.safetensors"):
             shutil.copyfile(base / table, temporary / table)
         ignored = shutil.ignore_patterns("state.pt")
@@ -275,8 +273,8 @@ def measure(args: Args, names: Sequence[str], sources: Sequence[str]) -> Iterato
         scores = {}
         for shown, (estimate, refined) in SHOWN.items():
             own, before = (
-                series(found, "hybrid", estimate, refined, "mean", "sdr")
-                for found in (results, base)
+                series(table, "hybrid", estimate, refined, "mean", "sdr")
+                for table in (results, base)
             )
             gap = paired_difference(list(own.values()), list(before.values()))
             scores[shown] = {"sdr": sum(own.values()) / len(own), "to_base": gap._asdict()}
@@ -296,15 +294,15 @@ def measure(args: Args, names: Sequence[str], sources: Sequence[str]) -> Iterato
 
 
 def last_bits(run: Path) -> float:
-    """A prior's bits per code on validation songs at the end, of the averaged weights."""
-    found = [
+    """A prior's last bits per code on validation songs, with averaged weights."""
+    bits = [
         row.value
         for row in read_metrics(run / METRICS)
         if (row.split, row.metric) == ("validation", "bits_per_code")
     ]
-    if not found:
+    if not bits:
         raise ValueError(f"{run / METRICS} has no validation of the prior")
-    return found[-1]
+    return bits[-1]
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> str:

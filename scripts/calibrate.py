@@ -1,11 +1,11 @@
-r"""Measure what a codec does to the spectrum of every source, for the masks made of its decodes.
+r"""Measure how a codec changes the spectrum of every source, to correct the masks of a separation.
 
     python -m scripts.calibrate --vqvae runs/models/linearisation/vqvae --data prepared \
         --output runs/models/linearisation/calibration.safetensors
 
-Crops of training songs go through the codec and back, source by source; see
-`jukebox_core.separation.calibration`. Separation uses the file where it lies beside the codec
-(`--calibration False` leaves it out). No mixture is looked at, nor a song of another split.
+It encodes and decodes crops of single sources of the training songs (see
+`jukebox_core.separation.calibration`). Separation uses the file if it is beside the codec's folder,
+unless `--calibration False`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ class Args:
     data: Path
     """Prepared data set."""
     output: Path
-    """File to write to: calibration.safetensors, beside the codec's folder."""
+    """File to write: calibration.safetensors, beside the codec's folder."""
     crops: int = 64
-    """Places of the training songs."""
+    """Number of crops."""
     codes: int = 1024
-    """Codes per place."""
+    """Codes per crop."""
     n_fft: int = 4096
-    """STFT size; masks of another size read it by frequency."""
+    """STFT size; masks of another size look it up by frequency."""
     seed: int = 0
-    """Of the places."""
+    """Random seed of the crops."""
     device: str = "auto"
-    """auto, cpu, cuda, mps."""
+    """auto, cpu, cuda or mps."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; without it PyTorch's default."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

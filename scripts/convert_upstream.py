@@ -1,4 +1,4 @@
-r"""Convert files of the original systems to the native format, and back.
+r"""Convert upstream checkpoints and tables to the native format, and back.
 
     python -m scripts.convert_upstream --kind codec --input vqvae.pth.tar --output CODEC
     python -m scripts.convert_upstream --kind prior --input bass.pth.tar --output PRIOR \
@@ -8,13 +8,12 @@ r"""Convert files of the original systems to the native format, and back.
     python -m scripts.convert_upstream --kind sums --input codebook_sum_precalc.pt \
         --output sums.safetensors --vqvae CODEC
 
-With --back, INPUT is native and OUTPUT is written in the original format. Converted to a models
-folder's layout (README), the results work with scripts.separate: that is what --vqvae is for, which
-records the codec that priors and tables belong to.
+With --back, INPUT is native and OUTPUT has upstream's format. --vqvae records the codec of a prior
+or table: scripts.separate needs it, in a models folder as the README describes.
 
-Priors of both formats are read (embeddings from a table, or of codebook vectors). A prior with
-codebook vectors holds all levels' codebooks: on the way back they come from the file that it was
-converted from, or else from --vqvae. Pickles are never opened to code.
+Priors may embed codes by a table or by codebook vectors. The latter hold the codebooks of all
+levels; --back takes them from the file that was converted, or else from --vqvae. Pickles cannot run
+code.
 """
 
 from __future__ import annotations
@@ -50,26 +49,26 @@ class Args:
     """Flags of scripts.convert_upstream."""
 
     kind: Kind
-    """What INPUT holds."""
+    """Kind of file."""
     input: Path
-    """Original file; with --back, native run folder or file."""
+    """Upstream file; with --back, native run folder or file."""
     output: Path
-    """Run folder (codec, prior) or file (counts, sums) to write; with --back, original file."""
+    """Run folder (codec, prior) or file (counts, sums) to write; with --back, upstream file."""
     back: bool = False
-    """Convert from the native to the original format."""
+    """Convert from the native to upstream's format."""
     vqvae: Path | None = None
-    """Native run folder of the codec that a prior or a table belongs to."""
+    """Native run folder of the codec of a prior or table."""
     sources: tuple[str, ...] = ()
-    """The prior's source, or the two sources of the counts in the order of the priors."""
+    """The prior's source, or the two sources of the counts, in their order."""
     alpha: tuple[float, float] = ALPHA
-    """Weights of the sources in the mixture (code sums)."""
+    """Weights of the sources in the mixture (kind sums)."""
     hps: Path | None = None
-    """JSON file of hyper-parameters that the checkpoint lacks."""
+    """JSON file with hyper-parameters that the checkpoint lacks."""
 
 
 @program
 def main(args: Args) -> None:
-    """Convert one file; nothing is written where it is not what it should be."""
+    """Convert one file; write nothing if it is invalid."""
     check_new(args.output)
     convert = {
         ("codec", False): _codec,
@@ -91,7 +90,7 @@ def _codec(args: Args) -> str:
 
 def _codec_back(args: Args) -> str:
     export_codec(args.input, args.output)
-    return "original codec checkpoint"
+    return "upstream codec checkpoint"
 
 
 def _prior(args: Args) -> str:
@@ -105,13 +104,13 @@ def _prior(args: Args) -> str:
         _check_codebook(args, load_codec(args.vqvae), hps)
         extra["vqvae_fingerprint"] = fingerprint(args.vqvae)
     config = import_prior(args.input, args.output, hps, extra)
-    note = "" if args.vqvae else "; without --vqvae scripts.separate will not know its codec"
+    note = "" if args.vqvae else "; without --vqvae scripts.separate cannot use it"
     return f"prior of {config.depth} layers, context {config.n_ctx}, {config.embedding}{note}"
 
 
 def _prior_back(args: Args) -> str:
     export_prior(args.input, args.output, args.vqvae)
-    return "original prior checkpoint"
+    return "upstream prior checkpoint"
 
 
 def _counts(args: Args) -> str:
@@ -145,20 +144,20 @@ def _sums_back(args: Args) -> str:
 
 
 def _identity(args: Args, n_codes: int) -> dict[str, str]:
-    """The codec that a table belongs to, where --vqvae says so."""
+    """Metadata that names the codec of a table, given --vqvae."""
     if args.vqvae is None:
         return {}
     codec = load_codec(args.vqvae)
     if codec.config.l_bins != n_codes:
         raise ValueError(
             f"{args.input} is over {n_codes} codes, the codec {args.vqvae} has "
-            f"{codec.config.l_bins}: it belongs to another one"
+            f"{codec.config.l_bins}: it belongs to another codec"
         )
     return {"codec": fingerprint(args.vqvae)}
 
 
 def _check_codebook(args: Args, codec: VQVAE, hps: dict[str, Any] | None) -> None:
-    """Refuse a prior of codebook vectors that are not the codec's."""
+    """Refuse a prior with other codebook vectors than the codec's."""
     tensors = read_checkpoint(args.input, hps).tensors
     name = f"bottleneck.level_blocks.{codec.top}.k"
     if name in tensors and not torch.equal(tensors[name].float(), codec.codebook):

@@ -8,12 +8,11 @@
 FILE is MODELS/reconstruction/counts.safetensors for LASS and
 MODELS/linearisation/counts.safetensors for the hybrid. Only training songs are counted.
 
-Memory is bounded whatever the number of iterations. Several processes share the iterations, each on
-its own GPU or its share of the cores; the first adds up and writes the same bytes as one would.
-Interrupted or killed, the same command goes on where the last flush was (a folder beside the output
-holds the runs), with as many processes or with others; with more --iterations it goes on from the
-finished file. Machines that cannot reach each other count parts, each with its --seed; --merge adds
-them up.
+The number of iterations does not change the memory. Several processes share the iterations, each on
+its own GPU or its share of the cores; the result is the same as with one process, byte for byte.
+After an interruption the same command continues from the last flush (a folder beside the output
+holds the partial counts), with any number of processes; with more --iterations it continues a
+finished file. Unconnected machines count parts, each with another --seed; --merge adds them up.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 
 _RUNS = 16
-"""Largest number of run files per iteration: a tiny buffer would make a file of each triple."""
+"""Largest number of run files per iteration; a tiny buffer would write a file per triple."""
 _ROUND = 4
-"""Iterations of each of several processes before they wait for each other."""
+"""Iterations of each of several processes between two exchanges."""
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,26 @@ class Args:
     output: Path
     """File to write the counts to."""
     vqvae: Path | None = None
-    """Run folder of the codec."""
+    """Run folder of the codec; needed to count."""
     data: Path | None = None
-    """Prepared data set; its training split is counted."""
+    """Prepared data set, whose training split is counted; needed to count."""
     iterations: int = 1000
-    """Iterations, each of `pairs` pairs of crops."""
+    """Number of iterations, each over `pairs` pairs of crops."""
     counting: tyro.conf.OmitArgPrefixes[PairCounting] = field(default_factory=PairCounting)
     buffer: int = BUFFER
-    """Triples held in memory by the process that adds up."""
+    """Triples that the first process holds in memory."""
     kept: int = KEPT >> 20
-    """MiB of codes that every process keeps; what is beyond is encoded as often as it is drawn."""
+    """MiB of codes that each process caches; it encodes other crops again at every draw."""
     flush_seconds: float = 20.0
-    """From one flush to the next: what was counted since the last is lost with a process."""
+    """Seconds between two flushes to disk; a crash loses the counts since the last one."""
     max_seconds: float | None = None
-    """Write what there is after so long; the same command goes on from there."""
+    """Stop after this many seconds and write the counts so far; the same command continues."""
     merge: tuple[Path, ...] = ()
-    """Add up these files instead of counting."""
+    """Count files to add up, instead of counting."""
     device: str = "auto"
-    """auto, cpu, cuda or mps; several processes take a GPU each."""
+    """auto, cpu, cuda or mps; each of several processes uses its own GPU."""
     threads: int | None = None
-    """CPU threads; default: all cores, shared by the processes of a machine."""
+    """CPU threads; without it all cores, divided among the processes of the machine."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -106,7 +105,7 @@ class Args:
 
 
 class Task(NamedTuple):
-    """What is counted, and what is written about it."""
+    """Codec, songs and metadata of a count."""
 
     codec: VQVAE
     tracks: list[Track]
@@ -118,9 +117,9 @@ class Task(NamedTuple):
 def main(args: Args) -> None:
     """Count, or merge."""
     ranks = Ranks()
-    said = ranks.on_first(lambda: _merge(args)) if args.merge else _count(args, ranks)
+    report = ranks.on_first(lambda: _merge(args)) if args.merge else _count(args, ranks)
     if ranks.rank == 0:
-        print(said, flush=True)
+        print(report, flush=True)
 
 
 def _merge(args: Args) -> str:
@@ -129,7 +128,7 @@ def _merge(args: Args) -> str:
 
 
 def _count(args: Args, ranks: Ranks) -> str:
-    """Count on all ranks, add up on the first; what was done, in one line."""
+    """Count on all ranks, add up on the first; return a report in one line."""
     set_threads(args.threads, ranks.local_size)
     task = ranks.together(lambda: _open(args, ranks.device(args.device)))
     with ExitStack() as stack:
@@ -152,15 +151,14 @@ def _count(args: Args, ranks: Ranks) -> str:
 
 
 def _round(total: Total | None, draws: Iterator[Triples], ranks: Ranks) -> bool:
-    """A few iterations of every rank, added on the first; whether there is more to do."""
+    """Add a few iterations of every rank on the first; return whether more remain."""
     size = _ROUND if ranks.size > 1 else 1
-    mine = ranks.together(lambda: list(islice(draws, size)))
-    counted = ranks.gather(mine)
+    counted = ranks.gather(ranks.together(lambda: list(islice(draws, size))))
     return ranks.on_first(lambda: total is not None and total.add(counted))
 
 
 class Total:
-    """What all ranks counted, added up by the first one."""
+    """The counts of all ranks, added up by the first one."""
 
     def __init__(self, args: Args, counter: TripleCounter, bar: tqdm):
         self.counter = counter
@@ -172,9 +170,9 @@ class Total:
 
     @classmethod
     def open(cls, args: Args, task: Task, stack: ExitStack) -> Total | None:
-        """As far as the counting got before; None: it is finished.
+        """Continue an earlier count or start; None: it is finished.
 
-        `stack` gets what is to be closed in the end: the lock of the spool, the progress bar.
+        `stack` closes the lock of the spool and the progress bar.
         """
         spool = spool_of(args.output)
         stack.enter_context(_locked(spool))
@@ -184,7 +182,7 @@ class Total:
         )
         done = finished.iterations if finished else 0
         if done == args.iterations:
-            if counter.iterations <= done:  # of a counting that was killed after it had written
+            if counter.iterations <= done:  # killed after it wrote the file
                 counter.close()
             return None
         if max(done, counter.iterations) > args.iterations:
@@ -200,9 +198,9 @@ class Total:
         return cls(args, counter, stack.enter_context(bar))
 
     def add(self, counted: list[list[Triples]]) -> bool:
-        """Add iterations, `counted[rank]` those of a rank; whether there is more to do.
+        """Add the iterations `counted[rank]` of every rank; return whether more remain.
 
-        They are added in their order, so that what a flush makes last has no gaps.
+        They are added in order, so that a flush leaves no gaps.
         """
         for turn in zip_longest(*counted):
             for codes in filter(None, turn):
@@ -218,7 +216,7 @@ class Total:
         return self._left > 0
 
     def write(self, metadata: dict[str, str]) -> str:
-        """Write the file, remove the spool, and say what was done."""
+        """Write the file, remove the spool and return a report."""
         self._bar.close()
         counter, output = self.counter, self._args.output
         counter.flush()
@@ -233,7 +231,7 @@ class Total:
 
 
 def spool_of(output: Path) -> Path:
-    """The folder of a counting under way, on the disk of its output."""
+    """The folder of an unfinished count, on the disk of its output."""
     return output.with_name(f"{output.name}.spool")
 
 
@@ -261,7 +259,7 @@ def _open_data(folder: Path, sample_rate: int) -> Manifest:
         names = ", ".join(manifest.sources)
         raise ValueError(f"{folder} has {len(manifest.sources)} sources ({names}), expected two")
     if not manifest.split("train"):
-        raise ValueError(f"{folder} has no songs in its train split, which is what is counted")
+        raise ValueError(f"{folder} has no songs in its train split, nothing to count")
     if manifest.sample_rate != sample_rate:
         raise ValueError(
             f"{folder} is at {manifest.sample_rate} Hz, the codec at {sample_rate}: prepare the "
@@ -271,7 +269,7 @@ def _open_data(folder: Path, sample_rate: int) -> Manifest:
 
 
 def _songs(manifest: Manifest) -> str:
-    """`84 songs (fingerprint)`: of the training songs' audio."""
+    """`84 songs (fingerprint)` of the training songs' audio."""
     tracks = manifest.split("train")
     digest = hashlib.sha256()
     for track in tracks:
@@ -281,9 +279,9 @@ def _songs(manifest: Manifest) -> str:
 
 @contextmanager
 def _locked(spool: Path) -> Iterator[None]:
-    """Keep other processes out of a spool, such as those that outlive the torchrun they had.
+    """Keep other processes out of a spool, such as orphans of a killed torchrun.
 
-    The lock ends with the process, however that ends. Some file systems have none.
+    The lock ends with the process. Some file systems have no locks.
     """
     spool.mkdir(parents=True, exist_ok=True)
     try:
@@ -296,7 +294,7 @@ def _locked(spool: Path) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(folder)
-        raise ValueError(f"another process counts in {spool}: wait for its end") from error
+        raise ValueError(f"another process counts in {spool}: wait until it ends") from error
     except OSError:
         pass
     try:
@@ -308,7 +306,7 @@ def _locked(spool: Path) -> Iterator[None]:
 
 
 def _finished(output: Path, metadata: dict[str, str]) -> CountsFile | None:
-    """The counts that are there; those of something else are an error."""
+    """The finished counts, if any; counts of anything else are an error."""
     if not output.exists() or output.stat().st_size == 0:
         return None
     stored = CountsFile(output)

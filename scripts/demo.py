@@ -21,8 +21,8 @@ from pathlib import Path
 
 from data.synthetic import MOST_SECONDS
 from jukebox_core.checks import require_fields
-from jukebox_core.config import PRESETS
 from jukebox_core.files import check_replaceable, write_json
+from jukebox_core.presets import PRESETS
 from scripts._cli import program
 from scripts._methods import METHODS
 from scripts._results import NAMES, format_table, load_results

@@ -1,15 +1,15 @@
 """Make a small data set in Slakh2100's layout: audio rendered from MIDI with a soundfont.
 
-The songs are composed by the program, or are your own MIDI files:
+The program composes the songs, or renders your MIDI files:
 
     python -m scripts.make_synthetic --output slakh_synthetic --tracks 60 --seconds 30
     python -m scripts.make_synthetic --output slakh_midi --midi-dir DIR
 
     python -m scripts.make_synthetic --output unheard --tracks 20 --seed 1 --reprogram
 
-The last one plays other songs on other instruments, for an independent test. The same flags give
-the same bytes. A run that was interrupted goes on where it stopped, and a larger --tracks adds to
-what is there. Next: python -m scripts.prepare_slakh --slakh slakh_synthetic --output prepared
+The last command plays other songs on other instruments, for an independent test. The same flags
+give the same bytes. An interrupted run continues, and a larger --tracks adds songs.
+Next: python -m scripts.prepare_slakh --slakh slakh_synthetic --output prepared
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from scripts._cli import program
 
 @dataclass(frozen=True)
 class Args:
-    """Flags."""
+    """Flags of scripts.make_synthetic."""
 
     output: Path
     """Folder to write the data set to."""
     tracks: int | None = None
-    """Number of songs. Default: 20 composed ones, or all MIDI files."""
+    """Number of songs; without it 20 composed songs, or all MIDI files."""
     seconds: float | None = None
-    """Length of a song. Default: 30 for composed songs, the whole MIDI file."""
+    """Length of a song; without it 30 for composed songs, or the whole MIDI file."""
     seed: int = 0
-    """Chooses songs, instruments, levels and, of MIDI files, their order."""
+    """Random seed for songs, instruments, levels and the order of MIDI files."""
     midi_dir: Path | None = None
-    """Folder of .mid files to render instead of composing; searched with its subfolders."""
+    """Folder of .mid files to render instead, with its subfolders."""
     sample_rate: int = 44100
     """Sample rate of the audio in Hz."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
-    """Shares of the songs for train, validation and test."""
+    """Shares of train, validation and test songs."""
     parts: tuple[str, ...] | None = None
-    """What plays; the fewer, the faster. Of composed songs: bass drums piano guitar strings (the
-    last two in some songs only); of MIDI files: instrument classes. Default: everything."""
+    """Parts to render; fewer are faster. Composed songs have bass, drums, piano, and some have
+    guitar and strings; MIDI files have Slakh's instrument classes. Without it: all parts."""
     reprogram: bool = False
-    """Render with other basses, drum kits and instruments than the notes ask for."""
+    """Replace basses, drum kits and instruments by others of their kind."""
     soundfont: Path | None = None
-    """An .sf2 file to render with. Default: the small one that comes with pretty_midi."""
+    """Soundfont (.sf2); without it the small one of pretty_midi."""
     workers: int | None = None
-    """Processes. Default: one per CPU, fewer for few songs."""
+    """Processes; without it one per CPU, and fewer for few songs."""
 
 
 @program
 def main(args: Args) -> None:
-    """Render, then say what was made."""
-    made, skipped = make_synthetic(
+    """Render, then print a summary."""
+    rendered, skipped = make_synthetic(
         args.output,
         tracks=args.tracks,
         seconds=args.seconds,
@@ -69,9 +69,9 @@ def main(args: Args) -> None:
     )
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
-    splits = [track.parent.name for track in made]
+    splits = [track.parent.name for track in rendered]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
-    print(f"{len(made)} tracks ({counts}) in {args.output}, {len(skipped)} songs skipped")
+    print(f"{len(rendered)} tracks ({counts}) in {args.output}, {len(skipped)} songs skipped")
 
 
 if __name__ == "__main__":

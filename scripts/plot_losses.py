@@ -2,9 +2,9 @@
 
     python -m scripts.plot_losses --models runs/models --output images
 
-Reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE} and writes
-vqvae_loss_train, vqvae_loss_test, prior_loss_train and prior_loss_test, the test curves being those
-on the validation songs.
+It reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE} and writes
+vqvae_loss_train, vqvae_loss_test, prior_loss_train and prior_loss_test; the test curves are on the
+validation songs.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class Args:
     models: Path
     """Models folder."""
     output: Path = Path("images")
-    """Folder of the figures."""
+    """Folder to write the figures to."""
     format: Literal["png", "svg"] = "png"
-    """Of the figures."""
+    """File format of the figures."""
 
 
 @program
 def main(args: Args) -> None:
-    """Draw what there is; a kind of model without runs is left out."""
+    """Draw a figure for every kind of model that has runs."""
     curves = find_curves(args.models)
     if not curves:
         raise FileNotFoundError(

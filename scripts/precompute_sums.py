@@ -1,4 +1,4 @@
-"""The table of code sums that the LQ-VAE's likelihood needs.
+"""Compute the table of code sums for the LQ-VAE's likelihood (LQ-VAE, section 3.3).
 
 python -m scripts.precompute_sums --vqvae RUN --output MODELS/linearisation/sums.safetensors
 """
@@ -28,7 +28,7 @@ class Args:
     alpha: tuple[float, float] = ALPHA
     """Weights of the first and the second source in the mixture."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; without it PyTorch's default."""
 
 
 @program

@@ -3,19 +3,19 @@
     python -m scripts.prepare_slakh --slakh slakh2100_flac_redux --output prepared
     python -m scripts.prepare_slakh --slakh DIR --output DIR --sources bass drums piano
 
-The split folders train, validation and test are honoured, and omitted is ignored; a folder of
-TrackNNNNN without them is split at random by song. Use the redux release: the original's split
-repeats songs across train and test.
+It keeps the split folders train, validation and test, and ignores omitted; a folder of TrackNNNNN
+without them is split at random by song. Use the redux release: in the first release, train and test
+share songs.
 
---limit N uses N tracks, the first usable ones by name, shared out over the splits in proportion to
-their sizes. --split TRAIN VALIDATION TEST instead takes the tracks of the train folder alone, in
-the order of their names, and cuts that list by these shares. So the choice of the hybrid's report,
-the first 300 tracks as 210 for training and 90 for testing, is:
+--limit N uses the first N usable tracks by name, in proportion to the sizes of the splits. --split
+TRAIN VALIDATION TEST takes only the tracks of the train folder, by name, and cuts that list by
+these shares. For example, the reference report of the hybrid has 210 of the first 300 tracks for
+training and 90 for testing:
 
     python -m scripts.prepare_slakh --slakh DIR --output DIR --limit 300 --split 0.7 0 0.3
 
-Tracks without one of the sources, or with a missing, damaged or silent one, are skipped and listed
-in manifest.json with the reason. A second run reuses the tracks that are finished.
+It skips tracks in which a source is missing, damaged or silent, and lists them with the reason in
+manifest.json. A second run reuses finished tracks.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from scripts._cli import program
 
 @dataclass(frozen=True)
 class Args:
-    """Flags."""
+    """Flags of scripts.prepare_slakh."""
 
     slakh: Path
-    """The data set: a folder with train, validation and test, or with TrackNNNNN."""
+    """Slakh2100: a folder with train, validation and test, or with TrackNNNNN."""
     output: Path
     """Folder to write to."""
     sources: tuple[str, ...] = ("bass", "drums")
-    """drums, or instrument classes of Slakh (bass, piano, guitar, organ, synth_lead ...)."""
+    """drums, or Slakh's instrument classes (bass, piano, guitar, organ, synth_lead ...)."""
     sample_rate: int = 22050
     """Sample rate to write, in Hz."""
     limit: int | None = None
-    """Number of tracks to use; see above. Default: all."""
+    """Number of tracks to use; without it all."""
     split: tuple[float, float, float] | None = None
-    """Shares of train, validation and test to cut the train folder by; see above."""
+    """Shares of train, validation and test, to split the train folder again."""
     seed: int = 0
-    """Of the random split of a folder without splits."""
+    """Random seed of the split, for a folder without splits."""
     silence_dbfs: float = -60.0
-    """A source with a lower RMS counts as silent."""
+    """RMS in dB re full scale below which a source counts as silent."""
     workers: int | None = None
-    """Threads. Default: one per CPU."""
+    """Threads; without it one per CPU."""
 
 
 @program
 def main(args: Args) -> None:
-    """Prepare, then say what there is and what was skipped."""
+    """Prepare, then print a summary and the skipped tracks."""
     manifest, skipped = prepare(
         args.slakh,
         args.output,

@@ -1,64 +1,68 @@
-"""Train the supervised baseline: a recurrent network that gives every source's mask.
+"""Train the supervised baseline: a recurrent network that estimates every source's mask.
 
     python -m scripts.train_mask --data prepared --output runs/models/mask_estimator --preset demo
 
-It learns from the songs that the codecs and the priors learn from, and scripts.evaluate scores it
-where it finds it in MODELS/mask_estimator. The run folder and what happens when it is there: as for
+It learns from the same songs as the codecs and priors; scripts.evaluate scores it if it finds it in
+MODELS/mask_estimator. The run folder has the same files and continues in the same way as with
 scripts.train_vqvae.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from jukebox_core.config import MaskEstimatorConfig, to_dict
+import tyro
+
+from jukebox_core.config import MaskEstimatorConfig, OptimConfig, TrainConfig, to_dict
 from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
-from scripts import _training as training
+from jukebox_core.training.run import Run, RunSettings
+from scripts._cli import program
+from scripts._training import FirstFlags
 
 STANDARDISED_ON = 64
-"""Training items that the features' mean and deviation are measured on."""
+"""Training items on which the features' mean and deviation are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(training.TrainingArgs):
+class Args:
     """Flags of scripts.train_mask."""
 
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
     pairing: Literal["song", "random"] = "random"
-    """Sources of one song and place, or each from a song of its own."""
+    """Draw the sources at one place of one song, or each from a random song."""
     gain_db: float = 6.0
-    """Augmentation: scale every source by up to so many decibels either way."""
-    mask: MaskEstimatorConfig = MaskEstimatorConfig()
+    """Augmentation: scale every source by up to this many decibels, up or down."""
+    mask: MaskEstimatorConfig
+    optim: OptimConfig
+    train: TrainConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run with flags (None: the process's) and return the exit status."""
-    flags = training.given_argv(argv)
-    preset = training.peek_preset(flags)
-    defaults = {"mask": preset.mask, "optim": preset.mask_optim, "train": preset.mask_train}
-
-    def body(args: Args) -> None:
-        train_mask(args, training.command_line("train_mask", flags))
-
-    body.__annotations__["args"] = Args
-    return training.run_with_presets(body, flags, defaults)
+def defaults(flags: FirstFlags) -> Args:
+    """The preset's defaults."""
+    preset = flags.values
+    return Args(
+        run=tyro.MISSING_NONPROP,
+        mask=preset.mask,
+        optim=preset.mask_optim,
+        train=preset.mask_train,
+    )
 
 
 def train_mask(args: Args, command: str) -> None:
-    """Train, or go on.
+    """Train, or continue a training.
 
     Raises:
-        ValueError: there is one source alone.
+        ValueError: the data have only one source.
     """
-    run = training.Run(args)
+    run = Run(args.run, args.optim, args.train)
     data = run.open_data(args.mask.sample_rate)
     alpha = data.manifest.alpha
     if len(alpha) < 2:
-        raise ValueError(f"{args.data} has the source {', '.join(alpha)} alone: nothing to mask")
+        raise ValueError(f"{args.run.data} has only the source {', '.join(alpha)}: nothing to mask")
     augmentation = Augmentation(args.gain_db)
     identity = run.identity(data) | {
         "kind": "mask_estimator",
@@ -69,7 +73,7 @@ def train_mask(args: Args, command: str) -> None:
     if run.already_finished(identity):
         return
     plain = CropDataset(
-        data.train, "sources", args.train.crop, alpha, run.train.seed, args.skip_silent
+        data.train, "sources", args.train.crop, alpha, run.train.seed, args.run.skip_silent
     )
     items = replace(plain, pairing=args.pairing, augmentation=augmentation)
     run.require(lambda: MaskObjective(MaskEstimator(args.mask, alpha)), items.rows, args.train.crop)
@@ -84,6 +88,8 @@ def train_mask(args: Args, command: str) -> None:
         meta=identity | run.meta(command),
     )
 
+
+main = program(train_mask, defaults)
 
 if __name__ == "__main__":
     sys.exit(main())

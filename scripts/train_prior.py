@@ -8,87 +8,94 @@ Several GPUs, several machines:
     torchrun --nproc-per-node 4 -m scripts.train_prior --vqvae ... --device cuda
     python -m scripts.train_prior --vqvae ... --device cuda --devices 4
 
-The number and width of the codes are the codec's. Small data sets are encoded once before the
-training (--codes-from cache), large ones crop by crop during it. The run folder and what happens
-when it is there: as for scripts.train_vqvae.
+The codec sets the number and the width of the codes. Small data sets are encoded once before the
+training (--codes-from cache), large ones crop by crop during the training. The run folder has the
+same files and continues in the same way as with scripts.train_vqvae.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+import tyro
 
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
 from jukebox_core.checks import require_fields
-from jukebox_core.config import PriorConfig, to_dict
+from jukebox_core.config import OptimConfig, PriorConfig, TrainConfig, to_dict
 from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.datasets.manifest import Track
 from jukebox_core.prior.codes import CodeDataset, encode_songs
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
+from jukebox_core.training.run import Data, Run, RunSettings
 from jukebox_core.vqvae.model import VQVAE
-from scripts import _training as training
+from scripts._cli import program
+from scripts._training import FirstFlags
 
 CACHED_SECONDS = 2 * 3600
-"""`--codes-from auto` encodes up to so much training audio in advance."""
+"""`--codes-from auto` encodes up to this much training audio in advance."""
+
+
+@dataclass(frozen=True)
+class PriorFlags(FirstFlags):
+    """The size, and the codec, which overrides the preset's codebook."""
+
+    vqvae: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(training.TrainingArgs):
+class Args:
     """Flags of scripts.train_prior."""
 
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
     vqvae: Path
     """Run folder of the codec."""
     source: str
-    """Which source, by its name in the data."""
+    """Name of the source in the data."""
     codes_from: Literal["auto", "audio", "cache"] = "auto"
-    """Encode crops during the training, or all songs before it (auto: up to two hours of audio)."""
+    """audio: encode crops during the training; cache: encode all songs before it; auto: cache for
+    up to two hours of audio."""
     code_shifts: int = 2
-    """Copies of every song in the cache, each shifted by another part of a code."""
-    code_noise: float = 0.0
-    """Share of the earlier codes that are false in training, see `PriorObjective`."""
+    """Copies of every song in the cache, each shifted by another fraction of a code."""
     transpose_semitones: int = 0
-    """Augmentation: the songs in every key, up to so many semitones up and down."""
-    activation_checkpointing: bool = False
-    """Trade time for memory; the paper's size does."""
-    prior: PriorConfig = PriorConfig()
+    """Augmentation: transpose songs by up to this many semitones, up or down."""
+    activation_checkpointing: bool
+    """Recompute activations in the backward pass, to save memory."""
+    prior: PriorConfig
+    optim: OptimConfig
+    train: TrainConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run with flags (None: the process's) and return the exit status."""
-    flags = training.given_argv(argv)
-    preset = training.peek_preset(flags)
-    defaults = {
-        "prior": fit_to_codec(preset.prior, training.peek(flags, "--vqvae")),
-        "optim": preset.prior_optim,
-        "train": preset.prior_train,
-        "activation_checkpointing": preset.activation_checkpointing,
-    }
-
-    def body(args: Args) -> None:
-        train_prior(args, training.command_line("train_prior", flags))
-
-    body.__annotations__["args"] = Args
-    return training.run_with_presets(body, flags, defaults)
+def defaults(flags: PriorFlags) -> Args:
+    """The preset's defaults, with the number and width of the codec's codes."""
+    preset = flags.values
+    return Args(
+        run=tyro.MISSING_NONPROP,
+        vqvae=tyro.MISSING,
+        source=tyro.MISSING,
+        activation_checkpointing=preset.activation_checkpointing,
+        prior=fit_to_codec(preset.prior, flags.vqvae),
+        optim=preset.prior_optim,
+        train=preset.prior_train,
+    )
 
 
-def fit_to_codec(config: PriorConfig, codec: str | None) -> PriorConfig:
+def fit_to_codec(config: PriorConfig, codec: Path | None) -> PriorConfig:
     """The preset with the codec's number and width of codes (preset < checkpoint < flag)."""
     try:
         stored = load_meta(codec or "")["config"]
         return replace(config, l_bins=stored["l_bins"], emb_width=stored["emb_width"])
     except (OSError, ValueError, KeyError):
-        return config  # whatever is wrong with the run folder is said once the flags are parsed
+        return config  # load_codec reports what is wrong with the folder
 
 
 def train_prior(args: Args, command: str) -> None:
-    """Train, or go on."""
-    run = training.Run(args)
+    """Train, or continue a training."""
+    run = Run(args.run, args.optim, args.train)
     codec = load_codec(args.vqvae, run.fabric.device)
     data = run.open_data(codec.config.sample_rate)
     check(args, codec, data.manifest.sources)
@@ -99,7 +106,7 @@ def train_prior(args: Args, command: str) -> None:
         "vqvae_fingerprint": fingerprint(args.vqvae),
         "codes_from": codes_from(args, data),
         "code_shifts": args.code_shifts,
-        "code_noise": args.code_noise or None,
+        "code_noise": None,  # version 0.1 had it; a run with noise does not continue
         "transpose_semitones": args.transpose_semitones or None,
     }
     if run.already_finished(identity):
@@ -115,11 +122,11 @@ def train_prior(args: Args, command: str) -> None:
                 crop,
                 data.manifest.alpha,
                 seed,
-                args.skip_silent,
+                args.run.skip_silent,
                 augmentation=replace(augmentation, transpose_semitones=keys),
             )
         songs = encode_songs(codec, tracks, args.source, crop, shifts, keys)
-        return CodeDataset(songs, crop // hop, hop, seed, args.skip_silent)
+        return CodeDataset(songs, crop // hop, hop, seed, args.run.skip_silent)
 
     run.require(lambda: build(args), 1, crop // hop, torch.int64)
     prior = AutoregressivePrior(args.prior)
@@ -127,7 +134,7 @@ def train_prior(args: Args, command: str) -> None:
         prior.set_codebook(codec.codebook.cpu())
     prior.activation_checkpointing = args.activation_checkpointing
     run.fit(
-        PriorObjective(codec, prior, args.code_noise),
+        PriorObjective(codec, prior),
         prior,
         items(data.train, args.code_shifts, args.transpose_semitones),
         lambda: items(data.validation, 1, 0),
@@ -136,26 +143,26 @@ def train_prior(args: Args, command: str) -> None:
 
 
 def build(args: Args) -> PriorObjective:
-    """The objective for codes, without its codec."""
+    """The objective on codes, without a codec."""
     prior = AutoregressivePrior(args.prior)
     prior.activation_checkpointing = args.activation_checkpointing
-    return PriorObjective(None, prior, args.code_noise)
+    return PriorObjective(None, prior)
 
 
 def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
-    """Refuse what cannot be trained.
+    """Refuse settings that cannot be trained.
 
     Raises:
-        ValueError: an unknown source, a crop that does not fit the codec and the context, an
-            architecture that contradicts the codec, more code shifts than samples in a code.
+        ValueError: the source is unknown, the crop does not fit the codec or the context, the
+            architecture contradicts the codec, or there are more code shifts than samples per code.
     """
     if args.source not in sources:
-        raise ValueError(f"source {args.source!r} is not in {args.data}: {', '.join(sources)}")
+        raise ValueError(f"source {args.source!r} is not in {args.run.data}: {', '.join(sources)}")
     for name in ("l_bins", "emb_width"):
-        mine, theirs = getattr(args.prior, name), getattr(codec.config, name)
-        if mine != theirs:
+        own, codecs = getattr(args.prior, name), getattr(codec.config, name)
+        if own != codecs:
             flag = f"--prior.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {mine}, the codec {args.vqvae} has {theirs}: leave it out")
+            raise ValueError(f"{flag} is {own}, the codec {args.vqvae} has {codecs}: leave it out")
     hop = codec.config.hop
     if args.train.crop % hop:
         raise ValueError(
@@ -170,13 +177,15 @@ def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
     require_fields(args, "code_shifts", whole=True, at_least=1, at_most=hop, hint=hint)
 
 
-def codes_from(args: Args, data: training.Data) -> str:
-    """`audio` or `cache`, `auto` decided by the length of the training songs."""
+def codes_from(args: Args, data: Data) -> str:
+    """`audio` or `cache`; the length of the training songs decides `auto`."""
     if args.codes_from != "auto":
         return args.codes_from
     seconds = sum(track.samples for track in data.train) / data.manifest.sample_rate
     return "cache" if seconds <= CACHED_SECONDS else "audio"
 
+
+main = program(train_prior, defaults)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,12 +1,12 @@
-"""What a training step needs of the memory, and how many crops fit a GPU.
+"""Estimate the memory of a training step, and how many crops fit on a GPU.
 
     python -m scripts.training_memory --preset t4 --memory 16
     python -m scripts.training_memory --preset paper --memory 16 80 --json
 
-Parameters, gradients, AdamW's moments and the weight average are counted; activations are measured,
-as what a forward pass keeps for the backward pass, in fake tensors: it takes neither memory nor a
-GPU. `crops` are those computed at a time that fit a device of so many GB, with 30% of it left
-free for what comes and goes; `--batch auto` of the training scripts measures on the device itself.
+It counts parameters, gradients, AdamW's moments and the weight average, and measures activations,
+which a forward pass keeps for the backward pass; fake tensors need neither memory nor a GPU.
+`crops` is the number of crops that fit a device at a time, with 30% of its memory left for
+temporaries; `--batch auto` of the training programs measures on the device itself.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from jukebox_core.checks import require_fields, require_types
-from jukebox_core.config import PRESETS, Bandwidths, LossConfig, Preset
+from jukebox_core.config import Bandwidths, LossConfig
+from jukebox_core.presets import PRESETS, Preset, PresetName
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.memory import SHARE, TrainingBytes, fake_tensors, training_bytes
@@ -36,12 +36,12 @@ _UNITS = ("reconstruction", "linearisation", "prior", "prior, checkpointed")
 class Args:
     """Flags of scripts.training_memory."""
 
-    preset: Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"] = "t4"
-    """Size."""
+    preset: PresetName = "t4"
+    """Size of the models."""
     memory: tuple[float, ...] = (16.0,)
-    """Devices' memory in GB."""
+    """Memory of the devices in GB."""
     json: bool = False
-    """End with one line of JSON."""
+    """Print the table as JSON at the end, in one line."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -61,11 +61,11 @@ def main(args: Args) -> None:
     print(f"{'':22} precision  parameters  gradients  optimiser  average  activations  {names}")
     for unit in _UNITS:
         for precision in ("32", "16-mixed"):
-            found = measure(preset, unit, precision)
-            fits = {f"{memory:g}": crops(found, memory) for memory in args.memory}
-            rows.append({"unit": unit, "precision": precision, **found._asdict(), "crops": fits})
+            needed = measure(preset, unit, precision)
+            fits = {f"{memory:g}": crops(needed, memory) for memory in args.memory}
+            rows.append({"unit": unit, "precision": precision, **needed._asdict(), "crops": fits})
             cells = "  ".join(f"{count:>11}" for count in fits.values())
-            sizes = [f"{value / 1e6:.0f}" for value in found]
+            sizes = [f"{value / 1e6:.0f}" for value in needed]
             print(
                 f"{unit:22} {precision:9} {sizes[0]:>11} {sizes[1]:>10} {sizes[2]:>10} "
                 f"{sizes[3]:>8} {sizes[4]:>12}  {cells}",
@@ -76,19 +76,19 @@ def main(args: Args) -> None:
 
 
 def crops(needed: TrainingBytes, memory: float) -> int:
-    """How many fit a device of `memory` GB; 0: not even one."""
+    """Number of crops that fit a device of `memory` GB; 0: not even one."""
     return max(0, int((SHARE * memory * 1e9 - needed.fixed) / needed.activations))
 
 
 def measure(preset: Preset, unit: str, precision: str) -> TrainingBytes:
-    """Of one kind of training, in fake tensors."""
+    """Measure one kind of training, in fake tensors."""
     with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "32"):
         objective, batch = build(preset, unit)
         return training_bytes(objective, batch)
 
 
 def build(preset: Preset, unit: str) -> tuple[nn.Module, Tensor]:
-    """The objective and a batch of the fewest crops."""
+    """The objective and its smallest batch."""
     if unit.startswith("prior"):
         prior = AutoregressivePrior(preset.prior)
         prior.activation_checkpointing = unit != "prior"

@@ -28,7 +28,7 @@ BASE = "base"
 
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
-    """alpha attn-order backoff bandwidth-seconds betas code-noise code-shifts commit compression
+    """alpha attn-order backoff bandwidth-seconds betas code-shifts commit compression
     context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
     init-scale keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
     multispectral port revival-threshold seed shifts silence-dbfs spectral split top-k
@@ -52,7 +52,7 @@ ZERO_REFUSED = frozenset(
         ("convert_upstream", "--alpha"),
     }
 )
-PARTS = frozenset("betas code-noise dropout ema-decay l-mu steps-share top-p".split())
+PARTS = frozenset("betas dropout ema-decay l-mu steps-share top-p".split())
 """Of a whole: never above 1."""
 NEGATIVE_MEANT = frozenset({"gains-db", "silence-dbfs"})
 INFINITE_MEANT: frozenset[tuple[str, str]] = frozenset()  # (program, flag)

@@ -19,7 +19,8 @@ from jukebox_core.checkpoints import (
     save_model,
     save_state,
 )
-from jukebox_core.config import PRESETS, to_dict
+from jukebox_core.config import to_dict
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 

@@ -3,15 +3,8 @@ import json
 
 import pytest
 
-from jukebox_core.config import (
-    PRESETS,
-    Bandwidths,
-    LossConfig,
-    PriorConfig,
-    VQVAEConfig,
-    from_dict,
-    to_dict,
-)
+from jukebox_core.config import Bandwidths, LossConfig, PriorConfig, VQVAEConfig, from_dict, to_dict
+from jukebox_core.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -12,12 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jukebox_core.config import (
-    PRESETS,
     Bandwidths,
     LossConfig,
     MaskEstimatorConfig,
     OptimConfig,
-    Preset,
     PriorConfig,
     TrainConfig,
     VQVAEConfig,
@@ -25,15 +23,18 @@ from jukebox_core.config import (
 from jukebox_core.datasets.crops import Augmentation
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
+from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.distributed import seed_everything
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.training.run import RunSettings
 from jukebox_core.training.wandb import WandbConfig
 from jukebox_core.vqvae.losses import reconstruction_terms
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
-from scripts import ablate_training, train_mask, train_prior, train_vqvae, training_memory
+from scripts import ablate_training, train_vqvae, training_memory
+from scripts._training import FirstFlags
 
 TINY = PRESETS["tiny"]
 SMALL = 50_000
@@ -255,17 +256,6 @@ def test_priors_that_cannot_be_built(field, value):
     assert accepted(PriorConfig, {field: value}, field) is None
 
 
-@settings(max_examples=100)
-@given(ANYTHING)
-def test_code_noise(value):
-    def build(code_noise):
-        return PriorObjective(None, AutoregressivePrior(TINY.prior), code_noise)
-
-    objective = accepted(build, {"code_noise": value}, "code_noise")
-    if objective is not None:
-        one_step(objective, torch.arange(40).view(2, 20) % 32, moderate=True)
-
-
 @settings(max_examples=200)
 @given(changed(TINY.mask))
 def test_mask_estimator(change):
@@ -385,9 +375,8 @@ def test_wandb(change):
 
 PATHS = {"data": Path("data"), "output": Path("output")}
 PROGRAMS = {
-    "train_vqvae": train_vqvae.Args(**PATHS, objective="linearisation"),
-    "train_prior": train_prior.Args(**PATHS, vqvae=Path("vqvae"), source="bass"),
-    "train_mask": train_mask.Args(**PATHS),
+    "training": RunSettings(**PATHS),
+    "train_vqvae": train_vqvae.defaults(FirstFlags()),
     "ablate_training": ablate_training.Args(**PATHS),
     "training_memory": training_memory.Args(),
 }

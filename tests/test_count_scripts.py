@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import bench_counting
 from jukebox_core.checkpoints import fingerprint, load_codec, save_model
-from jukebox_core.config import PRESETS
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS
 from jukebox_core.vqvae.model import VQVAE
 from lass import build_likelihood, load_counts
 from lass.counts import TripleCounter

@@ -194,7 +194,7 @@ def test_short_songs_are_left_out_and_all_short_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no songs to draw crops from"):
         CropDataset([], "bass", 6000, alpha)
     damaged = dataclasses.replace(tracks[1], samples=6000)
-    with pytest.raises(ValueError, match="has 5000 samples, its manifest says 6000"):
+    with pytest.raises(ValueError, match="has 5000 samples.*6000"):
         CropDataset([damaged], "bass", 2000, alpha)[0]
 
 
@@ -251,7 +251,7 @@ def test_validation_never_shares_a_song_with_training(manifest):
     assert not {t.name for t in train} & {t.name for t in validation}
     with pytest.raises(ValueError, match="no songs in that split"):
         split_for_validation(without, "validation")
-    with pytest.raises(ValueError, match="train split cannot validate"):
+    with pytest.raises(ValueError, match="validate_on is 'train'"):
         split_for_validation(manifest, "train")
     with pytest.raises(ValueError, match="no songs in its train split"):
         split_for_validation(dataclasses.replace(manifest, tracks=()))

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.config import PRESETS
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.codes import encode_long
 from jukebox_core.vqvae.model import VQVAE
 from lass.triples import PairCounting, _Songs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.datasets.manifest import load_manifest, verify_checksums
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import sha256
 
 SOURCES = ("bass", "drums")
@@ -54,11 +54,10 @@ def test_reads_tracks_and_splits(folder):
     assert track.mixture == folder / "test/Track00002/mixture.flac"
     assert list(track.sources) == list(SOURCES)
     assert audio.load(track.sources["drums"])[0][0, 0] == 0.5
-    verify_checksums(manifest)
 
 
 def test_a_missing_manifest_tells_what_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m scripts.prepare_slakh"):
+    with pytest.raises(FileNotFoundError, match="nowhere: prepare the data first"):
         load_manifest(tmp_path / "nowhere")
 
 
@@ -66,12 +65,6 @@ def test_a_missing_file_is_named(folder):
     (folder / "test/Track00002/bass.flac").unlink()
     with pytest.raises(FileNotFoundError, match="Track00002/bass.flac"):
         load_manifest(folder)
-
-
-def test_a_changed_file_is_named(folder):
-    audio.save(folder / "train/Track00003/drums.flac", torch.zeros(100), 22050)
-    with pytest.raises(ValueError, match="Track00003/drums.flac has changed"):
-        verify_checksums(load_manifest(folder))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ from conftest import RATE, tone_and_noise
 from torch import nn
 
 from jukebox_core.checkpoints import load_mask_estimator, save_model
-from jukebox_core.config import PRESETS, MaskEstimatorConfig, to_dict
+from jukebox_core.config import MaskEstimatorConfig, to_dict
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.evaluation.metrics import sdr
+from jukebox_core.presets import PRESETS
 
 CONFIG = MaskEstimatorConfig(n_fft=256, hop=64, hidden=12, layers=2, dropout=0.0)
 ALPHA = {"bass": 0.7, "drums": 0.3}

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from jukebox_core import audio
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from scripts import _notebook as helper
 from scripts import demo
 

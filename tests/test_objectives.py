@@ -6,7 +6,8 @@ import scipy.signal
 import torch
 
 from jukebox_core.audio.spectra import magnitudes
-from jukebox_core.config import PRESETS, Bandwidths, LossConfig
+from jukebox_core.config import Bandwidths, LossConfig
+from jukebox_core.presets import PRESETS
 from jukebox_core.vqvae.losses import BandwidthMeter, linf
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective

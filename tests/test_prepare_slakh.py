@@ -17,13 +17,19 @@ from data.render import Renderer
 from data.slakh import prepare, quantise_sources
 from data.synthetic import make_synthetic
 from jukebox_core import audio
-from jukebox_core.datasets.manifest import load_manifest, verify_checksums
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import sha256
 from scripts.prepare_slakh import main
 
 RATE = 8000
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 FAST = {"sample_rate": RATE, "workers": 2}
+
+
+def verify_checksums(manifest):
+    for track in manifest.tracks:
+        for name, file in {"mixture": track.mixture, **track.sources}.items():
+            assert sha256(file) == track.checksums[name]
 
 
 def noise(seed, samples=4000, level=0.2):

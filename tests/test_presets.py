@@ -8,7 +8,8 @@ import torch
 from parity_fixtures import SHARED
 
 from jukebox_core.checkpoints import load_codec, load_prior, save_model
-from jukebox_core.config import PRESETS, Bandwidths, to_dict
+from jukebox_core.config import Bandwidths, to_dict
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.separation.ancestral import AncestralSampler

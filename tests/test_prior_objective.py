@@ -8,8 +8,8 @@ import torch
 
 from jukebox_core import audio
 from jukebox_core.audio.transposition import room, transpose
-from jukebox_core.config import PRESETS
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.codes import (
     CodeDataset,
     EncodedSong,
@@ -189,22 +189,3 @@ def test_songs_shorter_than_a_window_are_refused():
 def test_an_untrained_prior_knows_nothing(prior):
     codes = torch.randint(0, 32, (4, 100))
     assert PriorObjective(None, prior)(codes).loss.item() == pytest.approx(math.log2(32), rel=0.02)
-
-
-def test_code_noise_replaces_what_is_seen_and_never_what_is_asked_for(prior):
-    codes = torch.randint(TINY.vqvae.l_bins, (6, 256), generator=torch.Generator().manual_seed(2))
-    objective = PriorObjective(None, prior, code_noise=0.3)
-    seen = objective._noisy(codes, torch.Generator().manual_seed(4))
-    g = torch.Generator().manual_seed(4)
-    share = 0.6 * torch.rand(6, 1, generator=g)
-    false = torch.rand(6, 256, generator=g) < share
-    others = codes.flatten()[torch.randint(codes.numel(), (6, 256), generator=g)]
-    assert torch.equal(seen, torch.where(false, others, codes))
-    logits = prior(seen).double().log_softmax(-1)
-    bits = -logits.gather(-1, codes.unsqueeze(-1)).mean() / math.log(2)
-    found = objective.train()(codes, torch.Generator().manual_seed(4))
-    assert found.loss.item() == pytest.approx(bits.item(), rel=1e-5)
-    clean = PriorObjective(None, prior)(codes).loss
-    assert torch.equal(objective.eval()(codes).loss, clean)  # validation is without noise
-    with pytest.raises(ValueError, match="code_noise is 0.7"):
-        PriorObjective(None, prior, code_noise=0.7)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.samples import JointSamples

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.joint import as_joint
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import memory

@@ -20,19 +20,15 @@ from jukebox_core.checkpoints import (
     load_meta,
     load_prior,
 )
-from jukebox_core.config import (
-    PRESETS,
-    Bandwidths,
-    LossConfig,
-    from_dict,
-    to_dict,
-)
+from jukebox_core.config import Bandwidths, LossConfig, from_dict, to_dict
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS, PresetName
+from jukebox_core.training import run as run_module
 from jukebox_core.training.tracking import read_metrics
 from jukebox_core.training.trainer import TIMINGS
 from jukebox_core.vqvae.losses import BandwidthMeter
-from scripts import _training, plot_losses, train_mask, train_prior, train_vqvae
+from scripts import plot_losses, train_mask, train_prior, train_vqvae
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ("--preset", "tiny", "--device", "cpu", "--wandb", "disabled")
@@ -206,12 +202,15 @@ def test_every_configuration_field_is_a_flag(tmp_path, tiny_data):
     assert load_codec(tmp_path).levels == (1,)
 
 
-def test_presets_are_defaults_and_flags_override_them():
-    assert get_args(_training.PresetName) == tuple(PRESETS)
-    assert _training.peek_preset(["--preset", "t4"]) is PRESETS["t4"]
-    assert _training.peek_preset(["--a", "b", "--preset=paper"]) is PRESETS["paper"]
-    assert _training.peek_preset([]) is PRESETS[_training.DEFAULT_PRESET]
-    assert _training.peek(["--preset"], "--preset") == ""
+def test_presets_are_defaults_and_flags_override_them(capsys):
+    assert get_args(PresetName) == tuple(PRESETS)
+    for words, steps in (
+        (["--preset", "t4"], 19_160),
+        (["--x", "y", "--preset=tiny"], 6),
+        ([], 500),
+    ):
+        assert train_vqvae.main(["--help", *words]) == 0
+        assert f"Optimiser steps. (default: {steps})" in capsys.readouterr().out
 
 
 def test_the_prior_takes_its_codes_from_the_codec(tmp_path, tiny_data, capsys):
@@ -375,7 +374,7 @@ def test_short_songs_are_reported(tmp_path, capsys):
     ("more", "message"),
     (
         (("--train.crop", "4100"), "--train.crop is 4100, not a multiple of the hop, 16 samples"),
-        (("--train.crop", "1024"), "--train.crop is 1024; a loss of n_fft 2048 needs a longer one"),
+        (("--train.crop", "1024"), "--train.crop is 1024; the loss with n_fft 2048"),
         (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
         (("--train.steps", "0"), "steps is 0, expected an integer at least 1"),
         (("--max-seconds", "0"), "max_seconds is 0.0, expected a finite number above 0"),
@@ -502,9 +501,9 @@ def test_a_batch_is_computed_in_parts_that_fit(tmp_path, tiny_data, monkeypatch)
 
     assert run("roomy", "--batch", "auto", "--train.steps", "1") == 1
     assert run("two", "--batch", "2") == 2
-    monkeypatch.setattr(_training, "crops_that_fit", lambda *_: 3)
+    monkeypatch.setattr(run_module, "crops_that_fit", lambda *_: 3)
     assert run("auto", "--batch", "auto", "--train.steps", "4") == 2
-    monkeypatch.setattr(_training, "crops_that_fit", lambda *_: 100)
+    monkeypatch.setattr(run_module, "crops_that_fit", lambda *_: 100)
     assert run("auto", "--batch", "auto") == 2
     assert same_weights(tmp_path / "two", tmp_path / "auto")
 

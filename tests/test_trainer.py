@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jukebox_core.checkpoints import load_meta, load_state, open_run, save_meta
-from jukebox_core.config import PRESETS, Bandwidths, LossConfig, OptimConfig, TrainConfig
+from jukebox_core.config import Bandwidths, LossConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.crops import Batches
+from jukebox_core.presets import PRESETS
 from jukebox_core.snapshots import Snapshots
 from jukebox_core.training.distributed import make_fabric, seed_everything
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
@@ -473,8 +474,8 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_training_goes_on(tmp_path):
     ]
     assert logs[0] == logs[1]
     assert [message.split(":")[0] for message in disk.warnings] == [
-        "no checkpoint at step 4, the last is of step 2",
-        "no checkpoint at step 6, the last is of step 2",
+        "no checkpoint at step 4, the last is from step 2",
+        "no checkpoint at step 6, the last is from step 2",
     ]
     assert "could not be written" in disk.warnings[0] and "disk full" in disk.warnings[0]
     assert_same_run(tmp_path / "whole", tmp_path / "full")

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.training import memory as training_memory
 from jukebox_core.training.memory import crops_that_fit, fake_tensors, saved_bytes, training_bytes
+from jukebox_core.training.run import parts_of_batch
 from scripts import training_memory as script
-from scripts._training import parts_of_batch
 
 
 class Stack(nn.Module):

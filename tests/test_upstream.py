@@ -338,7 +338,7 @@ print(before, peak())
 
 MAKE = """
 import sys, torch
-from jukebox_core.config import PRESETS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.upstream.layout import original_tensors, prior_hps, prior_names
 with torch.device("meta"):

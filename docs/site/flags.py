@@ -1,4 +1,4 @@
-"""The section of every command on the page of commands: what it says of itself, and its flags."""
+"""The section of every command on the page of commands: its docstring and its flags."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import argparse
 import contextlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import tyro
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -32,48 +30,25 @@ def section(name: str) -> str:
     """Title, docstring and flags of one command."""
     module = importlib.import_module(f"scripts.{name}")
     about = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
-    parser = parser_of(module)
-    rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(parser))]
+    rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(module.main.parser()))]
     return "\n".join([f"## {name} {{ #{name} }}", "", about, "", *rows, ""])
 
 
-def parser_of(module: Any) -> argparse.ArgumentParser:
-    """The parser that a script's main would use without a flag given."""
-    from scripts import _cli
-
-    asked: list[type] = []
-
-    def instead(args_type: type, argv: Any, prog: str, doc: str | None) -> Any:
-        asked.append(args_type)
-        raise SystemExit(0)
-
-    original, _cli._parse = _cli._parse, instead
-    try:
-        module.main([])
-    finally:
-        _cli._parse = original
-    return tyro.extras.get_parser(asked[0])
-
-
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """The parser's flags, without --help."""
+    """The flags of a parser, without --help."""
     return (action for action in parser._actions if "--help" not in action.option_strings)
 
 
 def _row(action: argparse.Action) -> str:
-    """Flag with its kind of value, default, meaning."""
-    meaning, _, default = str(action.help or "").rpartition("(")
-    default = default.rstrip(")").removeprefix("default:").strip()
-    value = "" if action.nargs == 0 else _plain(str(action.metavar or ""))
+    """A table row: flag and metavar, default, meaning."""
+    text = " ".join(str(action.help or "").split())
+    hint = re.search(r" ?\((?:default: (.*)|required)\)$", text)
+    meaning = text[: hint.start()] if hint else text
+    default = "" if not hint else "required" if hint[1] is None else f"`{hint[1]}`"
+    value = "" if action.nargs == 0 else str(action.metavar or "")
+    value = value.replace("|", " or ").replace(",", ", ")
     flag = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in action.option_strings or [""])
-    shown = f"`{default}`" if default not in ("", "None", "required") else default
-    return f"| {flag} | {'' if shown == 'None' else shown} | {' '.join(meaning.split())} |"
-
-
-def _plain(value: str) -> str:
-    """The kind of value without what typing adds: a flag that is left out is None."""
-    value = value.replace("{None}|", "").replace("{None,", "{")
-    return value.replace("|", " or ").replace(",", ", ")
+    return f"| {flag} | {default} | {meaning.replace('|', '&#124;')} |"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Songs of a data set that cannot be read: named once, passed over, and never more than a tenth."""
+"""Unreadable files of a data set: each is reported once, and too many are an error."""
 
 from __future__ import annotations
 
@@ -8,49 +8,54 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-__all__ = ["LIMIT", "Unreadable", "warn_on_stderr"]
+__all__ = ["LIMIT", "BadFiles", "warn_on_stderr"]
 
 LIMIT = 0.1
-"""More than so large a share of the songs ends the run."""
+"""Largest share of songs with unreadable files."""
 NAMED = 10
-"""So many files stand in the error's message; the warnings name them all."""
+"""Number of files that the error names; the warnings name all."""
 
 
-class Unreadable:
-    """What could not be read so far.
+class BadFiles:
+    """The unreadable files of a data set so far.
 
-    Processes that load data for another have one each: `files` of theirs goes into `learn` of its.
+    Each DataLoader worker keeps its own record; the main process merges it with
+    `learn(worker.files)`.
     """
 
     def __init__(self, songs: int):
-        """Nothing yet, of so many songs."""
+        """Start without bad files.
+
+        Args:
+            songs: number of songs in the data set.
+        """
         self._songs = songs
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.files: dict[str, tuple[str, str]] = {}
-        """{path: (song, what is wrong with it)}."""
+        """{path: (song, reason)}."""
 
     def add(self, song: str, path: Path, error: Exception) -> None:
-        """Note a file; only its first error counts."""
+        """Record a file; only its first error counts."""
         reason = " ".join(str(error).split())
         reason = reason if str(path) in reason else f"{path}: {reason}"
         self.files.setdefault(str(path), (song, reason))
 
     def learn(self, files: Mapping[str, tuple[str, str]]) -> None:
-        """Note what another process has found."""
-        for path, found in files.items():
-            self.files.setdefault(path, found)
+        """Merge the record of another process."""
+        for path, song_and_reason in files.items():
+            self.files.setdefault(path, song_and_reason)
 
     def news(self) -> list[str]:
-        """A warning for every file that was not told before."""
-        fresh = [path for path in self.files if path not in self._told]
-        self._told.update(fresh)
-        return [f"passed over what cannot be read: {self.files[path][1]}" for path in fresh]
+        """A warning for every file that has not been reported yet."""
+        fresh = [path for path in self.files if path not in self._reported]
+        self._reported.update(fresh)
+        return [f"skipped an unreadable file: {self.files[path][1]}" for path in fresh]
 
     def check(self) -> None:
-        """Give up where it is too much.
+        """Refuse a data set with too many bad files.
 
         Raises:
-            ValueError: more than a tenth of the songs have a file that cannot be read.
+            ValueError: more than a tenth of the songs have an unreadable file.
         """
         songs = {song for song, _ in self.files.values()}
         if len(songs) > LIMIT * self._songs:
@@ -60,12 +65,12 @@ class Unreadable:
             )
 
     def names(self) -> str:
-        """The files and what is wrong with them, the first few."""
+        """The first few files with their errors."""
         reasons = [reason for _, reason in self.files.values()]
         more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
         return "; ".join(reasons[:NAMED]) + more
 
 
 def warn_on_stderr(message: str) -> None:
-    """One line, beside a progress bar if there is one."""
+    """Print one line, beside a progress bar if there is one."""
     tqdm.write(f"warning: {message}", file=sys.stderr)

@@ -1,6 +1,6 @@
-"""Batches of a run: training step s reads fixed items, however it is computed.
+"""Batches of a run: training step s reads the same items with any number of processes.
 
-A resumed run just starts at the right one.
+A resumed run starts at its step.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from jukebox_core.training.distributed import available_cores
 __all__ = ["Batches", "Items", "collate"]
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where Linux keeps the memory that processes share."""
+"""Linux keeps the memory that processes share here."""
 PREFETCHED = 2
-"""Batches that every worker prepares ahead (PyTorch's default)."""
+"""Batches that each worker prepares ahead (PyTorch's default)."""
 
 
 class Items(Protocol):
-    """A map-style data set of endless items [R, length]; what `Batches` reads."""
+    """A map-style data set of endless items [R, length]."""
 
     rows: int
 
@@ -38,20 +38,20 @@ class Items(Protocol):
 
 
 def collate(items: Sequence[Tensor]) -> Tensor:
-    """Items [R, ...] to a batch [R * B, ...] ordered by row: all first rows, then all second."""
+    """Join items [R, ...] to a batch [R * B, ...]: all first rows, then all second, and so on."""
     return torch.stack(list(items), dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run, in an order that depends on the step alone.
+    """The batches of a run, in an order that depends only on the step.
 
-    One optimiser step is `accumulate` batches on each of `processes`; all of them together hold
+    One optimiser step is `accumulate` batches on each of `processes` processes; together they hold
     `batch_size` rows and read the items `step * n` to `(step + 1) * n - 1`, n = batch_size / R.
 
     Raises:
-        ValueError: `batch_size` does not divide that way, or there are too many workers for the
-            machine.
+        ValueError: `batch_size` does not divide in this way, or the machine has too few cores for
+            the workers.
     """
 
     items: Items
@@ -63,7 +63,7 @@ class Batches:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide, and too many workers for the cores."""
+        """Refuse a batch size that does not divide and too many workers."""
         cores = available_cores()
         most = max(16, 4 * cores)
         hint = f"this machine has {cores} cores"
@@ -82,7 +82,7 @@ class Batches:
         return self.batch_size // self.items.rows
 
     def indices(self, start: int, stop: int) -> Iterator[list[int]]:
-        """The items of every batch of this process from step `start` to before step `stop`."""
+        """The items of every batch of this process from step `start` to step `stop - 1`."""
         count = self.items_per_step
         parts = self.processes * self.accumulate
         for step in range(start, stop):
@@ -98,11 +98,11 @@ class Batches:
         Args:
             start: first step.
             stop: the step after the last.
-            warn: is told, in this process, of every file that the items could not read, once.
+            warn: called in this process, once for every unreadable file.
 
         Raises:
             ValueError: the shared memory is too small for the workers' batches. While reading: an
-                item cannot be made, or more than a tenth of the songs cannot be read.
+                item is unreadable, or more than a tenth of the songs.
         """
         self.require_shared_memory()
         loader: DataLoader = DataLoader(
@@ -113,12 +113,12 @@ class Batches:
             num_workers=self.workers,
             prefetch_factor=PREFETCHED if self.workers else None,
             pin_memory=self.pin_memory,
-            # A generator of its own: the loader would draw from the global one, which would make
-            # a resumed run differ from one that never stopped.
+            # Without its own generator, the loader would draw from the global one: a resumed run
+            # would then differ from an uninterrupted one.
             generator=torch.Generator(),
         )
-        # The workers start here and not with the first batch: what the caller does to the
-        # process in between, such as to its signals, is not theirs.
+        # Start the workers here and not with the first batch: they must not inherit what the
+        # caller changes in between, such as signal handlers.
         return self._unpacked(iter(loader), warn)
 
     def require_shared_memory(self, loaders: int = 1) -> None:
@@ -145,30 +145,30 @@ class Batches:
             )
 
     def _unpacked(self, loaded: Iterator[_Loaded], warn: Callable[[str], None]) -> Iterator[Tensor]:
-        unreadable = getattr(self.items, "unreadable", None)
+        bad_files = getattr(self.items, "bad_files", None)
         try:
             for batch, files in loaded:
-                if unreadable is not None:
-                    unreadable.learn(files)
-                    for message in unreadable.news():
+                if bad_files is not None:
+                    bad_files.learn(files)
+                    for message in bad_files.news():
                         warn(message)
-                    unreadable.check()
+                    bad_files.check()
                 if isinstance(batch, ValueError):
                     raise batch
                 yield batch
         finally:
-            del loaded  # ends the workers now; kept by an error's traceback they take long to end
+            del loaded  # end the workers now; a traceback would keep them alive
 
 
 class _Loaded(NamedTuple):
-    """A batch or why there is none, and the unreadable files that its process knows of."""
+    """A batch, or the error that prevents it, and the bad files of the process that made it."""
 
     batch: Tensor | ValueError
     files: dict[str, tuple[str, str]]
 
 
 class _Sampler:
-    """Indices for a data loader, made as they are read: all of them may not fit in memory."""
+    """Indices for a data loader, made lazily: all of them may not fit in memory."""
 
     def __init__(self, indices: Callable[[], Iterator[list[int]]]):
         self._indices = indices
@@ -178,9 +178,9 @@ class _Sampler:
 
 
 class _Batch(Dataset):
-    """Maps the numbers of items to their batch.
+    """Maps the indices of items to their batch.
 
-    Errors are returned: raised in a worker, they would arrive as the text of a traceback.
+    It returns errors: raised in a worker, they would arrive as the text of a traceback.
     """
 
     def __init__(self, items: Items):
@@ -192,9 +192,9 @@ class _Batch(Dataset):
             batch = collate([self._items[index] for index in indices])
         except ValueError as error:
             batch = error
-        unreadable = getattr(self._items, "unreadable", None)
-        # A copy: a queue turns it into bytes later, in a thread of its own.
-        return _Loaded(batch, dict(unreadable.files) if unreadable else {})
+        bad_files = getattr(self._items, "bad_files", None)
+        # Copy: a queue serialises it later, in another thread.
+        return _Loaded(batch, dict(bad_files.files) if bad_files else {})
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Parts of a data set's audio files, the whole of them in memory where there is room."""
+"""Cached reading of a data set's audio files."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ __all__ = ["AudioCache"]
 
 
 class AudioCache:
-    """Reads parts of mono files; keeps whole decoded files until a budget of bytes is spent.
+    """Reads parts of mono files; keeps decoded files in memory up to a budget in bytes.
 
-    What a read returns, or whether it fails, depends on the file and the place and not on what is
-    kept: a file that is damaged somewhere is read in parts, of which the others are good.
+    The result of a read, or its failure, depends only on the file and the place, not on the cache:
+    undamaged parts of a damaged file stay readable.
     """
 
     def __init__(self, budget: int = 1 << 30):
         self._budget = budget
         self._used = 0
         self._kept: dict[Path, Tensor] = {}
-        self._wrong: dict[Path, str | None] = {}
+        self._errors: dict[Path, str | None] = {}
         self._damaged: set[Path] = set()
 
     def read(self, path: Path, start: int, length: int, samples: int) -> Tensor:
-        """[length] samples from `start` of a file that has `samples` of them.
+        """Samples [length] from `start` of a file with `samples` samples.
 
         Raises:
-            OSError: there is no such file, or it may not be read.
-            ValueError: this part of it cannot be decoded, or it has another number of samples.
+            OSError: the file is missing, or reading it is not permitted.
+            ValueError: this part cannot be decoded, or the file has another number of samples.
         """
         if path not in self._kept and self._room(samples) and path not in self._damaged:
             self._keep(path, samples)
@@ -49,7 +49,7 @@ class AudioCache:
     def _keep(self, path: Path, samples: int) -> None:
         self._check_length(path, samples)
         try:
-            # Not `audio.load`, which has ffmpeg make something of a damaged file.
+            # Not `audio.load`: with ffmpeg it would conceal damage.
             kept = audio.load_segment(path, 0, samples)[0].clone()
         except ValueError:
             self._damaged.add(path)
@@ -58,20 +58,20 @@ class AudioCache:
             self._used += kept.nbytes
 
     def _check_length(self, path: Path, samples: int) -> None:
-        """Compare the header with the manifest; both, once read, stay as they were."""
-        if path not in self._wrong:
-            self._wrong[path] = _wrong_with(path, samples)
-        wrong = self._wrong[path]
-        if wrong is not None:
-            raise ValueError(wrong)
+        """Compare the header with the manifest, once per file."""
+        if path not in self._errors:
+            self._errors[path] = _header_error(path, samples)
+        error = self._errors[path]
+        if error is not None:
+            raise ValueError(error)
 
 
-def _wrong_with(path: Path, samples: int) -> str | None:
-    """Why a file is not the one of the manifest, as far as its header tells."""
+def _header_error(path: Path, samples: int) -> str | None:
+    """How a file's header contradicts the manifest, if it does."""
     try:
         frames = audio.info(path).frames
     except ValueError as error:
         return str(error)
     if frames != samples:
-        return f"{path} has {frames} samples, its manifest says {samples}: prepare again"
+        return f"{path} has {frames} samples, the manifest has {samples}: prepare the data again"
     return None

@@ -1,4 +1,4 @@
-"""Reading a prepared data set: the manifest that `scripts.prepare_slakh` writes."""
+"""The manifest of a prepared data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jukebox_core.checks import require
-from jukebox_core.files import sha256
 
 __all__ = [
     "MANIFEST_NAME",
@@ -16,7 +15,6 @@ __all__ = [
     "Manifest",
     "Track",
     "load_manifest",
-    "verify_checksums",
 ]
 
 MANIFEST_NAME = "manifest.json"
@@ -32,7 +30,8 @@ class Track:
     samples: int
     mixture: Path
     sources: dict[str, Path]
-    checksums: dict[str, str]  # SHA-256 by source name, and of "mixture"
+    checksums: dict[str, str]
+    """SHA-256 of every source file, and of the mixture under `mixture`."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -44,7 +43,7 @@ class Track:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared data set; all paths are absolute or relative to the working directory."""
+    """A prepared data set; paths are absolute or relative to the working directory."""
 
     root: Path
     sample_rate: int
@@ -61,7 +60,7 @@ class Manifest:
             require(f"alpha of {name}", weight, above=0)
 
     def split(self, name: str) -> list[Track]:
-        """The tracks of one split (`train`, `validation` or `test`); it may have none."""
+        """The tracks of a split (`train`, `validation` or `test`), maybe none."""
         return [track for track in self.tracks if track.split == name]
 
 
@@ -69,16 +68,13 @@ def load_manifest(folder: str | Path) -> Manifest:
     """Read `folder/manifest.json` and check that the files it names exist.
 
     Raises:
-        FileNotFoundError: There is no manifest, or a file of a track is missing.
-        ValueError: The manifest is not one, or of a later version.
+        FileNotFoundError: the manifest or a file of a track is missing.
+        ValueError: the file is not a manifest, or has another version.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no {MANIFEST_NAME} in {root}: prepare the data first "
-            f"(python -m scripts.prepare_slakh --slakh DIR --output {root})"
-        )
+        raise FileNotFoundError(f"there is no {MANIFEST_NAME} in {root}: prepare the data first")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content["version"]
@@ -88,13 +84,13 @@ def load_manifest(folder: str | Path) -> Manifest:
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
-            f"{path} is not a manifest of prepared data ({what}): run scripts.prepare_slakh again"
+            f"{path} is not a manifest of prepared data ({what}): prepare the data again"
         ) from error
     for track in manifest.tracks:
         for file in (track.mixture, *track.sources.values()):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"{file} is in {path} but does not exist: run scripts.prepare_slakh again"
+                    f"{file} is in {path} but does not exist: prepare the data again"
                 )
     return manifest
 
@@ -126,14 +122,3 @@ def _number(value: Any) -> Any:
 def _whole(value: Any) -> Any:
     """Turn a number written as 22050.0 into an integer; leave anything else unchanged."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def verify_checksums(manifest: Manifest) -> None:
-    """Read every file and compare its SHA-256 with the manifest's; ValueError names the first."""
-    for track in manifest.tracks:
-        for name, file in {"mixture": track.mixture, **track.sources}.items():
-            if sha256(file) != track.checksums[name]:
-                raise ValueError(
-                    f"{file} has changed since it was prepared: its SHA-256 is not the manifest's; "
-                    "run scripts.prepare_slakh again"
-                )

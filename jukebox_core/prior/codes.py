@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from jukebox_core.audio.transposition import room, span, transpose
 from jukebox_core.checks import require
 from jukebox_core.config import VQVAEConfig
-from jukebox_core.datasets.bad_files import Unreadable, warn_on_stderr
+from jukebox_core.datasets.bad_files import BadFiles, warn_on_stderr
 from jukebox_core.datasets.cache import AudioCache
 from jukebox_core.datasets.crops import long_enough
 from jukebox_core.datasets.manifest import Track
@@ -107,16 +107,16 @@ def encode_songs(
     require("shifts", shifts, whole=True, at_least=1, at_most=hop, hint="samples in a code")
     songs = []
     usable = long_enough(tracks, span(crop + hop, transpose_semitones))
-    unreadable, files = Unreadable(len(usable)), AudioCache(0)
+    bad_files, files = BadFiles(len(usable)), AudioCache(0)
     for track in usable:
         path = track.sources[source]
         try:
             waveform = files.read(path, 0, track.samples, track.samples)
         except (OSError, ValueError) as error:
-            unreadable.add(track.name, path, error)
-            for message in unreadable.news():
+            bad_files.add(track.name, path, error)
+            for message in bad_files.news():
                 warn(message)
-            unreadable.check()
+            bad_files.check()
             continue
         for semitones in keys:
             key = transpose(waveform[None], semitones, room(len(waveform), semitones))[0]

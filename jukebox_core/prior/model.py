@@ -134,14 +134,9 @@ class AutoregressivePrior(nn.Module):
                 x = block(x)
         return self.head(x)
 
-    def bits_per_code(self, codes: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Mean negative log2-likelihood per code of [B, T], the training loss.
-
-        Args:
-            codes: to predict.
-            seen: what the model sees in their place, [B, T]; default: the codes themselves.
-        """
-        logits = self(codes if seen is None else seen).float()
+    def bits_per_code(self, codes: Tensor) -> Tensor:
+        """Mean negative log2-likelihood per code of [B, T], the training loss."""
+        logits = self(codes).float()
         return F.cross_entropy(logits.flatten(0, 1), codes.flatten()) / math.log(2)
 
     def new_cache(self, batch_size: int, length: int) -> PriorCache:

@@ -23,8 +23,8 @@ from jukebox_core.checkpoints import (
     load_prior_config,
 )
 from jukebox_core.checks import require
-from jukebox_core.config import PRESETS
 from jukebox_core.files import sha256
+from jukebox_core.presets import PRESETS
 from jukebox_core.separation.calibration import Calibration, load_calibration
 from jukebox_core.separation.separator import Sizes
 

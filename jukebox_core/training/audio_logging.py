@@ -1,9 +1,9 @@
-"""Sound and pictures of a run: what a codec makes of some audio, in files of the run's folder.
+"""Audio logging: clips and spectrograms of a codec's reconstructions, in the run folder.
 
 RUN/media/step_00000500/NAME.LABEL.wav
-RUN/media/step_00000500/NAME.png        the spectrograms of all labels, one below the other
+RUN/media/step_00000500/NAME.png        spectrograms of all labels, one below the other
 
-Only those of the last few steps stay.
+Only the files of the last few steps stay.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from torch import Tensor
 from jukebox_core import audio as sound
 from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.files import atomic_path, remove_owned
+from jukebox_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["MEDIA", "Clips", "MediaTracker", "pixels", "reconstructions", "spectrograms"]
+__all__ = ["MEDIA", "Clips", "AudioTracker", "pixels", "reconstructions", "spectrograms"]
 
 MEDIA = "media"
 STFT = (1024, 256, 1024)
-"""n_fft, hop, window of the pictures."""
+"""n_fft, hop, window of the spectrograms."""
 FLOOR = -80.0
-"""Decibels below the loudest bin that are shown."""
+"""Lowest level shown, in decibels relative to the loudest bin."""
 
 
 class Clips(NamedTuple):
-    """Waveforms {label: [T]} that belong together: the arguments of `Tracker.media`."""
+    """Waveforms {label: [T]} to compare: the arguments of `Tracker.log_audio`."""
 
     name: str
     audio: Mapping[str, Tensor]
@@ -46,12 +47,12 @@ class Clips(NamedTuple):
 
 @torch.no_grad()
 def reconstructions(codec: VQVAE, batch: Tensor, names: Sequence[str]) -> list[Clips]:
-    """What went in and what comes out, of the first item of a batch.
+    """The first item of a batch and its reconstruction.
 
     Args:
         codec: in eval mode.
         batch: [R * B, T], ordered by row (see `batches.collate`).
-        names: of the R rows.
+        names: names of the R rows.
     """
     originals = batch[:: len(batch) // len(names)]
     decoded = codec.decode(codec.encode(originals))
@@ -62,7 +63,7 @@ def reconstructions(codec: VQVAE, batch: Tensor, names: Sequence[str]) -> list[C
 
 
 def spectrograms(audio: Mapping[str, Tensor], rate: int) -> Figure:
-    """The spectrograms of waveforms {label: [T]}, one below the other, all on one scale."""
+    """Draw the spectrograms of waveforms {label: [T]} one below the other, on one scale."""
     from matplotlib.figure import Figure
 
     levels = {label: decibels(waveform) for label, waveform in audio.items()}
@@ -82,12 +83,12 @@ def spectrograms(audio: Mapping[str, Tensor], rate: int) -> Figure:
         )
         panel.set(title=label, ylabel="kHz")
     panels[-1].set_xlabel("seconds")
-    figure.colorbar(image, ax=list(panels), label="dB, the loudest being 0")
+    figure.colorbar(image, ax=list(panels), label="dB relative to the loudest")
     return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """A figure drawn, [H, W, 4] bytes."""
+    """Render a figure as bytes [H, W, 4]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -96,44 +97,38 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def decibels(waveform: Tensor) -> Tensor:
-    """Spectrogram [F, frames] of [T] in decibels; digital silence is -200."""
+    """Spectrogram [F, frames] of a waveform [T] in decibels; digital silence is -200."""
     waveform = waveform.detach().float().cpu().nan_to_num()
-    missing = max(0, STFT[0] - len(waveform))  # its edges are mirrored, which needs some length
+    missing = max(0, STFT[0] - len(waveform))  # mirroring the edges needs some length
     padded = torch.nn.functional.pad(waveform, (0, missing))
     return 20 * magnitudes(padded.unsqueeze(0), STFT)[0].clamp_min(1e-10).log10()
 
 
-class MediaTracker:
-    """Writes what there is to hear and see into the run folder, of the last `keep` steps.
+class AudioTracker(Tracker):
+    """Writes clips and spectrograms of the last `keep` logged steps into the run folder.
 
-    It may fail at any time, the disk being full or the audio not finite: training goes on.
+    If the disk is full or the audio is not finite, it warns and training continues.
     """
 
     def __init__(self, folder: str | Path, keep: int = 3):
-        """Nothing is written yet.
+        """Write nothing yet.
 
         Raises:
             ValueError: `keep` is negative.
         """
         if keep < 0:
-            raise ValueError(f"media of {keep} steps to keep, expected 0 or more")
+            raise ValueError(f"keep is {keep}, expected 0 or more")
         self._folder = Path(folder) / MEDIA
         self._keep = keep
 
     def start(self, step: int, steps: int) -> None:
-        """Delete those of later steps, which will be made again."""
+        """Delete files of later steps, which training will write again."""
         for folder in self._steps():
             if folder.name > _name(step):
                 _remove(folder)
 
-    def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
-        """Numbers are no media."""
-
-    def warn(self, message: str) -> None:
-        """Nor are warnings."""
-
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """Write the waveforms (16 bits) and their spectrograms; delete the oldest step's."""
+    def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Write the waveforms (16 bits) and their spectrograms; delete the oldest step."""
         if not self._keep:
             return
         folder = self._folder / _name(step)
@@ -147,13 +142,10 @@ class MediaTracker:
                 _remove(old)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            print(f"warning: no media of step {step} ({reason})", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Nothing is open."""
+            print(f"warning: no audio of step {step} ({reason})", file=sys.stderr, flush=True)
 
     def _steps(self) -> list[Path]:
-        """The folders there are, by step."""
+        """The folders of all steps, in order."""
         return sorted(
             p for p in self._folder.glob("step_*") if re.fullmatch(r"step_\d{8,}", p.name)
         )

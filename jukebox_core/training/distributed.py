@@ -1,4 +1,4 @@
-"""The process a run lives in: devices, random generators, signals."""
+"""Processes of a run: launchers, devices, random generators, signals."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ T = TypeVar("T")
 
 
 class _KeepInputs(MixedPrecision):
-    """Autocast without Fabric's rounding of the inputs: the target waveform keeps its 24 bits."""
+    """Autocast that does not round the inputs: the target waveform keeps its 24 bits."""
 
     def convert_input(self, data: Any) -> Any:
-        """Leave the batch as it is."""
+        """Return the batch unchanged."""
         return data
 
 
@@ -60,8 +60,8 @@ def make_fabric(
 ) -> Fabric:
     """Fabric on a device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
 
-    Under torchrun, mpiexec or SLURM the processes are those that it started; `devices` and
-    `num_nodes` count where nothing else did.
+    torchrun, mpiexec and SLURM set the number of processes; without them, `devices` and `num_nodes`
+    do.
 
     Raises:
         ValueError: the device does not exist or does not support the precision, there are too few
@@ -75,13 +75,13 @@ def make_fabric(
         raise ValueError(f"precision 16-mixed needs CUDA, the device is {name}; use bf16-mixed")
     require("devices", devices, whole=True, at_least=1)
     require("num_nodes", num_nodes, whole=True, at_least=1)
-    environment, world, here = _launched()
+    environment, world, local = _launched()
     plugins: list[Any] = []
     if environment is not None and world > 1:
-        devices, num_nodes = here, _nodes(world, here)
+        devices, num_nodes = local, _nodes(world, local)
         plugins.append(environment)
     else:
-        # A few more processes than CPU cores are allowed, for tests.
+        # Tests may use a few more processes than CPU cores.
         most = max(8, available_cores()) if name == "cpu" else _device_counts()[name]
         hint = f"{name} of this machine"
         require("devices", devices, whole=True, at_least=1, at_most=most, hint=hint)
@@ -133,31 +133,31 @@ def _require_launcher(num_nodes: int) -> None:
     """Refuse several machines without a launcher: their processes would wait forever.
 
     Raises:
-        ValueError: the environment does not say where the processes meet.
+        ValueError: the environment lacks the address where the processes meet.
     """
     missing = [
         name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if not os.environ.get(name)
     ]
     if num_nodes > 1 and missing:
         raise ValueError(
-            f"num_nodes is {num_nodes}, and nothing started the other machines' processes: use "
+            f"num_nodes is {num_nodes}, but no launcher started the processes: use "
             f"torchrun, mpiexec or srun, or set {', '.join(missing)} on every machine"
         )
 
 
 def _ddp() -> DDPStrategy:
     """Data parallel; all ranks compute the same codebooks, so buffers are not broadcast."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options: dict[str, Any] = {name: False}
     return DDPStrategy(**options)
 
 
 def launch(fabric: Fabric) -> None:
-    """Connect the processes, until the interpreter ends.
+    """Connect the processes, and disconnect them when the interpreter exits.
 
-    Fabric leaves gloo's group to the end of the process, where its threads may still run: then
-    the process aborts after its work is done.
+    Fabric does not destroy gloo's group: its threads may still run at exit, and abort the process
+    after its work is done.
     """
     fabric.launch()
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
@@ -170,23 +170,24 @@ def _leave_group() -> None:
 
 
 class Ranks:
-    """The processes that share one command's work: torchrun's, mpiexec's, SLURM's, or this alone.
+    """The processes of torchrun, mpiexec or SLURM that share one command's work, or only this one.
 
-    They exchange Python objects on the CPU; each works on a device of its own.
+    They exchange Python objects on the CPU; each computes on its own device.
     """
 
     def __init__(self) -> None:
         """Find the other processes and connect to them.
 
         Raises:
-            ValueError: mpiexec without mpi4py, or machines with different numbers of processes.
+            ValueError: mpi4py is missing under mpiexec, or machines have different numbers of
+                processes.
         """
         environment, world, local = _launched()
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
         if environment is None or world == 1:
             return
         nodes = _nodes(world, local)
-        # Ranks wait for the slowest at the end: hours, not the half hour of the default.
+        # Ranks wait for the slowest at the end, maybe hours; the default is half an hour.
         strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
         fabric = Fabric(
             accelerator="cpu",
@@ -215,11 +216,11 @@ class Ranks:
         return values[0]
 
     def on_first(self, make: Callable[[], T]) -> T:
-        """What `make`, called on the first rank alone, returns; as `together` where it fails."""
+        """Call `make` only on the first rank; return its result on all. Errors as in `together`."""
         return self.broadcast(self.together(make if self.rank == 0 else lambda: None))  # type: ignore[return-value]
 
     def together(self, make: Callable[[], T]) -> T:
-        """`make()` on every rank; where it fails on any, all stop, and one raises the error."""
+        """`make()` on every rank; if it fails on any, all stop, and one raises the error."""
         value, error = None, None
         try:
             value = make()
@@ -233,10 +234,10 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def device(self, name: str) -> str:
-        """The device for this rank of a kind (auto, cpu, cuda, mps): ranks on one host share GPUs.
+        """This rank's device of a kind (auto, cpu, cuda, mps); the ranks of a host share its GPUs.
 
         Raises:
-            ValueError: one GPU by number, for many processes.
+            ValueError: the name has a GPU's number, but there are several processes.
         """
         if self.local_size == 1:
             return name
@@ -250,7 +251,7 @@ class Ranks:
 
 
 def share_of_cores(processes: int) -> int | None:
-    """CPU threads for one of so many processes of this machine; None: alone, as PyTorch has it."""
+    """CPU threads for one of `processes` on this machine; None: PyTorch's default, for one."""
     return None if processes == 1 else max(1, available_cores() // processes)
 
 
@@ -264,12 +265,13 @@ def set_threads(threads: int | None, processes: int = 1) -> None:
     """Set the CPU threads of PyTorch in this process.
 
     Args:
-        threads: how many; None: this process's share of the cores, or PyTorch's default if there
-            is only one process.
+        threads: number of threads; None: this process's share of the cores, or PyTorch's default
+            for one process.
         processes: number of processes that share this machine.
 
     Raises:
-        ValueError: not a valid number, or so many threads that starting them may kill the process.
+        ValueError: the number is invalid, or so large that starting the threads may kill the
+            process.
     """
     if threads is not None:
         cores = available_cores()
@@ -280,15 +282,15 @@ def set_threads(threads: int | None, processes: int = 1) -> None:
         torch.set_num_threads(count)
 
 
-def _nodes(world: int, here: int) -> int:
-    """Machines, each with as many processes as this one."""
-    if world % here:
-        raise ValueError(f"{world} processes, {here} of them here: start as many on each host")
-    return world // here
+def _nodes(world: int, local: int) -> int:
+    """Number of machines; each must have as many processes as this one."""
+    if world % local:
+        raise ValueError(f"{world} processes, {local} of them here: start as many on each host")
+    return world // local
 
 
 def _launched() -> tuple[ClusterEnvironment | None, int, int]:
-    """What started this process besides others, how many it started, and how many of them here."""
+    """The launcher (torchrun, SLURM, MPI or none), the world size and the local size."""
     if TorchElasticEnvironment.detect():
         return (
             TorchElasticEnvironment(),
@@ -299,18 +301,18 @@ def _launched() -> tuple[ClusterEnvironment | None, int, int]:
         slurm = SLURMEnvironment()
         world, nodes = slurm.world_size(), int(os.environ.get("SLURM_NNODES", "1"))
         return slurm, world, -(-world // nodes)
-    told = [int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
-    if max(told) == 1:
+    sizes = [int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    if max(sizes) == 1:
         return None, 1, 1
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: without an MPI library
         raise ValueError(
-            f"mpiexec started {max(told)} processes, which need mpi4py to find each other: "
+            f"mpiexec started {max(sizes)} processes, which need mpi4py to find each other: "
             "pip install mpi4py mpich"
         ) from error
-    here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    return MPIEnvironment(), MPI.COMM_WORLD.Get_size(), here.Get_size()
+    local = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    return MPIEnvironment(), MPI.COMM_WORLD.Get_size(), local.Get_size()
 
 
 def seed_everything(seed: int) -> None:
@@ -345,7 +347,7 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
 
 
 class Signals:
-    """While open, SIGTERM and Ctrl-C are noted in `received`; a second Ctrl-C interrupts."""
+    """Inside the block, `received` records SIGTERM and Ctrl-C; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.received: int | None = None

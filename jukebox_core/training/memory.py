@@ -1,4 +1,4 @@
-"""What a training step needs of the memory: parameters, gradients, optimiser, activations."""
+"""Memory of a training step: parameters, gradients, optimiser, activations."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = [
 ]
 
 SHARE = 0.7
-"""Of the free memory that what is counted may take; the rest is for what comes and goes."""
+"""Fraction of free memory to plan for; the rest covers temporaries."""
 
 
 @contextmanager
 def fake_tensors() -> Iterator[None]:
-    """Tensors made within have shapes and no data: paper-size models take no memory, no time."""
-    _hann.cache_clear()  # a window made within is fake, too
+    """Inside the block, tensors have shapes but no data: models take neither memory nor time."""
+    _hann.cache_clear()  # a window made inside is fake, too
     try:
         with FakeTensorMode():
             yield
@@ -40,7 +40,7 @@ def fake_tensors() -> Iterator[None]:
 
 
 class TrainingBytes(NamedTuple):
-    """Bytes of one process, with AdamW and a weight average; activations are of one crop."""
+    """Bytes in one process, with AdamW and a weight average; activations of one crop."""
 
     parameters: int
     gradients: int
@@ -50,22 +50,22 @@ class TrainingBytes(NamedTuple):
 
     @property
     def fixed(self) -> int:
-        """What does not grow with the batch."""
+        """Bytes that do not grow with the batch."""
         return self.parameters + self.gradients + self.optimiser + self.average
 
 
 def training_bytes(objective: nn.Module, batch: Tensor, averaged: bool = True) -> TrainingBytes:
-    """Of `objective`, whose forward pass over the batch [B, T] shows the activations."""
+    """Measure the bytes of `objective`, with activations from a forward pass of batch [B, T]."""
     model = _model_bytes(objective, averaged)
     return model._replace(activations=saved_bytes(objective, batch) / len(batch))
 
 
 def _model_bytes(objective: nn.Module, averaged: bool) -> TrainingBytes:
     """Bytes of a training step without activations."""
-    every = [*objective.parameters(), *objective.buffers()]
+    tensors = [*objective.parameters(), *objective.buffers()]
     trained = sum(p.nbytes for p in objective.parameters() if p.requires_grad)
     return TrainingBytes(
-        parameters=sum(p.nbytes for p in every),
+        parameters=sum(x.nbytes for x in tensors),
         gradients=trained,
         optimiser=2 * trained,
         average=trained if averaged else 0,
@@ -84,22 +84,22 @@ def require_memory(
     moments: float = 1.0,
     mixed: bool = False,
 ) -> None:
-    """Refuse a training that does not fit in memory, before anything is allocated.
+    """Refuse a training that does not fit in memory, before allocating anything.
 
     The estimate is a lower bound: a training that passes may still be too large.
 
     Args:
         build: makes the objective; called inside `fake_tensors`.
         batch: makes a few crops [B, T], or codes; also called inside `fake_tensors`.
-        crops: number of crops that one process computes at a time.
+        crops: crops that one process computes at a time.
         device: device of the training.
         processes: number of processes that share the device's memory.
         averaged: whether a weight average is kept.
-        moments: share of the optimiser's state that one process keeps.
+        moments: share of the optimiser state that one process keeps.
         mixed: whether autocast stores activations in 16 bits.
 
     Raises:
-        ValueError: it needs more than is free; the message has both figures.
+        ValueError: the training needs more than the free memory; the message has both figures.
     """
     free = free_bytes(device) / processes
     with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -127,17 +127,17 @@ def require_memory(
 def saved_bytes(objective: nn.Module, batch: Tensor) -> int:
     """Bytes that a forward pass in training mode keeps for the backward pass.
 
-    Storages are counted once, parameters and the batch not. It runs on real tensors, and under
-    `fake_tensors` without memory or time; the objective is left as it is.
+    Each storage counts once; parameters and the batch do not count. Works on real tensors and on
+    fake ones (see `fake_tensors`); the objective does not change.
     """
-    # What is known or kept is held, so that no other storage takes its place in memory.
+    # Keep references, so that no new storage reuses an address.
     held = [*objective.parameters(), *objective.buffers(), batch]
-    known = {_storage(x) for x in held}
+    excluded = {_storage(x) for x in held}
     seen: dict[Any, int] = {}
 
     def pack(x: Tensor) -> Tensor:
         key = _storage(x)
-        if key not in known and key not in seen:
+        if key not in excluded and key not in seen:
             seen[key] = x.untyped_storage().nbytes()
             held.append(x)
         return x
@@ -149,13 +149,13 @@ def saved_bytes(objective: nn.Module, batch: Tensor) -> int:
 
 
 def crops_that_fit(objective: nn.Module, item: Tensor, device: torch.device, processes: int) -> int:
-    """Crops to compute at a time, at least those of one item.
+    """Number of crops to compute at a time, at least one item's.
 
     Args:
         objective: on the device.
-        item: [R, T] crops, or codes, that stay together.
-        device: of the training.
-        processes: that share the memory.
+        item: crops or codes [R, T] that stay together.
+        device: device of the training.
+        processes: number of processes that share the memory.
     """
     needed = training_bytes(objective, item.to(device))
     free = SHARE * free_bytes(device) / processes - (needed.fixed - needed.parameters)
@@ -164,7 +164,7 @@ def crops_that_fit(objective: nn.Module, item: Tensor, device: torch.device, pro
 
 @contextmanager
 def _untouched(objective: nn.Module) -> Iterator[None]:
-    """Training mode; the codebooks are there without a look at the data. Undone at the end."""
+    """Training mode with initialised codebooks; restores the objective at the end."""
     training = objective.training
     stored = [buffer.clone() for buffer in objective.buffers()]
     bottlenecks = [m for m in objective.modules() if isinstance(m, Bottleneck)]

@@ -24,11 +24,11 @@ def build_optimizer(
     """AdamW (decoupled weight decay) over the trainable parameters; vectors are not decayed.
 
     Args:
-        module: whose parameters.
+        module: module to train.
         config: rates and decays.
-        fused: PyTorch's one-kernel update.
-        sharded: every process of torch.distributed holds the moments of its share of the
-            parameters, and sends the others what it updated (ZeRO, arXiv 1910.02054, stage 1).
+        fused: use PyTorch's fused kernel.
+        sharded: each process of torch.distributed keeps the moments of its share of the parameters
+            and sends the updated ones to the others (ZeRO stage 1, arXiv 1910.02054).
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
@@ -44,9 +44,10 @@ def build_optimizer(
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 0.0) -> float:
-    """The rate of step `step` (from 0) of `steps`: linear warm-up, constant, cosine to zero.
+    """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, cosine to zero.
 
-    `position` is where a time budget puts the run, in steps: the decay follows whichever is ahead.
+    `position` is the run's progress through its time budget, in steps: the decay follows whichever
+    is ahead.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if not config.decay_steps:
@@ -58,8 +59,8 @@ def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 
 class WeightAverage:
     """Exponential average of a module's trainable parameters.
 
-    Step t (from 0) decays by min(decay, (1 + t) / (10 + t)), so that a short run is not an average
-    over its random start. Buffers, the codebooks among them, are not averaged.
+    Step t (from 0) decays by min(decay, (1 + t) / (10 + t)), so that a short run does not average
+    over its random start. Buffers, such as codebooks, are not averaged.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -69,29 +70,29 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after step `step`."""
+        """Add the parameters after step `step` to the average."""
         if self._decay:
             decay = min(self._decay, (1 + step) / (10 + step))
             get_ema_multi_avg_fn(decay)(self.values, self._parameters, 0)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the module has the averaged weights."""
+        """Inside the block the module has the averaged weights."""
         if not self._decay:
             yield
             return
-        own = [p.detach().clone() for p in self._parameters]
+        original = [p.detach().clone() for p in self._parameters]
         self._set(self.values)
         try:
             yield
         finally:
-            self._set(own)
+            self._set(original)
 
     @torch.no_grad()
     def load(self, values: list[Tensor]) -> None:
         """Continue from stored values."""
-        for mine, stored in zip(self.values, values, strict=True):
-            mine.copy_(stored)
+        for value, stored in zip(self.values, values, strict=True):
+            value.copy_(stored)
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:

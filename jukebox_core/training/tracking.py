@@ -1,6 +1,6 @@
-"""Where a run's numbers go: a CSV file always, the terminal, Weights & Biases if wanted.
+"""Logging of a run: the interface, the CSV file and the terminal.
 
-What it can be heard and seen by goes to `media.MediaTracker` and Weights & Biases.
+`audio_logging` and `wandb` have further trackers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
 from jukebox_core.files import atomic_path
-from jukebox_core.training.wandb import WandbConfig, WandbTracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,36 +26,29 @@ __all__ = [
     "Row",
     "Tracker",
     "Trackers",
-    "WandbConfig",
-    "WandbTracker",
     "read_metrics",
 ]
 
 METRICS = "metrics.csv"
 
 
-class Tracker(Protocol):
-    """Receives what a run logs."""
+class Tracker:
+    """Receives the log of a run; this one ignores it."""
 
     def start(self, step: int, steps: int) -> None:
-        """Training begins, or goes on after `step` of `steps`."""
-        ...
+        """Training starts, or continues after `step` of `steps`."""
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of a split (`train` or `validation`) after `step` steps."""
-        ...
+        """Log metrics of a split (`train` or `validation`) after `step` steps."""
 
     def warn(self, message: str) -> None:
-        """Something a person should look at."""
-        ...
+        """Report something that a person should look at."""
 
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """Waveforms {label: [T]} that belong together, such as what went in and what came out."""
-        ...
+    def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Log waveforms {label: [T]} to compare, such as an input and its reconstruction."""
 
     def close(self) -> None:
         """The run ends or pauses."""
-        ...
 
 
 class Row(NamedTuple):
@@ -70,11 +62,11 @@ class Row(NamedTuple):
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """The rows of a metrics.csv; a last line cut short by a crash is left out.
+    """Read a metrics.csv without a last line that a crash cut short.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is something else.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not a metrics file, or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,21 +83,21 @@ def read_metrics(path: str | Path) -> list[Row]:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-class CsvTracker:
+class CsvTracker(Tracker):
     """Appends to `metrics.csv`: step, epoch, split, metric, value, one metric per line.
 
-    Lines that a full disk refuses are kept, and written with the next ones.
+    If the disk is full, lines wait in memory for the next attempt.
     """
 
     def __init__(self, folder: str | Path):
         self._path = Path(folder) / METRICS
-        self._size: int | None = None  # of what is written; None before the start
+        self._size: int | None = None  # bytes written; None before the start
         self._pending = ""
 
     def start(self, step: int, steps: int) -> None:
-        """Drop rows of later steps, which will be made again."""
-        known = read_metrics(self._path) if self._path.is_file() else []
-        kept = [row for row in known if row.step <= step]
+        """Drop rows of later steps, which training will write again."""
+        rows = read_metrics(self._path) if self._path.is_file() else []
+        kept = [row for row in rows if row.step <= step]
         with atomic_path(self._path) as temporary:
             temporary.write_bytes(_lines([Row._fields, *kept]).encode())
         self._size = self._path.stat().st_size
@@ -119,24 +111,18 @@ class CsvTracker:
         data = self._pending.encode()
         try:
             with open(self._path, "r+b") as file:
-                file.seek(self._size)  # over what a failed attempt left
+                file.seek(self._size)  # overwrite a failed attempt
                 file.write(data)
         except OSError:
             return
         self._size += len(data)
         self._pending = ""
 
-    def warn(self, message: str) -> None:
-        """Warnings are no numbers."""
-
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """Audio is no number."""
-
     def close(self) -> None:
-        """Every log is written when it comes.
+        """Check that everything is written.
 
         Raises:
-            OSError: the last ones could not be.
+            OSError: the last lines could not be written.
         """
         if self._pending:
             raise OSError(f"{self._path} could not be written to the end: is the disk full?")
@@ -148,8 +134,8 @@ def _lines(rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-class ConsoleTracker:
-    """A progress bar on a terminal; elsewhere nothing but warnings, on stderr."""
+class ConsoleTracker(Tracker):
+    """A progress bar on a terminal; elsewhere only warnings, on stderr."""
 
     def __init__(self, name: str):
         self._name = name
@@ -170,20 +156,17 @@ class ConsoleTracker:
         self._bar.set_postfix({"epoch": f"{epoch:.2f}"} | self._losses)
 
     def warn(self, message: str) -> None:
-        """One line on stderr, beside the bar."""
+        """Print one line on stderr, beside the bar."""
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """A terminal shows none."""
-
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
-class Trackers:
-    """Several trackers as one; none of them makes a silent one."""
+class Trackers(Tracker):
+    """Several trackers as one."""
 
     def __init__(self, parts: Sequence[Tracker] = ()):
         self._parts = list(parts)
@@ -203,10 +186,10 @@ class Trackers:
         for part in self._parts:
             part.warn(message)
 
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+    def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
         """Pass on to all."""
         for part in self._parts:
-            part.media(step, name, audio, rate)
+            part.log_audio(step, name, audio, rate)
 
     def close(self) -> None:
         """Close all."""

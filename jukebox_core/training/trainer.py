@@ -1,8 +1,7 @@
-"""The one training loop, on Lightning Fabric: codecs, priors, one process or many.
+"""The training loop for all models, on Lightning Fabric, in one or many processes.
 
 An objective is an `nn.Module` whose `forward(batch, generator)` returns an `ObjectiveOutput`. A run
-that is interrupted and started again goes on as if nothing had happened: on the CPU it ends in the
-same bits as one that was never stopped.
+that is interrupted and continued ends, on the CPU, with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -45,20 +44,20 @@ from jukebox_core.training.tracking import Tracker, Trackers
 __all__ = ["TIMINGS", "CollapseWatch", "Result", "Trainer"]
 
 NONFINITE_LIMIT = 10
-"""So many steps in a row without a finite gradient end the training."""
+"""Training ends after this many consecutive steps without a finite gradient."""
 TIMINGS = ("steps_per_second", "crops_per_second", "gpu_memory_gb")
-"""Metrics of the machine, not of the training."""
+"""Metrics of the machine, which differ between identical trainings."""
 
 
 class Result(NamedTuple):
-    """How a run ended. metrics: the last of every split, {split: {metric: value}}."""
+    """The last step of a run, and the last metrics {split: {metric: value}}."""
 
     step: int
     metrics: dict[str, dict[str, float]]
 
 
 class CollapseWatch:
-    """Tells once when a codec has used under `share` of its codes for `patience` logs in a row."""
+    """Warns once when a codec uses less than `share` of its codes for `patience` logs in a row."""
 
     def __init__(self, n_codes: int, share: float = 0.05, patience: int = 10):
         self._least = share * n_codes
@@ -67,7 +66,7 @@ class CollapseWatch:
         self.low = 0
 
     def __call__(self, metrics: Mapping[str, float]) -> str | None:
-        """The warning, on the log that completes the patience."""
+        """The warning, at the log that exhausts the patience; else None."""
         self.low = self.low + 1 if metrics.get("usage", math.inf) < self._least else 0
         if self.low != self._patience:
             return None
@@ -102,13 +101,13 @@ class Trainer:
             optim: optimiser, schedule, averaging.
             train: steps, intervals, seed.
             folder: the run folder.
-            meta: what meta.json says besides step, metrics, elapsed and finished.
-            tracker: receives the metrics; used on the first process alone.
-            max_seconds: stop after so much training time, all starts of the run together.
-            collapse: looks at the training metrics of every log.
-            media: makes of the first validation batch what there is to hear and see.
+            meta: entries of meta.json besides step, metrics, elapsed and finished.
+            tracker: receives the metrics; used only on the first process.
+            max_seconds: stop after this training time, summed over all starts of the run.
+            collapse: watches the training metrics of every log.
+            media: makes audio clips of the first validation batch.
             snapshots: keeps weights of earlier steps.
-            sharded: every process keeps the optimiser's state of its share of the parameters alone.
+            sharded: each process keeps the optimiser state of only its share of the parameters.
         """
         self._fabric = fabric
         self._optim = optim
@@ -116,7 +115,7 @@ class Trainer:
         self._folder = folder
         self._meta = dict(meta)
         self._tracker = tracker if tracker is not None and fabric.is_global_zero else Trackers()
-        # Every process reads songs of its own, so that each tells what it could not read.
+        # Every process reads other songs, so each reports its own bad files.
         self._warn = self._tracker.warn if fabric.is_global_zero else warn_on_stderr
         self._media = media if fabric.is_global_zero else None
         self._max_seconds = max_seconds
@@ -143,17 +142,17 @@ class Trainer:
         *,
         samples_per_epoch: int,
     ) -> Result:
-        """Train to the last step, from the state in the run folder where there is one.
+        """Train to the last step, from the state in the run folder if there is one.
 
         Args:
             objective: maps batches to losses; all its parameters are trained.
-            model: the part of it that inference needs, written to weights.safetensors.
+            model: the part of the objective to write to weights.safetensors.
             batches: training batches.
-            validation: the first `validate_batches` steps of these are the validation set.
-            samples_per_epoch: samples of the training songs, for the epoch that is logged.
+            validation: validation batches, of which the first `validate_batches` steps count.
+            samples_per_epoch: samples of the training songs, to log epochs.
 
         Raises:
-            ValueError: the weights or the loss are not finite (the last checkpoint is kept), or the
+            ValueError: the weights or the loss are not finite (the last checkpoint stays), or the
                 stored state is damaged.
             SystemExit: SIGTERM (143) or Ctrl-C (130), after a checkpoint.
         """
@@ -195,7 +194,7 @@ class Trainer:
         self._objective.train()
 
     def _one_step(self, data: Iterator[Tensor]) -> None:
-        """Forward, backward, update; the step is counted whether or not its gradient is finite."""
+        """Forward, backward, update; the step counts even if its gradient is not finite."""
         fabric, train, accumulate = self._fabric, self._train, self._batches.accumulate
         position = train.steps * self._elapsed / self._max_seconds if self._max_seconds else 0.0
         rate = learning_rate(self._optim, self._step, train.steps, position)
@@ -236,11 +235,11 @@ class Trainer:
 
     @torch.no_grad()
     def _skip(self, buffers: list[Tensor]) -> None:
-        """Undo what the forward pass did to the codebooks; give up where this goes on."""
+        """Undo the forward pass's update of the codebooks; give up at `NONFINITE_LIMIT`."""
         for buffer, before in zip(self._bare.buffers(), buffers, strict=True):
             buffer.copy_(before)
         if self._scaler is not None:
-            self._optimizer.step()  # the scaler skips it, and lowers the loss scale
+            self._optimizer.step()  # the scaler skips the step and lowers the loss scale
         self._nonfinite += 1
         if self._nonfinite >= NONFINITE_LIMIT:
             raise self._diverged(
@@ -250,8 +249,8 @@ class Trainer:
         self._tracker.warn(f"step {self._step + 1} skipped: its loss or gradient is not finite")
 
     def _diverged(self, reason: str) -> ValueError:
-        kept = (self._folder / WEIGHTS).is_file()
-        last = f"{self._folder} keeps the last checkpoint" if kept else "there is no checkpoint"
+        exists = (self._folder / WEIGHTS).is_file()
+        last = f"{self._folder} keeps the last checkpoint" if exists else "there is no checkpoint"
         return ValueError(f"{reason}: lower the learning rate, or train in float32 ({last})")
 
     def _nonfinite_tensor(self) -> str | None:
@@ -262,7 +261,7 @@ class Trainer:
 
     @torch.no_grad()
     def _require_finite(self, finished: bool) -> None:
-        """Refuse to write weights that are not finite, or whose loss is not.
+        """Refuse to write weights that are not finite or have a loss that is not.
 
         Raises:
             ValueError: on all processes, if any of them has such a value.
@@ -288,7 +287,7 @@ class Trainer:
         return self._max_seconds is not None and self._elapsed >= self._max_seconds
 
     def _after_step(self, stopping: bool) -> None:
-        """Log, validate and write a checkpoint where their turn has come."""
+        """Log, validate and write a checkpoint if they are due."""
         train = self._train
         done = self._step >= train.steps or self._out_of_time()
         if self._step % train.log_every == 0 or done:
@@ -296,7 +295,7 @@ class Trainer:
         if self._validation is not None and (self._step % train.validate_every == 0 or done):
             self._validate(self._validation)
         self._due = self._due or self._step % train.checkpoint_every == 0 or stopping
-        # Weights whose loss is not finite must not replace a checkpoint that can be continued.
+        # Weights without a finite loss must not replace a good checkpoint.
         if done or (self._due and self._finite(self._last_loss)):
             self._checkpoint(finished=done, last=done or stopping)
             self._due = False
@@ -315,19 +314,19 @@ class Trainer:
         self._busy, self._timed_steps = 0.0, 0
 
     def _speed(self) -> dict[str, float]:
-        """What differs between runs that are otherwise the same, named in `TIMINGS`."""
-        found = {}
+        """The metrics in `TIMINGS`."""
+        speed = {}
         if self._busy:
             rate = self._timed_steps / self._busy
-            found = {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
+            speed = {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
         if self._fabric.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._fabric.device)
-            found["gpu_memory_gb"] = peak / 1e9
-        return found
+            speed["gpu_memory_gb"] = peak / 1e9
+        return speed
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> None:
-        """Metrics of the averaged weights on the fixed validation batches."""
+        """Log metrics of the averaged weights on the fixed validation batches."""
         sums: dict[str, Tensor] = {}
         count = 0
         self._objective.eval()
@@ -338,7 +337,7 @@ class Trainer:
                 for name, value in {"loss": output.loss, **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + value.float()
                 for clips in self._media(batch) if self._media and not count else ():
-                    self._tracker.media(self._step, *clips)
+                    self._tracker.log_audio(self._step, *clips)
                 count += 1
             if count:
                 self._log("validation", self._mean(sums, count))
@@ -350,7 +349,7 @@ class Trainer:
         self._objective.train()
 
     def _mean(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
-        """Means over steps and processes; one transfer from the device."""
+        """Means over steps and processes, in one transfer from the device."""
         values = self._over_processes(torch.stack(list(sums.values())) / count)
         return dict(zip(sums, values.tolist(), strict=True))
 
@@ -365,11 +364,11 @@ class Trainer:
         self._tracker.log(self._step, self._step * self._epochs_per_step, split, metrics)
 
     def _agree(self, received: int | None, elapsed: float) -> tuple[int | None, float]:
-        """The signal and the time, the same on all processes."""
+        """The signal and the elapsed time, equal on all processes."""
         if self._fabric.world_size == 1:
             return received, elapsed
-        mine = torch.tensor([float(received is not None), elapsed], device=self._fabric.device)
-        anyone, mean = self._over_processes(mine).tolist()
+        own = torch.tensor([float(received is not None), elapsed], device=self._fabric.device)
+        anyone, mean = self._over_processes(own).tolist()
         return (received or signal.SIGTERM) if anyone else None, mean
 
     def _interrupted(self, received: int) -> SystemExit:
@@ -384,19 +383,19 @@ class Trainer:
         return SystemExit(128 + received)
 
     def _keep_best(self) -> None:
-        """Within the averaged weights: keep them if they are the best so far."""
+        """Save the averaged weights, now applied, if they are the best so far."""
         loss = self._metrics["validation"]["loss"]
         if self._snapshots.improves(loss) and self._fabric.is_global_zero:
-            meta = self._about(finished=False)
+            meta = self._full_meta(finished=False)
             error = _failure(lambda: self._snapshots.save_best(self._model, meta))
             if error:
-                self._tracker.warn(f"step {self._step}: the best weights are not kept: {error}")
+                self._tracker.warn(f"step {self._step}: the best weights were not written: {error}")
 
     def _checkpoint(self, finished: bool, last: bool) -> None:
-        """Write a checkpoint. Where it fails, training goes on to the next, unless it is the last.
+        """Write a checkpoint; if that fails, training continues, unless it is the last one.
 
         Raises:
-            OSError: the last one cannot be written.
+            OSError: the last checkpoint cannot be written.
             ValueError: the weights or their loss are not finite.
         """
         self._require_finite(finished)
@@ -405,7 +404,7 @@ class Trainer:
             cast(ZeroRedundancyOptimizer, self._state_of).consolidate_state_dict(0)
         error = None
         if self._fabric.is_global_zero:
-            error = _failure(lambda: self._write(self._about(finished), generators))
+            error = _failure(lambda: self._write(self._full_meta(finished), generators))
         self._fabric.barrier()
         if error is None:
             self._saved = self._step
@@ -413,11 +412,11 @@ class Trainer:
             raise error
         else:
             self._tracker.warn(
-                f"no checkpoint at step {self._step}, the last is of step {self._saved}: {error}"
+                f"no checkpoint at step {self._step}, the last is from step {self._saved}: {error}"
             )
 
     def _write(self, meta: dict[str, Any], generators: list[dict[str, Any]]) -> None:
-        """Weights and meta data, then the state: a resumed run trusts the state alone."""
+        """Write weights and metadata, then the state: a resumed run trusts only the state."""
         with self._average.applied():
             save_model(self._folder, self._model, meta)
             self._snapshots.save_step(
@@ -425,7 +424,7 @@ class Trainer:
             )
         save_state(self._folder, self._state() | {"generators": generators})
 
-    def _about(self, finished: bool) -> dict[str, Any]:
+    def _full_meta(self, finished: bool) -> dict[str, Any]:
         """meta.json."""
         return self._meta | {
             "step": self._step,
@@ -475,7 +474,7 @@ class Trainer:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{self._folder / STATE} does not fit this run ({reason}); delete the folder to "
-                "train afresh"
+                "train from scratch"
             ) from error
         broken = self._nonfinite_tensor()
         if broken is not None:
@@ -488,7 +487,7 @@ class Trainer:
         return generator_states(self._fabric.device) | {"own": self._generator.get_state()}
 
     def _set_generators(self, stored: list[dict[str, Any]], step: int) -> None:
-        """Continue the generators; processes that the stored run did not have start new ones."""
+        """Restore the generators; additional processes start new ones."""
         rank = self._fabric.global_rank
         if rank < len(stored):
             set_generator_states(stored[rank], self._fabric.device)
@@ -498,7 +497,7 @@ class Trainer:
 
 
 def _failure(write: Callable[[], None]) -> OSError | None:
-    """The error of writing to a disk that is full, or gone."""
+    """Call `write`; return its error, such as a full disk."""
     try:
         write()
     except OSError as error:
@@ -506,9 +505,9 @@ def _failure(write: Callable[[], None]) -> OSError | None:
     return None
 
 
-def _gather(fabric: Fabric, mine: Any) -> list[Any]:
+def _gather(fabric: Fabric, value: Any) -> list[Any]:
     """One object per process, by rank."""
-    everyone = [mine] * fabric.world_size
+    values = [value] * fabric.world_size
     if fabric.world_size > 1:
-        torch.distributed.all_gather_object(everyone, mine)
-    return everyone
+        torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run's numbers, sound and pictures, where it is wanted and while it works."""
+"""Logging to Weights & Biases, optional and never fatal."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from jukebox_core.checks import require_types
 from jukebox_core.files import write_json
+from jukebox_core.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,15 +28,15 @@ _NOT_IN_PROJECTS = "/\\#?%:"
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Weights & Biases."""
+    """Settings of Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: WANDB_MODE if set, else online where there is a key or a log-in, else offline."""
+    """auto: WANDB_MODE if set, else online with an API key or a login, else offline."""
     project: str = "latent-separation"
     entity: str | None = None
-    """User or team; default: that of the log-in."""
+    """User or team; None: the one logged in."""
     name: str | None = None
-    """Name of the run; default: its folder's."""
+    """Name of the run; None: the name of its folder."""
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,20 +55,20 @@ class WandbConfig:
                 raise ValueError(f"wandb tags[{index}] is {tag!r}, expected 1 to 64 characters")
 
     def resolved(self) -> str:
-        """The mode, `auto` decided."""
+        """The mode, with `auto` resolved."""
         if self.mode != "auto":
             return self.mode
-        chosen = os.environ.get("WANDB_MODE", "")
-        if chosen in ("online", "offline", "disabled"):
-            return chosen
+        mode = os.environ.get("WANDB_MODE", "")
+        if mode in ("online", "offline", "disabled"):
+            return mode
         return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
 
 
-class WandbTracker:
-    """Logs to Weights & Biases. It may fail at any time: training goes on without it.
+class WandbTracker(Tracker):
+    """Logs to Weights & Biases. If it fails, training continues without it.
 
-    A run that goes on keeps its id. Offline every start writes a folder of its own under that id;
-    `wandb sync` of them all, in one command, makes one run of them.
+    A continued run keeps its id. Offline, every start writes another folder with that id; one
+    `wandb sync` of all folders joins them into one run.
     """
 
     def __init__(self, folder: str | Path, config: WandbConfig, meta: Mapping[str, Any]):
@@ -79,11 +80,8 @@ class WandbTracker:
             return
         try:
             self._run = self._start(config, dict(meta))
-        except Exception as error:  # noqa: BLE001 - whatever it is, training matters more
+        except Exception as error:  # noqa: BLE001 - no error may stop the training
             self._give_up(error)
-
-    def start(self, step: int, steps: int) -> None:
-        """Nothing to prepare."""
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
         """Log under `split/metric`."""
@@ -96,7 +94,7 @@ class WandbTracker:
             self._give_up(error)
 
     def warn(self, message: str) -> None:
-        """Raise an alert, where there is somebody to read it."""
+        """Raise an alert, if online."""
         if self._run is None or self._mode != "online":
             return
         try:
@@ -104,8 +102,8 @@ class WandbTracker:
         except Exception as error:  # noqa: BLE001
             self._give_up(error)
 
-    def media(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """Log every waveform under `name/label`, and the spectrograms of all as one picture."""
+    def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
+        """Log every waveform under `name/label`, and all spectrograms as one image."""
         if self._run is None:
             return
         try:
@@ -123,7 +121,7 @@ class WandbTracker:
             self._give_up(error)
 
     def close(self) -> None:
-        """Finish; say how to upload an offline run."""
+        """Finish; print how to upload an offline run."""
         if self._run is None:
             return
         run, self._run = self._run, None
@@ -143,14 +141,14 @@ class WandbTracker:
         import wandb
 
         path = self._folder / WANDB_RUN
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         run = wandb.init(
             project=config.project,
             entity=config.entity,
             name=config.name or self._folder.name,
             tags=config.tags or None,
-            id=known.get("id"),
-            resume="allow" if known else None,  # offline it is `wandb sync` that heeds it
+            id=stored.get("id"),
+            resume="allow" if stored else None,  # offline, `wandb sync` applies it
             mode="online" if self._mode == "online" else "offline",
             dir=self._folder,
             config=meta,
@@ -164,11 +162,15 @@ class WandbTracker:
     def _give_up(self, error: Exception) -> None:
         self._run = None
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"warning: W&B failed, going on without it ({reason})", file=sys.stderr, flush=True)
+        print(
+            f"warning: W&B failed, training continues without it ({reason})",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _logged_in() -> bool:
-    """Whether `wandb login` has left a key for the server in use."""
+    """Whether `wandb login` has stored a key for the server in use."""
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
     try:

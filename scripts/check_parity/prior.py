@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jukebox_core.config import ATTENTION_PATTERNS, PRESETS
+from jukebox_core.config import ATTENTION_PATTERNS
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.upstream.layout import (
     build_prior,

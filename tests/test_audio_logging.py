@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from jukebox_core import audio
-from jukebox_core.config import PRESETS
 from jukebox_core.datasets.batches import collate
+from jukebox_core.presets import PRESETS
 from jukebox_core.training.audio_logging import (
     FLOOR,
-    MediaTracker,
+    AudioTracker,
     decibels,
     pixels,
     reconstructions,
@@ -35,7 +35,7 @@ def names(folder):
 
 
 def test_files_hold_the_waveforms_and_their_picture(tmp_path):
-    MediaTracker(tmp_path).media(500, "bass", both(), RATE)
+    AudioTracker(tmp_path).log_audio(500, "bass", both(), RATE)
     folder = tmp_path / "media/step_00000500"
     assert names(tmp_path) == [
         f"media/step_00000500/bass.{end}" for end in ("original.wav", "png", "reconstruction.wav")
@@ -74,26 +74,26 @@ def test_the_panels_share_one_scale_below_the_loudest():
 
 
 def test_only_the_last_steps_stay(tmp_path):
-    tracker = MediaTracker(tmp_path, keep=2)
+    tracker = AudioTracker(tmp_path, keep=2)
     for step in (5, 50, 500):
         for name in ("bass", "drums"):
-            tracker.media(step, name, both(), RATE)
+            tracker.log_audio(step, name, both(), RATE)
         assert len(names(tmp_path)) == min(2, 1 + (step > 5)) * 6
     found = sorted(path.name for path in (tmp_path / "media").iterdir())
     assert found == ["step_00000050", "step_00000500"]
     none = tmp_path / "none"
-    MediaTracker(none, keep=0).media(5, "bass", both(), RATE)
+    AudioTracker(none, keep=0).log_audio(5, "bass", both(), RATE)
     assert not none.exists()
-    with pytest.raises(ValueError, match="media of -1 steps to keep"):
-        MediaTracker(tmp_path, keep=-1)
+    with pytest.raises(ValueError, match="keep is -1"):
+        AudioTracker(tmp_path, keep=-1)
 
 
 def test_a_run_that_goes_on_makes_later_steps_again(tmp_path):
     def run(folder, steps, resumed=0):
-        tracker = MediaTracker(folder, keep=2)
+        tracker = AudioTracker(folder, keep=2)
         tracker.start(resumed, 9)
         for step in steps:
-            tracker.media(step, "bass", both(step / 10), RATE)
+            tracker.log_audio(step, "bass", both(step / 10), RATE)
         tracker.close()
 
     run(tmp_path / "whole", (2, 4, 6))
@@ -111,13 +111,13 @@ def test_a_run_that_goes_on_makes_later_steps_again(tmp_path):
 
 def test_what_the_user_put_among_the_media_stays(tmp_path):
     mine = ["media/step_00000001/notes.wav", "media/step_notes/a.png", "media/step_1/b.png"]
-    tracker = MediaTracker(tmp_path, keep=1)
-    tracker.media(1, "bass", both(), RATE)
+    tracker = AudioTracker(tmp_path, keep=1)
+    tracker.log_audio(1, "bass", both(), RATE)
     for name in mine:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     for step in (2, 3):
-        tracker.media(step, "bass", both(), RATE)
+        tracker.log_audio(step, "bass", both(), RATE)
     tracker.start(0, 9)
     assert set(mine) < set(names(tmp_path))
     assert not [name for name in names(tmp_path) if "00000002" in name or "00000003" in name]
@@ -128,9 +128,9 @@ def test_what_cannot_be_written_is_one_line(tmp_path, capsys, why):
     if why == "no folder":
         (tmp_path / "media").write_text("in the way")
     audio_of = {"original": TONE * (torch.nan if why == "not finite" else 1)}
-    MediaTracker(tmp_path).media(5, "bass", audio_of, RATE)
+    AudioTracker(tmp_path).log_audio(5, "bass", audio_of, RATE)
     said = capsys.readouterr().err
-    assert said.startswith("warning: no media of step 5 (") and said.count("\n") == 1
+    assert said.startswith("warning: no audio of step 5 (") and said.count("\n") == 1
     assert not [name for name in names(tmp_path) if name.endswith((".wav", ".png"))]
 
 

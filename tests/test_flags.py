@@ -1,7 +1,9 @@
-"""Words after a flag that make no value: the flag, what is expected and what came, in one line."""
+"""Flags: what --help shows, and one line for words of the wrong type."""
 
 import contextlib
+import importlib
 import io
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts._cli import program
+
+ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -53,24 +57,42 @@ def main(args: Args) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--steps", "nonsense"], "--steps: expected an integer, got 'nonsense'"),
-        (["--steps", "1.5"], "--steps: expected an integer, got '1.5'"),
-        (["--steps", ""], "--steps: expected an integer, got ''"),
-        (["--inner.rate", "fast"], "--inner.rate: expected a number, got 'fast'"),
-        (["--batch", "many"], "--batch: expected an integer or auto, got 'many'"),
-        (["--kernel", "yes"], "--kernel: expected True or False, got 'yes'"),
-        (["--method", "LASS"], "--method: expected lqvae or lass, got 'LASS'"),
-        (["--output", ""], "--output: expected a path, got ''"),
-        (["--inputs", "a", ""], "--inputs: expected paths, got a ''"),
-        (["--rates", "1", "x"], "--rates: expected numbers, got 1 x"),
-        (["--stft", "1", "2", "x"], "--stft: expected 3 integers, got 1 2 x"),
-        (["--stfts", "1", "2"], "--stfts: expected groups of 3 integers, got 1 2"),
-        (["--seed", "x"], "--seed: expected an integer, got 'x'"),
+        (["--steps", "nonsense"], "--steps: expected INT, got 'nonsense'"),
+        (["--steps", "1.5"], "--steps: expected INT, got '1.5'"),
+        (["--steps", ""], "--steps: expected INT, got ''"),
+        (["--inner.rate", "fast"], "--inner.rate: expected FLOAT, got 'fast'"),
+        (["--batch", "many"], "--batch: expected INT|auto, got 'many'"),
+        (["--kernel", "yes"], "--kernel: expected {True,False}, got 'yes'"),
+        (["--method", "LASS"], "--method: expected {lqvae,lass}, got 'LASS'"),
+        (["--output", ""], "--output: expected PATH, got ''"),
+        (["--inputs", "a", ""], "--inputs: expected [PATH [PATH ...]], got a ''"),
+        (["--rates", "1", "x"], "--rates: expected [FLOAT [FLOAT ...]], got 1 x"),
+        (["--stft", "1", "2", "x"], "--stft: expected INT INT INT, got 1 2 x"),
+        (["--stfts", "1", "2"], "--stfts: expected [INT INT INT [INT INT INT ...]], got 1 2"),
+        (["--seed", "x"], "--seed: expected INT, got 'x'"),
     ],
 )
 def test_a_word_that_is_no_value_is_named_with_its_flag(capsys, argv, line):
     assert main(argv) == 2
     assert capsys.readouterr().err == f"error: {line} (see --help)\n"
+
+
+PROGRAMS = sorted(
+    path.parent.name if path.stem == "__main__" else path.stem
+    for path in (*ROOT.glob("scripts/*/__main__.py"), *ROOT.glob("scripts/[!_]*.py"))
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_kinds_and_defaults_and_never_none(capsys, name):
+    main = importlib.import_module(f"scripts.{name}").main
+    assert main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"python -m scripts.{name}" in shown and "default: None" not in shown
+    for action in main.parser()._actions:
+        text, _, default = action.help.partition("(default: ")
+        assert not re.search(r"\{(None|\w+)\}", str(action.metavar)), action.option_strings
+        assert not (default and re.search(r"\b[Dd]efault\b", text)), text
 
 
 def test_long_words_are_cut_and_never_broken(capsys):
@@ -128,7 +150,7 @@ def test_an_empty_output_leaves_the_current_folder_alone(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": ""},
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )
     assert done.returncode == 2 and not any(tmp_path.iterdir())
-    assert done.stderr == "error: --output: expected a path, got '' (see --help)\n"
+    assert done.stderr == "error: --output: expected PATH, got '' (see --help)\n"

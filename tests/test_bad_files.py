@@ -1,4 +1,4 @@
-"""Damaged and missing files: passed over by a rule, named once, an error where they are many."""
+"""Damaged and missing files: replaced by a rule, reported once, an error if there are many."""
 
 import dataclasses
 from itertools import accumulate
@@ -9,10 +9,10 @@ import soundfile
 import torch
 from conftest import RATE, write_data_set
 
-from jukebox_core.config import PRESETS
-from jukebox_core.datasets.bad_files import Unreadable, warn_on_stderr
+from jukebox_core.datasets.bad_files import BadFiles, warn_on_stderr
 from jukebox_core.datasets.crops import AudioCache, Batches, CropDataset
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.codes import encode_songs
 from jukebox_core.vqvae.model import VQVAE
 
@@ -107,7 +107,7 @@ def test_items_are_those_of_the_rule_whatever_is_kept(tracks, how, skip_silent):
         items = crops(tracks, skip_silent=skip_silent, cache=AudioCache(budget))
         for index in reversed(range(ITEMS)):
             assert torch.equal(items[index], expected[index])
-        assert {song for song, _ in items.unreadable.files.values()} == damaged
+        assert {song for song, _ in items.bad_files.files.values()} == damaged
 
 
 def test_items_that_do_not_meet_a_damaged_file_stay_as_they_are(tmp_path):
@@ -130,7 +130,7 @@ def test_every_file_is_named_once_by_the_main_process(tracks, workers, capfd):
             for batch, step in zip(steps, range(start, start + 8), strict=True):
                 expected = [by_the_rule(tracks, 4 * step + n)[0] for n in range(4)]
                 assert torch.equal(batch, torch.stack(expected, 1).flatten(0, 1))
-    assert len(said) == 2 and items.unreadable.files.keys() == files
+    assert len(said) == 2 and items.bad_files.files.keys() == files
     assert all(sum(file in message for message in said) == 1 for file in files)
     assert capfd.readouterr().err == ""
 
@@ -154,8 +154,8 @@ def test_two_files_of_one_song_are_one_song(tracks):
     both = crops(tracks, pairing="random")
     for index in range(ITEMS):
         both[index]
-    assert len(both.unreadable.files) == 4
-    both.unreadable.check()
+    assert len(both.bad_files.files) == 4
+    both.bad_files.check()
 
 
 @pytest.mark.parametrize("workers", (0, 1))
@@ -167,12 +167,12 @@ def test_nothing_readable_is_an_error(tracks, workers):
     endless = dataclasses.replace(tracks[0], samples=10**12)  # all draws fall on it
     intact = [dataclasses.replace(t, sources={"drums": t.sources["drums"]}) for t in tracks[1:]]
     items = CropDataset([endless, *intact], "drums", CROP, {"drums": 1.0})
-    with pytest.raises(ValueError, match="^20 draws in a row cannot be read: .*T00/drums.flac"):
+    with pytest.raises(ValueError, match="^20 draws in a row are unreadable: .*T00/drums.flac"):
         list(Batches(items, 8, workers=workers).steps(0, 2, lambda message: None))
 
 
 def test_the_tenth_is_counted_over_all_workers():
-    main, workers = Unreadable(20), (Unreadable(20), Unreadable(20))
+    main, workers = BadFiles(20), (BadFiles(20), BadFiles(20))
     for number, worker in enumerate(workers):
         worker.add("both", f"{number}.flac", ValueError("damaged"))
         worker.add(f"song {number}", "same.flac" if number else "x.flac", OSError(5, "gone", "y"))
@@ -185,7 +185,7 @@ def test_the_tenth_is_counted_over_all_workers():
 
 
 def test_a_long_list_is_cut_short():
-    found = Unreadable(100)
+    found = BadFiles(100)
     for number in range(14):
         found.add(f"song {number}", f"{number}.flac", ValueError("two\nlines"))
     with pytest.raises(ValueError, match="14 of 100 .*9.flac: two lines and 4 more; restore"):
