@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.files import write_table
+from jukebox_core.tables import read_table, write_table
 
 ALPHA = (0.5, 0.5)
+KIND = "code_sums"
 
 
 def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
@@ -108,7 +108,7 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
     """
     _check_weights(alpha)
     metadata = {
-        "kind": "code_sums",
+        "kind": KIND,
         "codec": codec_fingerprint,
         "alpha": " ".join(repr(float(a)) for a in alpha),
     }
@@ -116,31 +116,24 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
 
 
 def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:
-    """The table [K, K] int64 of a file.
+    """Read a table of code sums, int64 [K, K].
+
+    Args:
+        path: written by `save_sums`.
+        codec_fingerprint: of the codec to use the sums with; None accepts any.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else, or was made with another codec.
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, of another kind, or belongs to another codec.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with scripts.precompute_sums")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != "code_sums":
-                raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, not code sums")
-            table = file.get_tensor("sum_codes")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable code-sum file ({error})") from error
+    tensors, _ = read_table(path, KIND, codec_fingerprint)
+    table = tensors.get("sum_codes", torch.empty(0))
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.is_floating_point():
         raise ValueError(
             f"{path} holds sums of {table.dtype} and shape {tuple(table.shape)}, "
             "expected integers [K, K]"
         )
     check_sum_codes(f"the sums of {path}", table)
-    if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
-        raise ValueError(f"{path} was made with another codec; run scripts.precompute_sums again")
     return table.long()
 
 

@@ -33,10 +33,10 @@ from typing import Any, NoReturn, Protocol, get_type_hints
 
 import tyro
 
-from jukebox_core.checks import require_seed
+from jukebox_core.checks import one_line, require_seed
 from scripts._flag_types import WRITTEN_OUT, BadFlag
 
-__all__ = ["one_line", "program"]
+__all__ = ["program"]
 
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 
@@ -163,10 +163,3 @@ def _usage_error(boxed: str) -> str:
         elif len(content) - len(content.lstrip()) < 8:  # deeper lines are a flag's help text
             message.append(content.strip())
     return " ".join(message) or " ".join(boxed.split())
-
-
-def one_line(error: BaseException) -> str:
-    """An error as `program` prints it."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from jukebox_core.audio.stream import AudioReader, AudioWriter, Survey, survey
+from jukebox_core.checks import one_line
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import Progress
 from jukebox_core.separation.uncertainty import Uncertainty
@@ -99,7 +100,7 @@ def failure(path: Path, error: Exception) -> str:
 
 def said_of(path: Path, error: Exception) -> str:
     """An error as one line that names the file."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    message = one_line(error)
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.strerror}: {error.filename}"
     return message if path.name in message else f"{path}: {message}"

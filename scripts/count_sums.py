@@ -39,14 +39,8 @@ from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.separation.memory import free_bytes
 from jukebox_core.training.distributed import Ranks, set_threads
 from jukebox_core.vqvae.model import VQVAE
-from lass.counts import (
-    BUFFER,
-    CountsFile,
-    TripleCounter,
-    check_output,
-    check_spool,
-    merge_counts,
-)
+from lass.counter import BUFFER, TripleCounter, check_spool
+from lass.counts import CountsFile, check_output, merge_counts
 from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 from scripts._models import pick_device

@@ -35,12 +35,12 @@ def test_files_round_trip_and_are_checked(tmp_path):
     path = tmp_path / "sums.safetensors"
     save_sums(path, table, "abc", (0.5, 0.5))
     assert torch.equal(load_sums(path, "abc"), table)
-    with pytest.raises(ValueError, match="made with another codec"):
+    with pytest.raises(ValueError, match="another codec"):
         load_sums(path, "abd")
-    with pytest.raises(FileNotFoundError, match="scripts.precompute_sums"):
+    with pytest.raises(FileNotFoundError, match="none is missing"):
         load_sums(tmp_path / "none")
     path.write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="not a readable code-sum file"):
+    with pytest.raises(ValueError, match="not a readable table of code sums"):
         load_sums(path)
 
 

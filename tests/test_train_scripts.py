@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from jukebox_core.checkpoints import (
     fingerprint,
     load_codec,
-    load_mask_estimator,
     load_meta,
     load_prior,
 )
@@ -29,6 +28,7 @@ from jukebox_core.config import (
 )
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.training.tracking import read_metrics
 from jukebox_core.training.trainer import TIMINGS
 from jukebox_core.vqvae.losses import BandwidthMeter

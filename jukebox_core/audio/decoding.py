@@ -18,8 +18,9 @@ import numpy as np
 import soundfile
 
 from jukebox_core.audio.layout import Part, find_layout
+from jukebox_core.checks import one_line
 
-__all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "one_line", "regular_file"]
+__all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "reason_of", "regular_file"]
 
 _EXACT = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 """libsndfile formats whose headers state the exact length and whose seeks are exact."""
@@ -158,7 +159,7 @@ class Sound:
                     samples = sound.read(length, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
                     source.check(self._name)
-                    raise ValueError(f"{self._name} is damaged: {one_line(error)}") from error
+                    raise ValueError(f"{self._name} is damaged: {reason_of(error)}") from error
             source.check(self._name)
             if len(samples) != length:
                 raise ValueError(
@@ -182,13 +183,13 @@ class Sound:
             source.check(self._name)
             if self._layout.final:
                 raise ValueError(
-                    f"{self._name} cannot be read as audio: {one_line(error)}"
+                    f"{self._name} cannot be read as audio: {reason_of(error)}"
                 ) from error
             raise UnknownFormat(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
         if self._layout.audio:
-            return one_line(error)
+            return reason_of(error)
         mp3 = self._name.suffix.lower() == ".mp3"
         return "it has no MPEG frames" if mp3 else "its format is not known"
 
@@ -199,7 +200,7 @@ class Sound:
             sound.source.check(self._name)
             raise ValueError(
                 f"{self._name} is damaged after {done / self.rate:.1f} s and cannot be read as "
-                f"audio from there: {one_line(error)}"
+                f"audio from there: {reason_of(error)}"
             ) from error
 
     def _check_format(self, sound: soundfile.SoundFile, done: int) -> None:
@@ -378,7 +379,7 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
     return decoded, f"{path} is damaged: ffmpeg found {said!r}" if lines else None
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error, in one line."""
-    text = getattr(error, "error_string", None) or str(error)
+def reason_of(error: Exception) -> str:
+    """The message of an error of soundfile, without the words around it."""
+    text = getattr(error, "error_string", None) or one_line(error)
     return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

@@ -21,7 +21,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.decoding import Sound, UnknownFormat, ffmpeg_to_wav, one_line, regular_file
+from jukebox_core.audio.decoding import Sound, UnknownFormat, ffmpeg_to_wav, reason_of, regular_file
 from jukebox_core.files import atomic_path
 
 __all__ = [
@@ -247,7 +247,7 @@ class AudioWriter:
                     )
                 except (soundfile.LibsndfileError, ValueError, TypeError) as error:
                     self._target.check()
-                    raise ValueError(f"cannot write {self.path}: {one_line(error)}") from error
+                    raise ValueError(f"cannot write {self.path}: {reason_of(error)}") from error
             self._target.check()
 
     def write(self, block: Tensor) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core import audio as sound
+from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_path, remove_owned
 from jukebox_core.vqvae.losses import magnitudes
 
@@ -146,7 +147,7 @@ class MediaTracker:
             for old in self._steps()[: -self._keep]:
                 _remove(old)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             print(f"warning: no media of step {step} ({reason})", file=sys.stderr, flush=True)
 
     def close(self) -> None:

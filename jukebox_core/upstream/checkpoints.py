@@ -34,9 +34,9 @@ from jukebox_core.config import (
     from_dict,
     to_dict,
 )
-from jukebox_core.files import atomic_folder, atomic_path, library_writes
+from jukebox_core.files import atomic_folder, durable_path
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.tensor_files import save_tensors
+from jukebox_core.tables import save_tensors
 from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
@@ -200,10 +200,11 @@ def import_prior(
     checkpoint.expect("prior")
     prior, meta = prior_of(checkpoint)
     lower = {str(k): t.float() for k, t in lower_codebooks(checkpoint.tensors).items()}
-    with atomic_folder(output) as folder, library_writes(output):
+    with atomic_folder(output) as folder:
         save_model(folder, prior, {**meta, **(extra or {})})
         if prior.config.embedding == "codebook":
-            save_tensors(folder / CODEBOOKS, lower)
+            with durable_path(folder / CODEBOOKS) as temporary:
+                save_tensors(temporary, lower)
     return prior.config
 
 
@@ -296,7 +297,7 @@ def _write_checkpoint(
         "step": int(meta.get("step") or 0),
         "native": {"meta": json.dumps(meta), "tensors": dict(rest)},
     }
-    with atomic_path(path) as temporary, library_writes(path):
+    with durable_path(path) as temporary:
         torch.save(content, temporary)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.files import atomic_path, check_writable, library_writes
+from jukebox_core.checks import one_line
+from jukebox_core.files import atomic_path, check_writable, durable_path
 
 __all__ = [
     "CountTable",
@@ -95,7 +96,7 @@ def read_counts(path: str | Path) -> CountTable:
             missing = [name for name in names if name not in file.files]
             parts = {} if missing else {name: file[name] for name in names}
     except Exception as error:  # zipfile, zlib and numpy each have their own
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{path} is damaged or not a counts file ({reason})") from error
     if missing:
         raise ValueError(
@@ -171,7 +172,7 @@ def write_sums(path: str | Path, table: Tensor) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with atomic_path(path) as temporary, library_writes(path):
+    with durable_path(path) as temporary:
         torch.save(table.to(torch.int64).reshape(1, -1).contiguous(), temporary)
 
 

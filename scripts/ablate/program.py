@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from hybrid import POOLED_WEIGHT
-from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
+from jukebox_core.checkpoints import load_codec, load_meta, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
 from jukebox_core.datasets.manifest import load_manifest
@@ -29,6 +29,7 @@ from jukebox_core.evaluation import baselines, metrics
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 from jukebox_core.evaluation.estimates import Chunk, codec_round_trip
 from jukebox_core.evaluation.figures import is_figure_of, is_png_of_matplotlib
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.nmf import nmf
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.separation.mask import RatioMask

@@ -18,9 +18,9 @@ from pathlib import Path
 from torch import Tensor
 
 from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
+from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.separator import Separator
-from scripts._cli import one_line
 from scripts._models import METHODS, Method, check_parts
 from scripts._settings import Settings
 from scripts._stems import examined, failure, write_stems

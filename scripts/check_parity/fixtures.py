@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import one_line
+
 FORWARD = 1e-5
 """float32 forward passes, losses and logits, relative to the scale of the compared tensor."""
 GRADIENT = 1e-3
@@ -183,7 +185,7 @@ def run_fixture(path: Path) -> list[Row]:
     try:
         found(load(path), report)
     except Exception as error:  # a check that breaks is a failure of that fixture, not of the rest
-        report.fail(found.__name__, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        report.fail(found.__name__, f"{type(error).__name__}: {one_line(error)}"[:300])
     return report.rows
 
 

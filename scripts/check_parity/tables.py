@@ -17,7 +17,8 @@ from jukebox_core.upstream.tables import (
     write_counts,
     write_sums,
 )
-from lass.counts import Counts, TripleCounter, from_keys, symmetrise
+from lass.counter import TripleCounter
+from lass.counts import Counts, from_keys, symmetrise
 from lass.likelihood import CountLikelihood
 from lqvae.sums import code_sums
 from scripts.check_parity.fixtures import FORWARD, Fixture, Report, check

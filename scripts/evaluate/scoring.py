@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jukebox_core import audio as audio_io
-from jukebox_core.checkpoints import fingerprint, load_mask_estimator
+from jukebox_core.checkpoints import fingerprint
 from jukebox_core.datasets.manifest import MANIFEST_NAME, Manifest
 from jukebox_core.evaluation import baselines
 from jukebox_core.evaluation.estimates import (
@@ -27,6 +27,7 @@ from jukebox_core.evaluation.estimates import (
     entry,
     system_estimates,
 )
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.nmf import nmf
 from jukebox_core.files import atomic_path, sha256, write_json
 from jukebox_core.separation.mask import RatioMask
