@@ -1,4 +1,4 @@
-r"""Convert files of the original systems to the native format, and back.
+r"""Convert upstream files to the native format, and back.
 
     python -m scripts.convert_upstream --kind codec --input vqvae.pth.tar --output CODEC
     python -m scripts.convert_upstream --kind prior --input bass.pth.tar --output PRIOR \
@@ -8,7 +8,7 @@ r"""Convert files of the original systems to the native format, and back.
     python -m scripts.convert_upstream --kind sums --input codebook_sum_precalc.pt \
         --output sums.safetensors --vqvae CODEC
 
-With --back, INPUT is native and OUTPUT is written in the original format. Converted to a models
+With --back, INPUT is native and OUTPUT is written in the upstream format. Converted to a models
 folder's layout (README), the results work with scripts.separate: that is what --vqvae is for, which
 records the codec that priors and tables belong to.
 
@@ -38,7 +38,7 @@ from jukebox_core.upstream.checkpoints import (
 from jukebox_core.upstream.tables import check_new, read_sums, write_sums
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import load_counts, save_counts
-from lass.upstream import read_original_counts, write_original_counts
+from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import ALPHA, load_sums, save_sums
 from scripts._cli import program
 
@@ -52,11 +52,11 @@ class Args:
     kind: Kind
     """What INPUT holds."""
     input: Path
-    """Original file; with --back, native run folder or file."""
+    """Upstream file; with --back, native run folder or file."""
     output: Path
-    """Run folder (codec, prior) or file (counts, sums) to write; with --back, original file."""
+    """Run folder (codec, prior) or file (counts, sums) to write; with --back, upstream file."""
     back: bool = False
-    """Convert from the native to the original format."""
+    """Convert from the native to the upstream format."""
     vqvae: Path | None = None
     """Native run folder of the codec that a prior or a table belongs to."""
     sources: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def _codec(args: Args) -> str:
 
 def _codec_back(args: Args) -> str:
     export_codec(args.input, args.output)
-    return "original codec checkpoint"
+    return "upstream codec checkpoint"
 
 
 def _prior(args: Args) -> str:
@@ -111,11 +111,11 @@ def _prior(args: Args) -> str:
 
 def _prior_back(args: Args) -> str:
     export_prior(args.input, args.output, args.vqvae)
-    return "original prior checkpoint"
+    return "upstream prior checkpoint"
 
 
 def _counts(args: Args) -> str:
-    counts, stored = read_original_counts(args.input)
+    counts, stored = read_upstream_counts(args.input)
     if len(args.sources) not in (0, 2):
         raise ValueError(f"counts have two sources, --sources names {len(args.sources)}")
     metadata = stored | _identity(args, counts.n_codes)
@@ -127,7 +127,7 @@ def _counts(args: Args) -> str:
 
 def _counts_back(args: Args) -> str:
     counts, metadata = load_counts(args.input)
-    write_original_counts(args.output, counts, metadata)
+    write_upstream_counts(args.output, counts, metadata)
     return f"{len(counts.counts)} triples of {counts.n_codes} codes"
 
 

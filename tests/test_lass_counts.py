@@ -400,7 +400,7 @@ def test_spool_of_other_settings_and_bad_codes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("iterations", (4, 12))
-def test_counts_of_the_original_system(tmp_path, iterations):
+def test_upstream_counts(tmp_path, iterations):
     path = SHARED / "fixtures" / "sum_counts.npz"
     if not path.is_file():
         pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")

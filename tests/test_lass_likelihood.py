@@ -80,7 +80,7 @@ def test_counts_that_are_symmetric_already_stay_the_same_likelihood():
 
 
 @pytest.mark.parametrize("weight", (1, 3))
-def test_likelihood_of_the_original_system(weight):
+def test_upstream_likelihood(weight):
     path = SHARED / "fixtures" / "sum_counts.npz"
     if not path.is_file():
         pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")

@@ -19,7 +19,7 @@ import torch
 from full_disk import files_up_to
 from made_up_runs import write_runs
 from matplotlib.figure import Figure
-from original_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
+from upstream_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
 
 from jukebox_core import audio
 from jukebox_core.evaluation.figures import is_figure_of

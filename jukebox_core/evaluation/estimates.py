@@ -304,7 +304,7 @@ def entry(
 def silence_rule(seed_rule: bool) -> tuple[str, Silent]:
     """The description of a rule and the rule."""
     if seed_rule:
-        return "norm / length < 1.5e-5 (the original systems' rule)", audio_io.seed_is_silent
+        return "norm / length < 1.5e-5 (the original systems' rule)", audio_io.reference_is_silent
     return "RMS < -60 dBFS", audio_io.is_silent
 
 

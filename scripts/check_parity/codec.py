@@ -45,12 +45,12 @@ def loss_of(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
 
 
 def stft_of(info: dict[str, Any]) -> tuple[int, int, int]:
-    """The single-scale STFT of a side-car, or the originals' default if it has none."""
+    """The single-scale STFT of a side-car, or upstream's default if it has none."""
     return (loss_config(_loss_hps(info)) or LossConfig()).spectral_stft
 
 
 def _loss_hps(info: dict[str, Any]) -> dict[str, Any]:
-    """The loss options of a side-car, under the originals' names."""
+    """The loss options of a side-car, under upstream's names."""
     stft = dict(info.get("spectral_stft", {}))
     if "win_length" in stft:
         stft["window_size"] = stft.pop("win_length")
@@ -201,17 +201,17 @@ def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, fl
 def _compare_gradients(
     fixture: Fixture, report: Report, name: str, prefix: str, codec: VQVAE
 ) -> None:
-    native = {original: name for name, original in codec_names(codec.config).items()}
+    native = {upstream: name for name, upstream in codec_names(codec.config).items()}
     parameters = dict(codec.named_parameters())
     norms = fixture.tensor(f"{prefix}grad_norms")
-    for wanted, original in zip(
+    for wanted, upstream in zip(
         norms.tolist(), fixture.info["param_names_for_grad_norms"], strict=True
     ):
-        gradient = parameters[native[original]].grad
+        gradient = parameters[native[upstream]].grad
         got = -1.0 if gradient is None else gradient.norm().item()
         report.close(f"{name} gradient norms", got, wanted, GRADIENT)
-    for original, wanted_gradient in fixture.under(f"{prefix}grad/").items():
-        gradient = parameters[native[original]].grad
+    for upstream, wanted_gradient in fixture.under(f"{prefix}grad/").items():
+        gradient = parameters[native[upstream]].grad
         report.close(f"{name} gradients", gradient, wanted_gradient, GRADIENT)
 
 
@@ -220,8 +220,8 @@ def _compare_codebook(
 ) -> None:
     bottleneck = codec.bottleneck(level)
     parts = {"k": "codebook", "k_sum": "ema_sum", "k_elem": "ema_count"}
-    for original, attribute in parts.items():
-        key = f"{prefix}{original}_level{level}"
+    for upstream, attribute in parts.items():
+        key = f"{prefix}{upstream}_level{level}"
         if key in fixture:
             report.close(name, getattr(bottleneck, attribute), fixture.tensor(key))
 

@@ -1,4 +1,4 @@
-"""Parity checks of how the originals choose and prepare their training audio."""
+"""Parity checks of how upstream choose and prepare their training audio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from jukebox_core.upstream.data import (
+from jukebox_core.upstream.training import (
     Place,
     bandwidths,
     mono,

@@ -27,18 +27,18 @@ SMALL_PRIOR_ORDER = 2  # of side-cars that do not state it: these systems know n
 
 
 def prior_from(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoregressivePrior:
-    """The prior of original tensors, trainable; `config` may lack what these systems share."""
+    """The prior of upstream tensors, trainable; `config` may lack what these systems share."""
     own = without_prefixes(tensors)
     built = prior_config({"attn_order": SMALL_PRIOR_ORDER, **config}, own)
     return build_prior(prior_tensors(own, built), built).requires_grad_(True)
 
 
 def native_parameters(prior: AutoregressivePrior, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """{original name without prefix: native name} of the tensors of a fixture."""
+    """{upstream name without prefix: native name} of the tensors of a fixture."""
     own = without_prefixes(tensors)
     levels = sum(name.startswith("bottleneck.level_blocks.") for name in own)
     native = prior_names(prior.config, top=max(levels - 1, 0))
-    return {original: name for name, original in native.items()}
+    return {upstream: name for name, upstream in native.items()}
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def param_listing(fixture: Fixture, report: Report) -> None:
             else:
                 model = AutoregressivePrior(preset.prior)
                 names = prior_names(preset.prior)
-        ours = _original_shapes(model, names, prefix="" if kind == "vqvae" else "prior.")
+        ours = _upstream_shapes(model, names, prefix="" if kind == "vqvae" else "prior.")
         lower = {n for n in listed if n.startswith("prior.bottleneck.") and n not in ours}
         theirs = {n: tuple(shape) for n, (shape, _) in listed.items() if n not in lower}
         different = {n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)}
@@ -154,10 +154,10 @@ def param_listing(fixture: Fixture, report: Report) -> None:
             report.equal(f"preset {kind} number of parameters", total, counts[kind])
 
 
-def _original_shapes(
+def _upstream_shapes(
     model: torch.nn.Module, names: Mapping[str, str], prefix: str
 ) -> dict[str, tuple[int, ...]]:
-    """{original name: shape}, linear weights turned where the originals' are."""
+    """{upstream name: shape}, linear weights turned where upstream's are."""
     shapes = {}
     for name, tensor in model.state_dict().items():
         if name not in names:

@@ -1,10 +1,10 @@
-"""Check this implementation against tensors recorded from the original systems.
+"""Check this implementation against tensors recorded from upstream.
 
     python -m scripts.check_parity --fixtures DIR
     python -m scripts.check_parity --fixtures DIR --json
     python -m scripts.check_parity --fixtures DIR --output parity.json --markdown docs/parity.md
 
-DIR holds NAME.npz with NAME.json: weights under their original names, inputs, expected outputs.
+DIR holds NAME.npz with NAME.json: weights under their upstream names, inputs, expected outputs.
 Sizes and hyper-parameters are read from these files. The status is 1 where anything is out of
 tolerance, a file is unknown, or there is none.
 """
@@ -48,8 +48,8 @@ from scripts.check_parity.fixtures import (
 _INTRODUCTION = """\
 # Numerical parity
 
-What this implementation computes, against tensors recorded from the original systems at small
-sizes: their weights are loaded under their original names, their inputs go through our public
+What this implementation computes, against tensors recorded from upstream at small
+sizes: their weights are loaded under their upstream names, their inputs go through our public
 functions, and the outputs are compared. This file is written by
 
     python -m scripts.check_parity --fixtures DIR --markdown docs/parity.md
@@ -76,7 +76,7 @@ Two things about the recordings, which the checks allow for and say where they d
   whole trajectory is run from there (`scripts/check_parity/seeds.py`). Where a seed is not found,
   only the loss at the recorded end is compared. A codec's trajectory does not record its loss: the
   check takes the loss that reproduces the first recorded step, from the loss fixtures or the
-  originals' default.
+  upstream's default.
 - During the optimiser steps an average on the CPU shared its memory with the parameters and took
   (1 - mu)^2 of them away in every step.
 

@@ -1,4 +1,4 @@
-"""Parity checks of beam search, of the originals' rejection choice and of the scores."""
+"""Parity checks of beam search, of upstream's rejection choice and of the scores."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _sampled(
 
 @check("rejection_sampling")
 def rejection_sampling(fixture: Fixture, report: Report) -> None:
-    """The originals' choice among all pairs of candidates."""
+    """Upstream's choice among all pairs of candidates."""
     for number, case in enumerate(fixture.info["cases"]):
         inputs, wanted = fixture.under(f"case{number}/in/"), fixture.under(f"case{number}/out/")
         found = pair_posterior(

@@ -1,4 +1,4 @@
-"""Parity checks of the counted and the computed tables, and of the originals' files of them."""
+"""Parity checks of the counted and the computed tables, and of upstream's files of them."""
 
 from __future__ import annotations
 
