@@ -199,7 +199,7 @@ def test_missing_tensors_unknown_fixtures_and_empty_folders_fail(folder, capsys)
     np.savez(folder / "vqvae_forward.npz", **arrays)
     assert main(["--fixtures", str(folder)]) == 1
     said = capsys.readouterr()
-    assert "no check knows this fixture" in said.out
+    assert "no check for this fixture" in said.out
     assert "vqvae_forward.npz has no tensor out/z_level0" in said.out
     (folder / "empty").mkdir()
     assert main(["--fixtures", str(folder / "empty")]) == 1

@@ -1,4 +1,4 @@
-"""Parity checks of the prior: teacher-forced and step by step, both formats, attention kinds."""
+"""Parity checks of the prior: teacher forcing, single steps, both formats, attention kinds."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from jukebox_core.upstream.layout import (
 from jukebox_core.vqvae.model import VQVAE
 from scripts.check_parity.fixtures import FORWARD, GRADIENT, Fixture, Report, check, sub_config
 
-SMALL_PRIOR_ORDER = 2  # of side-cars that do not state it: these systems know no other
+SMALL_PRIOR_ORDER = 2  # default of side-cars without one: both upstream systems use it
 
 
 def prior_from(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoregressivePrior:
-    """The prior of upstream tensors, trainable; `config` may lack what these systems share."""
+    """A trainable prior of upstream tensors; `config` may lack the attention order."""
     own = without_prefixes(tensors)
     built = prior_config({"attn_order": SMALL_PRIOR_ORDER, **config}, own)
     return build_prior(prior_tensors(own, built), built).requires_grad_(True)
@@ -66,17 +66,17 @@ def prior_forward(fixture: Fixture, report: Report) -> None:
     parameters = dict(prior.named_parameters())
     listed = [name.removeprefix("prior.") for name in fixture.info["param_names_for_grad_norms"]]
     norms = fixture.tensor("out/grad_norms").tolist()
-    for name, wanted in zip(listed, norms, strict=True):
+    for name, expected in zip(listed, norms, strict=True):
         gradient = parameters[_tied(native[name], parameters)].grad
         got = -1.0 if gradient is None else gradient.norm()
-        report.close("AutoregressivePrior gradient norms", got, wanted, GRADIENT)
-    for name, wanted_gradient in fixture.under("out/grad/").items():
+        report.close("AutoregressivePrior gradient norms", got, expected, GRADIENT)
+    for name, expected_gradient in fixture.under("out/grad/").items():
         gradient = parameters[_tied(native[name.removeprefix("prior.")], parameters)].grad
         assert gradient is not None
         if name.endswith(".w"):
             gradient = gradient.T
-        wanted_gradient = wanted_gradient.reshape(gradient.shape)
-        report.close("AutoregressivePrior gradients", gradient, wanted_gradient, GRADIENT)
+        expected_gradient = expected_gradient.reshape(gradient.shape)
+        report.close("AutoregressivePrior gradients", gradient, expected_gradient, GRADIENT)
 
 
 @check("prior_orders")
@@ -107,7 +107,7 @@ def _refused(
     config: Mapping[str, Any],
     needs: list[str],
 ) -> None:
-    """List a variant that no system here uses; loading its weights must say so."""
+    """List a variant that is not implemented; loading its weights must be refused as such."""
     what = f"attn_order {config['attn_order']}" + (f", {', '.join(needs)}" if needs else "")
     try:
         prior_from(tensors, config)
@@ -182,5 +182,5 @@ def _compare(
 
 
 def _tied(name: str, parameters: Mapping[str, Any]) -> str:
-    """A tied weight is a parameter under the first of its names alone."""
+    """The parameter's name: a tied weight has only the first of its names."""
     return name if name in parameters else "head.weight"

@@ -77,10 +77,10 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
 
 @torch.no_grad()
 def _shrink_as_recorded(parameter: Tensor, recorded: Tensor, mu: float) -> str:
-    """Repeat what a recorded average did to its parameters, if it did.
+    """Shrink the parameters as upstream's average on the CPU did, if the recording shows it.
 
-    Upstream's average on the CPU starts as `parameters.cpu()`, which on the CPU is no copy: it
-    then averages the parameters with themselves, which takes (1 - mu)^2 of them away each step.
+    The average starts as `parameters.cpu()`, which on the CPU is no copy: it then averages the
+    parameters with themselves, which removes (1 - mu)^2 of them at each step.
     """
     shrunk = parameter * mu
     shrunk.add_(shrunk, alpha=1 - mu)
@@ -141,23 +141,23 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
 
 
 def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
-    """Copies of the side-car, one for each loss that it may have been recorded with.
+    """Copies of the side-car, one for each loss that the recording may have used.
 
-    If the side-car has no loss, the candidates come from the loss fixtures in the folder, complete
-    or with upstream's default terms; the first recorded step decides.
+    Without a loss in the side-car, they come from the loss fixtures in the folder, complete or with
+    upstream's default terms; the first recorded step decides.
     """
     info = fixture.info
     if "loss_config" in info:
         return [info]
     names = ["vqvae_loss", "lqvae_loss"]
-    found = []
+    candidates = []
     for name in names if info["fork"] == "lass" else reversed(names):
         sibling = sibling_info(fixture, name)
         if loss := sibling.get("loss_config"):
             keys = sibling.keys() & {"loss_config", "spectral_stft", "alpha"}
-            found.append(info | {key: sibling[key] for key in keys})
-            found.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
-    return found
+            candidates.append(info | {key: sibling[key] for key in keys})
+            candidates.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
+    return candidates
 
 
 @torch.no_grad()
@@ -199,12 +199,12 @@ def _go_back(
     report: Report,
     model: nn.Module,
     native: Mapping[str, str],
-    found: tuple[dict[str, Tensor], int] | None,
+    drawn: tuple[dict[str, Tensor], int] | None,
 ) -> bool:
-    """Put a model back to a start that was drawn again; False where it was not found."""
-    if found is None:
+    """Put a model back to its start, drawn again; False if no seed fits."""
+    if drawn is None:
         return False
-    start, seed = found
+    start, seed = drawn
     state = model.state_dict()
     for name, tensor in start.items():
         own = state[native[name]]
@@ -215,7 +215,7 @@ def _go_back(
 
 
 def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Tensor) -> None:
-    """Without a start: the loss of the recorded end, against where the recorded losses lead."""
+    """Without a start: the loss at the recorded end against the extrapolated recorded losses."""
     losses = [step["loss"] for step in fixture.info["steps"]]
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = fixture.info["train"]["lr"] * lr_factor(step, fixture.info["train"]["lr_warmup"])
@@ -228,7 +228,7 @@ def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Te
         loss,
         expected,
         EXTRAPOLATION,
-        "sd_before holds the weights after training, and the start was not found: the loss there "
+        "sd_before holds the weights after training, and no seed gives the start: the loss there "
         "against the recorded losses, extrapolated",
     )
 
@@ -236,13 +236,13 @@ def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Te
 def _trajectory(
     fixture: Fixture, report: Report, name: str, objective: nn.Module, batch: Tensor
 ) -> None:
-    """Train on one batch by upstream's optimiser, as the side-car says."""
+    """Train on one batch by upstream's optimiser, with the side-car's settings."""
     train = fixture.info["train"]
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = UpstreamAdam(
         parameters, train["lr"], tuple(train["betas"]), train["eps"], train["weight_decay"]
     )
-    note = "every step builds on the rounding of those before"
+    note = "every step builds on the rounding of the steps before"
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = train["lr"] * lr_factor(step, train["lr_warmup"])
         report.close(f"{name} learning rate", rate, recorded["lr"])
