@@ -82,11 +82,11 @@ _FREE_TO_CHANGE = {
         "workers",
     )
 }
-"""What may differ between a run and the flags that continue it."""
+"""Settings that may change when a run continues."""
 
 
 def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Write weights.safetensors and meta.json; `format` is added to the meta data.
+    """Write weights.safetensors and meta.json; `format` is added to the metadata.
 
     Tied parameters are written once, under the first of their names.
 
@@ -106,7 +106,7 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
 
 
 def save_meta(folder: str | Path, meta: Mapping[str, Any]) -> None:
-    """Write meta.json alone; `format` is added."""
+    """Write only meta.json; `format` is added."""
     text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
     with durable_path(Path(folder) / META) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
@@ -135,7 +135,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version = meta["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: it is not the meta data of a run") from error
+        raise ValueError(f"{path} is damaged: it is not the metadata of a run") from error
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}")
     return meta
@@ -165,7 +165,7 @@ def load_model(build: Callable[[], M], folder: str | Path, device: str | torch.d
         FileNotFoundError: The folder or its weights are missing.
         ValueError: The weights are damaged, not finite, or differ in names or shapes.
     """
-    # First without data: the meta data may describe a model too large for the memory.
+    # First without data: damaged metadata may describe a model that exceeds the memory.
     with torch.device("meta"):
         outline = build()
     weights = _fitting_weights(outline, folder)
@@ -177,7 +177,7 @@ def load_model(build: Callable[[], M], folder: str | Path, device: str | torch.d
 
 
 def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
-    """The codec of a run, in eval mode and without gradients.
+    """Load a run's codec, in eval mode and without gradients.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
@@ -203,12 +203,12 @@ def load_prior(
     device: str | torch.device = "cpu",
     codec_fingerprint: str | None = None,
 ) -> AutoregressivePrior:
-    """The prior of a run, in eval mode and without gradients.
+    """Load a run's prior, in eval mode and without gradients.
 
     Args:
         folder: the run.
         device: where to put it.
-        codec_fingerprint: of the codec it is to work with; None does not check.
+        codec_fingerprint: of the codec to use the prior with; None accepts any.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
@@ -226,9 +226,9 @@ def load_prior(
 
 
 def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
-    """The configuration and the weights of a prior's run; tensors stay on the disk until used.
+    """Read a prior's configuration and weights; tensors stay on the disk until used.
 
-    Tied weights are there under each of their names.
+    Tied weights appear under each of their names.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
@@ -245,7 +245,7 @@ def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the names, shapes and values of a run's weights, whatever its meta data say."""
+    """SHA-256 of the names, shapes and values of a run's weights, without its metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(_read_weights(folder).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -278,12 +278,21 @@ def load_state(folder: str | Path) -> dict[str, Any]:
 def open_run(
     folder: str | Path, identity: Mapping[str, Any], steps: int, max_seconds: float | None = None
 ) -> Literal["new", "resume", "finished"]:
-    """What there is to do in a run folder.
+    """Decide how to proceed in a run folder.
+
+    Args:
+        folder: the run folder, which may be missing.
+        identity: settings that a run in the folder must have.
+        steps: number of steps to train.
+        max_seconds: training time to stop after; None is unlimited.
+
+    Returns:
+        `new` if there is no checkpoint, `finished` if the run has reached its end, else `resume`.
 
     Raises:
-        ValueError: it holds a run that differs from `identity` (the message names the
-            differences), the run's weights are not finite, or its meta data lacks the progress.
-        FileExistsError: it has files with the names of a run's, but no meta.json.
+        ValueError: The folder holds another run (the message names the differences), its weights
+            are not finite, or its metadata lacks the progress.
+        FileExistsError: It has a file with a name that runs write, but no meta.json.
     """
     folder = Path(folder)
     present = [name for name in _WRITTEN if os.path.lexists(folder / name)]
@@ -301,7 +310,7 @@ def open_run(
     if differences:
         raise ValueError(
             f"{folder} holds another run ({'; '.join(differences)}); "
-            "choose another --output or the flags it was started with"
+            "choose another output, or the settings that it was started with"
         )
     for name in ("step", "elapsed"):
         require(f"{folder / META}: {name}", meta.get(name), at_least=0)
@@ -359,27 +368,27 @@ class Snapshots:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a run comes from: the git commit (None outside a checkout) and library versions."""
+    """The git commit (None outside a checkout) and the versions of libraries."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _VERSIONED}
     versions["torch"] = str(torch.__version__)  # with the build tag
     return {"git_commit": _git_commit(), "versions": versions}
 
 
-def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """Where `stored` lacks or contradicts `wanted`, as readable phrases.
+def _differences(stored: Any, expected: Any, name: str = "") -> list[str]:
+    """Describe where `stored` lacks or contradicts `expected`.
 
-    A field that the stored run lacks because it is newer is no difference while it is False.
+    A field that an older run lacks counts as False.
     """
-    if isinstance(wanted, dict) and isinstance(stored, dict):
-        found = []
-        for key, value in wanted.items():
+    if isinstance(expected, dict) and isinstance(stored, dict):
+        differences = []
+        for key, value in expected.items():
             inner = f"{name}.{key}" if name else key
             younger = key not in stored and value is False
             if inner not in _FREE_TO_CHANGE and not younger:
-                found += _differences(stored.get(key), value, inner)
-        return found
-    return [] if stored == wanted else [f"{name} is {stored!r} there, {wanted!r} asked for"]
+                differences += _differences(stored.get(key), value, inner)
+        return differences
+    return [] if stored == expected else [f"{name} is {stored!r} there, now {expected!r}"]
 
 
 def _git_commit() -> str | None:
@@ -399,7 +408,7 @@ def _git_commit() -> str | None:
 
 
 def run_part(folder: str | Path, name: str) -> Path:
-    """A file of a run folder.
+    """The path of a file in a run folder.
 
     Raises:
         FileNotFoundError: the folder or the file is not there.
@@ -416,7 +425,7 @@ def run_part(folder: str | Path, name: str) -> Path:
 
 
 def _read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of weights.safetensors, all of them finite."""
+    """Read weights.safetensors; all values are finite."""
     path = run_part(folder, WEIGHTS)
     try:
         weights = load_file(path)
@@ -444,7 +453,7 @@ def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _own_names(model: nn.Module) -> list[str]:
-    """The names of a state dict, without further names of tensors already listed (tied ones)."""
+    """The names in a state dict, only the first name of each tied tensor."""
     first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), name)
@@ -452,7 +461,7 @@ def _own_names(model: nn.Module) -> list[str]:
 
 
 def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor]:
-    """A run's weights; refuses names or shapes that differ from the outline's."""
+    """Read a run's weights; names and shapes must be the outline's."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
     shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
@@ -462,8 +471,8 @@ def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor
     for name in sorted(expected):
         if weights[name].shape != shapes[name]:
             raise ValueError(
-                f"{path}: tensor {name} is {tuple(weights[name].shape)}, its configuration says "
-                f"{tuple(shapes[name])}"
+                f"{path}: tensor {name} is {tuple(weights[name].shape)}, expected "
+                f"{tuple(shapes[name])} by its configuration"
             )
     return weights
 

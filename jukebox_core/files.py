@@ -1,8 +1,8 @@
 """Write files so that a reader never sees an incomplete one and no file of the user is lost.
 
 Files and folders appear whole or not at all. Only regular files are replaced, and only folders
-in which a record names every file as written by a former run. Before a program writes a file,
-`check_replaceable` makes sure that an existing file there is its own.
+whose every file a former run recorded. Before a program writes a file, `check_replaceable` makes
+sure that an existing file there is its own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def _host() -> str:
-    """What process ids are unique in: the machine and, in a container, its namespace of ids."""
+    """Hash of the scope of process ids: the machine and, in a container, its namespace of ids."""
     namespace = ""
     with suppress(OSError):  # only Linux has it
         namespace = os.readlink("/proc/self/ns/pid")
@@ -62,7 +62,7 @@ _cleaned: set[Path] = set()  # folders whose leftovers this process has removed
 def _temporary_beside(path: Path) -> Path:
     """A temporary name in the same folder (a rename is atomic only there), with the same suffix.
 
-    It contains the id of the writing process, and is short even if the name of `path` is long.
+    It contains the id of the writing process, and is short even if `path` has a long name.
     """
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     owner = f"{os.getpid()}-{_HOST}{secrets.token_hex(4)}"
@@ -178,7 +178,7 @@ def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str)
         path: of a file to write. It may be missing or empty.
         ours: returns whether a former run wrote a file, judged by its content. A ValueError,
             KeyError, TypeError, AttributeError or RecursionError counts as False.
-        what: the kind of file that may be replaced, such as "a report".
+        what: the kind of file that this program writes, such as "a report".
 
     Raises:
         FileExistsError: The file holds something else, or is not a regular file.

@@ -38,11 +38,11 @@ _RUN = re.compile(r"run-\d{6,}")
 
 
 class TripleCounter:
-    """Counts triples in bounded memory, and goes on where it was after an interruption.
+    """Count triples in bounded memory; a new counter on the same spool resumes.
 
-    The spool folder holds sorted runs and `state.json`, written by every flush: what was added
-    since is lost with the process, nothing else. A run's level is how often its keys were merged;
-    eight of a level become one of the next, so that n triples are rewritten O(log n) times.
+    The spool folder holds sorted runs and `state.json`. Every flush writes them; a killed process
+    loses only what was added since. A run's level is the number of times that its keys were merged.
+    Eight runs of a level become one of the next, so that n triples are rewritten O(log n) times.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class TripleCounter:
         buffer: int = BUFFER,
         settings: Mapping[str, Any] | None = None,
     ):
-        """Open a spool folder, or go on in it.
+        """Open a new spool folder, or resume in an existing one.
 
         Args:
             n_codes: K.
             spool: folder for the runs.
             buffer: triples held in memory, while they are added and while runs are merged.
-            settings: what the counts depend on; a spool of other settings is refused.
+            settings: determine the counts; a spool with other settings is refused.
 
         Raises:
-            ValueError: the buffer is empty or larger than the free memory, or the folder is damaged
-                or belongs to a counting with other settings.
-            FileExistsError: as `check_spool`.
+            ValueError: The buffer is empty or larger than the free memory, or the folder is damaged
+                or has other settings.
+            FileExistsError: As `check_spool`.
         """
         free = free_bytes(torch.device("cpu"))
         require(
@@ -78,9 +78,9 @@ class TripleCounter:
         check_spool(spool)
         self.n_codes = n_codes
         self.iterations = 0
-        """Iterations (calls of `add`) that are safe on disk."""
+        """Iterations (calls of `add`) on the disk."""
         self.triples = 0
-        """Their triples."""
+        """Triples of these iterations."""
         self._spool = Path(spool)
         self._buffer = np.empty(buffer, dtype=np.int64)
         self._filled = 0
@@ -101,19 +101,18 @@ class TripleCounter:
             differing = _differing(stored["settings"], self._settings)
             if differing:
                 raise ValueError(
-                    f"{self._spool} holds a counting that was begun with {differing}: "
-                    "delete it to start afresh"
+                    f"{self._spool} was begun with {differing}: delete it to start afresh"
                 )
             for _, name in self._runs:
                 if not (self._spool / name).is_file():
                     raise ValueError(f"{self._spool} lacks {name}: delete it to start afresh")
-        known = {_STATE, *(name for _, name in self._runs)}
+        recorded = {_STATE, *(name for _, name in self._runs)}
         for stray in list(self._spool.iterdir()):  # written after the last flush
-            if stray.name not in known:
+            if stray.name not in recorded:
                 stray.unlink()
 
     def adopt(self, file: CountsFile) -> None:
-        """Go on from finished counts, which a new spool starts with."""
+        """Start a new spool from finished counts."""
         if len(file):
             write_run(self._new_run(1), merged([file]))
         self.iterations += file.iterations
@@ -135,7 +134,7 @@ class TripleCounter:
         self._pending = (self._pending[0] + 1, self._pending[1] + len(keys))
 
     def flush(self) -> None:
-        """Make everything added so far last."""
+        """Write everything added so far to the disk."""
         if self._filled:
             self._spill()
         self.iterations += self._pending[0]
@@ -156,17 +155,17 @@ class TripleCounter:
         return runs[0].read(0, len(runs[0]))
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> np.ndarray:
-        """Write everything added to a file of counts, as `save_counts` does, a part at a time.
+        """Write everything added so far to a file of counts, as `save_counts`, in parts.
 
         Returns:
-            How many distinct triples every mixture code has, [K].
+            The number of distinct triples of each mixture code, [K].
         """
         runs = self._one_run()
-        blocks = self._merged(runs, 2) if runs else iter(())  # their codes take as much again
+        blocks = self._merged(runs, 2) if runs else iter(())  # codes need as much memory as keys
         return save_blocks(path, self.n_codes, sum(map(len, runs)), blocks, metadata)
 
     def close(self) -> None:
-        """Remove the spool folder; a removal that is interrupted leaves a spool of nothing."""
+        """Remove the spool folder; an interrupted removal leaves an empty spool."""
         (self._spool / _STATE).unlink(missing_ok=True)
         for path in list(self._spool.iterdir()):
             if _spooled(path.name):
@@ -175,7 +174,7 @@ class TripleCounter:
             self._spool.rmdir()
 
     def _one_run(self) -> list[Run]:
-        """Everything added as one run, or none where there is nothing."""
+        """Merge everything added into one run; [] if there is nothing."""
         self.flush()
         if len(self._runs) > 1:
             top = max(level for level, _ in self._runs)
@@ -183,13 +182,13 @@ class TripleCounter:
         return [_Mapped(self._spool / name) for _, name in self._runs]
 
     def _spill(self) -> None:
-        """The buffer to a run of level 0."""
+        """Write the buffer as a run of level 0."""
         unique = np.unique(self._buffer[: self._filled], return_counts=True)
         write_run(self._new_run(0), [unique])
         self._filled = 0
 
     def _merge(self, highest: int, level: int) -> None:
-        """Replace the runs up to level `highest` by one of `level`."""
+        """Replace the runs up to level `highest` by one run of `level`."""
         old = [name for run, name in self._runs if run <= highest]
         runs = [_Mapped(self._spool / name) for name in old]
         self._runs = [run for run in self._runs if run[1] not in old]
@@ -199,7 +198,7 @@ class TripleCounter:
             (self._spool / name).unlink(missing_ok=True)
 
     def _merged(self, runs: Sequence[Run], share: int = 1) -> Iterator[Block]:
-        """The blocks of runs, no more keys at once than this share of what the buffer holds."""
+        """The merged blocks of runs; all together hold at most 1 / `share` of the buffer's keys."""
         held = min(HELD, max(_LEAST, len(self._buffer)))
         return merged_blocks(runs, max(1, held // (share * len(runs))))
 
@@ -222,10 +221,10 @@ class TripleCounter:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """The content of state.json, checked; its runs name files of the spool.
+    """Read and check state.json.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: It is damaged.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -247,32 +246,32 @@ def _spooled(name: str) -> bool:
 
 
 def check_spool(spool: Path) -> None:
-    """Refuse a spool folder that holds anything that no counting writes.
+    """Refuse to use a folder that holds anything but the files of a counter.
 
     Raises:
-        FileExistsError: it is a file, or holds something that no counting writes.
+        FileExistsError: It is a file, or holds another file.
     """
     spool = Path(spool)
     if spool.exists() and not spool.is_dir():
         raise FileExistsError(
-            f"{spool} is not a folder, but the runs of the counting go there: move it, or choose "
-            "another output"
+            f"{spool} is not a folder, but the runs of the counting need one there: move it, or "
+            "choose another output"
         )
     for path in list(spool.iterdir()) if spool.exists() else ():
         # Earlier versions wrote the finished file there before they moved it out.
         finished = spool.suffix == ".spool" and path.name == spool.stem
-        known = _spooled(path.name) or (finished and table_of(KIND)(path))
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not known):
+        ours = _spooled(path.name) or (finished and table_of(KIND)(path))
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file() or not ours):
             raise FileExistsError(
-                f"{spool} holds {path.name}, which is no part of a counting, but the runs of the "
-                "counting go there: move it, or choose another output"
+                f"{spool} holds {path.name}, but is the folder for the runs of the counting: move "
+                "the file, or choose another output"
             )
 
 
 class _Mapped:
-    """A run of the spool that is read from its start to its end, mapped anew every now and then.
+    """A run of the spool that is read from start to end through several mappings.
 
-    The pages of a mapping stay in memory while it lasts: of one, in the end the whole file would.
+    The pages of a mapping stay in memory while it lasts; one mapping would hold the whole file.
     """
 
     def __init__(self, path: Path):
@@ -292,6 +291,6 @@ class _Mapped:
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`seed 1 (now 2), ...` of the settings that are not the same."""
+    """List the settings that differ: `seed 1 (now 2), ...`."""
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     return ", ".join(f"{name} {was.get(name)} (now {now.get(name)})" for name in names)

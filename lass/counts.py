@@ -42,8 +42,8 @@ _MOST_COUNTS = 1 << 53  # largest count that float64 holds exactly
 class Counts(NamedTuple):
     """Sparse counts, sorted by (mixture, first, second), every triple once.
 
-    first, second, mixture: int32 [P]. counts: int64 [P]. offsets: int64 [K + 1], the slice of
-    mixture code m is [offsets[m], offsets[m + 1]).
+    first, second, mixture: int32 [P]. counts: int64 [P]. offsets: int64 [K + 1]; mixture code m
+    has the entries [offsets[m], offsets[m + 1]).
     """
 
     n_codes: int
@@ -55,7 +55,7 @@ class Counts(NamedTuple):
 
 
 def from_keys(n_codes: int, keys: np.ndarray, counts: np.ndarray) -> Counts:
-    """Counts from sorted unique keys and how often each was seen."""
+    """Counts from sorted unique keys [P] and the count of each [P]."""
     mixture, first, second = _codes_of(n_codes, keys)
     return Counts(
         n_codes,
@@ -68,10 +68,10 @@ def from_keys(n_codes: int, keys: np.ndarray, counts: np.ndarray) -> Counts:
 
 
 def to_keys(n_codes: int, first: np.ndarray, second: np.ndarray, mixture: np.ndarray) -> np.ndarray:
-    """int64 keys of triples of codes, any shape, flattened.
+    """Keys [N], int64, of triples of codes, three arrays of one shape with N elements.
 
     Raises:
-        ValueError: a code is not in [0, n_codes), or the shapes differ.
+        ValueError: A code is not in [0, n_codes), or the shapes differ.
     """
     if not first.shape == second.shape == mixture.shape:
         raise ValueError(
@@ -96,7 +96,7 @@ def _codes_of(n_codes: int, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 def count_triples(
     n_codes: int, first: np.ndarray, second: np.ndarray, mixture: np.ndarray
 ) -> Counts:
-    """Counts of triples that fit in memory."""
+    """Count triples in memory."""
     return from_keys(
         n_codes, *np.unique(to_keys(n_codes, first, second, mixture), return_counts=True)
     )
@@ -124,7 +124,7 @@ def check_output(path: Path) -> None:
     """Refuse to replace a file that is not a table of counts.
 
     Raises:
-        FileExistsError: it is something else, or not a regular file.
+        FileExistsError: It is something else, or not a regular file.
     """
     check_replaceable(path, table_of(KIND), "a table of counts")
 
@@ -240,7 +240,7 @@ class CountsFile:
             part = slice(start, start + HELD)
             keys = self._keys(start, first[part], second[part], counts[part])
             if keys[0] <= last or (np.diff(keys) <= 0).any():
-                raise ValueError(f"{self.path} is damaged: its triples are not in their order")
+                raise ValueError(f"{self.path} is damaged: its triples are not in order")
             last = keys[-1]
         codes = np.arange(self.n_codes, dtype=np.int32)
         mixture = np.repeat(codes, np.diff(self._offsets))
@@ -255,7 +255,7 @@ class CountsFile:
         stop = min(stop, len(self))
         if start >= stop:  # which safetensors refuses to slice
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        file = safe_open(str(self.path), "numpy")  # of one left open, what was read stays in memory
+        file = safe_open(str(self.path), "numpy")  # an open file keeps the parts that were read
         first, second, counts = (
             file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
         )
@@ -282,17 +282,17 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
     """Add up files of counts into one, in bounded memory.
 
     Args:
-        files: partial counts, with other seeds or of other songs.
-        output: file to write. An existing file is replaced if its counts are among those merged.
+        files: partial counts, with different random seeds or of different songs.
+        output: file to write; an existing file is replaced if `files` include its draws.
 
     Returns:
-        The number of triples counted in all of them.
+        The total number of triples.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        FileExistsError: the output exists and is not a table of counts.
-        ValueError: a file is damaged, they do not belong together, two hold the same draws, or the
-            output is one of them or holds other draws.
+        FileNotFoundError: A file is missing.
+        FileExistsError: The output exists and is not a table of counts.
+        ValueError: A file is damaged, the files do not belong together, two hold the same draws, or
+            the output is one of them or holds other draws.
     """
     check_output(output)
     runs = [CountsFile(path) for path in files]
@@ -304,8 +304,8 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
     repeated = next((draw for draw in draws if draw and draws.count(draw) > 1), None)
     if repeated:
         raise ValueError(
-            f"two of the files to merge hold the same draws ({repeated}): count the parts with "
-            "a --seed each"
+            f"two of the files to merge hold the same draws ({repeated}): count each part with "
+            "its own random seed"
         )
     if any(Path(output).exists() and Path(output).samefile(path) for path in files):
         raise ValueError(f"{output} is one of the files to merge: choose another output")

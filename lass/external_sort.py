@@ -15,7 +15,7 @@ __all__ = ["Block", "Run", "SpoolRun", "add_up", "merged", "merged_blocks", "wri
 Block = tuple[np.ndarray, np.ndarray]
 """Sorted unique keys and their counts, int64."""
 HELD = 1 << 23
-"""Keys in memory while runs are merged, over all of them."""
+"""Keys in memory while runs are merged, over all runs."""
 
 
 class Run(Protocol):
@@ -29,10 +29,10 @@ class Run(Protocol):
 
 
 class SpoolRun:
-    """A file of int64 rows (key, count), as `write_run` writes it.
+    """A file of int64 rows (key, count), written by `write_run`.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: It is damaged.
     """
 
     def __init__(self, path: Path):
@@ -53,9 +53,9 @@ class SpoolRun:
 def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
     """Merge runs into blocks of sorted keys, each key once, and their added counts.
 
-    Each round takes, from every run, the keys up to the least of the blocks' last keys: all smaller
-    keys of all runs are then in hand, so a merged block is final. At most `block` keys of each run
-    are held.
+    Each round takes, from every run, the keys up to the least of the blocks' last keys. It then has
+    all smaller keys of all runs, so a merged block is final. At most `block` keys of each run are
+    in memory.
     """
     positions = [0] * len(runs)
     while True:
@@ -73,7 +73,7 @@ def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
 
 
 def merged(runs: Sequence[Run]) -> Iterator[Block]:
-    """`merged_blocks` of any number of runs in the same memory."""
+    """`merged_blocks` with at most `HELD` keys in memory for any number of runs."""
     return merged_blocks(runs, max(1, HELD // len(runs)))
 
 

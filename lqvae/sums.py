@@ -19,16 +19,16 @@ KIND = "code_sums"
 def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     """B(a0 e_i + a1 e_j) for all pairs: int64 [K, K], row i, column j.
 
-    At alpha = (0.5, 0.5) the mean of two codes is equally far from both, so unless a third code is
-    nearer, rounding would decide. The rule here: distances are taken in float64, those within
-    1e-9 (relative to the codebook's scale) of the least are ties, and the lowest index wins.
+    At alpha = (0.5, 0.5) the mean of two codes is equally far from both, so that rounding would
+    decide unless a third code is nearer. Therefore distances are computed in float64, distances
+    within 1e-9 (relative to the codebook's scale) of the least are ties, and the lowest index wins.
 
     Args:
         codebook: [K, D].
         alpha: weights of the first and the second source.
 
     Raises:
-        ValueError: the codebook is not [K, D] or not finite, or the weights are not two, are
+        ValueError: The codebook is not [K, D] or not finite, or the weights are not two, are
             negative, both 0, or too large for float32.
     """
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
@@ -53,9 +53,9 @@ def _check_weights(alpha: Sequence[float]) -> None:
 class _Search:
     """Nearest codes of weighted sums.
 
-    |a0 e_i + a1 e_j - e_k|^2, less what is the same for all k, is the sum of a function of (i, k)
-    and one of (j, k): two tables [K, K] do. They are searched in float32; whatever may be nearest
-    or tied, allowing for the rounding, is compared in float64.
+    |a0 e_i + a1 e_j - e_k|^2, without the terms that are equal for all k, is the sum of a function
+    of (i, k) and a function of (j, k): two tables [K, K]. They are searched in float32; all codes
+    that may be nearest or tied, allowing for rounding, are compared in float64.
     """
 
     _PART = 1 << 18  # elements searched at a time: they stay in the cache
@@ -65,10 +65,10 @@ class _Search:
         self._norms = np.square(codebook).sum(1)
         self._products = codebook @ codebook.T
         self.symmetric = alpha[0] == alpha[1]
-        """Row i then holds the columns from i alone."""
+        """If so, row i has only the columns from i on."""
         scale = self._norms.max()
         self._tolerance = 1e-9 * scale
-        # Either table is rounded once and so is their sum: three errors of half an ulp per value.
+        # Both tables and their sum are rounded: three errors of half an ulp per value.
         largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
         self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
         if not largest < np.finfo(np.float32).max / 4:
@@ -89,7 +89,7 @@ class _Search:
         return codes
 
     def _nearest(self, i: int, j: np.ndarray, k: np.ndarray) -> np.ndarray:
-        """Of the candidates k of every j, the one that is nearest in float64, lowest if tied."""
+        """The nearest of the candidates k of each j in float64, the lowest if tied."""
         alpha, products = self._alpha, self._products
         exact = self._norms[k] - 2 * (alpha[0] * products[i, k] + alpha[1] * products[j, k])
         starts = np.flatnonzero(np.diff(j, prepend=-1))
@@ -101,10 +101,10 @@ class _Search:
 
 
 def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:
-    """Write a table [K, K] atomically, marked with the codec it belongs to.
+    """Write a table [K, K] atomically, marked with its codec.
 
     Raises:
-        ValueError: the weights are not two, are negative, or both 0.
+        ValueError: The weights are not two, are negative, or both 0.
     """
     _check_weights(alpha)
     metadata = {

@@ -206,7 +206,7 @@ def test_meta_data_that_ask_for_more_than_the_weights_hold(tmp_path, tiny_models
     meta = json.loads((run / "meta.json").read_text())
     meta["config"]["l_bins"] = 2_000_000
     (run / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match=r"codebook is \(32, 16\), its configuration says \(20000"):
+    with pytest.raises(ValueError, match=r"codebook is \(32, 16\), expected \(20000"):
         load_codec(run)
 
 

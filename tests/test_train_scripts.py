@@ -185,7 +185,7 @@ def test_flags_of_another_run_are_refused(tiny_models, tiny_data, capsys):
     flags = codec_flags(tiny_data, run, "--vqvae.l-bins", "64", "--optim.lr", "1e-4")
     said = error_of(capsys, train_vqvae.main(flags))
     assert "holds another run" in said
-    assert "config.l_bins is 32 there, 64 asked for" in said
+    assert "config.l_bins is 32 there, now 64" in said
     assert "optim.lr is 0.0003 there, 0.0001 asked for" in said
     said = error_of(capsys, train_vqvae.main(codec_flags(tiny_data, run, "--seed", "1")))
     assert "train.seed is 0 there, 1 asked for" in said
