@@ -1,7 +1,7 @@
-"""Find the audio in a file by its content, and leave out what audio players skip.
+"""Find the audio in a file by its content.
 
-Tags and zeros before the audio are skipped. Sizes in headers are compared with the file, because
-libsndfile reads a truncated file without an error.
+Tags and zeros before the audio are skipped. Sizes in headers are compared with the file's size,
+because libsndfile reads a truncated file without an error.
 """
 
 from __future__ import annotations
@@ -263,8 +263,8 @@ def _aiff_data(file: BinaryIO, start: int, size: int) -> _Data | None:
 def _w64_data(file: BinaryIO, start: int, size: int) -> _Data | None:
     for name, position, content in _chunks(file, start + 40, size, "<16sq", 8, own=24):
         if name == _W64_DATA:
-            known = 0 < content < 1 << 62
-            return _Data(position, content if known else None, (position - 8, "<q"), written=24)
+            stated = 0 < content < 1 << 62
+            return _Data(position, content if stated else None, (position - 8, "<q"), written=24)
     return None
 
 

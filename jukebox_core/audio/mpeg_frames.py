@@ -3,7 +3,7 @@
 An mp3 has no header for the whole file. An info frame (Xing, LAME) may state the number of frames;
 without one, decoders estimate the length from the size of the file, which is wrong for a variable
 bit rate. Files may also be joined, cut, tagged or padded. This module reads the header of every
-frame, without decoding it, so that the decoder gets the frames and nothing else.
+frame, without decoding it, so that the decoder gets only the frames.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
 _RATES = (44_100, 48_000, 32_000)
 _HEADER = 4
 _PEEK = 48
-"""So many bytes of a frame show whether it is an info frame."""
+"""Bytes of a frame that show whether it is an info frame."""
 _START = 1 << 16
-"""The first frame must begin within so many bytes."""
+"""Bytes within which the first frame must begin."""
 _NEAR = 1 << 12
-"""A frame that no valid frame follows counts only if another one begins within so many bytes."""
+"""Bytes within which another frame must begin if no valid frame follows one directly."""
 _CHAIN = 3
-"""So many frames must follow a frame of another kind than the last."""
+"""Number of frames that must follow a frame of another kind than the last."""
 
 
 class _Kind(NamedTuple):
@@ -59,7 +59,7 @@ class _Header(NamedTuple):
 
 @dataclass
 class Stretch:
-    """Frames that belong together: one encoder made them, and one decoder reads them."""
+    """Frames of one encoder, for one decoder."""
 
     kind: _Kind
     spans: list[list[int]] = field(default_factory=list)
@@ -202,10 +202,10 @@ def _frames(
             expected = _followed(file, position, header, end, _CHAIN, ends=True)
         if header is None or not expected:
             assert last is not None
-            found = _next(file, position, end, last)
-            if found is not None and found < position:
+            following = _next(file, position, end, last)
+            if following is not None and following < position:
                 yield -1, last, b""
-            position = found
+            position = following
             if position is not None:
                 last = _parse(_read(file, position, _HEADER))
             continue
