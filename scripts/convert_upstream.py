@@ -1,4 +1,4 @@
-r"""Convert upstream files to the native format, and back.
+r"""Convert files of the original systems to the native format, and back.
 
     python -m scripts.convert_upstream --kind codec --input vqvae.pth.tar --output CODEC
     python -m scripts.convert_upstream --kind prior --input bass.pth.tar --output PRIOR \
@@ -8,7 +8,7 @@ r"""Convert upstream files to the native format, and back.
     python -m scripts.convert_upstream --kind sums --input codebook_sum_precalc.pt \
         --output sums.safetensors --vqvae CODEC
 
-With --back, INPUT is native and OUTPUT is written in the upstream format. Converted to a models
+With --back, INPUT is native and OUTPUT is written in the original format. Converted to a models
 folder's layout (README), the results work with scripts.separate: that is what --vqvae is for, which
 records the codec that priors and tables belong to.
 
@@ -52,11 +52,11 @@ class Args:
     kind: Kind
     """What INPUT holds."""
     input: Path
-    """Upstream file; with --back, native run folder or file."""
+    """Original file; with --back, native run folder or file."""
     output: Path
-    """Run folder (codec, prior) or file (counts, sums) to write; with --back, upstream file."""
+    """Run folder (codec, prior) or file (counts, sums) to write; with --back, original file."""
     back: bool = False
-    """Convert from the native to the upstream format."""
+    """Convert from the native to the original format."""
     vqvae: Path | None = None
     """Native run folder of the codec that a prior or a table belongs to."""
     sources: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ def _codec(args: Args) -> str:
 
 def _codec_back(args: Args) -> str:
     export_codec(args.input, args.output)
-    return "upstream codec checkpoint"
+    return "original codec checkpoint"
 
 
 def _prior(args: Args) -> str:
@@ -111,7 +111,7 @@ def _prior(args: Args) -> str:
 
 def _prior_back(args: Args) -> str:
     export_prior(args.input, args.output, args.vqvae)
-    return "upstream prior checkpoint"
+    return "original prior checkpoint"
 
 
 def _counts(args: Args) -> str:
