@@ -96,7 +96,7 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
     """
     folder = Path(folder)
     state = model.state_dict()
-    tensors = {name: state[name] for name in _own_names(model)}
+    tensors = {name: state[name] for name in _first_names(model).values()}
     broken = first_nonfinite(tensors.items())
     if broken is not None:
         raise ValueError(f"tensor {broken} has NaN or infinite values: {folder} is not written")
@@ -238,10 +238,7 @@ def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
     with torch.device("meta"):
         prior = AutoregressivePrior(config)
     weights = _fitting_weights(prior, folder)
-    first: dict[int, str] = {}
-    for name, tensor in prior.state_dict(keep_vars=True).items():
-        weights[name] = weights[first.setdefault(id(tensor), name)]
-    return config, weights
+    return config, {name: weights[first] for name, first in _first_names(prior).items()}
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -452,12 +449,11 @@ def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _own_names(model: nn.Module) -> list[str]:
-    """The names in a state dict, only the first name of each tied tensor."""
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """{name in the state dict: first name of the same tensor}; tied tensors have several names."""
     first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), name)
-    return list(first.values())
+    tensors = model.state_dict(keep_vars=True).items()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor]:
@@ -465,7 +461,7 @@ def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
     shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
-    expected = set(_own_names(outline))
+    expected = set(_first_names(outline).values())
     _refuse(path, "misses the tensor", expected - set(weights))
     _refuse(path, "has the unknown tensor", set(weights) - expected)
     for name in sorted(expected):

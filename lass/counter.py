@@ -31,7 +31,6 @@ BUFFER = 1 << 23
 """Triples held in memory (64 MiB of keys) before a run is written, and while runs are merged."""
 _FAN = 8  # runs of one level before they become one of the next
 _LEAST = 1 << 12  # keys held while runs are merged, however small the buffer is
-_PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
 _BYTES_PER_TRIPLE = 40  # while the buffer becomes a run: keys, two sorted copies, counts, rows
 _STATE = "state.json"
 _RUN = re.compile(r"run-\d{6,}")
@@ -179,7 +178,7 @@ class TripleCounter:
         if len(self._runs) > 1:
             top = max(level for level, _ in self._runs)
             self._merge(top, top + 1)
-        return [_Mapped(self._spool / name) for _, name in self._runs]
+        return [SpoolRun(self._spool / name) for _, name in self._runs]
 
     def _spill(self) -> None:
         """Write the buffer as a run of level 0."""
@@ -190,7 +189,7 @@ class TripleCounter:
     def _merge(self, highest: int, level: int) -> None:
         """Replace the runs up to level `highest` by one run of `level`."""
         old = [name for run, name in self._runs if run <= highest]
-        runs = [_Mapped(self._spool / name) for name in old]
+        runs = [SpoolRun(self._spool / name) for name in old]
         self._runs = [run for run in self._runs if run[1] not in old]
         write_run(self._new_run(level), self._merged(runs))
         self._write_state()
@@ -266,28 +265,6 @@ def check_spool(spool: Path) -> None:
                 f"{spool} holds {path.name}, but is the folder for the runs of the counting: move "
                 "the file, or choose another output"
             )
-
-
-class _Mapped:
-    """A run of the spool that is read from start to end through several mappings.
-
-    The pages of a mapping stay in memory while it lasts; one mapping would hold the whole file.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._run = SpoolRun(path)
-        self._until = _PAGES
-
-    def __len__(self) -> int:
-        return len(self._run)
-
-    def read(self, start: int, stop: int) -> Block:
-        """Keys and counts `start` to `stop`."""
-        if stop > self._until:
-            self._run = SpoolRun(self._path)
-            self._until = stop + _PAGES
-        return self._run.read(start, stop)
 
 
 def _differing(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

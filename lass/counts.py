@@ -6,7 +6,7 @@ code. Files are read, written and merged a block at a time; only `load_counts` h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -316,18 +316,12 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
                 f"{output} holds draws that the files to merge do not have ({lost[0]}): delete it, "
                 "or choose another output"
             )
-    size = sum(len(keys) for keys, _ in merged(runs))
-    triples = 0
-
-    def blocks() -> Iterator[Block]:
-        nonlocal triples
-        for keys, counts in merged(runs):
-            triples += int(counts.sum())
-            yield keys, counts
-
+    size = triples = 0
+    for keys, counts in merged(runs):
+        size, triples = size + len(keys), triples + int(counts.sum())
     metadata = runs[0].metadata | {
         "iterations": str(sum(run.iterations for run in runs)),
         "counting": " + ".join(draw for draw in draws if draw),
     }
-    save_blocks(output, runs[0].n_codes, size, blocks(), metadata)
+    save_blocks(output, runs[0].n_codes, size, merged(runs), metadata)
     return triples

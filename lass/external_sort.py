@@ -17,6 +17,8 @@ Block = tuple[np.ndarray, np.ndarray]
 HELD = 1 << 23
 """Keys in memory while runs are merged, over all runs."""
 
+_PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
+
 
 class Run(Protocol):
     """Sorted unique keys and their counts, read a part at a time."""
@@ -29,13 +31,17 @@ class Run(Protocol):
 
 
 class SpoolRun:
-    """A file of int64 rows (key, count), written by `write_run`.
+    """A file of int64 rows (key, count), written by `write_run` and read from start to end.
+
+    The pages of a mapping stay in memory while it lasts, so that the file is mapped anew every
+    `_PAGES` keys.
 
     Raises:
         ValueError: It is damaged.
     """
 
     def __init__(self, path: Path):
+        self._path, self._until = path, _PAGES
         size = path.stat().st_size
         if size == 0 or size % 16:
             raise ValueError(f"{path} is damaged: delete {path.parent} to start afresh")
@@ -46,6 +52,9 @@ class SpoolRun:
 
     def read(self, start: int, stop: int) -> Block:
         """Keys and counts `start` to `stop`."""
+        if stop > self._until:
+            self.rows = np.memmap(self._path, np.int64, "r").reshape(-1, 2)
+            self._until = stop + _PAGES
         part = self.rows[start:stop]
         return part[:, 0], part[:, 1]
 

@@ -37,11 +37,6 @@ def test_files_round_trip_and_are_checked(tmp_path):
     assert torch.equal(load_sums(path, "abc"), table)
     with pytest.raises(ValueError, match="another codec"):
         load_sums(path, "abd")
-    with pytest.raises(FileNotFoundError, match="none is missing"):
-        load_sums(tmp_path / "none")
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="not a readable table of code sums"):
-        load_sums(path)
 
 
 def test_gaussian_scores_equal_the_formula(tmp_path):
