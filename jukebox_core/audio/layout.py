@@ -27,7 +27,7 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 class Part(NamedTuple):
-    """What one decoder reads."""
+    """Bytes for one decoder."""
 
     spans: tuple[tuple[int, int], ...]
     """[start, end) in the file; the decoder reads them joined."""
