@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._common import peak_mb, reset_peak
-from lass.counts import TripleCounter
+from lass.counter import TripleCounter
 from scripts._cli import program
 
 _BLOCK = 1 << 17  # triples simulated at once

@@ -13,6 +13,7 @@ import numpy as np
 import pretty_midi
 
 from data.layout import fold_name, inst_class
+from jukebox_core.checks import one_line
 
 __all__ = ["cut", "read_midi", "reorchestrate", "stem_groups"]
 
@@ -37,7 +38,7 @@ def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi
             warnings.simplefilter("ignore")  # about tempo changes on other tracks than the first
             midi = pretty_midi.PrettyMIDI(str(path))
     except Exception as error:  # damaged files raise every kind, from EOFError to KeyError
-        text = " ".join(str(error).split())
+        text = one_line(error)
         raise ValueError(f"it cannot be read as MIDI ({text or type(error).__name__})") from error
     midi.instruments = [
         instrument

@@ -40,7 +40,7 @@ from data.layout import (
     unclaim,
 )
 from jukebox_core import audio
-from jukebox_core.checks import require_fields
+from jukebox_core.checks import one_line, require_fields
 from jukebox_core.datasets.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
 from jukebox_core.files import (
     atomic_folder,
@@ -355,7 +355,7 @@ def _reading() -> Iterator[None]:
         text = f"{name} cannot be read: {error.strerror}" if name else str(error)
         raise _UnusableError(" ".join(text.split())) from error
     except ValueError as error:
-        raise _UnusableError(" ".join(str(error).split())) from error
+        raise _UnusableError(one_line(error)) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

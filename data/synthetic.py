@@ -46,7 +46,7 @@ from data.layout import (
 from data.midi import cut, read_midi, reorchestrate, stem_groups
 from data.render import Renderer, block_powers, check_header, loudness
 from jukebox_core import audio
-from jukebox_core.checks import require, require_fields
+from jukebox_core.checks import one_line, require, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.separation.memory import free_bytes
 
@@ -374,7 +374,7 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
         try:
             midi = read_midi(song.midi, settings.parts)
         except ValueError as error:
-            return " ".join(str(error).split())
+            return one_line(error)
         length = midi.get_end_time() + 1.0  # for the last notes to die away
         if settings.seconds is None and length > _LONGEST:
             return f"it lasts {length / 60:.0f} minutes: choose the seconds to render"

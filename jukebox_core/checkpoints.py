@@ -1,21 +1,23 @@
-"""The native run folder: weights, meta data and the resumable training state.
+"""Run folders: weights, metadata and the resumable training state.
 
-    weights.safetensors   what inference needs: the averaged weights, the codebook buffers
+    weights.safetensors   for inference: the averaged weights, the codebook buffers
     meta.json             kind, configuration, step, metrics, seed, command, versions
     state.pt              everything that training continues from (`jukebox_core.training.trainer`)
+    best/                 weights and metadata with the lowest validation loss (`Snapshots`)
+    steps/00000500/       weights and metadata of earlier checkpoints (`Snapshots`)
 
-Every file appears whole or not at all, and nothing is read through an open pickle.
+Every file appears whole or not at all, and reading never runs a pickle's code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,12 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jukebox_core.checks import require
-from jukebox_core.config import MaskEstimatorConfig, PriorConfig, VQVAEConfig, from_dict
-from jukebox_core.evaluation.mask_estimator import MaskEstimator
-from jukebox_core.files import atomic_path
+from jukebox_core.checks import one_line, require
+from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
+from jukebox_core.files import atomic_folder, durable_path, remove_owned
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.tensor_files import save_tensors
+from jukebox_core.tables import save_tensors
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
@@ -39,13 +40,15 @@ __all__ = [
     "META",
     "STATE",
     "WEIGHTS",
+    "Snapshots",
     "begin_run",
     "fingerprint",
     "first_nonfinite",
     "load_codec",
     "load_codec_config",
-    "load_mask_estimator",
+    "load_config",
     "load_meta",
+    "load_model",
     "load_prior",
     "load_prior_config",
     "load_state",
@@ -64,6 +67,7 @@ FORMAT = 1
 WEIGHTS, META, STATE = "weights.safetensors", "meta.json", "state.pt"
 _WRITTEN = (WEIGHTS, STATE, "metrics.csv", "best", "steps", "media", "wandb", "wandb.json")
 """Files and folders that a run writes after meta.json."""
+_SNAPSHOT: dict[str, str | None] = {WEIGHTS: None, META: None}
 _VERSIONED = ("lightning-fabric", "numpy", "safetensors")
 
 
@@ -78,11 +82,11 @@ _FREE_TO_CHANGE = {
         "workers",
     )
 }
-"""What may differ between a run and the flags that continue it."""
+"""Settings that may change when a run continues."""
 
 
 def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) -> None:
-    """Write weights.safetensors and meta.json; `format` is added to the meta data.
+    """Write weights.safetensors and meta.json; `format` is added to the metadata.
 
     Tied parameters are written once, under the first of their names.
 
@@ -92,19 +96,19 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
     """
     folder = Path(folder)
     state = model.state_dict()
-    tensors = {name: state[name] for name in _own_names(model)}
+    tensors = {name: state[name] for name in _first_names(model).values()}
     broken = first_nonfinite(tensors.items())
     if broken is not None:
         raise ValueError(f"tensor {broken} has NaN or infinite values: {folder} is not written")
-    with _durable(folder / WEIGHTS) as temporary:
+    with durable_path(folder / WEIGHTS) as temporary:
         save_tensors(temporary, tensors)
     save_meta(folder, meta)
 
 
 def save_meta(folder: str | Path, meta: Mapping[str, Any]) -> None:
-    """Write meta.json alone; `format` is added."""
+    """Write only meta.json; `format` is added."""
     text = json.dumps({"format": FORMAT, **meta}, indent=2, allow_nan=False)
-    with _durable(Path(folder) / META) as temporary:
+    with durable_path(Path(folder) / META) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -131,32 +135,67 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version = meta["format"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: it is not the meta data of a run") from error
+        raise ValueError(f"{path} is damaged: it is not the metadata of a run") from error
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}")
     return meta
 
 
+def load_config(folder: str | Path, kind: str, cls: type) -> tuple[Any, dict[str, Any]]:
+    """The configuration of a run's model, of class `cls`, and the run's metadata.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no meta.json in it.
+        ValueError: The run is of another kind, or its configuration is damaged.
+    """
+    meta = load_meta(folder)
+    if meta.get("kind") != kind:
+        raise ValueError(f"{folder} is a run of kind {meta.get('kind')!r}, expected {kind!r}")
+    try:
+        return from_dict(cls, meta["config"]), meta
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{Path(folder) / META} has no usable configuration ({reason})") from error
+
+
+def load_model(build: Callable[[], M], folder: str | Path, device: str | torch.device) -> M:
+    """Build a model and load a run's weights into it, in eval mode and without gradients.
+
+    Raises:
+        FileNotFoundError: The folder or its weights are missing.
+        ValueError: The weights are damaged, not finite, or differ in names or shapes.
+    """
+    # First without data: damaged metadata may describe a model that exceeds the memory.
+    with torch.device("meta"):
+        outline = build()
+    weights = _fitting_weights(outline, folder)
+    model = build()
+    own = model.state_dict()
+    for name, tensor in weights.items():
+        own[name].copy_(tensor)
+    return model.to(device).eval().requires_grad_(False)
+
+
 def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
-    """The codec of a run, in eval mode and without gradients.
+    """Load a run's codec, in eval mode and without gradients.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: a part is damaged, of another kind, does not fit its configuration, or has
             values that are not finite.
     """
-    config, _ = _config(folder, "vqvae", VQVAEConfig)
-    return _load(lambda: VQVAE(config), folder, device)
+    config, _ = load_config(folder, "vqvae", VQVAEConfig)
+    return load_model(lambda: VQVAE(config), folder, device)
 
 
 def load_codec_config(folder: str | Path) -> VQVAEConfig:
     """The configuration of a run's codec; errors as in `load_codec`."""
-    return _config(folder, "vqvae", VQVAEConfig)[0]
+    return load_config(folder, "vqvae", VQVAEConfig)[0]
 
 
 def load_prior_config(folder: str | Path) -> PriorConfig:
     """The configuration of a run's prior; errors as in `load_prior`."""
-    return _config(folder, "prior", PriorConfig)[0]
+    return load_config(folder, "prior", PriorConfig)[0]
 
 
 def load_prior(
@@ -164,66 +203,46 @@ def load_prior(
     device: str | torch.device = "cpu",
     codec_fingerprint: str | None = None,
 ) -> AutoregressivePrior:
-    """The prior of a run, in eval mode and without gradients.
+    """Load a run's prior, in eval mode and without gradients.
 
     Args:
         folder: the run.
         device: where to put it.
-        codec_fingerprint: of the codec it is to work with; None does not check.
+        codec_fingerprint: of the codec to use the prior with; None accepts any.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: a part is damaged, of another kind, does not fit its configuration, has values
             that are not finite, or the prior was trained on the codes of another codec.
     """
-    config, meta = _config(folder, "prior", PriorConfig)
+    config, meta = load_config(folder, "prior", PriorConfig)
     trained_on = meta.get("vqvae_fingerprint")
     if codec_fingerprint is not None and trained_on != codec_fingerprint:
         raise ValueError(
             f"{folder} was trained on the codes of another codec (fingerprint "
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
         )
-    return _load(lambda: AutoregressivePrior(config), folder, device)
+    return load_model(lambda: AutoregressivePrior(config), folder, device)
 
 
 def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
-    """The configuration and the weights of a prior's run; tensors stay on the disk until used.
+    """Read a prior's configuration and weights; tensors stay on the disk until used.
 
-    Tied weights are there under each of their names.
+    Tied weights appear under each of their names.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: a part is damaged, of another kind, or does not fit its configuration.
     """
-    config, _ = _config(folder, "prior", PriorConfig)
+    config, _ = load_config(folder, "prior", PriorConfig)
     with torch.device("meta"):
         prior = AutoregressivePrior(config)
     weights = _fitting_weights(prior, folder)
-    first: dict[int, str] = {}
-    for name, tensor in prior.state_dict(keep_vars=True).items():
-        weights[name] = weights[first.setdefault(id(tensor), name)]
-    return config, weights
-
-
-def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") -> MaskEstimator:
-    """The mask estimator of a run, in eval mode and without gradients.
-
-    Raises:
-        FileNotFoundError: the folder or a part of it is missing.
-        ValueError: a part is damaged, of another kind, does not fit its configuration, or has
-            values that are not finite.
-    """
-    config, meta = _config(folder, "mask_estimator", MaskEstimatorConfig)
-    alpha = meta.get("alpha")
-    if not isinstance(alpha, dict) or not alpha:
-        raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
-    for source, gain in alpha.items():
-        require(f"{Path(folder) / META}: alpha of {source}", gain, above=0)
-    return _load(lambda: MaskEstimator(config, alpha), folder, device)
+    return config, {name: weights[first] for name, first in _first_names(prior).items()}
 
 
 def fingerprint(folder: str | Path) -> str:
-    """SHA-256 over the names, shapes and values of a run's weights, whatever its meta data say."""
+    """SHA-256 of the names, shapes and values of a run's weights, without its metadata."""
     digest = hashlib.sha256()
     for name, tensor in sorted(_read_weights(folder).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -233,7 +252,7 @@ def fingerprint(folder: str | Path) -> str:
 
 def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
     """Write the training state: tensors, numbers, strings, and containers of these."""
-    with _durable(Path(folder) / STATE) as temporary:
+    with durable_path(Path(folder) / STATE) as temporary:
         torch.save(dict(state), temporary)
 
 
@@ -256,12 +275,21 @@ def load_state(folder: str | Path) -> dict[str, Any]:
 def open_run(
     folder: str | Path, identity: Mapping[str, Any], steps: int, max_seconds: float | None = None
 ) -> Literal["new", "resume", "finished"]:
-    """What there is to do in a run folder.
+    """Decide how to proceed in a run folder.
+
+    Args:
+        folder: the run folder, which may be missing.
+        identity: settings that a run in the folder must have.
+        steps: number of steps to train.
+        max_seconds: training time to stop after; None is unlimited.
+
+    Returns:
+        `new` if there is no checkpoint, `finished` if the run has reached its end, else `resume`.
 
     Raises:
-        ValueError: it holds a run that differs from `identity` (the message names the
-            differences), the run's weights are not finite, or its meta data lacks the progress.
-        FileExistsError: it has files with the names of a run's, but no meta.json.
+        ValueError: The folder holds another run (the message names the differences), its weights
+            are not finite, or its metadata lacks the progress.
+        FileExistsError: It has a file with a name that runs write, but no meta.json.
     """
     folder = Path(folder)
     present = [name for name in _WRITTEN if os.path.lexists(folder / name)]
@@ -279,7 +307,7 @@ def open_run(
     if differences:
         raise ValueError(
             f"{folder} holds another run ({'; '.join(differences)}); "
-            "choose another --output or the flags it was started with"
+            "choose another output, or the settings that it was started with"
         )
     for name in ("step", "elapsed"):
         require(f"{folder / META}: {name}", meta.get(name), at_least=0)
@@ -290,28 +318,74 @@ def open_run(
     return "resume" if (folder / STATE).is_file() else "new"
 
 
+class Snapshots:
+    """Weights of earlier steps in a run's `best/` and `steps/`, without training states."""
+
+    def __init__(self, folder: Path, keep: int = 0, *, best: bool = False):
+        """Keep snapshots of a run; nothing is written yet.
+
+        Args:
+            folder: the run folder.
+            keep: number of latest checkpoints to keep in `steps/`.
+            best: whether to keep the weights with the lowest validation loss in `best/`.
+
+        Raises:
+            ValueError: `keep` is negative.
+        """
+        if keep < 0:
+            raise ValueError(f"{keep} checkpoints to keep, expected 0 or more")
+        self._folder = Path(folder)
+        self._keep = keep
+        self._best = best
+        self.least = math.inf
+        """Lowest validation loss so far."""
+
+    def improves(self, loss: float) -> bool:
+        """Whether the loss is the lowest so far, so that `save_best` is due; record it."""
+        if not self._best or not loss < self.least:
+            return False
+        self.least = loss
+        return True
+
+    def save_best(self, model: nn.Module, meta: Mapping[str, Any]) -> None:
+        """Replace the best weights."""
+        with atomic_folder(self._folder / "best", _SNAPSHOT) as temporary:
+            save_model(temporary, model, meta)
+
+    def save_step(self, step: int, save: Callable[[Path], None]) -> None:
+        """Keep a checkpoint's weights, which `save` writes into a folder; delete older ones."""
+        if not self._keep:
+            return
+        steps = self._folder / "steps"
+        with atomic_folder(steps / f"{step:08}", _SNAPSHOT) as temporary:
+            save(temporary)
+        kept = sorted(path for path in steps.iterdir() if path.name.isdigit())
+        for old in kept[: -self._keep]:
+            remove_owned(old, _SNAPSHOT)
+
+
 def provenance() -> dict[str, Any]:
-    """Where a run comes from: the git commit (None outside a checkout) and library versions."""
+    """The git commit (None outside a checkout) and the versions of libraries."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in _VERSIONED}
     versions["torch"] = str(torch.__version__)  # with the build tag
     return {"git_commit": _git_commit(), "versions": versions}
 
 
-def _differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
-    """Where `stored` lacks or contradicts `wanted`, as readable phrases.
+def _differences(stored: Any, expected: Any, name: str = "") -> list[str]:
+    """Describe where `stored` lacks or contradicts `expected`.
 
-    A field that the stored run lacks because it is newer is no difference while it is False.
+    A field that an older run lacks counts as False.
     """
-    if isinstance(wanted, dict) and isinstance(stored, dict):
-        found = []
-        for key, value in wanted.items():
+    if isinstance(expected, dict) and isinstance(stored, dict):
+        differences = []
+        for key, value in expected.items():
             inner = f"{name}.{key}" if name else key
             younger = key not in stored and value is False
             if inner not in _FREE_TO_CHANGE and not younger:
-                found += _differences(stored.get(key), value, inner)
-        return found
-    return [] if stored == wanted else [f"{name} is {stored!r} there, {wanted!r} asked for"]
+                differences += _differences(stored.get(key), value, inner)
+        return differences
+    return [] if stored == expected else [f"{name} is {stored!r} there, now {expected!r}"]
 
 
 def _git_commit() -> str | None:
@@ -330,25 +404,8 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-@contextmanager
-def _durable(path: Path) -> Iterator[Path]:
-    """`atomic_path`, and the bytes are on the disk before the name points to them.
-
-    Raises:
-        OSError: it cannot be written, whatever the library that tried calls that.
-    """
-    with atomic_path(path) as temporary:
-        try:
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        except (OSError, SafetensorError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
-
-
 def run_part(folder: str | Path, name: str) -> Path:
-    """A file of a run folder.
+    """The path of a file in a run folder.
 
     Raises:
         FileNotFoundError: the folder or the file is not there.
@@ -364,25 +421,15 @@ def run_part(folder: str | Path, name: str) -> Path:
     return folder / name
 
 
-def _config(folder: str | Path, kind: str, cls: type) -> tuple[Any, dict[str, Any]]:
-    meta = load_meta(folder)
-    if meta.get("kind") != kind:
-        raise ValueError(f"{folder} is a run of kind {meta.get('kind')!r}, expected {kind!r}")
-    try:
-        return from_dict(cls, meta["config"]), meta
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{Path(folder) / META} has no usable configuration ({reason})") from error
-
-
 def _read_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The tensors of weights.safetensors, all of them finite."""
+    """Read weights.safetensors; all values are finite."""
     path = run_part(folder, WEIGHTS)
     try:
         weights = load_file(path)
     except (SafetensorError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged or truncated ({reason}): copy it again") from error
+        raise ValueError(
+            f"{path} is damaged or truncated ({one_line(error)}): copy it again"
+        ) from error
     broken = first_nonfinite(weights.items())
     if broken is not None:
         raise ValueError(
@@ -402,40 +449,26 @@ def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _own_names(model: nn.Module) -> list[str]:
-    """The names of a state dict, without further names of tensors already listed (tied ones)."""
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """{name in the state dict: first name of the same tensor}; tied tensors have several names."""
     first: dict[int, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), name)
-    return list(first.values())
-
-
-def _load(build: Callable[[], M], folder: str | Path, device: str | torch.device) -> M:
-    """Build a model and load a run's weights into it, strict about names and shapes."""
-    # First without data: the meta data may describe a model too large for the memory.
-    with torch.device("meta"):
-        outline = build()
-    weights = _fitting_weights(outline, folder)
-    model = build()
-    own = model.state_dict()
-    for name, tensor in weights.items():
-        own[name].copy_(tensor)
-    return model.to(device).eval().requires_grad_(False)
+    tensors = model.state_dict(keep_vars=True).items()
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor]:
-    """A run's weights; refuses names or shapes that differ from the outline's."""
+    """Read a run's weights; names and shapes must be the outline's."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
     shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
-    expected = set(_own_names(outline))
+    expected = set(_first_names(outline).values())
     _refuse(path, "misses the tensor", expected - set(weights))
     _refuse(path, "has the unknown tensor", set(weights) - expected)
     for name in sorted(expected):
         if weights[name].shape != shapes[name]:
             raise ValueError(
-                f"{path}: tensor {name} is {tuple(weights[name].shape)}, its configuration says "
-                f"{tuple(shapes[name])}"
+                f"{path}: tensor {name} is {tuple(weights[name].shape)}, expected "
+                f"{tuple(shapes[name])} by its configuration"
             )
     return weights
 

@@ -9,9 +9,23 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["require", "require_choice", "require_fields", "require_seed", "require_types"]
+__all__ = [
+    "one_line",
+    "require",
+    "require_choice",
+    "require_fields",
+    "require_seed",
+    "require_types",
+]
 
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: largest float32
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; the error's type if it has no message."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def require(

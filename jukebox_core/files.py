@@ -1,8 +1,8 @@
 """Write files so that a reader never sees an incomplete one and no file of the user is lost.
 
 Files and folders appear whole or not at all. Only regular files are replaced, and only folders
-in which a record names every file as written by a former run. Before a program writes a file,
-`check_replaceable` makes sure that an existing file there is its own.
+whose every file a former run recorded. Before a program writes a file, `check_replaceable` makes
+sure that an existing file there is its own.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from jukebox_core.tensor_files import save_tensors
+from jukebox_core.checks import one_line
 
 __all__ = [
     "atomic_folder",
@@ -33,21 +31,20 @@ __all__ = [
     "check_owned",
     "check_replaceable",
     "check_writable",
+    "durable_path",
+    "is_temporary",
     "json_with",
-    "library_writes",
     "marked",
     "remove_leftovers",
     "remove_owned",
     "sha256",
-    "table_of",
     "write_json",
-    "write_table",
     "write_text",
 ]
 
 
 def _host() -> str:
-    """What process ids are unique in: the machine and, in a container, its namespace of ids."""
+    """Hash of the scope of process ids: the machine and, in a container, its namespace of ids."""
     namespace = ""
     with suppress(OSError):  # only Linux has it
         namespace = os.readlink("/proc/self/ns/pid")
@@ -55,7 +52,8 @@ def _host() -> str:
 
 
 _HOST = _host()
-_TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
+# Groups: process id, host; the first versions left the host out.
+_TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})?[0-9a-f]{8}\.tmp(\.[^.]*)?", re.DOTALL)
 _SCATTERED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these in any folder
 _HEAD = 4096  # `marked` looks for its mark in so many bytes at the beginning of a file
 _cleaned: set[Path] = set()  # folders whose leftovers this process has removed
@@ -64,11 +62,16 @@ _cleaned: set[Path] = set()  # folders whose leftovers this process has removed
 def _temporary_beside(path: Path) -> Path:
     """A temporary name in the same folder (a rename is atomic only there), with the same suffix.
 
-    It contains the id of the writing process, and is short even if the name of `path` is long.
+    It contains the id of the writing process, and is short even if `path` has a long name.
     """
     suffix = path.suffix if len(path.suffix) <= 16 else ""
     owner = f"{os.getpid()}-{_HOST}{secrets.token_hex(4)}"
     return path.with_name(f".{path.stem[:32]}.{owner}.tmp{suffix}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that `atomic_path` writes to."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: str | Path) -> None:
@@ -135,17 +138,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def library_writes(path: str | Path) -> Iterator[None]:
-    """Turn errors of torch and safetensors that write `path`, as on a full disk, into OSError.
+def durable_path(path: str | Path) -> Iterator[Path]:
+    """`atomic_path`, and the bytes reach the disk before the name points to them.
 
     Raises:
-        OSError: The file could not be written.
+        OSError: The file could not be written; torch reports a full disk as a RuntimeError.
     """
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
+    with atomic_path(path) as temporary:
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            reason = one_line(error)[:200]
+            raise OSError(f"{path} could not be written ({reason}): is the disk full?") from error
 
 
 def check_writable(path: str | Path) -> None:
@@ -172,7 +178,7 @@ def check_replaceable(path: str | Path, ours: Callable[[Path], bool], what: str)
         path: of a file to write. It may be missing or empty.
         ours: returns whether a former run wrote a file, judged by its content. A ValueError,
             KeyError, TypeError, AttributeError or RecursionError counts as False.
-        what: the kind of file that may be replaced, such as "a report".
+        what: the kind of file that this program writes, such as "a report".
 
     Raises:
         FileExistsError: The file holds something else, or is not a regular file.
@@ -226,19 +232,6 @@ def marked(start: str | bytes, *marks: str | bytes) -> Callable[[Path], bool]:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
         return head.startswith(first) and any(mark in head for mark in others)
-
-    return ours
-
-
-def table_of(kind: str) -> Callable[[Path], bool]:
-    """For `check_replaceable`: whether a file is a safetensors table of this kind."""
-
-    def ours(path: Path) -> bool:
-        try:
-            with safe_open(path, "pt") as file:
-                return (file.metadata() or {}).get("kind") == kind
-        except SafetensorError:
-            return False
 
     return ours
 
@@ -324,12 +317,6 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def write_table(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """`save_tensors`, atomically."""
-    with atomic_path(path) as temporary:
-        save_tensors(temporary, tensors, about)
 
 
 def _jsonable(value: Any) -> Any:

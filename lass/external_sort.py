@@ -15,7 +15,9 @@ __all__ = ["Block", "Run", "SpoolRun", "add_up", "merged", "merged_blocks", "wri
 Block = tuple[np.ndarray, np.ndarray]
 """Sorted unique keys and their counts, int64."""
 HELD = 1 << 23
-"""Keys in memory while runs are merged, over all of them."""
+"""Keys in memory while runs are merged, over all runs."""
+
+_PAGES = 1 << 16  # keys of a run whose pages may stay in memory: 1 MiB
 
 
 class Run(Protocol):
@@ -29,13 +31,17 @@ class Run(Protocol):
 
 
 class SpoolRun:
-    """A file of int64 rows (key, count), as `write_run` writes it.
+    """A file of int64 rows (key, count), written by `write_run` and read from start to end.
+
+    The pages of a mapping stay in memory while it lasts, so that the file is mapped anew every
+    `_PAGES` keys.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: It is damaged.
     """
 
     def __init__(self, path: Path):
+        self._path, self._until = path, _PAGES
         size = path.stat().st_size
         if size == 0 or size % 16:
             raise ValueError(f"{path} is damaged: delete {path.parent} to start afresh")
@@ -46,6 +52,9 @@ class SpoolRun:
 
     def read(self, start: int, stop: int) -> Block:
         """Keys and counts `start` to `stop`."""
+        if stop > self._until:
+            self.rows = np.memmap(self._path, np.int64, "r").reshape(-1, 2)
+            self._until = stop + _PAGES
         part = self.rows[start:stop]
         return part[:, 0], part[:, 1]
 
@@ -53,9 +62,9 @@ class SpoolRun:
 def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
     """Merge runs into blocks of sorted keys, each key once, and their added counts.
 
-    Each round takes, from every run, the keys up to the least of the blocks' last keys: all smaller
-    keys of all runs are then in hand, so a merged block is final. At most `block` keys of each run
-    are held.
+    Each round takes, from every run, the keys up to the least of the blocks' last keys. It then has
+    all smaller keys of all runs, so a merged block is final. At most `block` keys of each run are
+    in memory.
     """
     positions = [0] * len(runs)
     while True:
@@ -73,7 +82,7 @@ def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
 
 
 def merged(runs: Sequence[Run]) -> Iterator[Block]:
-    """`merged_blocks` of any number of runs in the same memory."""
+    """`merged_blocks` with at most `HELD` keys in memory for any number of runs."""
     return merged_blocks(runs, max(1, HELD // len(runs)))
 
 

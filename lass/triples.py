@@ -1,4 +1,4 @@
-"""The counting itself: random pairs of crops, their codes, and the codes of their mixture."""
+"""Triples to count: the codes of random pairs of crops and the codes of their mixtures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from jukebox_core.vqvae.model import VQVAE
 __all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]
 
 KEPT = 1 << 31
-"""Bytes of codes kept: those of 1,500 songs of 4 minutes, at the paper's rate and 4 shifts. Python
-adds an eighth."""
+"""Bytes of codes to keep: 1,500 songs of 4 minutes, at the paper's rate and 4 shifts. Python adds
+an eighth."""
 _MOST_AT_ONCE = 10**9
 _MOST_TRIPLES = 1 << 40
 Pairing = Literal["song", "random", "both"]
@@ -58,12 +58,11 @@ class _Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class PairCounting:
-    """What is counted. Iteration i depends on the seed and on i alone.
+    """Settings of a counting. Iteration i depends only on the seed and on i.
 
-    All crops are encoded with as much audio around them as the encoder sees, so that their codes
-    are those of whole songs, free of edge effects, and a source's codes need encoding but once:
-    they are cut out of tiles of fixed places, which are kept as far as the memory meant for them
-    goes.
+    All crops are encoded with as much surrounding audio as the encoder sees, so that they have the
+    codes of whole songs, without edge effects. The codes of a source are cut out of tiles at fixed
+    places, which are encoded once and kept while there is room.
     """
 
     pairs: int = 8
@@ -73,11 +72,12 @@ class PairCounting:
     pairing: Pairing = "both"
     """Crops of one song at one time, of any two songs, or half of each."""
     shifts: int = 4
-    """Positions of a crop within a code: more of them see more, fewer are encoded sooner."""
+    """Positions of a crop within a code: more positions give more distinct triples, and more
+    encoding."""
     gains_db: tuple[float, ...] = (0.0,)
-    """Gains that every source is heard at, one of them drawn for every crop."""
+    """Gains in dB; one is drawn for each crop of a source."""
     seed: int = 0
-    """Of the draws; parts of a counting need a seed each."""
+    """Random seed; parts of a counting need different ones."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -102,12 +102,12 @@ class PairCounting:
         return self.pairs * self.crop
 
     def check_iterations(self, iterations: int) -> None:
-        """Refuse a number of iterations that would never end.
+        """Refuse more iterations than any use needs.
 
         2048 codes have 2^33 possible triples; 2^40 draws visit each 128 times on average.
 
         Raises:
-            ValueError: not an integer, below 1, or more than 2^40 triples in total.
+            ValueError: The number is not an integer, below 1, or gives more than 2^40 triples.
         """
         most = max(1, _MOST_TRIPLES // self.triples)
         hint = f"each counts {self.triples:,} triples (pairs times crop), at most 2^40 in total"
@@ -117,7 +117,7 @@ class PairCounting:
         """Refuse more shifts than the codec has, or an iteration that does not fit in memory.
 
         Raises:
-            ValueError: there are more shifts than samples in a code, or the audio of an iteration
+            ValueError: There are more shifts than samples in a code, or the audio of an iteration
                 exceeds the free memory.
         """
         if self.shifts > codec.config.hop:
@@ -144,19 +144,19 @@ class PairCounting:
         step: int = 1,
         kept: int = KEPT,
     ) -> Iterator[Triples]:
-        """The triples of every iteration, or of every `step`-th.
+        """Yield the triples of every `step`-th iteration.
 
         Args:
             codec: in eval mode.
-            tracks: the songs; those too short for a crop and its surroundings are not used.
+            tracks: the songs; songs too short for a crop and its surroundings are skipped.
             alpha: {source: weight in the mixture}; two sources, in the order of the triples.
             start: first iteration.
             stop: iteration to stop before; None never stops.
-            step: from one iteration to the next: processes take turns.
-            kept: bytes of codes to keep; what is beyond is encoded as often as it is drawn.
+            step: distance between iterations, so that several processes can share them.
+            kept: bytes of codes to keep; further codes are encoded each time they are drawn.
 
         Raises:
-            ValueError: not two sources, no song is long enough, or as `check_fits`.
+            ValueError: There are not two sources, no song is long enough, or as `check_fits`.
         """
         if len(alpha) != 2:
             raise ValueError(f"triples count two sources, got {len(alpha)}: {', '.join(alpha)}")
@@ -172,15 +172,15 @@ class PairCounting:
             yield Triples(first, second, mixture)
 
     def _draw(self, iteration: int, songs: _Songs) -> tuple[list[_Crop], list[_Crop]]:
-        """The crops of the first and of the second source."""
+        """Draw the crops of the first and the second source."""
         generator = np.random.default_rng((self.seed, iteration))
         first = [songs.draw(generator) for _ in range(self.pairs)]
         same = generator.random(self.pairs) < _SAME_SONG[self.pairing]
         second = [c if s else songs.draw(generator) for c, s in zip(first, same, strict=True)]
-        return self._heard(first, generator), self._heard(second, generator)
+        return self._amplified(first, generator), self._amplified(second, generator)
 
-    def _heard(self, crops: list[_Crop], generator: np.random.Generator) -> list[_Crop]:
-        """The crops, each at one of the gains."""
+    def _amplified(self, crops: list[_Crop], generator: np.random.Generator) -> list[_Crop]:
+        """Draw a gain for each crop."""
         if len(self.gains_db) == 1:
             return [c._replace(gain=self.gains_db[0]) for c in crops]
         drawn = generator.integers(len(self.gains_db), size=len(crops))
@@ -188,7 +188,7 @@ class PairCounting:
 
 
 class _Songs:
-    """The audio of the songs, and the codes of their sources as far as they were asked for."""
+    """The audio of the songs and the codes of their sources, encoded on demand."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Songs:
         self._hop = codec.config.hop
         self._tracks = long_enough(tracks, (plan.crop + 2 * self.margin + 2) * self._hop)
         self.lengths = np.array([track.samples // self._hop - 1 for track in self._tracks])
-        """Codes of every song, the same number for every shift."""
+        """Number of codes of each song, equal for all shifts."""
         self._edges = np.cumsum(self.lengths) / self.lengths.sum()
         self._codec = codec
         self._sources = sources
@@ -210,12 +210,12 @@ class _Songs:
         self._audio = AudioCache()
         self._tiles: dict[_Tile, np.ndarray] = {}
         self._room = kept
-        seconds = WINDOW_SECONDS["cpu"]  # on a GPU too: a longer tile is much for one crop
+        seconds = WINDOW_SECONDS["cpu"]  # also on a GPU: a longer tile costs much for one crop
         self._size = max(4 * self.margin, seconds * codec.config.sample_rate // self._hop)
         self._dtype = np.int16 if codec.config.l_bins <= 1 << 15 else np.int32
-        # On a CPU a thread encodes a crop alone. Threads that share a convolution wait for each
-        # other by spinning, which is up to a hundred times slower where something else runs too;
-        # and the activations of one crop stay in the cache, those of a batch do not.
+        # On a CPU each thread encodes its own crop. Threads that share a convolution wait for each
+        # other by spinning, up to a hundred times slower on a busy machine; and the activations of
+        # one crop fit in the cache, unlike a batch's.
         self._pool: ThreadPoolExecutor | None = None
         if codec.codebook.device.type == "cpu":
             self._pool = ThreadPoolExecutor(
@@ -223,14 +223,14 @@ class _Songs:
             )
 
     def draw(self, generator: np.random.Generator) -> _Crop:
-        """A place of a song, every song as likely as it is long."""
+        """Draw a place in the songs; a song's probability is proportional to its length."""
         song = int(np.searchsorted(self._edges, generator.random(), "right"))
         shift = int(generator.integers(self._plan.shifts))
         last = int(self.lengths[song]) - self.margin - self._plan.crop
         return _Crop(song, shift, int(generator.integers(self.margin, last + 1)))
 
     def windows(self, pairs: tuple[list[_Crop], list[_Crop]]) -> Tensor:
-        """Audio [2, pairs, (crop + 2 margin) * hop] of the crops and their surroundings."""
+        """Read the crops and their surroundings, [2, pairs, (crop + 2 margin) * hop]."""
         length = (self._plan.crop + 2 * self.margin) * self._hop
         return torch.stack(
             [
@@ -245,13 +245,13 @@ class _Songs:
         )
 
     def encode(self, windows: Tensor) -> np.ndarray:
-        """Codes [B, crop] of crops with their surroundings [B, L]."""
+        """Encode crops with their surroundings, [B, L] samples to [B, crop] codes."""
         parts = windows.split(1 if self._pool else len(windows))
         codes = np.concatenate(list(self._map(self._encode, parts)))
         return codes[:, self.margin : self.margin + self._plan.crop]
 
     def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> list[np.ndarray]:
-        """Codes [pairs, crop] of the crops of either source, out of those of whole songs."""
+        """Cut the crops' codes, [pairs, crop] per source, out of the songs' tiles."""
         rows = [
             [self._around(name, c) for c in crops]
             for name, crops in zip(self._sources, pairs, strict=True)
@@ -268,26 +268,26 @@ class _Songs:
         ]
 
     def _around(self, name: str, crop: _Crop) -> list[_Tile]:
-        """The tiles that a crop lies in."""
+        """The tiles that a crop overlaps."""
         last = crop.start + self._plan.crop - 1
         numbers = range(crop.start // self._size, last // self._size + 1)
         return [_Tile(name, crop.song, crop.shift, crop.gain, number) for number in numbers]
 
-    def _encode_tiles(self, wanted: set[_Tile]) -> dict[_Tile, np.ndarray]:
-        """The codes of tiles; those encoded now are kept while there is room."""
-        found = {tile: self._tiles[tile] for tile in wanted if tile in self._tiles}
-        missing = sorted(wanted - found.keys())
+    def _encode_tiles(self, tiles: set[_Tile]) -> dict[_Tile, np.ndarray]:
+        """The codes of tiles, encoded if missing, and kept while there is room."""
+        result = {tile: self._tiles[tile] for tile in tiles if tile in self._tiles}
+        missing = sorted(tiles - result.keys())
         audio = [self._read_tile(tile) for tile in missing]
         for tile, codes in zip(missing, self._map(self._encode, audio), strict=True):
             before = min(tile.number * self._size, self.margin)
-            found[tile] = codes[0, before : before + self._size].copy()
-            if found[tile].nbytes <= self._room:
-                self._tiles[tile] = found[tile]
-                self._room -= found[tile].nbytes
-        return found
+            result[tile] = codes[0, before : before + self._size].copy()
+            if result[tile].nbytes <= self._room:
+                self._tiles[tile] = result[tile]
+                self._room -= result[tile].nbytes
+        return result
 
     def _read_tile(self, tile: _Tile) -> Tensor:
-        """Audio [1, L] of a tile and its surroundings, as far as the song goes."""
+        """Read a tile and its surroundings within the song, [1, L]."""
         first = tile.number * self._size
         start = max(0, first - self.margin)
         stop = min(int(self.lengths[tile.song]), first + self._size + self.margin)
@@ -304,7 +304,7 @@ class _Songs:
         return self._pool.map(function, items) if self._pool else map(function, items)
 
     def _read(self, name: str, crop: _Crop, start: int, length: int) -> Tensor:
-        """Samples [length] of a source, from `start` of the shifted song."""
+        """Read a source, [length] samples from `start` of the shifted song."""
         track = self._tracks[crop.song]
         offset = crop.shift * self._hop // self._plan.shifts
         audio = self._audio.read(track.sources[name], offset + start, length, track.samples)

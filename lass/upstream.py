@@ -1,8 +1,7 @@
-"""LASS's counts in the original file format.
+"""Convert LASS's counts to the upstream file format, and back.
 
-The originals count every triple for both orders of the sources. Counts of one order (ours) are
-written for both; the file carries them besides, in arrays `native_*` that the original programs do
-not look at, so that the way there and back is exact.
+Upstream counts every triple in both orders of the sources, and so are our counts, of one order,
+exported. Further arrays `native_*`, which upstream programs ignore, make the round trip exact.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
 _PARTS = ("first", "second", "mixture", "counts")
 
 
-def read_original_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
-    """Counts of `sum_dist_N.npz`, and the metadata of those that were exported from here.
+def read_upstream_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
+    """Read `sum_dist_N.npz`: counts, and their metadata if `write_upstream_counts` wrote them.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -41,10 +40,10 @@ def read_original_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
     return from_keys(table.n_codes, keys[order], table.counts.numpy()[order]), {}
 
 
-def write_original_counts(
+def write_upstream_counts(
     path: str | Path, counts: Counts, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write `sum_dist_N.npz`, every triple for both orders of the sources."""
+    """Write `sum_dist_N.npz`, every triple in both orders of the sources."""
     swapped = swap(counts)
     symmetric = all(np.array_equal(x, y) for x, y in zip(counts[1:], swapped[1:], strict=True))
     both = counts if symmetric else symmetrise(counts)

@@ -7,28 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.files import write_table
+from jukebox_core.tables import read_table, write_table
 
 ALPHA = (0.5, 0.5)
+KIND = "code_sums"
 
 
 def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     """B(a0 e_i + a1 e_j) for all pairs: int64 [K, K], row i, column j.
 
-    At alpha = (0.5, 0.5) the mean of two codes is equally far from both, so unless a third code is
-    nearer, rounding would decide. The rule here: distances are taken in float64, those within
-    1e-9 (relative to the codebook's scale) of the least are ties, and the lowest index wins.
+    At alpha = (0.5, 0.5) the mean of two codes is equally far from both, so that rounding would
+    decide unless a third code is nearer. Therefore distances are computed in float64, distances
+    within 1e-9 (relative to the codebook's scale) of the least are ties, and the lowest index wins.
 
     Args:
         codebook: [K, D].
         alpha: weights of the first and the second source.
 
     Raises:
-        ValueError: the codebook is not [K, D] or not finite, or the weights are not two, are
+        ValueError: The codebook is not [K, D] or not finite, or the weights are not two, are
             negative, both 0, or too large for float32.
     """
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
@@ -53,9 +53,9 @@ def _check_weights(alpha: Sequence[float]) -> None:
 class _Search:
     """Nearest codes of weighted sums.
 
-    |a0 e_i + a1 e_j - e_k|^2, less what is the same for all k, is the sum of a function of (i, k)
-    and one of (j, k): two tables [K, K]. They are searched in float32; candidates that may be
-    nearest or tied within the rounding error are compared in float64.
+    |a0 e_i + a1 e_j - e_k|^2, without the terms that are equal for all k, is the sum of a function
+    of (i, k) and a function of (j, k): two tables [K, K]. They are searched in float32; all codes
+    that may be nearest or tied, allowing for rounding, are compared in float64.
     """
 
     _PART = 1 << 18  # elements searched at a time: they stay in the cache
@@ -65,10 +65,10 @@ class _Search:
         self._norms = np.square(codebook).sum(1)
         self._products = codebook @ codebook.T
         self.symmetric = alpha[0] == alpha[1]
-        """Row i then holds only the columns from i."""
+        """If so, row i has only the columns from i on."""
         scale = self._norms.max()
         self._tolerance = 1e-9 * scale
-        # Either table is rounded once and so is their sum: three errors of half an ulp per value.
+        # Both tables and their sum are rounded: three errors of half an ulp per value.
         largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
         self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
         if not largest < np.finfo(np.float32).max / 4:
@@ -101,14 +101,14 @@ class _Search:
 
 
 def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:
-    """Write a table [K, K] atomically, marked with the codec it belongs to.
+    """Write a table [K, K] atomically, marked with its codec.
 
     Raises:
-        ValueError: the weights are not two, are negative, or both 0.
+        ValueError: The weights are not two, are negative, or both 0.
     """
     _check_weights(alpha)
     metadata = {
-        "kind": "code_sums",
+        "kind": KIND,
         "codec": codec_fingerprint,
         "alpha": " ".join(repr(float(a)) for a in alpha),
     }
@@ -116,31 +116,24 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
 
 
 def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:
-    """The table [K, K] int64 of a file.
+    """Read a table of code sums, int64 [K, K].
+
+    Args:
+        path: written by `save_sums`.
+        codec_fingerprint: of the codec to use the sums with; None accepts any.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else, or was made with another codec.
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, of another kind, or belongs to another codec.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with scripts.precompute_sums")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != "code_sums":
-                raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, not code sums")
-            table = file.get_tensor("sum_codes")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable code-sum file ({error})") from error
+    tensors, _ = read_table(path, KIND, codec_fingerprint)
+    table = tensors.get("sum_codes", torch.empty(0))
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.is_floating_point():
         raise ValueError(
             f"{path} holds sums of {table.dtype} and shape {tuple(table.shape)}, "
             "expected integers [K, K]"
         )
     check_sum_codes(f"the sums of {path}", table)
-    if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
-        raise ValueError(f"{path} was made with another codec; run scripts.precompute_sums again")
     return table.long()
 
 

@@ -44,9 +44,9 @@ from tyro.constructors import (
 )
 
 import scripts
-from jukebox_core.checks import require_seed
+from jukebox_core.checks import one_line, require_seed
 
-__all__ = ["Program", "one_line", "program"]
+__all__ = ["Program", "program"]
 
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 _LONGEST = 100  # characters of the user's words that an error repeats
@@ -297,10 +297,3 @@ def _usage_error(boxed: str) -> str:
         elif len(content) - len(content.lstrip()) < 8:  # deeper lines are a flag's help text
             message.append(content.strip())
     return " ".join(message) or " ".join(boxed.split())
-
-
-def one_line(error: BaseException) -> str:
-    """An error as `program` prints it."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__

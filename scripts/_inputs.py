@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import soundfile
 
+from jukebox_core.checks import one_line
 from jukebox_core.files import sha256, write_json
-from scripts._cli import one_line
 
 __all__ = [
     "RECORD",

@@ -37,7 +37,7 @@ from jukebox_core.upstream.checkpoints import (
 from jukebox_core.upstream.tables import check_new, read_sums, write_sums
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import load_counts, save_counts
-from lass.upstream import read_original_counts, write_original_counts
+from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import ALPHA, load_sums, save_sums
 from scripts._cli import program
 
@@ -114,7 +114,7 @@ def _prior_back(args: Args) -> str:
 
 
 def _counts(args: Args) -> str:
-    counts, stored = read_original_counts(args.input)
+    counts, stored = read_upstream_counts(args.input)
     if len(args.sources) not in (0, 2):
         raise ValueError(f"counts have two sources, --sources names {len(args.sources)}")
     metadata = stored | _identity(args, counts.n_codes)
@@ -126,7 +126,7 @@ def _counts(args: Args) -> str:
 
 def _counts_back(args: Args) -> str:
     counts, metadata = load_counts(args.input)
-    write_original_counts(args.output, counts, metadata)
+    write_upstream_counts(args.output, counts, metadata)
     return f"{len(counts.counts)} triples of {counts.n_codes} codes"
 
 

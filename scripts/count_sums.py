@@ -39,14 +39,8 @@ from jukebox_core.separation.loading import pick_device
 from jukebox_core.separation.memory import free_bytes
 from jukebox_core.training.distributed import Ranks, set_threads
 from jukebox_core.vqvae.model import VQVAE
-from lass.counts import (
-    BUFFER,
-    CountsFile,
-    TripleCounter,
-    check_output,
-    check_spool,
-    merge_counts,
-)
+from lass.counter import BUFFER, TripleCounter, check_spool
+from lass.counts import CountsFile, check_output, merge_counts
 from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 

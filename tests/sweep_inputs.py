@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from made_up_runs import write_runs
-from original_files import CODEC_HPS, codec_tensors, save_checkpoint
 from test_parity import codec_fixture
 from test_prepare_slakh import write_track
 from test_synthetic import write_midi
+from upstream_files import CODEC_HPS, codec_tensors, save_checkpoint
 
 from jukebox_core import audio
 from jukebox_core.files import write_json

@@ -76,7 +76,7 @@ def test_a_segment_is_a_slice_of_the_whole(tmp_path, suffix):
     for start, length in ((0, 1), (12345, 30000), (0, 50000), (49999, 1)):
         segment = audio.load_segment(path, start, length)
         assert torch.equal(segment, whole[:, start : start + length])
-    with pytest.raises(ValueError, match="has 50000 samples, 49999 to 50001 were asked for"):
+    with pytest.raises(ValueError, match="has 50000 samples, .*49999 to 50001"):
         audio.load_segment(path, 49999, 2)
     with pytest.raises(ValueError, match="start is -1 and length 5"):
         audio.load_segment(path, -1, 5)
@@ -146,7 +146,7 @@ def test_other_formats_go_through_ffmpeg(tmp_path, monkeypatch):
     assert audio.info(tmp_path / "x.m4a") == (500, 44100, 2)
     assert torch.equal(audio.load_segment(tmp_path / "x.m4a", 10, 20), x[:, 10:30])
     fake_ffmpeg(tmp_path, "echo 'line one' >&2; echo 'x.m4a: Invalid data' >&2; exit 1")
-    with pytest.raises(ValueError, match=r"nor ffmpeg knows it \(x.m4a: Invalid data\)$"):
+    with pytest.raises(ValueError, match=r"nor ffmpeg .* \(x.m4a: Invalid data\)$"):
         audio.load(tmp_path / "x.m4a")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="install ffmpeg"):
@@ -219,6 +219,6 @@ def test_levels():
 
 def test_the_original_rule_of_silence_depends_on_the_length():
     x = torch.full((65536,), 0.0038)  # norm / length = 0.0038 / sqrt(65536) = 1.48e-5
-    assert audio.seed_is_silent(x) and not audio.seed_is_silent(x * 1.02)
-    assert not audio.seed_is_silent(x[:1000])
+    assert audio.reference_is_silent(x) and not audio.reference_is_silent(x * 1.02)
+    assert not audio.reference_is_silent(x[:1000])
     assert not audio.is_silent(x)

@@ -65,7 +65,7 @@ def test_a_wav_that_grows_beyond_its_format_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("jukebox_core.audio.stream._WAV_LIMIT", 3_000_000)
     with AudioWriter(tmp_path / "x.wav", RATE, 1) as writer:
         writer.write(noise(1, 700_000))
-        with pytest.raises(ValueError, match=r"x\.wav grows beyond the 4 GiB .* write flac"):
+        with pytest.raises(ValueError, match=r"x\.wav .* 4 GiB .* write flac"):
             writer.write(noise(1, 100_000))
 
 

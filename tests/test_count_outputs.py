@@ -12,9 +12,9 @@ from test_count_scripts import K, codec, flags  # noqa: F401 (a fixture)
 from test_lass_counts import triples
 from test_prepare_slakh import tree
 
+from lass.counter import TripleCounter
 from lass.counts import (
     CountsFile,
-    TripleCounter,
     count_triples,
     load_counts,
     merge_counts,

@@ -17,7 +17,7 @@ import pytest
 from tqdm import tqdm
 
 from lass import load_counts
-from lass.counts import TripleCounter
+from lass.counter import TripleCounter
 from lass.triples import Triples
 from scripts import count_sums
 

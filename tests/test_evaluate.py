@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scripts._models import build_separator
 
 from jukebox_core import audio as audio_io
-from jukebox_core.checkpoints import load_mask_estimator
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
 from jukebox_core.evaluation.estimates import choose_chunks, museval_sdr
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.metrics import sdr
 from scripts import evaluate, train_mask
-from scripts._models import build_separator
 from scripts._results import METRICS, chunk_value, difference
 from scripts.evaluate import scoring
 from scripts.evaluate.scoring import Run

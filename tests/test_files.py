@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from jukebox_core import files
 from jukebox_core.files import (
@@ -20,9 +19,7 @@ from jukebox_core.files import (
     json_with,
     remove_owned,
     sha256,
-    table_of,
     write_json,
-    write_table,
     write_text,
 )
 
@@ -117,16 +114,6 @@ def test_links_stay_and_what_they_point_to_is_replaced(tmp_path):
     assert (tmp_path / "disk" / "file").read_text() == "new"
     assert names(tmp_path / "disk" / "folder") == ["new"]
     assert names(tmp_path / "disk") == ["file", "folder"]
-
-
-def test_tables_are_replaced_by_tables_of_their_kind(tmp_path):
-    path = tmp_path / "table"
-    write_table(path, {"x": torch.zeros(2)}, {"kind": "sums"})
-    check_replaceable(path, table_of("sums"), "a table of sums")
-    for content in (path.read_bytes(), b"mine", path.read_bytes()[:-1]):
-        path.write_bytes(content)
-        with pytest.raises(FileExistsError, match="not a table of counts"):
-            check_replaceable(path, table_of("counts"), "a table of counts")
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a device"])
@@ -237,19 +224,3 @@ def test_write_json_refuses_what_json_cannot_say(tmp_path, value):
     with pytest.raises((ValueError, TypeError)):
         write_json(tmp_path / "a.json", {"value": value})
     assert names(tmp_path) == []
-
-
-def test_tables_of_equal_content_have_equal_bytes_and_safetensors_reads_them(tmp_path):
-    tensors = {"b": torch.arange(7.0), "a": torch.ones(2, 3, dtype=torch.int32).T}
-    about = {"kind": "table", "codec": "\u00fc", "rate": "22050", "more": "1"}
-    written = set()
-    for n in range(8):
-        order = list(about.items())[n % 4 :] + list(about.items())[: n % 4]
-        write_table(tmp_path / str(n), tensors, dict(order))
-        written.add(sha256(tmp_path / str(n)))
-    assert len(written) == 1
-    with safe_open(tmp_path / "0", "pt") as file:
-        assert file.metadata() == about
-        for name, expected in tensors.items():
-            found = file.get_tensor(name)
-            assert torch.equal(found, expected) and found.dtype == expected.dtype

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lass import counts as module
+from lass import counter as counter_module
+from lass import counts as counts_module
 from lass import external_sort as runs_module
+from lass.counter import TripleCounter
 from lass.counts import (
     CountsFile,
-    TripleCounter,
     count_triples,
     from_keys,
     load_counts,
     merge_counts,
     save_counts,
-    save_keys,
     swap,
     symmetrise,
     to_keys,
@@ -56,10 +56,10 @@ def counted(counter):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Few keys at a time and few runs per level, so that small counts take many merges."""
-    monkeypatch.setattr(runs_module, "HELD", HELD)
-    monkeypatch.setattr(module, "HELD", HELD)
-    monkeypatch.setattr(module, "_FAN", 3)
-    monkeypatch.setattr(module, "_PAGES", 200)
+    for module in (runs_module, counts_module, counter_module):
+        monkeypatch.setattr(module, "HELD", HELD)
+    monkeypatch.setattr(counter_module, "_FAN", 3)
+    monkeypatch.setattr(runs_module, "_PAGES", 200)
 
 
 @pytest.mark.parametrize("buffer", (3, 10, 64, 399, 400, 401, 1000, 100_000))
@@ -149,9 +149,9 @@ def dying(monkeypatch, at):
         return died
 
     for owner, name in (
-        (module, "write_run"),
-        (module, "write_json"),
-        (module, "_save_blocks"),
+        (counter_module, "write_run"),
+        (counter_module, "write_json"),
+        (counter_module, "save_blocks"),
         (Path, "rmdir"),
         (Path, "unlink"),
     ):
@@ -205,7 +205,7 @@ def test_files_that_were_begun_are_removed(tmp_path):
     counter.add(*triples(0))
     counter.flush()
     kept = sorted(tmp_path.iterdir())
-    for name in ("run-000002", ".run-000002.12-ab.tmp"):
+    for name in ("run-000002", ".run-000002.12-0123abcd.tmp"):
         (tmp_path / name).write_bytes(b"half")
     again = TripleCounter(K, tmp_path)
     assert sorted(tmp_path.iterdir()) == kept
@@ -219,7 +219,7 @@ def test_saving_a_counter_is_saving_its_result(tmp_path, batches):
         counter.add(*triples(seed))
     per_code = counter.save(tmp_path / "saved", {"a": "b"})
     keys, counts = counter.result()
-    save_keys(tmp_path / "result", K, keys, counts, {"a": "b"})
+    save_counts(tmp_path / "result", from_keys(K, keys, counts), {"a": "b"})
     assert (tmp_path / "saved").read_bytes() == (tmp_path / "result").read_bytes()
     np.testing.assert_array_equal(per_code, np.bincount(keys // K**2, minlength=K))
 
@@ -234,8 +234,8 @@ def test_memory_stays_bounded(tmp_path, monkeypatch):
         counter.add(*triples(seed, 90))
         assert len(counter._buffer) == 100 and counter._filled <= 100
     keys, counts = counter.result()
-    save_keys(tmp_path / "a", K, keys, counts, {"counting": "a"})
-    save_keys(tmp_path / "b", K, keys, counts, {"counting": "b"})
+    save_counts(tmp_path / "a", from_keys(K, keys, counts), {"counting": "a"})
+    save_counts(tmp_path / "b", from_keys(K, keys, counts), {"counting": "b"})
     merge_counts([tmp_path / "a", tmp_path / "b"], tmp_path / "both")
     assert seen and max(seen) <= HELD
 
@@ -243,14 +243,14 @@ def test_memory_stays_bounded(tmp_path, monkeypatch):
 def test_work_per_key_grows_with_the_logarithm(tmp_path, monkeypatch):
     """Distinct keys, the worst case: each is rewritten once per level, runs stay few."""
     written = []
-    write = module.write_run
+    write = counter_module.write_run
 
     def counting(path, blocks):
         blocks = list(blocks)
         written.append(sum(len(keys) for keys, _ in blocks))
         write(path, blocks)
 
-    monkeypatch.setattr(module, "write_run", counting)
+    monkeypatch.setattr(counter_module, "write_run", counting)
     n_codes, buffer, runs = 64, 10, 243
     counter = TripleCounter(n_codes, tmp_path / "spool", buffer=buffer)
     codes = np.arange(buffer)
@@ -328,12 +328,10 @@ def test_files_round_trip_and_are_checked(tmp_path):
         assert getattr(loaded, name).dtype == getattr(counts, name).dtype
     exchanged, _ = load_counts(path, "abc", ("drums", "bass"))
     assert as_dict(exchanged) == as_dict(swap(counts))
-    with pytest.raises(ValueError, match="counted with another codec"):
+    with pytest.raises(ValueError, match="another codec"):
         load_counts(path, "abd")
-    with pytest.raises(ValueError, match="counts bass and drums, not bass and piano"):
+    with pytest.raises(ValueError, match="bass and drums.*bass and piano"):
         load_counts(path, None, ("bass", "piano"))
-    with pytest.raises(FileNotFoundError, match="make it with scripts.count_sums"):
-        load_counts(tmp_path / "none.safetensors")
 
 
 def test_files_are_what_safetensors_itself_writes(tmp_path):
@@ -352,17 +350,17 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     whole = path.read_bytes()
     for size in (0, 50, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match="not a readable file of counts"):
+        with pytest.raises(ValueError, match="not a readable table of counts"):
             CountsFile(path)
     tensors = {"counts": counts.counts, "offsets": counts.offsets, "first": counts.first}
     save_file(tensors, path, {"kind": "counts", "n_codes": str(K)})
-    with pytest.raises(ValueError, match="not a readable file of counts"):
+    with pytest.raises(ValueError, match="not a readable table of counts"):
         CountsFile(path)
     save_file(tensors | {"second": counts.second[1:]}, path, {"kind": "counts", "n_codes": str(K)})
     with pytest.raises(ValueError, match="its sizes disagree"):
         CountsFile(path)
     save_file({"sum_codes": counts.first}, path, {"kind": "code_sums"})
-    with pytest.raises(ValueError, match="holds code_sums data, not counts"):
+    with pytest.raises(ValueError, match="code_sums.*counts"):
         CountsFile(path)
 
 
@@ -400,7 +398,7 @@ def test_spool_of_other_settings_and_bad_codes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("iterations", (4, 12))
-def test_counts_of_the_original_system(tmp_path, iterations):
+def test_upstream_counts(tmp_path, iterations):
     path = SHARED / "fixtures" / "sum_counts.npz"
     if not path.is_file():
         pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")

@@ -1,4 +1,4 @@
-"""The search for code sums: larger codebooks, near ties, and the original system's table."""
+"""The search for code sums: larger codebooks, near ties, and upstream's table."""
 
 import os
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_weights_that_cannot_be_are_refused(weight, tmp_path):
 
 
 @pytest.mark.parametrize("alpha", ((0.5, 0.5), (0.7, 0.3)))
-def test_table_of_the_original_system(alpha):
+def test_upstream_table(alpha):
     path = SHARED / "fixtures" / "codebook_sums.npz"
     if not path.is_file():
         pytest.skip("no fixtures/codebook_sums.npz: set LATENT_SEPARATION_SHARED to its parent")

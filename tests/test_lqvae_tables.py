@@ -35,13 +35,8 @@ def test_files_round_trip_and_are_checked(tmp_path):
     path = tmp_path / "sums.safetensors"
     save_sums(path, table, "abc", (0.5, 0.5))
     assert torch.equal(load_sums(path, "abc"), table)
-    with pytest.raises(ValueError, match="made with another codec"):
+    with pytest.raises(ValueError, match="another codec"):
         load_sums(path, "abd")
-    with pytest.raises(FileNotFoundError, match="scripts.precompute_sums"):
-        load_sums(tmp_path / "none")
-    path.write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="not a readable code-sum file"):
-        load_sums(path)
 
 
 def test_gaussian_scores_equal_the_formula():

@@ -5,9 +5,9 @@ import torch
 from conftest import RATE, tone_and_noise
 from torch import nn
 
-from jukebox_core.checkpoints import load_mask_estimator, save_model
+from jukebox_core.checkpoints import save_model
 from jukebox_core.config import MaskEstimatorConfig, to_dict
-from jukebox_core.evaluation.mask_estimator import MaskEstimator
+from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.presets import PRESETS

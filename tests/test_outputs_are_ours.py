@@ -19,7 +19,8 @@ import torch
 from full_disk import files_up_to
 from made_up_runs import write_runs
 from matplotlib.figure import Figure
-from original_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
+from scripts._settings import tuned_path
+from upstream_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
 
 from jukebox_core import audio
 from jukebox_core.evaluation.figures import is_figure_of
@@ -37,7 +38,6 @@ from scripts import (
     score_uncertainty,
     tune,
 )
-from scripts._settings import tuned_path
 from scripts._sweep import Draw, Oracle, Study, run_draws
 from scripts.check_parity.fixtures import Row
 from scripts.evaluate import scoring

@@ -1,4 +1,4 @@
-"""Parity with tensors recorded from the original systems, and the program that checks it."""
+"""Parity with tensors recorded from upstream, and the program that checks it."""
 
 import json
 import shutil
@@ -6,22 +6,22 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from original_files import CODEC_HPS, PRIOR_HPS, K, codec_tensors, prior_tensors
 from parity_fixtures import SHARED
+from upstream_files import CODEC_HPS, PRIOR_HPS, K, codec_tensors, prior_tensors
 
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
     codec_config,
-    original_tensors,
     prior_config,
     prior_names,
+    upstream_tensors,
     without_prefixes,
 )
 from jukebox_core.upstream.layout import codec_tensors as native_codec_tensors
 from jukebox_core.upstream.layout import prior_tensors as native_prior_tensors
-from jukebox_core.upstream.optim import OriginalAdam, clip_gradients, lr_factor
+from jukebox_core.upstream.training import UpstreamAdam, clip_gradients, lr_factor
 from scripts.check_parity import main, run
 from scripts.check_parity.fixtures import (
     Row,
@@ -109,7 +109,7 @@ def tiny_prior(table):
 
 def named(prior):
     top = 0 if prior.config.embedding == "table" else 1
-    tensors = original_tensors(prior.state_dict(), prior_names(prior.config, top), turn=True)
+    tensors = upstream_tensors(prior.state_dict(), prior_names(prior.config, top), turn=True)
     if top:
         tensors["bottleneck.level_blocks.0.k"] = torch.zeros(K, 6)
     return {f"prior.{name}": tensor.clone() for name, tensor in tensors.items()}
@@ -129,7 +129,7 @@ def trajectory_fixture(folder):
     train = {"lr": 0.01, "lr_warmup": 2.0, "clip": 0.1, "betas": [0.9, 0.99], "eps": 1e-8}
     train["weight_decay"] = 0.05
     arrays = {f"sd_before/{name}": tensor for name, tensor in named(prior).items()}
-    optimizer = OriginalAdam(prior.parameters(), 0.01, (0.9, 0.99), 1e-8, 0.05)
+    optimizer = UpstreamAdam(prior.parameters(), 0.01, (0.9, 0.99), 1e-8, 0.05)
     objective, steps = PriorObjective(None, prior), []
     for step in range(4):
         optimizer.param_groups[0]["lr"] = 0.01 * lr_factor(step, 2.0)
@@ -199,7 +199,7 @@ def test_missing_tensors_unknown_fixtures_and_empty_folders_fail(folder, capsys)
     np.savez(folder / "vqvae_forward.npz", **arrays)
     assert main(["--fixtures", str(folder)]) == 1
     said = capsys.readouterr()
-    assert "no check knows this fixture" in said.out
+    assert "no check for this fixture" in said.out
     assert "vqvae_forward.npz has no tensor out/z_level0" in said.out
     (folder / "empty").mkdir()
     assert main(["--fixtures", str(folder / "empty")]) == 1

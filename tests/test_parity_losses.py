@@ -15,7 +15,7 @@ from parity_fixtures import SHARED
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig
 from jukebox_core.upstream.layout import build_codec, codec_hps, codec_names, codec_tensors
 from jukebox_core.upstream.loss import loss_config
-from jukebox_core.upstream.optim import OriginalAdam, clip_gradients, lr_factor
+from jukebox_core.upstream.training import UpstreamAdam, clip_gradients, lr_factor
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from scripts.check_parity import main, run
@@ -65,20 +65,20 @@ CONFIG = VQVAEConfig(
 )
 
 
-def original_codec():
-    """{original name: tensor} of a codec, its codebooks near its latents."""
+def upstream_codec():
+    """{upstream name: tensor} of a codec, its codebooks near its latents."""
     torch.manual_seed(5)
     codec = VQVAE(CONFIG)
     for level in codec.levels:
         latents = codec.latents(0.2 * torch.randn(1, 480), level)[0].detach().T
         codec.bottleneck(level).codebook.copy_(latents[: CONFIG.l_bins])
     state = codec.state_dict()
-    return {original: state[name].clone() for name, original in codec_names(CONFIG).items()}
+    return {upstream: state[name].clone() for name, upstream in codec_names(CONFIG).items()}
 
 
 def make(folder, kind, loss, weights=WEIGHTS, stft=STFT, alpha=(0.7, 0.3), crop=480):
     """Write NAME.npz and NAME.json of the objective `kind`."""
-    tensors, config = original_codec(), CONFIG
+    tensors, config = upstream_codec(), CONFIG
     generator = torch.Generator().manual_seed(3)
     audio = 0.2 * torch.randn(3 if kind == "vqvae_loss" else 6, crop, generator=generator)
     stored = codec_hps(config) | weights | {"mu": config.l_mu}
@@ -195,7 +195,7 @@ def test_every_option_counts(tmp_path, change):
 
 def trajectory(folder, loss, bandwidths):
     """Write train_traj_vqvae_lass of two steps, whose side-car names no loss."""
-    tensors, config = original_codec(), CONFIG
+    tensors, config = upstream_codec(), CONFIG
     codec = build_codec(codec_tensors(tensors, config, 40.0), config)
     codec.requires_grad_(True).train()
     objective = ReconstructionObjective(codec, loss, bandwidths)
@@ -204,7 +204,7 @@ def trajectory(folder, loss, bandwidths):
     arrays["in/x"] = audio.unsqueeze(-1)
     train = {"lr": 1e-3, "lr_warmup": 2.0, "clip": 0.5, "betas": [0.9, 0.99], "eps": 1e-8}
     parameters, steps = list(codec.parameters()), []
-    optimizer = OriginalAdam(parameters, 1e-3, (0.9, 0.99), 1e-8, 0.0)
+    optimizer = UpstreamAdam(parameters, 1e-3, (0.9, 0.99), 1e-8, 0.0)
     for step in range(2):
         optimizer.param_groups[0]["lr"] = rate = 1e-3 * lr_factor(step, 2.0)
         optimizer.zero_grad()
@@ -217,7 +217,7 @@ def trajectory(folder, loss, bandwidths):
         steps[-1]["recons_loss"] = recons
     state = codec.state_dict()
     names = codec_names(config).items()
-    arrays |= {f"sd_after/{original}": state[name] for name, original in names}
+    arrays |= {f"sd_after/{upstream}": state[name] for name, upstream in names}
     info = {"config": codec_hps(config) | WEIGHTS | {"mu": config.l_mu}, "fork": "lass"}
     info["train"] = train | {"weight_decay": 0.0}
     info |= {"steps": steps, "restore_k_num_tokens": [40 * config.l_bins] * 2}
@@ -242,8 +242,8 @@ def test_trajectories_have_the_loss_of_their_first_step(tmp_path, recorded):
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_start_of_a_codec_is_drawn_in_the_order_it_was_built_in(tmp_path, turned):
     """Blocks are drawn by growing dilation; a reversed stack then turns them round."""
-    seed, names = 1234, [n for n in original_codec() if not n.startswith("bottleneck.")]
-    shapes = {name: tensor.shape for name, tensor in original_codec().items()}
+    seed, names = 1234, [n for n in upstream_codec() if not n.startswith("bottleneck.")]
+    shapes = {name: tensor.shape for name, tensor in upstream_codec().items()}
     generator, start = torch.Generator().manual_seed(seed), {}
     for level in range(CONFIG.levels):
         for part in ("encoders", "decoders"):

@@ -13,7 +13,7 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.upstream.optim import OriginalAdam, clip_gradients
+from jukebox_core.upstream.training import UpstreamAdam, clip_gradients
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.likelihood import LatentGaussianLikelihood
@@ -106,7 +106,7 @@ def test_codec_trains_is_saved_and_loaded(name, tmp_path):
     codec = VQVAE(preset.vqvae)
     audio = 0.1 * torch.randn(2, 8192)
     objective = ReconstructionObjective(codec, preset.loss, Bandwidths(0.1, 0.01, 10.0)).train()
-    optimizer = OriginalAdam(codec.parameters(), 3e-4)
+    optimizer = UpstreamAdam(codec.parameters(), 3e-4)
     losses = []
     for _ in range(3):
         optimizer.zero_grad()
@@ -133,7 +133,7 @@ def test_prior_trains_is_saved_loaded_and_sampled(name, tmp_path):
     prior = AutoregressivePrior(preset.prior, codebook)
     codes = torch.randint(2048, (1, 64))
     objective = PriorObjective(None, prior).train()
-    optimizer = OriginalAdam(prior.parameters(), 3e-4, weight_decay=0.01)
+    optimizer = UpstreamAdam(prior.parameters(), 3e-4, weight_decay=0.01)
     losses = []
     for _ in range(2):
         optimizer.zero_grad()

@@ -56,7 +56,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again_with_any_flag
     (tmp_path / "state.pt").write_text("")
     begin_run(tmp_path, {"kind": "other"})  # a run that has a state keeps what is recorded of it
     assert load_meta(tmp_path)["kind"] == "vqvae"
-    with pytest.raises(ValueError, match="seed is 0 there, 1 asked for"):
+    with pytest.raises(ValueError, match="seed is 0 there, now 1"):
         open_run(tmp_path, IDENTITY | {"seed": 1}, 6)
 
 

@@ -359,8 +359,8 @@ def test_memory_does_not_grow_with_the_song(tiny_models, tmp_path):
 @pytest.mark.parametrize(
     ("method", "missing", "said"),
     [
-        ("hybrid", "linearisation/counts.safetensors", "make it with scripts.count_sums"),
-        ("lqvae", "linearisation/sums.safetensors", "make it with scripts.precompute_sums"),
+        ("hybrid", "linearisation/counts.safetensors", "is missing"),
+        ("lqvae", "linearisation/sums.safetensors", "is missing"),
         ("lass", "reconstruction/prior_drums", "train them with scripts.train_prior"),
         ("lass", "reconstruction/vqvae", "vqvae"),
         ("lass", "reconstruction/vqvae/weights.safetensors", "weights.safetensors"),

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from jukebox_core.checkpoints import load_meta, load_state, open_run, save_meta
+from jukebox_core.checkpoints import Snapshots, load_meta, load_state, open_run, save_meta
 from jukebox_core.config import Bandwidths, LossConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.crops import Batches
 from jukebox_core.presets import PRESETS
-from jukebox_core.snapshots import Snapshots
 from jukebox_core.training.distributed import make_fabric, seed_everything
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
 from jukebox_core.training.tracking import CsvTracker, Trackers, read_metrics

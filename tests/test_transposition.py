@@ -53,7 +53,7 @@ def test_nothing_is_resampled_by_no_semitones():
 
 
 def test_too_little_audio_is_refused():
-    with pytest.raises(ValueError, match="transposed by 12 semitones are made of 202, .* has 201"):
+    with pytest.raises(ValueError, match="transposed by 12 semitones need 202, .* has 201"):
         transpose(torch.zeros(1, 201), 12, 100)
 
 

@@ -1,4 +1,4 @@
-"""Original checkpoints and tables: read and written back."""
+"""Upstream checkpoints and tables: read and written back."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from original_files import (
+from upstream_files import (
     CODEC_HPS,
     PRIOR_HPS,
     D,
@@ -43,7 +43,7 @@ from jukebox_core.upstream.tables import (
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import count_triples, load_counts, save_counts, symmetrise
 from lass.likelihood import CountLikelihood
-from lass.upstream import read_original_counts, write_original_counts
+from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import code_sums, load_sums, save_sums
 from scripts.separate import main as separate
 
@@ -156,7 +156,7 @@ def test_prior(tmp_path, table, module):
 
 
 @pytest.mark.parametrize("kind", ["codec", "table", "codebook"])
-def test_original_to_native_and_back_keeps_every_tensor_and_value(tmp_path, kind):
+def test_upstream_to_native_and_back_keeps_every_tensor_and_value(tmp_path, kind):
     codec = kind == "codec"
     tensors = codec_tensors() if codec else prior_tensors(table=kind == "table")
     hps = CODEC_HPS if codec else PRIOR_HPS
@@ -196,7 +196,7 @@ def test_native_prior_of_codebook_vectors_there_and_back(tmp_path, capsys):
     codec = native_codec(tmp_path / "codec")
     run = native_prior(tmp_path / "prior", "codebook", load_codec(codec).codebook)
     out = tmp_path / "p.pth.tar"
-    assert "give the codec's run with --vqvae" in refused(capsys, "prior", run, out, "--back")
+    assert "lacks the codebooks of the lower levels" in refused(capsys, "prior", run, out, "--back")
     assert convert("prior", run, out, "--back", "--vqvae", codec) == 0
     model = torch.load(out, weights_only=True)["model"]
     for level in range(2):
@@ -235,13 +235,13 @@ def test_half_precision_is_read_as_float32(tmp_path):
 def test_missing_hps_can_be_given(tmp_path, capsys):
     hps = {name: value for name, value in CODEC_HPS.items() if name != "sr"}
     path = save_checkpoint(tmp_path / "c.pth.tar", codec_tensors(), hps)
-    assert "its hps say nothing about sr" in refused(capsys, "codec", path, tmp_path / "no")
+    assert "its hps lack sr" in refused(capsys, "codec", path, tmp_path / "no")
     (tmp_path / "hps.json").write_text('{"sr": 44100}')
     assert convert("codec", path, tmp_path / "codec", "--hps", tmp_path / "hps.json") == 0
     assert load_codec(tmp_path / "codec").config.sample_rate == 44_100
     (tmp_path / "hps.json").write_text('{"sr": 44100, "width": 5}')
     said = refused(capsys, "codec", path, tmp_path / "no", "--hps", tmp_path / "hps.json")
-    assert "has width 4 in its hps, 5 was given" in said
+    assert "has width 4 in its hps, not 5" in said
     (tmp_path / "hps.json").write_text("sr")
     said = refused(capsys, "codec", path, tmp_path / "no", "--hps", tmp_path / "hps.json")
     assert "is not JSON" in said
@@ -270,7 +270,7 @@ def test_class_ordered_counts_there_and_back(tmp_path):
     metadata = {"sources": "bass drums", "codec": "abc", "alpha": "0.5 0.5"}
     save_counts(tmp_path / "a.safetensors", counts, metadata)
     assert convert("counts", tmp_path / "a.safetensors", tmp_path / "c.npz", "--back") == 0
-    table = read_counts(tmp_path / "c.npz")  # what the originals see: both orders
+    table = read_counts(tmp_path / "c.npz")  # what upstream sees: both orders
     assert int(table.counts.sum()) == 2 * 400
     assert convert("counts", tmp_path / "c.npz", tmp_path / "b.safetensors") == 0
     again, stored = load_counts(tmp_path / "b.safetensors")
@@ -284,11 +284,11 @@ def test_imported_counts_score_like_the_counts_themselves(tmp_path):
     counts = count_triples(K, *codes)
     save_counts(tmp_path / "a.safetensors", counts, {})
     assert convert("counts", tmp_path / "a.safetensors", tmp_path / "c.npz", "--back") == 0
-    with np.load(tmp_path / "c.npz") as file:  # as the originals write it
+    with np.load(tmp_path / "c.npz") as file:  # as upstream writes it
         np.savez(
             tmp_path / "d.npz", **{n: file[n] for n in ("data", "coords", "shape", "fill_value")}
         )
-    imported, _ = read_original_counts(tmp_path / "d.npz")
+    imported, _ = read_upstream_counts(tmp_path / "d.npz")
     for code in range(K):
         ours, theirs = (CountLikelihood(c).scores(code) for c in (counts, imported))
         assert torch.equal(ours.pairs, theirs.pairs)
@@ -302,9 +302,9 @@ def test_sums_there_and_back(tmp_path, capsys):
     identity = fingerprint(tmp_path / "codec")
     save_sums(tmp_path / "a.safetensors", table, identity, (0.6, 0.4))
     assert convert("sums", tmp_path / "a.safetensors", tmp_path / "s.pt", "--back") == 0
-    original = torch.load(tmp_path / "s.pt", weights_only=True)
-    assert original.dtype == torch.int64 and original.shape == (1, K * K)
-    assert original[0, 3 * K + 5] == table[3, 5]
+    upstream = torch.load(tmp_path / "s.pt", weights_only=True)
+    assert upstream.dtype == torch.int64 and upstream.shape == (1, K * K)
+    assert upstream[0, 3 * K + 5] == table[3, 5]
     flags = ("--vqvae", tmp_path / "codec", "--alpha", 0.6, 0.4)
     assert convert("sums", tmp_path / "s.pt", tmp_path / "b.safetensors", *flags) == 0
     assert torch.equal(load_sums(tmp_path / "b.safetensors", identity), table)
@@ -340,11 +340,11 @@ MAKE = """
 import sys, torch
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.upstream.layout import original_tensors, prior_hps, prior_names
+from jukebox_core.upstream.layout import upstream_tensors, prior_hps, prior_names
 with torch.device("meta"):
     prior = AutoregressivePrior(PRESETS["paper"].prior)
 state = {n: torch.full(t.shape, 0.5) for n, t in prior.state_dict().items()}
-model = original_tensors(state, prior_names(prior.config, top=0), turn=True)
+model = upstream_tensors(state, prior_names(prior.config, top=0), turn=True)
 torch.save({"hps": prior_hps(prior.config), "model": model, "opt": {}, "step": 1}, sys.argv[1])
 """
 
@@ -376,7 +376,7 @@ def test_converting_the_paper_size_prior_fits_in_three_times_its_file(tmp_path):
 
 @pytest.mark.parametrize("method", ["lass", "lqvae", "hybrid"])
 def test_converted_models_separate(tmp_path, method):
-    """From four original files to stems."""
+    """From four upstream files to stems."""
     family = tmp_path / "models" / ("reconstruction" if method == "lass" else "linearisation")
     codec = family / "vqvae"
     path = save_checkpoint(tmp_path / "c.pth.tar", codec_tensors(), CODEC_HPS)
@@ -392,14 +392,14 @@ def test_converted_models_separate(tmp_path, method):
         assert convert("sums", tmp_path / "s.pt", table, "--vqvae", codec) == 0
     else:
         counts = symmetrise(count_triples(K, *np.random.default_rng(0).integers(0, K, (3, 900))))
-        write_original_counts(tmp_path / "sum_dist_9.npz", counts)
+        write_upstream_counts(tmp_path / "sum_dist_9.npz", counts)
         flags = ("--vqvae", codec, "--sources", "bass", "drums")
         counted = family / "counts.safetensors"
         assert convert("counts", tmp_path / "sum_dist_9.npz", counted, *flags) == 0
     audio.save(tmp_path / "song.wav", 0.1 * torch.randn(2, 1000), 22_050)
     flags = ["--method", method, "--models", str(tmp_path / "models"), "--candidates", "2"]
     flags += ["--output", str(tmp_path / "out"), "--device", "cpu", str(tmp_path / "song.wav")]
-    if method == "hybrid":  # the original has no code sums, which the kernel would need
+    if method == "hybrid":  # upstream has no code sums, which the kernel would need
         flags += ["--kernel", "False", "--backoff", "0"]
     assert separate(flags) == 0
     stems = [audio.load(tmp_path / "out/song" / f"{name}.wav")[0] for name in ("bass", "drums")]

@@ -1,11 +1,11 @@
-"""The codec's loss by the originals' hyper-parameters: read, computed, converted, written back."""
+"""The codec's loss by upstream's hyper-parameters: read, computed, converted, written back."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_by_hand import terms, total
-from original_files import CODEC_HPS, codec_tensors, convert, refused, save_checkpoint
+from upstream_files import CODEC_HPS, codec_tensors, convert, refused, save_checkpoint
 
 from jukebox_core.checkpoints import load_meta, save_meta
 from jukebox_core.config import Bandwidths, LossConfig, from_dict
@@ -99,7 +99,7 @@ def test_hps_without_a_loss_say_none():
     assert bandwidths_of({}) is None
 
 
-def test_missing_values_are_the_originals_defaults():
+def test_missing_values_get_upstreams_defaults():
     assert loss_config({"loss_fn": "lmix"}) == LossConfig()
     assert loss_config({"use_nonrelative_specloss": False}) == LossConfig(relative_spectral=True)
     assert loss_config({"loss_fn": "l1"}) == LossConfig(lmix_l1=1.0, lmix_l2=0.0, lmix_linf=0.0)
@@ -139,7 +139,7 @@ def test_a_converted_codec_keeps_its_loss(tmp_path):
     assert read_checkpoint(tmp_path / "b.pth.tar").hps.items() >= {"loss_fn": "linf"}.items()
 
 
-def test_a_trained_codec_says_its_loss_to_the_originals(tmp_path):
+def test_a_trained_codecs_loss_is_exported(tmp_path):
     path = save_checkpoint(tmp_path / "c.pth.tar", codec_tensors(), CODEC_HPS | LOSS_HPS)
     assert convert("codec", path, tmp_path / "codec") == 0
     meta = load_meta(tmp_path / "codec")

@@ -1,4 +1,4 @@
-"""Original files that are damaged, wrong or malicious: one line, and nothing written."""
+"""Upstream files that are damaged, wrong or malicious: one line, and nothing written."""
 
 import os
 from collections import OrderedDict
@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from original_files import (
+from upstream_files import (
     CODEC_HPS,
     PRIOR_HPS,
     D,
@@ -107,8 +107,8 @@ NORM = "prior.transformer._attn_mods.1.ln_0.bias"
     ("name", "value", "message"),
     [
         (CODE, None, f"the tensor {CODE} is missing"),
-        (CODE, torch.zeros(K, D + 1), f"the tensor {CODE} is (12, 7), its hps say (12, 6)"),
-        (CONV, torch.zeros(8, 1, 2), f"the tensor {CONV} is (8, 1, 2), its hps say (8, 1, 4)"),
+        (CODE, torch.zeros(K, D + 1), f"the tensor {CODE} is (12, 7), expected (12, 6)"),
+        (CONV, torch.zeros(8, 1, 2), f"the tensor {CONV} is (8, 1, 2), expected (8, 1, 4)"),
         ("encoders.9.x", torch.zeros(1), "the tensor encoders.9.x is unknown"),
         (CONV, torch.full((8, 1, 4), torch.nan), f"the tensor {CONV} holds NaN"),
         (CONV, torch.zeros(8, 1, 4, dtype=torch.int32), f"the tensor {CONV} is torch.int32"),
@@ -124,7 +124,7 @@ def test_wrong_codec_tensors_are_named(tmp_path, capsys, name, value, message):
     ("name", "value", "message"),
     [
         (NORM, None, "the tensor transformer._attn_mods.1.ln_0.bias is missing"),
-        (NORM, torch.zeros(9), "transformer._attn_mods.1.ln_0.bias is (9,), its hps say (8,)"),
+        (NORM, torch.zeros(9), "transformer._attn_mods.1.ln_0.bias is (9,), expected (8,)"),
         ("prior.what", torch.zeros(1), "the tensor what is unknown"),
         ("prior.y_emb.bow_genre_emb.weight", torch.zeros(1), "label conditioning is not impl"),
         ("prior.prime_prior.x", torch.zeros(1), "lyrics (a primed encoder) is not implemented"),
@@ -254,11 +254,11 @@ def test_wrong_sums_are_refused(tmp_path, capsys, table, message):
     assert message in refused(capsys, "sums", tmp_path / "s.pt", tmp_path / "out")
 
 
-def test_top_level_codecs_have_no_original_form(tmp_path, capsys):
+def test_top_level_codecs_have_no_upstream_form(tmp_path, capsys):
     config = VQVAEConfig(
         levels=1, downs_t=(1,), strides_t=(2,), l_bins=K, width=4, depth=1, multipliers=(1,),
         top_only=True,
     )  # fmt: skip
     save_model(tmp_path / "run", VQVAE(config), {"kind": "vqvae", "config": to_dict(config)})
     said = refused(capsys, "codec", tmp_path / "run", tmp_path / "c.pth.tar", "--back")
-    assert "top level alone" in said
+    assert "only the top level" in said

@@ -18,8 +18,9 @@ import numpy as np
 import soundfile
 
 from jukebox_core.audio.layout import Part, find_layout
+from jukebox_core.checks import one_line
 
-__all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "one_line", "regular_file"]
+__all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "reason_of", "regular_file"]
 
 _EXACT = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 """libsndfile formats whose headers state the exact length and whose seeks are exact."""
@@ -45,12 +46,12 @@ def regular_file(path: str | Path) -> Path:
     """
     path = Path(path)
     try:
-        about = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"there is no audio file {path}") from None
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError(f"{path} is {_name(about.st_mode)}, expected an audio file")
-    if about.st_size == 0:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is {_name(status.st_mode)}, expected an audio file")
+    if status.st_size == 0:
         raise ValueError(f"{path} cannot be read as audio: it is empty")
     return path
 
@@ -89,8 +90,8 @@ class Sound:
                 self.exact = first.format in _EXACT and first.frames < _UNKNOWN
                 """Whether the header states the exact length, and seeks are exact."""
                 self.frames = first.frames if first.frames < _UNKNOWN else 0
-                """Samples according to the header, or 0 if it has none. If not `exact`, only
-                decoding tells the true number."""
+                """Samples according to the header, or 0 if it states none. If not `exact`, only
+                decoding gives the true number."""
             for part in self._layout.parts[1:]:
                 with self._open(part) as sound:
                     self.frames += sound.frames
@@ -158,7 +159,7 @@ class Sound:
                     samples = sound.read(length, dtype="float32", always_2d=True)
                 except soundfile.LibsndfileError as error:
                     source.check(self._name)
-                    raise ValueError(f"{self._name} is damaged: {one_line(error)}") from error
+                    raise ValueError(f"{self._name} is damaged: {reason_of(error)}") from error
             source.check(self._name)
             if len(samples) != length:
                 raise ValueError(
@@ -182,15 +183,15 @@ class Sound:
             source.check(self._name)
             if self._layout.final:
                 raise ValueError(
-                    f"{self._name} cannot be read as audio: {one_line(error)}"
+                    f"{self._name} cannot be read as audio: {reason_of(error)}"
                 ) from error
             raise UnknownFormat(self._reason(error)) from error
 
     def _reason(self, error: Exception) -> str:
         if self._layout.audio:
-            return one_line(error)
+            return reason_of(error)
         mp3 = self._name.suffix.lower() == ".mp3"
-        return "it has no MPEG frames" if mp3 else "its format is not known"
+        return "it has no MPEG frames" if mp3 else "its format is unknown"
 
     def _read(self, sound: _Forward, size: int, done: int) -> np.ndarray:
         try:
@@ -199,7 +200,7 @@ class Sound:
             sound.source.check(self._name)
             raise ValueError(
                 f"{self._name} is damaged after {done / self.rate:.1f} s and cannot be read as "
-                f"audio from there: {one_line(error)}"
+                f"audio from there: {reason_of(error)}"
             ) from error
 
     def _check_format(self, sound: soundfile.SoundFile, done: int) -> None:
@@ -227,7 +228,7 @@ class Sound:
     def _check_inside(self, start: int, length: int, frames: int) -> None:
         if start + length > frames:
             raise ValueError(
-                f"{self._name} has {frames} samples, {start} to {start + length} were asked for"
+                f"{self._name} has {frames} samples, requested {start} to {start + length}"
             )
 
 
@@ -235,7 +236,7 @@ class _Forward(soundfile.SoundFile):
     """Reads from the beginning to the end, without seeking.
 
     After every read of a seekable file, soundfile seeks to the current position. This empties an
-    mp3 decoder's bit reservoir, which is heard as a click.
+    mp3 decoder's bit reservoir and makes an audible click.
     """
 
     def __init__(self, source: _Bytes):
@@ -247,7 +248,7 @@ class _Forward(soundfile.SoundFile):
 
 
 class _Bytes(io.RawIOBase):
-    """A part of a file as libsndfile sees it."""
+    """A part of a file, as a file for libsndfile."""
 
     def __init__(self, file: BinaryIO, part: Part):
         self._file = file
@@ -264,7 +265,7 @@ class _Bytes(io.RawIOBase):
         self._error: OSError | None = None
 
     def has_ahead(self, beginning: bytes) -> bool:
-        """Whether these bytes are still ahead; a decoder may have read some of them."""
+        """Whether these bytes follow; the decoder may have read some of them already."""
         position, before = self._position, b""
         self._position = max(1, position - (1 << 16))
         while block := self.read(1 << 20):
@@ -275,7 +276,7 @@ class _Bytes(io.RawIOBase):
         return False
 
     def check(self, name: Path) -> None:
-        """Raise the system's error that a read had, if any: libsndfile would lose it."""
+        """Raise the system's error of a read, if any: libsndfile would lose it."""
         if self._error is not None:
             raise OSError(self._error.errno, self._error.strerror, str(name)) from self._error
 
@@ -296,7 +297,7 @@ class _Bytes(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer, up to the end of the part."""
         view = memoryview(buffer).cast("B")
-        if self._size < self._position < self._claimed:  # a look for tags at the end
+        if self._size < self._position < self._claimed:  # libsndfile looks for tags at the end
             view[:] = bytes(len(view))
             return len(view)
         done = 0
@@ -328,11 +329,11 @@ class _Bytes(io.RawIOBase):
 _LIST = re.compile(
     rb"(\xef\xbb\xbf)?\s*(#EXTM3U|ffconcat|\[playlist\]|<\?xml|<MPD|<asx|<smil|v=0)", re.I
 )
-"""How text files begin that refer to other files or addresses, which ffmpeg would read."""
+"""Beginnings of text files that refer to other files or addresses, which ffmpeg would read."""
 
 
 def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path, str | None]:
-    """Decode a format that libsndfile cannot read (m4a, aac, wma, a video's sound) to a float wav.
+    """Decode a format that libsndfile cannot read (m4a, aac, wma, video) to a float wav.
 
     Args:
         path: the file.
@@ -348,7 +349,7 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
     with open(path, "rb") as file:
         if _LIST.match(file.read(1024)):
             raise ValueError(
-                f"{path} cannot be read as audio: it is a playlist, name the files in it instead"
+                f"{path} cannot be read as audio: it is a playlist; name the files in it instead"
             ) from reason
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
@@ -370,15 +371,15 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
     command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded)]
     result = subprocess.run(command, capture_output=True, check=False)
     lines = result.stderr.decode(errors="replace").strip().splitlines()
-    said = (lines or [str(reason)])[-1].removeprefix(f"{path.resolve()}: ")
+    message = (lines or [str(reason)])[-1].removeprefix(f"{path.resolve()}: ")
     if result.returncode != 0 or not decoded.exists():
         raise ValueError(
-            f"{path} cannot be read as audio: neither libsndfile nor ffmpeg knows it ({said})"
+            f"{path} cannot be read as audio: neither libsndfile nor ffmpeg can read it ({message})"
         ) from reason
-    return decoded, f"{path} is damaged: ffmpeg found {said!r}" if lines else None
+    return decoded, f"{path} is damaged: ffmpeg reports {message!r}" if lines else None
 
 
-def one_line(error: Exception) -> str:
-    """The message of an error, in one line."""
-    text = getattr(error, "error_string", None) or str(error)
+def reason_of(error: Exception) -> str:
+    """The message of an error of soundfile, without the words around it."""
+    text = getattr(error, "error_string", None) or one_line(error)
     return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

@@ -26,7 +26,7 @@ __all__ = [
     "resample",
     "rms_dbfs",
     "save",
-    "seed_is_silent",
+    "reference_is_silent",
     "to_mono",
 ]
 
@@ -110,11 +110,11 @@ def _warn(reader: AudioReader) -> None:
 def save(path: str | Path, audio: Tensor, rate: int, *, subtype: str | None = None) -> None:
     """Write audio; the file appears whole or not at all.
 
-    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples that lie on
-    that grid are read back as they were.
+    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples on that grid are
+    read back unchanged.
 
     Args:
-        path: The suffix chooses the format: wav (32-bit float), flac and aiff (24-bit), ogg, mp3.
+        path: The suffix selects the format: wav (32-bit float), flac and aiff (24-bit), ogg, mp3.
         audio: `[C, T]` or `[T]` floating point.
         rate: Sample rate in Hz.
         subtype: libsndfile's name of another encoding, such as `PCM_16`.
@@ -142,8 +142,8 @@ def resample(audio: Tensor, from_rate: int, to_rate: int, *, length: int | None 
 
     Args:
         audio: `[..., T]`.
-        from_rate: Sample rate of `audio`.
-        to_rate: Sample rate wanted.
+        from_rate: Sample rate of `audio` in Hz.
+        to_rate: New sample rate in Hz.
         length: Exact number of samples to return; zeros are added or samples dropped at the end.
 
     Returns:
@@ -179,9 +179,9 @@ def is_silent(audio: Tensor, threshold_dbfs: float = -60.0) -> bool:
     return audio.numel() == 0 or rms_dbfs(audio.flatten()).item() < threshold_dbfs
 
 
-def seed_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
-    """The original systems' rule: norm / length below a threshold, so it depends on the length.
+def reference_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
+    """Upstream's rule of silence: norm / length below a threshold, so it depends on the length.
 
-    For seed-compatible scores only; elsewhere `is_silent`.
+    Only for scores that are to compare with the reference report; otherwise use `is_silent`.
     """
     return audio.numel() == 0 or audio.norm().item() / audio.shape[-1] < threshold

@@ -1,7 +1,7 @@
-"""Find the audio in a file by its content, and leave out what audio players skip.
+"""Find the audio in a file by its content.
 
-Tags and zeros before the audio are skipped. Sizes in headers are compared with the file, because
-libsndfile reads a truncated file without an error.
+Tags and zeros before the audio are skipped. Sizes in headers are compared with the file's size,
+because libsndfile reads a truncated file without an error.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from jukebox_core.audio.mpeg_frames import Stretch, find_stretches
+from jukebox_core.audio.mpeg_frames import Stretch, find_stretches, read_at
 from jukebox_core.audio.ogg_pages import find_links
 
 __all__ = ["Layout", "Part", "find_layout"]
@@ -27,7 +27,7 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 class Part(NamedTuple):
-    """What one decoder reads."""
+    """Bytes for one decoder."""
 
     spans: tuple[tuple[int, int], ...]
     """[start, end) in the file; the decoder reads them joined."""
@@ -61,7 +61,7 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
     """
     size = file.seek(0, 2)
     start = _skip_tags(file, size)
-    magic = _read(file, start, 12)
+    magic = read_at(file, start, 12)
     form = magic[:4]
     if form in (b"RIFF", b"RIFX", b"RF64", b"BW64") and magic[8:] == b"WAVE":
         if _wav_codec(file, start, size) in _MPEG_CODECS:
@@ -69,7 +69,7 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
         return _sized(file, path, _wav_data(file, start, size), start, size)
     if form == b"FORM" and magic[8:] in (b"AIFF", b"AIFC"):
         return _sized(file, path, _aiff_data(file, start, size), start, size)
-    if _read(file, start, 16) == _W64:
+    if read_at(file, start, 16) == _W64:
         return _sized(file, path, _w64_data(file, start, size), start, size)
     if form == b"caff":
         return _sized(file, path, _caf_data(file, start, size), start, size)
@@ -79,7 +79,7 @@ def find_layout(file: BinaryIO, path: Path) -> Layout:
         return Layout((_whole(start, _before_tags(file, start, size)),), audio=True, final=True)
     if form == b"OggS":
         return _ogg(file, path, start, size)
-    if form not in (b"RIFF", b"FORM", b"RIFX") and _read(file, 4, 4) not in _BOXES:
+    if form not in (b"RIFF", b"FORM", b"RIFX") and read_at(file, 4, 4) not in _BOXES:
         end = _before_tags(file, start, size)
         # Videos hold MPEG frames among other data; parts of AAC look like MPEG frames.
         aac = magic[:1] == b"\xff" and magic[1] & 0xF6 == 0xF0
@@ -94,11 +94,6 @@ def _whole(start: int, end: int) -> Part:
     return Part(((start, end),))
 
 
-def _read(file: BinaryIO, position: int, size: int) -> bytes:
-    file.seek(position)
-    return file.read(size)
-
-
 # Tags
 
 
@@ -106,7 +101,7 @@ def _skip_tags(file: BinaryIO, size: int) -> int:
     """Where ID3v2 and APE tags and zeros at the beginning end."""
     position = 0
     while True:
-        head = _read(file, position, 32)
+        head = read_at(file, position, 32)
         if head[:3] == b"ID3" and len(head) > 10 and max(head[6:10]) < 0x80:
             length = 0
             for byte in head[6:10]:  # seven bits each
@@ -133,7 +128,7 @@ def _skip_zeros(file: BinaryIO, position: int) -> int:
 def _before_tags(file: BinaryIO, start: int, end: int) -> int:
     """Where ID3, APE and Lyrics3 tags at the end begin."""
     while True:
-        tail = _read(file, max(start, end - 160), min(160, end - start))
+        tail = read_at(file, max(start, end - 160), min(160, end - start))
         length = 0
         if tail[-128:-125] == b"TAG":
             length = 128
@@ -174,7 +169,7 @@ def _sized(file: BinaryIO, path: Path, data: _Data | None, start: int, size: int
                 "audio that its header states; copy it again"
             )
         return Layout((_whole(start, size),), audio=True)
-    head = bytearray(_read(file, start, data.position - start))
+    head = bytearray(read_at(file, start, data.position - start))
     at, form = data.field
     written = min(rest + data.written, (1 << 8 * struct.calcsize(form)) - 1)
     struct.pack_into(form, head, at - start, written)
@@ -198,7 +193,7 @@ def _chunks(
     """
     length = struct.calcsize(header)
     for _ in itertools.repeat(None, 10_000):
-        head = _read(file, position, length) if position < size else b""
+        head = read_at(file, position, length) if position < size else b""
         if len(head) < length:
             return
         name, content = struct.unpack(header, head)
@@ -210,11 +205,11 @@ def _chunks(
 
 
 def _wav_data(file: BinaryIO, start: int, size: int) -> _Data | None:
-    order = ">" if _read(file, start, 4) == b"RIFX" else "<"
+    order = ">" if read_at(file, start, 4) == b"RIFX" else "<"
     long: tuple[int, int] | None = None
     for name, position, content in _chunks(file, start + 12, size, order + "4sI", 2):
         if name == b"ds64":
-            long = position + 8, struct.unpack(order + "Q", _read(file, position + 8, 8))[0]
+            long = position + 8, struct.unpack(order + "Q", read_at(file, position + 8, 8))[0]
         elif name == b"data":
             if long is not None and content == _UNKNOWN_32:
                 return _Data(position, long[1] or None, (long[0], order + "Q"))
@@ -227,7 +222,7 @@ def _wav_data(file: BinaryIO, start: int, size: int) -> _Data | None:
 def _wav_codec(file: BinaryIO, start: int, size: int) -> int:
     for name, position, _ in _chunks(file, start + 12, size, "<4sI", 2):
         if name == b"fmt ":
-            return int.from_bytes(_read(file, position, 2), "little")
+            return int.from_bytes(read_at(file, position, 2), "little")
     return 0
 
 
@@ -263,8 +258,8 @@ def _aiff_data(file: BinaryIO, start: int, size: int) -> _Data | None:
 def _w64_data(file: BinaryIO, start: int, size: int) -> _Data | None:
     for name, position, content in _chunks(file, start + 40, size, "<16sq", 8, own=24):
         if name == _W64_DATA:
-            known = 0 < content < 1 << 62
-            return _Data(position, content if known else None, (position - 8, "<q"), written=24)
+            stated = 0 < content < 1 << 62
+            return _Data(position, content if stated else None, (position - 8, "<q"), written=24)
     return None
 
 
@@ -276,8 +271,8 @@ def _caf_data(file: BinaryIO, start: int, size: int) -> _Data | None:
 
 
 def _au_data(file: BinaryIO, start: int, size: int) -> _Data | None:
-    order = ">" if _read(file, start, 4) == b".snd" else "<"
-    head = _read(file, start + 4, 8)
+    order = ">" if read_at(file, start, 4) == b".snd" else "<"
+    head = read_at(file, start + 4, 8)
     if len(head) < 8:
         return None
     offset, content = struct.unpack(order + "II", head)

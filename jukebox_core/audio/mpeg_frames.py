@@ -3,7 +3,7 @@
 An mp3 has no header for the whole file. An info frame (Xing, LAME) may state the number of frames;
 without one, decoders estimate the length from the size of the file, which is wrong for a variable
 bit rate. Files may also be joined, cut, tagged or padded. This module reads the header of every
-frame, without decoding it, so that the decoder gets the frames and nothing else.
+frame, without decoding it, so that the decoder gets only the frames.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["Stretch", "find_stretches"]
+__all__ = ["Stretch", "find_stretches", "read_at"]
 
 _SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
 _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
@@ -30,13 +30,13 @@ _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
 _RATES = (44_100, 48_000, 32_000)
 _HEADER = 4
 _PEEK = 48
-"""So many bytes of a frame show whether it is an info frame."""
+"""Bytes of a frame that show whether it is an info frame."""
 _START = 1 << 16
-"""The first frame must begin within so many bytes."""
+"""Bytes within which the first frame must begin."""
 _NEAR = 1 << 12
-"""A frame that no valid frame follows counts only if another one begins within so many bytes."""
+"""Bytes within which another frame must begin if no valid frame follows one directly."""
 _CHAIN = 3
-"""So many frames must follow a frame of another kind than the last."""
+"""Number of frames that must follow a frame of another kind than the last."""
 
 
 class _Kind(NamedTuple):
@@ -59,7 +59,7 @@ class _Header(NamedTuple):
 
 @dataclass
 class Stretch:
-    """Frames that belong together: one encoder made them, and one decoder reads them."""
+    """Frames of one encoder, for one decoder."""
 
     kind: _Kind
     spans: list[list[int]] = field(default_factory=list)
@@ -179,13 +179,12 @@ def find_stretches(
         if at is None:
             stretch.frames += 1
         else:
-            file.seek(position)
-            stretch.info = file.read(header.size)
+            stretch.info = read_at(file, position, header.size)
     return [stretch for stretch in stretches if stretch.frames]
 
 
 def _is_tag(file: BinaryIO, position: int) -> bool:
-    return _read(file, position, 11).startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"))
+    return read_at(file, position, 11).startswith((b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN"))
 
 
 def _frames(
@@ -195,19 +194,19 @@ def _frames(
     position: int | None = _first(file, start, end, scattered)
     last: _Header | None = None
     while position is not None and position + _HEADER <= end:
-        data = _read(file, position, _PEEK)
+        data = read_at(file, position, _PEEK)
         header = _parse(data)
         expected = header is not None and (last is None or header.kind == last.kind)
         if header is not None and not expected:
             expected = _followed(file, position, header, end, _CHAIN, ends=True)
         if header is None or not expected:
             assert last is not None
-            found = _next(file, position, end, last)
-            if found is not None and found < position:
+            following = _next(file, position, end, last)
+            if following is not None and following < position:
                 yield -1, last, b""
-            position = found
+            position = following
             if position is not None:
-                last = _parse(_read(file, position, _HEADER))
+                last = _parse(read_at(file, position, _HEADER))
             continue
         yield position, header, data
         last = header if _info_at(data, header.kind) is None else header._replace(flags=None)
@@ -220,7 +219,7 @@ def _first(file: BinaryIO, start: int, end: int, scattered: bool) -> int | None:
         if gap and not scattered:
             continue
         for position in _candidates(file, start, start + _START, end):
-            header = _parse(_read(file, position, _HEADER))
+            header = _parse(read_at(file, position, _HEADER))
             if header is None or (ends and position + header.size >= end):
                 continue
             if _followed(file, position, header, end, count, gap, ends):
@@ -235,7 +234,7 @@ def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
     """
     alone: tuple[int, int] | None = None
     for place in _candidates(file, position - last.size + _HEADER, end, end):
-        header = _parse(_read(file, place, _HEADER))
+        header = _parse(read_at(file, place, _HEADER))
         if header is None:
             continue
         alike = header.kind == last.kind
@@ -259,7 +258,7 @@ def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int
     step = 1 << 16
     stop = min(stop, end)
     while start < stop:
-        data = _read(file, start, min(step + 2, end - start))
+        data = read_at(file, start, min(step + 2, end - start))
         for match in _SYNC.finditer(data):
             if start + match.start() < stop and match.start() < step:
                 yield start + match.start()
@@ -284,7 +283,7 @@ def _followed(
         if position >= end:
             return ends and (position == end or number > 0)
         for place in itertools.chain([position], _candidates(file, position, position + gap, end)):
-            follower = _parse(_read(file, place, _HEADER))
+            follower = _parse(read_at(file, place, _HEADER))
             if follower is not None and follower.kind == header.kind:
                 position, header = place, follower
                 break
@@ -293,7 +292,8 @@ def _followed(
     return True
 
 
-def _read(file: BinaryIO, position: int, size: int) -> bytes:
+def read_at(file: BinaryIO, position: int, size: int) -> bytes:
+    """Read `size` bytes from `position` on; fewer at the end of the file."""
     file.seek(position)
     return file.read(size)
 

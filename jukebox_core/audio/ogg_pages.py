@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import BinaryIO, NamedTuple
 
+from jukebox_core.audio.mpeg_frames import read_at
+
 __all__ = ["Link", "find_links"]
 
 _HEADER = 27
@@ -36,15 +38,11 @@ def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
     beginning, ended, within = start, False, False
     position = start
     while position < end:
-        file.seek(position)
-        page = file.read(_HEADER)
+        page = read_at(file, position, _HEADER)
         if len(page) < _HEADER and page.startswith(b"OggS"):
             return [*links, Link(beginning, end, False, True)]
         if not page.startswith(b"OggS"):
-            found = _search(file, position, end)
-            if found is None:
-                break
-            position = found
+            position = _search(file, position, end) or end
             continue
         lacing = file.read(page[26])
         size = _HEADER + page[26] + sum(lacing)
@@ -63,8 +61,7 @@ def _search(file: BinaryIO, start: int, end: int) -> int | None:
     """Position where the next page begins."""
     step = 1 << 16
     while start < end:
-        file.seek(start)
-        at = file.read(min(step + 3, end - start)).find(b"OggS")
+        at = read_at(file, start, min(step + 3, end - start)).find(b"OggS")
         if at >= 0:
             return start + at
         start += step

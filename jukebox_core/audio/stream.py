@@ -1,6 +1,6 @@
-"""Audio of any length in flat memory: files read and written block by block, streamed resampling.
+"""Read, write and resample audio of any length block by block, in constant memory.
 
-Blocks are `[C, t]` float32, full scale 1.0, as `audio` has whole files.
+Blocks are `[C, t]` float32 with full scale 1.0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.decoding import Sound, UnknownFormat, ffmpeg_to_wav, one_line, regular_file
+from jukebox_core.audio.decoding import Sound, UnknownFormat, ffmpeg_to_wav, reason_of, regular_file
 from jukebox_core.files import atomic_path
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
 BLOCK = 1 << 16
 """Samples of a block."""
 
-_WAV_LIMIT = (1 << 32) - 1  # bytes that a plain wav's sizes can say
+_WAV_LIMIT = (1 << 32) - 1  # largest size in a plain wav, in bytes
 _HEADER_BYTES = 58
 _DS64_BYTES = 36
 _SUBTYPES = {
@@ -53,14 +53,14 @@ _BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
 
 class AudioReader:
-    """An open audio file, decoded from the start to the end, once per call of `blocks`."""
+    """An open audio file; each call of `blocks` decodes it from start to end."""
 
     def __init__(self, path: Path, decoded: Path, warning: str | None = None):
-        """Open what `open_audio` prepared.
+        """Open a file that `open_audio` prepared.
 
         Args:
-            path: the file, as errors name it.
-            decoded: what libsndfile reads: the file itself, or what ffmpeg made of it.
+            path: the file, named in errors.
+            decoded: a file that libsndfile reads: the same, or ffmpeg's output.
             warning: damage that ffmpeg reported.
         """
         self.path = path
@@ -82,7 +82,7 @@ class AudioReader:
         """All samples in blocks [C, t] of at most `size`.
 
         Raises:
-            ValueError: damaged, without samples, or with NaN or infinite ones.
+            ValueError: It is damaged, has no samples, or has NaN or infinite ones.
         """
         done = 0
         for samples in self._sound.blocks(size):
@@ -95,7 +95,7 @@ class AudioReader:
         """Samples `start` to `start + length`, [C, length].
 
         Raises:
-            ValueError: the file is shorter, or the samples are damaged or not finite.
+            ValueError: The file is shorter, or the samples are damaged or not finite.
         """
         return self._checked(self._sound.segment(start, length))
 
@@ -107,13 +107,13 @@ class AudioReader:
 
 @contextlib.contextmanager
 def open_audio(path: str | Path) -> Iterator[AudioReader]:
-    """A reader of an audio file, of any length.
+    """Open an audio file of any length.
 
-    What only ffmpeg reads (m4a, aac, wma) is decoded to a temporary file first.
+    Formats that only ffmpeg reads (m4a, aac, wma) are decoded to a temporary file first.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not audio, or damaged.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not audio, or damaged.
     """
     path = regular_file(path)
     with contextlib.ExitStack() as stack:
@@ -127,17 +127,17 @@ def open_audio(path: str | Path) -> Iterator[AudioReader]:
 
 
 class Survey(NamedTuple):
-    """What a file holds, found by decoding all of it. level: RMS in dB below full scale."""
+    """Length and level of a whole file. level: RMS in dB relative to full scale."""
 
     frames: int
     level: float
 
 
 def survey(reader: AudioReader) -> Survey:
-    """Decode a file to its end: that it is sound is known before hours are spent on it.
+    """Decode a whole file, so that damage shows before hours of work on it.
 
     Raises:
-        ValueError: as `AudioReader.blocks`.
+        ValueError: As `AudioReader.blocks`.
     """
     power, frames, values = 0.0, 0, 0
     for block in reader.blocks():
@@ -150,7 +150,7 @@ def survey(reader: AudioReader) -> Survey:
 
 
 class Resampler:
-    """`audio.resample` of one channel that comes in pieces: the same samples, joined."""
+    """`audio.resample` for a channel in pieces; the joined output has the same samples."""
 
     def __init__(self, from_rate: int, to_rate: int):
         if from_rate <= 0 or to_rate <= 0:
@@ -162,7 +162,7 @@ class Resampler:
             )
 
     def push(self, piece: Tensor) -> Tensor:
-        """What is known after piece [t], [t'] (t' may be 0)."""
+        """Resample a piece [t] to [t'], delayed by the filter (t' may be 0)."""
         if self._stream is None:
             return piece
         return torch.from_numpy(self._stream.resample_chunk(piece.cpu().numpy()))
@@ -195,9 +195,9 @@ def check_suffix(path: str | Path) -> None:
 class AudioWriter:
     """Writes a file block by block; the file appears whole or not at all.
 
-    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range: samples on that grid are
-    read back unchanged. Equal audio gives equal bytes, except in ogg, where libsndfile writes a
-    random number.
+    Integer subtypes hold `round(x * 2^(bits - 1))`, clipped to the range, so that samples on that
+    grid are read back unchanged. Equal audio gives equal bytes, except in ogg, for which libsndfile
+    writes a random number.
     """
 
     def __init__(
@@ -212,17 +212,17 @@ class AudioWriter:
         """Open the file; it has a temporary name until it is closed.
 
         Args:
-            path: the suffix chooses the format: wav (32-bit float), flac and aiff (24-bit), ogg,
+            path: the suffix selects the format: wav (32-bit float), flac and aiff (24-bit), ogg,
                 mp3.
-            rate: in Hz.
-            channels: of every block.
+            rate: sample rate in Hz.
+            channels: number of channels of every block.
             subtype: libsndfile's name of another encoding, such as `PCM_16`.
-            frames: the samples to come, about: float wav beyond 4 GiB needs RF64, which must be
-                known at the start.
+            frames: approximate number of samples to come; a float wav beyond 4 GiB becomes an RF64
+                file, whose header differs from the start.
 
         Raises:
-            ValueError: the format cannot be written so.
-            OSError: the file cannot be written.
+            ValueError: The format does not allow this.
+            OSError: The file cannot be written.
         """
         self.path = Path(path)
         self.frames = 0
@@ -247,15 +247,15 @@ class AudioWriter:
                     )
                 except (soundfile.LibsndfileError, ValueError, TypeError) as error:
                     self._target.check()
-                    raise ValueError(f"cannot write {self.path}: {one_line(error)}") from error
+                    raise ValueError(f"cannot write {self.path}: {reason_of(error)}") from error
             self._target.check()
 
     def write(self, block: Tensor) -> None:
         """Append [C, t] floating point samples.
 
         Raises:
-            ValueError: another shape, NaN or infinities, or the file grows too large.
-            OSError: the file cannot be written, for example because the disk is full; the
+            ValueError: Another shape, NaN or infinities, or the file grows too large.
+            OSError: The file cannot be written, for example because the disk is full; the
                 incomplete file is removed.
         """
         if block.ndim != 2 or block.shape[0] != self._channels:
@@ -275,7 +275,7 @@ class AudioWriter:
         """Complete the header and give the file its name. A second call does nothing.
 
         Raises:
-            OSError: as `write`.
+            OSError: As `write`.
         """
         if self._target.stopped:
             return
@@ -308,8 +308,8 @@ class AudioWriter:
 def quantised(samples: np.ndarray, bits: int) -> np.ndarray:
     """Nearest integers, in the upper bits of int32.
 
-    libsndfile would scale floats by 2^(bits - 1) - 1 on the way out and by 2^(bits - 1) on the way
-    in, so that no file would hold the samples it was given.
+    libsndfile would scale floats by 2^(bits - 1) - 1 when it writes and by 2^(bits - 1) when it
+    reads, so that samples would not survive the round trip.
     """
     top = 2 ** (bits - 1)
     whole = np.rint(samples.astype(np.float64) * top).clip(-top, top - 1)
@@ -375,8 +375,8 @@ class _FloatWav:
         data = samples.astype("<f4", copy=False).tobytes()
         if not self._large and self._bytes + len(data) + _HEADER_BYTES > _WAV_LIMIT:
             raise ValueError(
-                f"{self._path.name} grows beyond the 4 GiB of a wav, which its length as the input "
-                "states it did not foretell; write flac (--format flac)"
+                f"{self._path.name} exceeds the 4 GiB limit of wav (the input's header understated "
+                "its length); write flac instead"
             )
         self._file.write(data)
         self._bytes += len(data)

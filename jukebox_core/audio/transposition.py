@@ -13,12 +13,12 @@ __all__ = ["room", "span", "transpose"]
 
 
 def span(samples: int, semitones: float) -> int:
-    """Samples that a transposition turns into at least `samples`, two to spare for the ends."""
+    """Number of samples that transpose to at least `samples`, with two to spare for the ends."""
     return samples if semitones == 0 else math.ceil(samples * ratio(semitones)) + 2
 
 
 def room(samples: int, semitones: float) -> int:
-    """The most samples that `samples` of them can be transposed into."""
+    """Largest number of samples that `samples` can be transposed to."""
     return samples if semitones == 0 else math.floor((samples - 2) / ratio(semitones))
 
 
@@ -27,20 +27,20 @@ def transpose(waveform: Tensor, semitones: float, samples: int) -> Tensor:
 
     Args:
         waveform: [S, T], T >= `span(samples, semitones)`.
-        semitones: up, or, negative, down; 0 resamples nothing.
-        samples: how many to return.
+        semitones: up, or down if negative; 0 does not resample.
+        samples: number of samples to return.
 
     Returns:
-        [S, samples], the first of those that there are.
+        The first [S, samples] of the transposed waveform.
 
     Raises:
-        ValueError: the waveform is too short.
+        ValueError: The waveform is too short.
     """
     needed = span(samples, semitones)
     if waveform.shape[-1] < needed:
         raise ValueError(
-            f"{samples} samples transposed by {semitones} semitones are made of {needed}, "
-            f"the waveform has {waveform.shape[-1]}"
+            f"{samples} samples transposed by {semitones} semitones need {needed}, the waveform "
+            f"has {waveform.shape[-1]}"
         )
     if semitones == 0:
         return waveform[:, :samples]
@@ -50,5 +50,5 @@ def transpose(waveform: Tensor, semitones: float, samples: int) -> Tensor:
 
 
 def ratio(semitones: float) -> float:
-    """Of the frequencies."""
+    """Ratio of the frequencies."""
     return 2 ** (semitones / 12)

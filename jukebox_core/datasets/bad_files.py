@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from jukebox_core.checks import one_line
+
 __all__ = ["LIMIT", "BadFiles", "warn_on_stderr"]
 
 LIMIT = 0.1
@@ -36,7 +38,7 @@ class BadFiles:
 
     def add(self, song: str, path: Path, error: Exception) -> None:
         """Record a file; only its first error counts."""
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         reason = reason if str(path) in reason else f"{path}: {reason}"
         self.files.setdefault(str(path), (song, reason))
 

@@ -107,7 +107,7 @@ def _cut(
 def silence_rule(reference: bool) -> tuple[str, Silent]:
     """The description of a rule of silence and the rule; `reference`: the reference report's."""
     if reference:
-        return "norm / length < 1.5e-5 (the reference report's rule)", audio_io.seed_is_silent
+        return "norm / length < 1.5e-5 (the reference report's rule)", audio_io.reference_is_silent
     return "RMS < -60 dBFS", audio_io.is_silent
 
 

@@ -9,15 +9,18 @@ that masks do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from jukebox_core.audio.spectra import stft
+from jukebox_core.checkpoints import META, load_config, load_model
+from jukebox_core.checks import require
 from jukebox_core.config import MaskEstimatorConfig
 from jukebox_core.separation.mask import RatioMask
 
-__all__ = ["MaskEstimator"]
+__all__ = ["MaskEstimator", "load_mask_estimator"]
 
 FLOOR = 1e-3
 """Added to magnitudes before the logarithm, relative to their root mean square."""
@@ -98,3 +101,20 @@ class MaskEstimator(nn.Module):
         masks = dict(zip(self.sources, self(self.spectrum(mixture)), strict=True))
         stems = self._transform.apply(mixture, masks)
         return {name: stem / self.alpha[name] for name, stem in stems.items()}
+
+
+def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") -> MaskEstimator:
+    """Load a run's mask estimator, in eval mode and without gradients.
+
+    Raises:
+        FileNotFoundError: The folder or a part of it is missing.
+        ValueError: A part is damaged, of another kind, does not fit its configuration, or has
+            values that are not finite.
+    """
+    config, meta = load_config(folder, "mask_estimator", MaskEstimatorConfig)
+    alpha = meta.get("alpha")
+    if not isinstance(alpha, dict) or not alpha:
+        raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
+    for source, gain in alpha.items():
+        require(f"{Path(folder) / META}: alpha of {source}", gain, above=0)
+    return load_model(lambda: MaskEstimator(config, alpha), folder, device)

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jukebox_core.audio.spectra import stft
-from jukebox_core.files import write_table
 from jukebox_core.separation.mask import check_n_fft
+from jukebox_core.tables import read_table, write_table
 
 __all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
 
@@ -147,38 +146,28 @@ def save_calibration(
 def load_calibration(
     path: Path, codec_fingerprint: str | None = None, sources: Sequence[str] = ()
 ) -> Calibration:
-    """The calibration of a file.
+    """Read a calibration.
+
+    Args:
+        path: written by `save_calibration`.
+        codec_fingerprint: of the codec to use it with; None accepts any.
+        sources: names that it must have.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds something else, was made with another codec, lacks a source, or has
-            impossible values.
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, of another kind, belongs to another codec, or lacks a source.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; make it with scripts.calibrate")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != KIND:
-                raise ValueError(f"{path} holds {metadata.get('kind', 'no')} data, no calibration")
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable calibration ({error})") from error
-    if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
-        raise ValueError(f"{path} was made with another codec; run scripts.calibrate again")
+    tensors, _ = read_table(path, KIND, codec_fingerprint)
     parts: dict[str, dict[str, Tensor]] = {"gain": {}, "floor": {}}
-    for key, values in found.items():
+    for key, values in tensors.items():
         name, _, part = key.rpartition(".")
         if part not in parts:
             raise ValueError(f"{path} has the unknown tensor {key}")
         parts[part][name] = values
     missing = [name for name in sources if name not in parts["gain"]]
     if missing:
-        raise ValueError(
-            f"{path} knows nothing of {', '.join(missing)}: run scripts.calibrate again"
-        )
+        raise ValueError(f"{path} lacks {', '.join(missing)}: calibrate again with these sources")
     try:
         return Calibration(parts["gain"], parts["floor"])
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; run scripts.calibrate again") from error
+        raise ValueError(f"{path}: {error}; calibrate again") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jukebox_core import audio as sound
 from jukebox_core.audio.spectra import magnitudes
+from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_path, remove_owned
 from jukebox_core.training.tracking import Tracker
 
@@ -141,7 +142,7 @@ class AudioTracker(Tracker):
             for old in self._steps()[: -self._keep]:
                 _remove(old)
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             print(f"warning: no audio of step {step} ({reason})", file=sys.stderr, flush=True)
 
     def _steps(self) -> list[Path]:

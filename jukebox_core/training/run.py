@@ -12,13 +12,20 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.checkpoints import META, STATE, begin_run, load_meta, open_run, provenance
+from jukebox_core.checkpoints import (
+    META,
+    STATE,
+    Snapshots,
+    begin_run,
+    load_meta,
+    open_run,
+    provenance,
+)
 from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import OptimConfig, TrainConfig, to_dict
 from jukebox_core.datasets.crops import Batches, Items, split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
-from jukebox_core.snapshots import Snapshots
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import (
     Precision,

@@ -22,15 +22,16 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from jukebox_core.checkpoints import (
     STATE,
     WEIGHTS,
+    Snapshots,
     first_nonfinite,
     load_state,
     save_model,
     save_state,
 )
+from jukebox_core.checks import one_line
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.bad_files import warn_on_stderr
 from jukebox_core.datasets.crops import Batches
-from jukebox_core.snapshots import Snapshots
 from jukebox_core.training.audio_logging import Clips
 from jukebox_core.training.distributed import (
     Signals,
@@ -471,7 +472,7 @@ class Trainer:
             if self._collapse:
                 self._collapse.low = state["collapse"]
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise ValueError(
                 f"{self._folder / STATE} does not fit this run ({reason}); delete the folder to "
                 "train from scratch"

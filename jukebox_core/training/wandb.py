@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
-from jukebox_core.checks import require_types
+from jukebox_core.checks import one_line, require_types
 from jukebox_core.files import write_json
 from jukebox_core.training.tracking import Tracker
 
@@ -161,7 +161,7 @@ class WandbTracker(Tracker):
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         print(
             f"warning: W&B failed, training continues without it ({reason})",
             file=sys.stderr,

@@ -1,1 +1,1 @@
-"""Files, schedules and data order of the upstream programs, to convert and to compare."""
+"""Upstream's files and training, to convert and to compare."""

@@ -1,12 +1,11 @@
-"""Files of the original systems: checkpoints `.pth.tar`, counts `.npz`, code sums `.pt`.
+"""Convert upstream checkpoints (`.pth.tar`) to run folders, and back.
 
-A checkpoint is a dictionary {hps, model, opt, step} written by `torch.save`. It is read with
-`weights_only=True` and NumPy's scalar types allowed by name: a pickle that asks for anything else
-is refused before it runs. `model` holds the averaged weights.
+A checkpoint is a dictionary {hps, model, opt, step} written by `torch.save`; `model` holds the
+averaged weights. It is read with `weights_only=True` and NumPy's scalar types allowed by name: a
+pickle that asks for anything else is refused before it runs.
 
-Checkpoints written here carry one more entry, `native` (our meta data, and the codebooks' averages
-that the original format leaves out), which the original programs do not look at: so the way there
-and back is exact.
+Exported checkpoints have a further entry, `native`, which upstream programs ignore: our metadata,
+and the codebooks' averages that the upstream format lacks. It makes the round trip exact.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from jukebox_core.checkpoints import load_codec, load_meta, provenance, save_model, stored_prior
+from jukebox_core.checks import one_line
 from jukebox_core.config import (
     Bandwidths,
     LossConfig,
@@ -34,9 +35,9 @@ from jukebox_core.config import (
     from_dict,
     to_dict,
 )
-from jukebox_core.files import atomic_folder, atomic_path, library_writes
+from jukebox_core.files import atomic_folder, durable_path
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.tensor_files import save_tensors
+from jukebox_core.tables import save_tensors
 from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
@@ -45,50 +46,37 @@ from jukebox_core.upstream.layout import (
     codec_names,
     codec_tensors,
     kind_of,
-    original_tensors,
     prior_config,
     prior_hps,
     prior_names,
     prior_tensors,
+    upstream_tensors,
     without_prefixes,
 )
 from jukebox_core.upstream.loss import bandwidths_of, loss_config, loss_hps
-from jukebox_core.upstream.tables import (
-    CountTable,
-    check_new,
-    read_counts,
-    read_sums,
-    read_torch,
-    write_counts,
-    write_sums,
-)
+from jukebox_core.upstream.tables import check_new, read_torch
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
     "Checkpoint",
-    "CountTable",
     "export_codec",
     "export_prior",
     "import_codec",
     "import_prior",
     "read_checkpoint",
-    "read_counts",
-    "read_sums",
-    "write_counts",
-    "write_sums",
 ]
 
 CODEBOOKS = "codebooks.safetensors"
-"""In a converted prior's folder: the lower levels' codebooks, which only the way back needs."""
+"""The lower levels' codebooks in a converted prior's folder; only the export needs them."""
 
 USAGE = 2.0
-"""Averaged use that a converted codebook starts from, should it be trained on (the files do not
-hold it): twice the restart threshold, so that no code restarts at the first step."""
+"""Averaged use that a converted codebook starts with if its training continues (the files lack it):
+twice the restart threshold, so that no code restarts at the first step."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: by original names without prefixes. native: what `export_*` added, if anything."""
+    """Content of a file. tensors: by upstream names without prefixes. native: see the module."""
 
     path: Path
     hps: dict[str, Any]
@@ -99,9 +87,9 @@ class Checkpoint:
 
     def expect(self, kind: str) -> None:
         """Raise ValueError unless this is a checkpoint of `kind` (vqvae or prior)."""
-        found = kind_of(self.tensors)
-        if found != kind:
-            raise ValueError(f"{self.path} holds a model of kind {found}, expected {kind}")
+        actual = kind_of(self.tensors)
+        if actual != kind:
+            raise ValueError(f"{self.path} holds a model of kind {actual}, expected {kind}")
 
 
 def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -114,7 +102,7 @@ def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> C
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, asks for more than data, is not a checkpoint, or contradicts
-            the hyper-parameters given.
+            `hps`.
     """
     path = Path(path)
     content = read_torch(path)
@@ -128,7 +116,7 @@ def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> C
     own = _plain(own)
     for name, value in (hps or {}).items():
         if own.get(name) is not None and own[name] != _plain(value):
-            raise ValueError(f"{path} has {name} {own[name]} in its hps, {value} was given")
+            raise ValueError(f"{path} has {name} {own[name]} in its hps, not {value}")
     step = content.get("step", 0)
     native_meta, native_tensors = _native_part(path, content.get("native"))
     return Checkpoint(
@@ -144,11 +132,11 @@ def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> C
 def import_codec(
     path: str | Path, output: str | Path, hps: Mapping[str, Any] | None = None
 ) -> VQVAEConfig:
-    """Convert an original codec into a native run folder.
+    """Convert an upstream codec into a native run folder.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or is not what its hps say; nothing is written.
+        ValueError: it cannot be read, or contradicts its hps; nothing is written.
     """
     check_new(output)
     checkpoint = read_checkpoint(path, hps)
@@ -160,7 +148,7 @@ def import_codec(
 
 
 def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
-    """The codec of a checkpoint, and its native meta data."""
+    """The codec of a checkpoint, and its native metadata."""
     with _named(checkpoint.path):
         config = codec_config(checkpoint.hps, checkpoint.tensors)
         native = codec_tensors(checkpoint.tensors, config, USAGE)
@@ -182,17 +170,17 @@ def import_prior(
     hps: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> PriorConfig:
-    """Convert an original prior, of either format, into a native run folder.
+    """Convert an upstream prior, of either format, into a native run folder.
 
     Args:
         path: the `.pth.tar`.
         output: folder to write; it must not exist.
         hps: hyper-parameters that the file lacks.
-        extra: for the meta data, such as source and vqvae_fingerprint.
+        extra: for the metadata, such as source and vqvae_fingerprint.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, is not what its hps say, or needs conditioning that is not
+        ValueError: it cannot be read, contradicts its hps, or needs conditioning that is not
             implemented; nothing is written.
     """
     check_new(output)
@@ -200,19 +188,20 @@ def import_prior(
     checkpoint.expect("prior")
     prior, meta = prior_of(checkpoint)
     lower = {str(k): t.float() for k, t in lower_codebooks(checkpoint.tensors).items()}
-    with atomic_folder(output) as folder, library_writes(output):
+    with atomic_folder(output) as folder:
         save_model(folder, prior, {**meta, **(extra or {})})
         if prior.config.embedding == "codebook":
-            save_tensors(folder / CODEBOOKS, lower)
+            with durable_path(folder / CODEBOOKS) as temporary:
+                save_tensors(temporary, lower)
     return prior.config
 
 
 def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any]]:
-    """The prior of a checkpoint, and its native meta data."""
+    """The prior of a checkpoint, and its native metadata."""
     with _named(checkpoint.path):
         config = prior_config(checkpoint.hps, checkpoint.tensors)
         meta = _meta("prior", config, checkpoint)
-        if checkpoint.native_meta is not None:  # what hps and shapes do not say
+        if checkpoint.native_meta is not None:  # it has what hps and shapes lack
             before = from_dict(PriorConfig, meta["config"])
             table = config.embedding == "table"
             config = dataclasses.replace(
@@ -225,14 +214,14 @@ def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any
 
 
 def lower_codebooks(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """{level: codebook} of the levels below the top among a prior's original tensors."""
+    """{level: codebook} of the levels below the top among a prior's upstream tensors."""
     pattern = re.compile(r"bottleneck\.level_blocks\.(\d+)\.k")
-    found = {int(m[1]): t for name, t in tensors.items() if (m := pattern.fullmatch(name))}
-    return {level: t for level, t in sorted(found.items()) if level != max(found)}
+    books = {int(m[1]): t for name, t in tensors.items() if (m := pattern.fullmatch(name))}
+    return {level: t for level, t in sorted(books.items()) if level != max(books)}
 
 
 def export_codec(run: str | Path, path: str | Path) -> None:
-    """Write a native codec as an original checkpoint.
+    """Write a native codec as an upstream checkpoint.
 
     Raises:
         FileNotFoundError: the run, or a part of it, is missing.
@@ -242,16 +231,16 @@ def export_codec(run: str | Path, path: str | Path) -> None:
     check_new(path)
     meta, codec = load_meta(run), load_codec(run)
     if codec.config.top_only:
-        raise ValueError(f"{run} holds the top level alone; the original format needs all levels")
+        raise ValueError(f"{run} holds only the top level; the upstream format needs all levels")
     state = codec.state_dict()
     names = codec_names(codec.config)
     rest = {name: t for name, t in state.items() if name not in names}
-    model = original_tensors(state, names, turn=False)
+    model = upstream_tensors(state, names, turn=False)
     _write_checkpoint(path, codec_hps(codec.config) | _loss_hps(meta), model, meta, rest)
 
 
 def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The loss in a codec's meta data under the originals' names; empty if there is none."""
+    """The loss in a codec's metadata under upstream's names; empty if there is none."""
     if "loss" not in meta:
         return {}
     loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
@@ -260,21 +249,21 @@ def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def export_prior(run: str | Path, path: str | Path, vqvae: str | Path | None = None) -> None:
-    """Write a native prior as an original checkpoint.
+    """Write a native prior as an upstream checkpoint.
 
-    The format with codebook inputs holds the codebooks of all levels. The lower ones come from the
-    file that the prior was converted from, or else from `vqvae`, the run of its codec.
+    The format with codebook inputs holds the codebooks of all levels. The lower ones come from
+    `vqvae`, the run of its codec, or else from the run, if it was converted.
 
     Raises:
         FileNotFoundError: a run, or a part of it, is missing.
-        ValueError: one cannot be read, the lower codebooks are not found, or `path` exists.
+        ValueError: a run cannot be read, the lower codebooks are missing, or `path` exists.
         OSError: the checkpoint cannot be written.
     """
     check_new(path)
     meta, (config, state) = load_meta(run), stored_prior(run)
     lower = _lower_codebooks_for(Path(run), state.get("embed.codebook"), vqvae)
     names = prior_names(config, top=len(lower))
-    model = original_tensors(state, names, turn=True)
+    model = upstream_tensors(state, names, turn=True)
     model |= {f"bottleneck.level_blocks.{level}.k": t for level, t in enumerate(lower)}
     model = {f"prior.{name}": tensor for name, tensor in model.items()}
     hps = prior_hps(config) | {"level": len(lower) if config.embedding == "codebook" else 2}
@@ -296,7 +285,7 @@ def _write_checkpoint(
         "step": int(meta.get("step") or 0),
         "native": {"meta": json.dumps(meta), "tensors": dict(rest)},
     }
-    with atomic_path(path) as temporary, library_writes(path):
+    with durable_path(path) as temporary:
         torch.save(content, temporary)
 
 
@@ -312,18 +301,19 @@ def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None
     path = run / CODEBOOKS
     if not path.is_file():
         raise ValueError(
-            f"{run} does not hold the codebooks of the lower levels, which the original format "
-            "has; give the codec's run with --vqvae"
+            f"{run} lacks the codebooks of the lower levels, which the upstream format needs: "
+            "name the run of its codec"
         )
     try:
         stored = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); give the codec with --vqvae") from error
+        reason = one_line(error)
+        raise ValueError(f"{path} is damaged ({reason}): name the run of its codec") from error
     return [stored[level] for level in sorted(stored, key=int)]
 
 
 def _meta(kind: str, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Meta data of a converted run; those it had before an export come back unchanged."""
+    """Metadata of a converted run; an exported run gets its own back unchanged."""
     if checkpoint.native_meta is not None:
         if checkpoint.native_meta.get("kind") != kind:
             raise ValueError(f"its native part is of kind {checkpoint.native_meta.get('kind')}")
@@ -359,24 +349,21 @@ def _native_part(path: Path, native: Any) -> tuple[dict[str, Any] | None, dict[s
     return meta, tensors
 
 
-class _named:
-    """Puts the file's name before the message of a ValueError."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, TypeError | KeyError):
-            raise ValueError(f"{self._path}: a hyper-parameter is unusable ({error})") from error
-        if isinstance(error, ValueError) and not str(error).startswith(str(self._path)):
-            raise ValueError(f"{self._path}: {error}") from error
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of a ValueError."""
+    try:
+        yield
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: a hyper-parameter is unusable ({error})") from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _plain(value: Any) -> Any:
-    """Hps as JSON can hold them: NumPy scalars as numbers, tuples as lists, the rest as text."""
+    """Hps in JSON types: NumPy scalars become numbers, tuples lists, the rest text."""
     if isinstance(value, np.generic | Tensor) and np.ndim(value) == 0:
         value = value.item()
     if isinstance(value, dict):
@@ -389,7 +376,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """The inverse of `_plain` where it matters: the originals' sequences are tuples."""
+    """Undo `_plain` for sequences, which are tuples in upstream's hps."""
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

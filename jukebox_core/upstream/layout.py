@@ -1,8 +1,7 @@
-"""How the original systems name and shape their weights, and what their `hps` say.
+"""Names and shapes of upstream's weights, and the architecture in their `hps`.
 
-Architecture is read from `hps` (the checkpoint's hyper-parameters), then every tensor's name and
-shape is held against it. Nothing is guessed: a tensor too many, too few or of another shape is an
-error that names it.
+The architecture comes from `hps`, a checkpoint's hyper-parameters; every tensor's name and shape
+must agree with it. A missing, unknown or differently shaped tensor is an error that names it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
-    "python_value",
     "build_codec",
     "build_prior",
     "codec_config",
@@ -27,11 +25,12 @@ __all__ = [
     "codec_names",
     "codec_tensors",
     "kind_of",
-    "original_tensors",
     "prior_config",
     "prior_hps",
     "prior_names",
     "prior_tensors",
+    "python_value",
+    "upstream_tensors",
     "without_prefixes",
 ]
 
@@ -94,15 +93,15 @@ def kind_of(tensors: Mapping[str, Tensor]) -> str:
     """`vqvae`, `prior` or `unknown`, by the names of tensors without prefixes."""
     if any(name.startswith("encoders.") for name in tensors):
         return "vqvae"
-    known = ("x_emb.weight", "x_embs.weight", "pos_emb.pos_emb")
-    return "prior" if any(name in tensors for name in known) else "unknown"
+    names = ("x_emb.weight", "x_embs.weight", "pos_emb.pos_emb")
+    return "prior" if any(name in tensors for name in names) else "unknown"
 
 
 def codec_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VQVAEConfig:
-    """The codec's architecture, from `hps` and confirmed by the tensors' names and shapes.
+    """The codec's architecture, from `hps`, confirmed by the tensors' names and shapes.
 
     Raises:
-        ValueError: hps lack a value, or contradict the tensors.
+        ValueError: hps lack a value or contradict the tensors.
     """
     get = _Reader(hps, _CODEC_ALIASES)
     multipliers = get("multipliers", None)
@@ -124,19 +123,19 @@ def codec_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VQVAE
         multipliers=tuple(multipliers) if multipliers else (1,) * levels,
         revival_threshold=get("revival_threshold", 1.0),
     )
-    _confirm(tensors, {original: shape for _, original, shape in _codec_layout(config)})
+    _confirm(tensors, {upstream: shape for _, upstream, shape in _codec_layout(config)})
     return config
 
 
 def prior_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> PriorConfig:
-    """The prior's architecture, from `hps` and confirmed by the tensors' names and shapes.
+    """The prior's architecture, from `hps`, confirmed by the tensors' names and shapes.
 
-    Which of the two formats it is, the names say: `x_emb` (a table) or `x_embs` (a linear map of
-    codebook vectors).
+    The names tell the format: `x_emb` is an embedding table, `x_embs` a linear map of codebook
+    vectors.
 
     Raises:
-        ValueError: hps lack a value, or contradict the tensors, or the prior needs lyrics, labels
-            or another level, which no system here has.
+        ValueError: hps lack a value or contradict the tensors, or the prior needs lyrics, labels or
+            another level, which are not implemented.
     """
     _refuse_conditioning(tensors)
     get = _Reader(hps, _PRIOR_ALIASES)
@@ -171,7 +170,7 @@ def prior_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior
         emb_width=emb_width,
     )
     expected = {
-        original: shape for _, original, shape in _prior_layout(config, max(codebooks, default=0))
+        upstream: shape for _, upstream, shape in _prior_layout(config, max(codebooks, default=0))
     }
     _confirm(tensors, expected | {_codebook_name(level): None for level in codebooks})
     if table and not torch.equal(tensors["x_emb.weight"], tensors["x_out.weight"]):
@@ -185,12 +184,12 @@ def prior_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior
 def codec_tensors(
     tensors: Mapping[str, Tensor], config: VQVAEConfig, usage: float
 ) -> dict[str, Tensor]:
-    """Tensors of an original codec under their native names.
+    """Tensors of an upstream codec under their native names.
 
-    The files do not hold the codebooks' averages: they start as if every code had been used
-    `usage` times.
+    The files lack the codebooks' averages, which start as if every code had been used `usage`
+    times.
     """
-    native = {name: tensors[original].float() for name, original, _ in _codec_layout(config)}
+    native = {name: tensors[upstream].float() for name, upstream, _ in _codec_layout(config)}
     for level in config.built_levels:
         codebook = native[f"bottlenecks.{level}.codebook"]
         native[f"bottlenecks.{level}.ema_sum"] = codebook * usage
@@ -200,16 +199,16 @@ def codec_tensors(
 
 
 def prior_tensors(tensors: Mapping[str, Tensor], config: PriorConfig) -> dict[str, Tensor]:
-    """Tensors of an original prior under their native names, linear weights as [out, in]."""
+    """Tensors of an upstream prior under their native names, linear weights as [out, in]."""
     top = max(_codebook_levels(tensors), default=0)
     return {
-        name: _turned(name, tensors[original].float())
-        for name, original, _ in _prior_layout(config, top)
+        name: _transposed(name, tensors[upstream].float())
+        for name, upstream, _ in _prior_layout(config, top)
     }
 
 
 def build_codec(native: Mapping[str, Tensor], config: VQVAEConfig) -> VQVAE:
-    """A codec that holds these very tensors (no copies), in eval mode."""
+    """Build a codec on these tensors, without copies, in eval mode."""
     with torch.device("meta"):
         codec = VQVAE(config)
     codec.load_state_dict(dict(native), strict=True, assign=True)
@@ -217,7 +216,7 @@ def build_codec(native: Mapping[str, Tensor], config: VQVAEConfig) -> VQVAE:
 
 
 def build_prior(native: Mapping[str, Tensor], config: PriorConfig) -> AutoregressivePrior:
-    """A prior that holds these very tensors (no copies), in eval mode."""
+    """Build a prior on these tensors, without copies, in eval mode."""
     with torch.device("meta"):
         prior = AutoregressivePrior(config)
     prior.load_state_dict(dict(native), strict=True, assign=True)
@@ -228,30 +227,30 @@ def build_prior(native: Mapping[str, Tensor], config: PriorConfig) -> Autoregres
 
 
 def codec_names(config: VQVAEConfig) -> dict[str, str]:
-    """{native name: original name} of the tensors that both formats hold."""
-    return {name: original for name, original, _ in _codec_layout(config)}
+    """{native name: upstream name} of the tensors that both formats hold."""
+    return {name: upstream for name, upstream, _ in _codec_layout(config)}
 
 
 def prior_names(config: PriorConfig, top: int = 2) -> dict[str, str]:
-    """{native name: original name, without `prior.`}; `top` is the number of the top level."""
-    return {name: original for name, original, _ in _prior_layout(config, top)}
+    """{native name: upstream name, without `prior.`}; `top` is the number of the top level."""
+    return {name: upstream for name, upstream, _ in _prior_layout(config, top)}
 
 
-def original_tensors(
+def upstream_tensors(
     native: Mapping[str, Tensor], names: Mapping[str, str], *, turn: bool
 ) -> dict[str, Tensor]:
-    """Native tensors under their original names; `turn` linear weights to [in, out] (priors).
+    """Native tensors under their upstream names; `turn` transposes linear weights (priors).
 
-    They share the memory of `native`: a turned weight is a view, and files can store views.
+    They share the memory of `native`: a transposed weight is a view, which files can store.
     """
     return {
-        original: _turned(name, native[name]) if turn else native[name]
-        for name, original in names.items()
+        upstream: _transposed(name, native[name]) if turn else native[name]
+        for name, upstream in names.items()
     }
 
 
 def codec_hps(config: VQVAEConfig) -> dict[str, Any]:
-    """Hyper-parameters under the originals' names."""
+    """Hyper-parameters under upstream's names."""
     return {
         "sr": config.sample_rate,
         "levels": config.levels,
@@ -273,7 +272,7 @@ def codec_hps(config: VQVAEConfig) -> dict[str, Any]:
 
 
 def prior_hps(config: PriorConfig) -> dict[str, Any]:
-    """Hyper-parameters under the originals' names."""
+    """Hyper-parameters under upstream's names."""
     return {
         "n_ctx": config.n_ctx,
         "l_bins": config.l_bins,
@@ -291,7 +290,7 @@ def prior_hps(config: PriorConfig) -> dict[str, Any]:
 
 
 class _Reader:
-    """Looks hyper-parameters up under their native name or what the originals call them."""
+    """Look up hyper-parameters by their native or upstream names."""
 
     def __init__(self, hps: Mapping[str, Any], aliases: Mapping[str, Sequence[str]]):
         self._hps = hps
@@ -304,11 +303,11 @@ class _Reader:
         if default:
             return default[0]
         names = " or ".join((*self._aliases.get(name, ()), name))
-        raise ValueError(f"its hps say nothing about {names}; give it in a JSON file with --hps")
+        raise ValueError(f"its hps lack {names}; supply it as a further hyper-parameter")
 
 
 def _codec_layout(config: VQVAEConfig) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(native name, original name, shape in the original) of every tensor."""
+    """(native name, upstream name, upstream shape) of every tensor."""
     with torch.device("meta"):
         native = VQVAE(config).state_dict()
     return [
@@ -319,12 +318,12 @@ def _codec_layout(config: VQVAEConfig) -> list[tuple[str, str, tuple[int, ...]]]
 
 
 def _prior_layout(config: PriorConfig, top: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(native name, original name, shape in the original) of every tensor."""
+    """(native name, upstream name, upstream shape) of every tensor."""
     with torch.device("meta"):
         native = AutoregressivePrior(config).state_dict()
     rules = [*_PRIOR_RULES, (r"^embed\.codebook$", _codebook_name(top))]
     return [
-        (name, _renamed(name, rules), tuple(_turned(name, tensor).shape))
+        (name, _renamed(name, rules), tuple(_transposed(name, tensor).shape))
         for name, tensor in native.items()
     ]
 
@@ -335,8 +334,8 @@ def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-def _turned(name: str, tensor: Tensor) -> Tensor:
-    """Between the layouts: linear weights are [in, out] in the originals, the start is [1, W]."""
+def _transposed(name: str, tensor: Tensor) -> Tensor:
+    """Convert between the layouts: upstream's linear weights are [in, out], its start is [1, W]."""
     if name == "start":
         return tensor.reshape(1, -1) if tensor.ndim == 1 else tensor.reshape(-1)
     return tensor.T if re.search(r"\.(qkv|out|up|down)\.weight$", name) else tensor
@@ -373,9 +372,9 @@ def _confirm(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ValueError(f"the tensor {min(names)}{more} {what}: its hps do not describe it")
     for name, shape in expected.items():
-        found = tuple(tensors[name].shape)
-        if shape is not None and found != shape:
-            raise ValueError(f"the tensor {name} is {found}, its hps say {shape}")
+        stored = tuple(tensors[name].shape)
+        if shape is not None and stored != shape:
+            raise ValueError(f"the tensor {name} is {stored}, expected {shape} by its hps")
         if not tensors[name].is_floating_point():
             raise ValueError(f"the tensor {name} is {tensors[name].dtype}, expected floating point")
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Convert the codec's loss from and to the originals' hyper-parameters (`hps`)."""
+"""Convert the codec's loss from and to upstream's hyper-parameters (`hps`)."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _ONE_TERM = {"l1": (1.0, 0.0, 0.0), "l2": (0.0, 1.0, 0.0), "linf": (0.0, 0.0, 1.
 def loss_config(hps: Mapping[str, Any]) -> LossConfig | None:
     """The loss that hyper-parameters describe; None if they do not mention a loss.
 
-    Missing values have the originals' defaults, which are the defaults of `LossConfig`.
+    Missing values have upstream's defaults, which are the defaults of `LossConfig`.
 
     Raises:
         ValueError: an unknown `loss_fn`, or lists of STFT sizes of different lengths.
     """
-    given = {name: python_value(value) for name, value in hps.items() if value is not None}
-    if not given.keys() & {"loss_fn", _RELATIVE, *_WEIGHTS, *_SINGLE, *_MULTI}:
+    stored = {name: python_value(value) for name, value in hps.items() if value is not None}
+    if not stored.keys() & {"loss_fn", _RELATIVE, *_WEIGHTS, *_SINGLE, *_MULTI}:
         return None
     default = LossConfig()
-    values = {name: given[name] for name in _WEIGHTS if name in given}
-    kind = given.get("loss_fn", "lmix")
+    values = {name: stored[name] for name in _WEIGHTS if name in stored}
+    kind = stored.get("loss_fn", "lmix")
     if kind in _ONE_TERM:
         values |= zip(("lmix_l1", "lmix_l2", "lmix_linf"), _ONE_TERM[kind], strict=True)
     elif kind != "lmix":
         raise ValueError(f"loss_fn is {kind!r}, expected one of {', '.join(_ONE_TERM)}, lmix")
     single = zip(_SINGLE, default.spectral_stft, strict=True)
     defaults = zip(*default.multispectral_stfts, strict=True)
-    sizes = [given.get(name, size) for name, size in zip(_MULTI, defaults, strict=True)]
+    sizes = [stored.get(name, size) for name, size in zip(_MULTI, defaults, strict=True)]
     if len({len(size) for size in sizes}) > 1:
         lengths = ", ".join(f"{n} has {len(s)}" for n, s in zip(_MULTI, sizes, strict=True))
         raise ValueError(f"the multi-scale STFT lists differ in length, expected equal: {lengths}")
     return LossConfig(
         **values,
-        spectral_stft=tuple(given.get(name, size) for name, size in single),
+        spectral_stft=tuple(stored.get(name, size) for name, size in single),
         multispectral_stfts=tuple(zip(*sizes, strict=True)),
-        relative_spectral=not given.get(_RELATIVE, True),
+        relative_spectral=not stored.get(_RELATIVE, True),
     )
 
 
@@ -65,7 +65,7 @@ def bandwidths_of(hps: Mapping[str, Any]) -> Bandwidths | None:
 
 
 def loss_hps(config: LossConfig, bandwidths: Bandwidths | None = None) -> dict[str, Any]:
-    """A loss under the originals' names; the linearisation weight has none and is left out."""
+    """A loss under upstream's names; the linearisation weight has none and is left out."""
     hps: dict[str, Any] = {name: getattr(config, name) for name in _WEIGHTS}
     hps |= zip(_SINGLE, config.spectral_stft, strict=True)
     hps |= zip(_MULTI, zip(*config.multispectral_stfts, strict=True), strict=True)

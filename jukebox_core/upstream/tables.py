@@ -1,4 +1,4 @@
-"""Reading `torch.save` files without running them, and the originals' tables.
+"""Read `torch.save` files without running their pickles; read and write upstream's tables.
 
 Counts are `sum_dist_N.npz` as `sparse` 0.13 writes a `[K, K, K]` array; code sums are
 `codebook_sum_precalc.pt`, an int64 tensor `[1, K * K]`.
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.files import atomic_path, check_writable, library_writes
+from jukebox_core.checks import one_line
+from jukebox_core.files import atomic_path, check_writable, durable_path
 
 __all__ = [
     "CountTable",
@@ -39,7 +40,7 @@ _DAMAGE = (
     IndexError,
     AttributeError,
 )
-_SCALAR = np.float64(0).__reduce__()[0]  # numpy's scalar constructor, whatever its module is called
+_SCALAR = np.float64(0).__reduce__()[0]  # NumPy's scalar constructor; its module's name varies
 _ALLOWED: list[Any] = [
     np.dtype,
     *{type(np.dtype(t)) for t in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u8", "?", "U1")},
@@ -57,7 +58,7 @@ class CountTable(NamedTuple):
 
 
 def read_torch(path: Path) -> Any:
-    """Data of a `torch.save` file, never code; tensors stay on the disk where the format allows.
+    """Read the data of a `torch.save` file; tensors stay on the disk if the format allows.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -70,10 +71,10 @@ def read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        if asked:
+        request = re.search(r"GLOBAL (\S+)", str(error))
+        if request:
             raise ValueError(
-                f"{path} was refused: its pickle asks for {asked[1]}; only tensors, containers "
+                f"{path} was refused: its pickle asks for {request[1]}; only tensors, containers "
                 "and numbers are read"
             ) from None
         raise ValueError(f"{path} is damaged, or holds more than plain data") from None
@@ -95,8 +96,7 @@ def read_counts(path: str | Path) -> CountTable:
             missing = [name for name in names if name not in file.files]
             parts = {} if missing else {name: file[name] for name in names}
     except Exception as error:  # zipfile, zlib and numpy each have their own
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged or not a counts file ({reason})") from error
+        raise ValueError(f"{path} is damaged or not a counts file ({one_line(error)})") from error
     if missing:
         raise ValueError(
             f"{path} is not a counts file: it lacks {', '.join(missing)}, expected the arrays "
@@ -127,7 +127,7 @@ def write_counts(
     Args:
         path: of the file; an existing file is replaced.
         table: the counts.
-        extra: further arrays, which the original programs ignore.
+        extra: further arrays, which upstream programs ignore.
 
     Raises:
         OSError: it cannot be written.
@@ -155,8 +155,8 @@ def read_sums(path: str | Path) -> Tensor:
     path = Path(path)
     table = read_torch(path)
     if not isinstance(table, Tensor) or table.dtype != torch.int64:
-        found = table.dtype if isinstance(table, Tensor) else type(table).__name__
-        raise ValueError(f"{path} holds {found}, expected an int64 tensor of code sums")
+        kind = table.dtype if isinstance(table, Tensor) else type(table).__name__
+        raise ValueError(f"{path} holds {kind}, expected an int64 tensor of code sums")
     n_codes = round(table.numel() ** 0.5)
     if table.shape != (1, n_codes**2) or n_codes == 0:
         raise ValueError(f"{path} is {tuple(table.shape)}, expected (1, K * K)")
@@ -171,7 +171,7 @@ def write_sums(path: str | Path, table: Tensor) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    with atomic_path(path) as temporary, library_writes(path):
+    with durable_path(path) as temporary:
         torch.save(table.to(torch.int64).reshape(1, -1).contiguous(), temporary)
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jukebox_core.checkpoints import load_codec, load_mask_estimator, load_meta, provenance
+from jukebox_core.checkpoints import load_codec, load_meta, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.baselines import Baseline, first, untrained_baselines
 from jukebox_core.evaluation.estimates import Estimator, codec_round_trip
 from jukebox_core.evaluation.figures import is_figure_of, is_png_of_matplotlib
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from scripts._cli import one_line
+from jukebox_core.checks import one_line
 from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.jobs import Cancelled, Job, Studio

@@ -18,11 +18,11 @@ from pathlib import Path
 from torch import Tensor
 
 from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
+from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
-from scripts._cli import one_line
 from scripts._inputs import failure_of
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 from scripts.app.pictures import Undecided, levels, spectrogram

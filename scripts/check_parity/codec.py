@@ -45,12 +45,12 @@ def loss_of(info: dict[str, Any]) -> tuple[LossConfig, Bandwidths]:
 
 
 def stft_of(info: dict[str, Any]) -> tuple[int, int, int]:
-    """The single-scale STFT of a side-car, or the originals' default if it has none."""
+    """The single-scale STFT of a side-car, or upstream's default if it has none."""
     return (loss_config(_loss_hps(info)) or LossConfig()).spectral_stft
 
 
 def _loss_hps(info: dict[str, Any]) -> dict[str, Any]:
-    """The loss options of a side-car, under the originals' names."""
+    """The loss options of a side-car, under upstream's names."""
     stft = dict(info.get("spectral_stft", {}))
     if "win_length" in stft:
         stft["window_size"] = stft.pop("win_length")
@@ -173,9 +173,9 @@ def _compare_losses(
 
 
 def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, float]:
-    """How far the choice among tied codes can move the evaluated latent losses.
+    """Largest change of the evaluated latent losses by the choice among tied codes.
 
-    At alpha = (0.5, 0.5) the mean of two codes is exactly as far from both; rounding chooses.
+    At alpha = (0.5, 0.5) the mean of two codes is equally far from both: rounding decides.
     """
     slack = {}
     codec = objective.codec
@@ -186,8 +186,8 @@ def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, fl
         q0, q1 = quantised.chunk(2)
         distances = squared_distances(a * q0 + b * q1, bottleneck.codebook)  # [B, T, K]
         target = codec.latents(a * first + b * second, level)
-        wanted = bottleneck.decode(bottleneck.encode(target))
-        losses = squared_distances(wanted, bottleneck.codebook)  # [B, T, K]
+        expected = bottleneck.decode(bottleneck.encode(target))
+        losses = squared_distances(expected, bottleneck.codebook)  # [B, T, K]
         tied = distances <= distances.min(-1, keepdim=True).values + 1e-6
         highest = losses.masked_fill(~tied, -torch.inf).amax(-1)
         lowest = losses.masked_fill(~tied, torch.inf).amin(-1)
@@ -201,18 +201,18 @@ def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, fl
 def _compare_gradients(
     fixture: Fixture, report: Report, name: str, prefix: str, codec: VQVAE
 ) -> None:
-    native = {original: name for name, original in codec_names(codec.config).items()}
+    native = {upstream: name for name, upstream in codec_names(codec.config).items()}
     parameters = dict(codec.named_parameters())
     norms = fixture.tensor(f"{prefix}grad_norms")
-    for wanted, original in zip(
+    for expected, upstream in zip(
         norms.tolist(), fixture.info["param_names_for_grad_norms"], strict=True
     ):
-        gradient = parameters[native[original]].grad
+        gradient = parameters[native[upstream]].grad
         got = -1.0 if gradient is None else gradient.norm().item()
-        report.close(f"{name} gradient norms", got, wanted, GRADIENT)
-    for original, wanted_gradient in fixture.under(f"{prefix}grad/").items():
-        gradient = parameters[native[original]].grad
-        report.close(f"{name} gradients", gradient, wanted_gradient, GRADIENT)
+        report.close(f"{name} gradient norms", got, expected, GRADIENT)
+    for upstream, expected_gradient in fixture.under(f"{prefix}grad/").items():
+        gradient = parameters[native[upstream]].grad
+        report.close(f"{name} gradients", gradient, expected_gradient, GRADIENT)
 
 
 def _compare_codebook(
@@ -220,14 +220,14 @@ def _compare_codebook(
 ) -> None:
     bottleneck = codec.bottleneck(level)
     parts = {"k": "codebook", "k_sum": "ema_sum", "k_elem": "ema_count"}
-    for original, attribute in parts.items():
-        key = f"{prefix}{original}_level{level}"
+    for upstream, attribute in parts.items():
+        key = f"{prefix}{upstream}_level{level}"
         if key in fixture:
             report.close(name, getattr(bottleneck, attribute), fixture.tensor(key))
 
 
 class _Replayed(Bottleneck):
-    """A bottleneck that is handed the recorded random latents, and keeps what it would draw."""
+    """A bottleneck that uses recorded random latents and stores those that it would draw."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -260,34 +260,34 @@ def bottleneck_ema(fixture: Fixture, report: Report) -> None:
 def _bottleneck_step(
     fixture: Fixture, report: Report, prefix: str, bottleneck: _Replayed, info: dict[str, Any]
 ) -> None:
-    wanted = fixture.under(prefix)
+    expected = fixture.under(prefix)
     bottleneck.drawn.clear()
-    bottleneck.recorded = [wanted[k] for k in ("init_k_rand", "k_rand") if k in wanted]
-    latents = wanted["x"].requires_grad_()
+    bottleneck.recorded = [expected[k] for k in ("init_k_rand", "k_rand") if k in expected]
+    latents = expected["x"].requires_grad_()
     torch.manual_seed(info["manual_seed"])
-    # The codebook that the codes are chosen from: an uninitialised one is drawn first.
-    before = wanted.get("init_k_rand", bottleneck.codebook.clone())
+    # The codebook that selects the codes: an uninitialised one is drawn first.
+    before = expected.get("init_k_rand", bottleneck.codebook.clone())
     out = bottleneck(latents)
     (0.5 * out.latents.sum() + out.commit).backward()
     name = "Bottleneck"
     distances = squared_distances(latents.detach(), before)
     nearest = distances.topk(2, largest=False).values
     margin = nearest[..., 1] - nearest[..., 0]
-    report.codes(f"{name} codes", out.codes, wanted["codes"], distances, margin)
-    report.close(f"{name} latents", out.latents, wanted["x_d"])
-    report.close(f"{name} metrics", out.commit, wanted["commit"])
-    # The mean distance is a difference of squared norms: their rounding is all that is left of it
-    # where the codes are the latents themselves.
+    report.codes(f"{name} codes", out.codes, expected["codes"], distances, margin)
+    report.close(f"{name} latents", out.latents, expected["x_d"])
+    report.close(f"{name} metrics", out.commit, expected["commit"])
+    # The mean distance is a difference of squared norms; where the codes equal the latents, only
+    # their rounding remains.
     norms = latents.detach().square().sum(1).mean().item()
     slacks = {"dk": 1e-9, "fit": 2 * torch.finfo(torch.float32).eps * norms}
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if match := re.fullmatch(r"metric/(\w+)", key):
             slack = slacks.get(match[1], 0.0)
             report.close(f"{name} metrics", out.metrics[match[1]], value, slack=slack)
-    gradient = wanted["grad_x_of_half_sum_xd_plus_commit"]
+    gradient = expected["grad_x_of_half_sum_xd_plus_commit"]
     report.close(f"{name} gradient", latents.grad, gradient)
     for key, attribute in (("k", "codebook"), ("k_sum", "ema_sum"), ("k_elem", "ema_count")):
-        report.close(f"{name} state", getattr(bottleneck, attribute), wanted[f"after/{key}"])
+        report.close(f"{name} state", getattr(bottleneck, attribute), expected[f"after/{key}"])
     draws = "after torch.manual_seed, by the same random permutation"
     for drawn, recorded in zip(bottleneck.drawn, bottleneck.recorded, strict=True):
         report.close(f"{name} random latents", drawn, recorded, note=draws)

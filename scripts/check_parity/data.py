@@ -1,4 +1,4 @@
-"""Parity checks of how the originals choose and prepare their training audio."""
+"""Parity checks of upstream's choice and preparation of training audio."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from jukebox_core.upstream.data import (
+from jukebox_core.upstream.training import (
     Place,
     bandwidths,
     mono,
@@ -23,11 +23,11 @@ from scripts.check_parity.seeds import sibling_info
 
 STRIDE = 16
 BANDWIDTH_RATE = 22_050
-"""Sample rate of the recorded bandwidths: their side-car lacks it; `index_offset` has its own."""
+"""Sample rate of the recorded bandwidths, which their side-car lacks."""
 
 
 class _Stereo:
-    """The recorded mono items on both channels, at the places they were visited at."""
+    """The recorded mono items on both channels, at their recorded indices."""
 
     def __init__(self, items: Tensor):
         self._items = items  # [N, T]
@@ -48,16 +48,16 @@ def misc(fixture: Fixture, report: Report) -> None:
     _bandwidths(fixture, report)
     sources = fixture.tensor("nonsilent/a")[0], fixture.tensor("nonsilent/b")[0]
     for case in fixture.info["nonsilent"]:
-        chosen = non_silent_chunks(sources, case["max_chunk"], case["min_chunk"])
-        report.equal("non_silent_chunks", chosen, case["chunks"])
+        chunks = non_silent_chunks(sources, case["max_chunk"], case["min_chunk"])
+        report.equal("non_silent_chunks", chunks, case["chunks"])
     drawn = fixture.info["subsample"]
     ours = subsample(drawn["n"], drawn["k"], drawn["seed"])
     report.equal("subsample", ours, drawn["indices"])
     for key, shuffled in fixture.info.items():
         if match := re.fullmatch(r"chunk_shuffle_Random(\d+)", key):
             orders = shuffle_chunks(shuffled["lengths"], int(match[1]))
-            for order, wanted in zip(orders, shuffled["shuffled"], strict=True):
-                report.equal("shuffle_chunks", order, wanted)
+            for order, expected in zip(orders, shuffled["shuffled"], strict=True):
+                report.equal("shuffle_chunks", order, expected)
 
 
 def _places(fixture: Fixture, report: Report) -> None:
@@ -86,9 +86,9 @@ def _bandwidths(fixture: Fixture, report: Report) -> None:
     measured = [
         bandwidths(items, duration, BANDWIDTH_RATE, stft, STRIDE) for stft in _stfts(fixture)
     ]
-    best = min(measured, key=lambda found: abs(found.spec - recorded["spec"]))
-    for name, wanted in recorded.items():
-        report.close("bandwidths", torch.tensor(getattr(best, name)), wanted)
+    best = min(measured, key=lambda bandwidth: abs(bandwidth.spec - recorded["spec"]))
+    for name, expected in recorded.items():
+        report.close("bandwidths", torch.tensor(getattr(best, name)), expected)
 
 
 def _stfts(fixture: Fixture) -> list[tuple[int, int, int]]:

@@ -1,7 +1,7 @@
-"""The frame of scripts.check_parity: fixtures, comparisons, and the registry of checks.
+"""Fixtures, comparisons and the registry of checks.
 
 A fixture is NAME.npz with its side-car NAME.json. A check reads both, calls public functions and
-reports, per function, the largest error found and the tolerance it was held to.
+reports the largest error of each function beside its tolerance.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import one_line
+
 FORWARD = 1e-5
 """float32 forward passes, losses and logits, relative to the scale of the compared tensor."""
 GRADIENT = 1e-3
 """Gradients sum over thousands of positions, in an order that kernels choose."""
 TRAJECTORY = 1e-3
-"""Several training steps: every step builds on the rounding of those before."""
+"""Several training steps: every step builds on the rounding of the steps before."""
 MARGIN = 1e-4
 """Codes nearer to a tie than this (squared distance) are left to rounding."""
 EXACT = 0.0
 
 
 class Fixture:
-    """One file of recorded inputs and outputs."""
+    """Recorded inputs and outputs; a listing of parameters has only a side-car."""
 
     def __init__(self, path: Path):
         self.name = path.stem
         self.path = path
-        with np.load(path, allow_pickle=False) as file:
-            self.arrays: dict[str, np.ndarray] = {key: file[key] for key in file.files}
+        self.arrays: dict[str, np.ndarray] = {}
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                self.arrays = {key: file[key] for key in file.files}
         side_car = path.with_suffix(".json")
         self.info: dict[str, Any] = {}
         if side_car.is_file():
@@ -72,7 +76,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ok, FAIL, or - for what is listed only."""
+        """ok, FAIL, or - for a variant that is only listed."""
         if self.ok and self.error is None:
             return "-"
         return "ok" if self.ok else "FAIL"
@@ -98,52 +102,51 @@ class Report:
         if before is None or _badness(row) > _badness(before):
             self._worst[function] = row
         if before is not None and before.note and not self._worst[function].note:
-            kept = self._worst[function]
-            self._worst[function] = Row(*(*_fields(kept)[:-1], before.note))
+            self._worst[function] = replace(self._worst[function], note=before.note)
 
     def close(
         self,
         function: str,
         got: Any,
-        wanted: Any,
+        expected: Any,
         tolerance: float = FORWARD,
         note: str = "",
         slack: float = 0.0,
     ) -> None:
-        """Largest difference relative to the scale of `wanted`.
+        """Record the largest difference relative to the scale of `expected`.
 
-        `slack` is an absolute difference that ties explain; it is used, and said, only where the
-        tolerance does not do without.
+        `slack` is an absolute difference that ties explain. It is subtracted, and noted, only if
+        the error exceeds the tolerance.
         """
-        error = relative_error(got, wanted)
+        error = relative_error(got, expected)
         if error > tolerance and slack:
-            error = relative_error(got, wanted, slack)
+            error = relative_error(got, expected, slack)
             note = f"{note}; {slack:.1e} of ties left out"
         self.error(function, error, tolerance, note)
 
-    def equal(self, function: str, got: Any, wanted: Any, note: str = "") -> None:
-        """Number of entries that differ; none may."""
-        got, wanted = torch.as_tensor(got), torch.as_tensor(wanted)
-        if got.shape != wanted.shape:
-            self.fail(function, f"shape {tuple(got.shape)}, recorded {tuple(wanted.shape)}")
+    def equal(self, function: str, got: Any, expected: Any, note: str = "") -> None:
+        """Record the number of entries that differ; none may."""
+        got, expected = torch.as_tensor(got), torch.as_tensor(expected)
+        if got.shape != expected.shape:
+            self.fail(function, f"shape {tuple(got.shape)}, recorded {tuple(expected.shape)}")
             return
-        self.error(function, float((got != wanted).sum()), EXACT, note)
+        self.error(function, float((got != expected).sum()), EXACT, note)
 
     def codes(
-        self, function: str, got: Tensor, wanted: Tensor, distances: Tensor, margin: Tensor
+        self, function: str, got: Tensor, expected: Tensor, distances: Tensor, margin: Tensor
     ) -> None:
-        """Codes [...] must be equal where `margin` [...] allows, elsewhere as near as the least.
+        """Record the number of wrong codes [...]; near a tie, any code within `MARGIN` is right.
 
         Args:
             function: name of the row.
             got: our codes.
-            wanted: recorded codes.
+            expected: recorded codes.
             distances: squared distances to all codes, [..., K].
-            margin: recorded distance of the second-best code minus that of the best.
+            margin: [...], recorded distance of the second-best code minus the best code's.
         """
         least = distances.min(-1).values
         excess = distances.gather(-1, got.unsqueeze(-1)).squeeze(-1) - least
-        wrong = (got != wanted) & ((margin > MARGIN) | (excess > MARGIN))
+        wrong = (got != expected) & ((margin > MARGIN) | (excess > MARGIN))
         near = int((margin <= MARGIN).sum())
         note = f"{near} of {margin.numel()} within {MARGIN:g} of a tie" if near else ""
         self.error(function, float(wrong.sum()), EXACT, note)
@@ -153,13 +156,13 @@ class Report:
         self._worst[function] = Row(self.fixture, function, float("nan"), EXACT, False, note)
 
     def listed(self, function: str, note: str) -> None:
-        """List what is not implemented, and by whom it is not needed."""
+        """List a variant that is not implemented."""
         self._worst[function] = Row(self.fixture, function, None, None, True, note)
 
 
 Check = Callable[[Fixture, Report], None]
 CHECKS: dict[str, Check] = {}
-"""Checks by a regular expression that the fixture's whole name matches."""
+"""{regular expression of the fixture's whole name: check}"""
 
 
 def check(pattern: str) -> Callable[[Check], Check]:
@@ -175,26 +178,16 @@ def check(pattern: str) -> Callable[[Check], Check]:
 def run_fixture(path: Path) -> list[Row]:
     """The rows of one fixture file."""
     name = path.stem
-    found = next((c for pattern, c in CHECKS.items() if re.fullmatch(pattern, name)), None)
+    function = next((c for pattern, c in CHECKS.items() if re.fullmatch(pattern, name)), None)
     report = Report(name)
-    if found is None:
-        report.fail("-", "no check knows this fixture")
+    if function is None:
+        report.fail("-", "there is no check for this fixture")
         return report.rows
     try:
-        found(load(path), report)
+        function(Fixture(path), report)
     except Exception as error:  # a check that breaks is a failure of that fixture, not of the rest
-        report.fail(found.__name__, f"{type(error).__name__}: {' '.join(str(error).split())}"[:300])
+        report.fail(function.__name__, f"{type(error).__name__}: {one_line(error)}"[:300])
     return report.rows
-
-
-def load(path: Path) -> Fixture:
-    """A fixture of arrays; a listing of parameters has a side-car only."""
-    if path.suffix == ".npz":
-        return Fixture(path)
-    fixture = Fixture.__new__(Fixture)
-    fixture.name, fixture.path, fixture.arrays = path.stem, path, {}
-    fixture.info = json.loads(path.read_text(encoding="utf-8"))
-    return fixture
 
 
 def find_fixtures(folder: Path) -> list[Path]:
@@ -213,23 +206,23 @@ def find_fixtures(folder: Path) -> list[Path]:
     return sorted(arrays + listings, key=lambda path: path.stem)
 
 
-def relative_error(got: Any, wanted: Any, slack: float = 0.0) -> float:
-    """Largest absolute difference over the largest magnitude of `wanted`, in float64.
+def relative_error(got: Any, expected: Any, slack: float = 0.0) -> float:
+    """Largest absolute difference over the largest magnitude of `expected`, in float64.
 
-    Infinities must agree exactly. inf stands for another shape.
+    Infinities must agree exactly; another shape gives inf.
     """
-    got, wanted = (torch.as_tensor(x).detach().double() for x in (got, wanted))
-    if got.shape != wanted.shape:
+    got, expected = (torch.as_tensor(x).detach().double() for x in (got, expected))
+    if got.shape != expected.shape:
         return float("inf")
-    if wanted.numel() == 0:
+    if expected.numel() == 0:
         return 0.0
-    special = ~wanted.isfinite() | ~got.isfinite()
-    if not torch.equal(got[special], wanted[special]):
+    special = ~expected.isfinite() | ~got.isfinite()
+    if not torch.equal(got[special], expected[special]):
         return float("inf")
-    difference = (got - wanted)[~special].abs()
+    difference = (got - expected)[~special].abs()
     if difference.numel() == 0:
         return 0.0
-    scale = wanted[~special].abs().max().item()
+    scale = expected[~special].abs().max().item()
     return max(difference.max().item() - slack, 0.0) / (scale or 1.0)
 
 
@@ -300,7 +293,3 @@ def _badness(row: Row) -> float:
     if not row.error <= row.tolerance:
         return float("inf")
     return row.error / row.tolerance if row.tolerance else 0.0
-
-
-def _fields(row: Row) -> tuple[Any, ...]:
-    return row.fixture, row.function, row.error, row.tolerance, row.ok, row.note

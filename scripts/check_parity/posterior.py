@@ -34,7 +34,7 @@ def walk(
     codes: tuple[Tensor, Tensor],
     temperature: float = 1.0,
 ) -> Steps:
-    """One-step posteriors along given codes [N, T] of both sources."""
+    """One-step posteriors along forced codes [N, T] of both sources."""
     n, steps = codes[0].shape
     caches = [prior.new_cache(n, steps) for prior in priors]
     result = Steps([], [], [], (torch.zeros(n), torch.zeros(n)))
@@ -50,22 +50,22 @@ def walk(
         result.joint.append(log_joint(log_p[0], log_p[1], scores))
         result.pairs.append(scores.pairs)
         for source in range(2):
-            chosen = log_p[source].gather(1, codes[source][:, step : step + 1])
-            result.log_p[source].add_(chosen.squeeze(1))
+            step_log_p = log_p[source].gather(1, codes[source][:, step : step + 1])
+            result.log_p[source].add_(step_log_p.squeeze(1))
     return result
 
 
-def in_order(joint: Tensor, pairs: Tensor, wanted: Tensor, n_codes: int) -> Tensor:
-    """Columns of `joint` [N, P] in the order of the pairs `wanted` [2, P].
+def in_order(joint: Tensor, pairs: Tensor, expected: Tensor, n_codes: int) -> Tensor:
+    """Columns of `joint` [N, P] in the order of the pairs `expected` [2, P].
 
     Raises:
         ValueError: the pairs are not the same.
     """
     flat, order = (pairs[0] * n_codes + pairs[1]).sort()
-    wanted_flat = wanted[0].long() * n_codes + wanted[1].long()
-    if not torch.equal(flat, wanted_flat.sort().values):
-        raise ValueError(f"{len(flat)} pairs are stored, {len(wanted_flat)} others were recorded")
-    return joint[:, order[torch.searchsorted(flat, wanted_flat)]]
+    expected_flat = expected[0].long() * n_codes + expected[1].long()
+    if not torch.equal(flat, expected_flat.sort().values):
+        raise ValueError(f"{len(flat)} pairs are stored, {len(expected_flat)} others were recorded")
+    return joint[:, order[torch.searchsorted(flat, expected_flat)]]
 
 
 def counts_from(fixture: Fixture, n_codes: int) -> Counts:
@@ -109,12 +109,12 @@ def sparse_posteriors(
     codes = fixture.tensor(f"{prefix}x0"), fixture.tensor(f"{prefix}x1")
     steps = walk(priors, likelihood, mixture, codes, temperature)
     for step, (joint, pairs) in enumerate(zip(steps.joint, steps.pairs, strict=True)):
-        wanted = fixture.tensor(f"{prefix}step{step}/posterior_unnormalised")
+        expected = fixture.tensor(f"{prefix}step{step}/posterior_unnormalised")
         recorded = fixture.tensor(f"{prefix}step{step}/coords")
         if pairs is None:
             report.fail(name, f"mixture code {int(mixture[step])} was never counted")
             continue
-        report.close(name, in_order(joint, pairs, recorded, priors[0].n_codes), wanted)
+        report.close(name, in_order(joint, pairs, recorded, priors[0].n_codes), expected)
     for source in range(2):
         key = f"{prefix}log_p_{source}_sum"
         if key in fixture:
@@ -143,13 +143,13 @@ def lqvae_posterior(fixture: Fixture, report: Report) -> None:
             report.close("AutoregressivePrior.step", logits, recorded)
             total = fixture.tensor(f"{tag}/log_p_{source}_sum")
             report.close("summed log-probabilities", steps.log_p[source], total)
-        wanted = fixture.tensor(f"{tag}/posterior_logits_in")  # flat index x1 * K + x0
+        expected = fixture.tensor(f"{tag}/posterior_logits_in")  # flat index x1 * K + x0
         normalised = fixture.tensor(f"{tag}/posterior_logits_normalised")
         name = "log_joint of LatentGaussianLikelihood"
         for step, joint in enumerate(steps.joint):
             kept = keep_top_k(joint, case["top_k_posterior"])
             flat = kept.view(-1, k, k).transpose(1, 2).flatten(1)
             full = joint.view(-1, k, k).transpose(1, 2).flatten(1)
-            before = flat if wanted[step].isinf().any() else full
-            report.close(name, before, wanted[step])
+            before = flat if expected[step].isinf().any() else full
+            report.close(name, before, expected[step])
             report.close(f"{name}, normalised", flat.log_softmax(-1), normalised[step])

@@ -1,4 +1,4 @@
-"""Parity checks of the prior: teacher-forced and step by step, both formats, attention kinds."""
+"""Parity checks of the prior: teacher forcing, single steps, both formats, attention kinds."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from jukebox_core.upstream.layout import (
 from jukebox_core.vqvae.model import VQVAE
 from scripts.check_parity.fixtures import FORWARD, GRADIENT, Fixture, Report, check, sub_config
 
-SMALL_PRIOR_ORDER = 2  # of side-cars that do not state it: these systems know no other
+SMALL_PRIOR_ORDER = 2  # default of side-cars without one: both upstream systems use it
 
 
 def prior_from(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoregressivePrior:
-    """The prior of original tensors, trainable; `config` may lack what these systems share."""
+    """A trainable prior of upstream tensors; `config` may lack the attention order."""
     own = without_prefixes(tensors)
     built = prior_config({"attn_order": SMALL_PRIOR_ORDER, **config}, own)
     return build_prior(prior_tensors(own, built), built).requires_grad_(True)
 
 
 def native_parameters(prior: AutoregressivePrior, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """{original name without prefix: native name} of the tensors of a fixture."""
+    """{upstream name without prefix: native name} of the tensors of a fixture."""
     own = without_prefixes(tensors)
     levels = sum(name.startswith("bottleneck.level_blocks.") for name in own)
     native = prior_names(prior.config, top=max(levels - 1, 0))
-    return {original: name for name, original in native.items()}
+    return {upstream: name for name, upstream in native.items()}
 
 
 @torch.no_grad()
@@ -67,17 +67,17 @@ def prior_forward(fixture: Fixture, report: Report) -> None:
     parameters = dict(prior.named_parameters())
     listed = [name.removeprefix("prior.") for name in fixture.info["param_names_for_grad_norms"]]
     norms = fixture.tensor("out/grad_norms").tolist()
-    for name, wanted in zip(listed, norms, strict=True):
+    for name, expected in zip(listed, norms, strict=True):
         gradient = parameters[_tied(native[name], parameters)].grad
         got = -1.0 if gradient is None else gradient.norm()
-        report.close("AutoregressivePrior gradient norms", got, wanted, GRADIENT)
-    for name, wanted_gradient in fixture.under("out/grad/").items():
+        report.close("AutoregressivePrior gradient norms", got, expected, GRADIENT)
+    for name, expected_gradient in fixture.under("out/grad/").items():
         gradient = parameters[_tied(native[name.removeprefix("prior.")], parameters)].grad
         assert gradient is not None
         if name.endswith(".w"):
             gradient = gradient.T
-        wanted_gradient = wanted_gradient.reshape(gradient.shape)
-        report.close("AutoregressivePrior gradients", gradient, wanted_gradient, GRADIENT)
+        expected_gradient = expected_gradient.reshape(gradient.shape)
+        report.close("AutoregressivePrior gradients", gradient, expected_gradient, GRADIENT)
 
 
 @check("prior_orders")
@@ -108,7 +108,7 @@ def _refused(
     config: Mapping[str, Any],
     needs: list[str],
 ) -> None:
-    """List a variant that no system here uses; loading its weights must say so."""
+    """List a variant that is not implemented; loading its weights must be refused as such."""
     what = f"attn_order {config['attn_order']}" + (f", {', '.join(needs)}" if needs else "")
     try:
         prior_from(tensors, config)
@@ -145,7 +145,7 @@ def param_listing(fixture: Fixture, report: Report) -> None:
             else:
                 model = AutoregressivePrior(preset.prior)
                 names = prior_names(preset.prior)
-        ours = _original_shapes(model, names, prefix="" if kind == "vqvae" else "prior.")
+        ours = _upstream_shapes(model, names, prefix="" if kind == "vqvae" else "prior.")
         lower = {n for n in listed if n.startswith("prior.bottleneck.") and n not in ours}
         theirs = {n: tuple(shape) for n, (shape, _) in listed.items() if n not in lower}
         different = {n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)}
@@ -155,10 +155,10 @@ def param_listing(fixture: Fixture, report: Report) -> None:
             report.equal(f"preset {kind} number of parameters", total, counts[kind])
 
 
-def _original_shapes(
+def _upstream_shapes(
     model: torch.nn.Module, names: Mapping[str, str], prefix: str
 ) -> dict[str, tuple[int, ...]]:
-    """{original name: shape}, linear weights turned where the originals' are."""
+    """{upstream name: shape}, linear weights turned where upstream's are."""
     shapes = {}
     for name, tensor in model.state_dict().items():
         if name not in names:
@@ -183,5 +183,5 @@ def _compare(
 
 
 def _tied(name: str, parameters: Mapping[str, Any]) -> str:
-    """A tied weight is a parameter under the first of its names alone."""
+    """The parameter's name: a tied weight has only the first of its names."""
     return name if name in parameters else "head.weight"

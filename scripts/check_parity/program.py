@@ -1,11 +1,11 @@
-"""Check this implementation against tensors recorded from the original systems.
+"""Compare this implementation with tensors recorded from upstream.
 
     python -m scripts.check_parity --fixtures DIR
     python -m scripts.check_parity --fixtures DIR --json
     python -m scripts.check_parity --fixtures DIR --output parity.json --markdown docs/parity.md
 
-DIR holds NAME.npz with NAME.json: weights under their original names, inputs, expected outputs.
-Sizes and hyper-parameters are read from these files. The status is 1 where anything is out of
+DIR holds NAME.npz with NAME.json: weights under their upstream names, inputs and expected outputs.
+Sizes and hyper-parameters come from these files. The exit status is 1 if anything is out of
 tolerance, a file is unknown, or there is none.
 """
 
@@ -48,13 +48,13 @@ from scripts.check_parity.fixtures import (
 _INTRODUCTION = """\
 # Numerical parity
 
-What this implementation computes, against tensors recorded from the original systems at small
-sizes: their weights are loaded under their original names, their inputs go through our public
-functions, and the outputs are compared. This file is written by
+This table compares our implementation with tensors recorded from upstream at small sizes: upstream
+weights are loaded under their upstream names, the recorded inputs go through our public functions,
+and the outputs are compared. The command
 
     python -m scripts.check_parity --fixtures DIR --markdown docs/parity.md
 
-and holds for any folder of that format; CPU, float32, one thread.
+writes this file from any folder of that format, on a CPU in float32 with one thread.
 
 An error is the largest difference relative to the largest magnitude of the recorded tensor.
 
@@ -63,31 +63,31 @@ An error is the largest difference relative to the largest magnitude of the reco
   (squared distance); nearer to a tie, any code within {margin:.0e} of the least distance is right.
 - Gradient norms and gradients {gradient:.0e}: sums over thousands of positions, in an order that
   the kernels choose.
-- Training trajectories {trajectory:.0e}: every step builds on the rounding of those before.
+- Training trajectories {trajectory:.0e}: every step builds on the rounding of the steps before.
 
-Every option of the loss is read from the side-cars: `loss_fn`, the weights of `lmix`, `linf_k`, the
-STFTs, `use_nonrelative_specloss` and the bandwidths (`jukebox_core/upstream/loss.py`). Options that
-occur in no recording are tested against formulas in float64 (`tests/test_upstream_loss.py`).
+The checks read every option of the loss (`jukebox_core/upstream/loss.py`) from the side-cars:
+`loss_fn`, the weights of `lmix`, `linf_k`, the STFTs, `use_nonrelative_specloss`, the bandwidths.
+Tests compare the options that no recording has with formulas in float64
+(`tests/test_upstream_loss.py`).
 
-Two things about the recordings, which the checks allow for and say where they do:
+The checks allow for two properties of the recordings, and note each case:
 
 - The training trajectories hold their parameters by reference, so that `sd_before` is the state
-  after the last step. Their start was drawn by a seeded generator; it is drawn again, and the
-  whole trajectory is run from there (`scripts/check_parity/seeds.py`). Where a seed is not found,
-  only the loss at the recorded end is compared. A codec's trajectory does not record its loss: the
-  check takes the loss that reproduces the first recorded step, from the loss fixtures or the
-  originals' default.
-- During the optimiser steps an average on the CPU shared its memory with the parameters and took
-  (1 - mu)^2 of them away in every step.
+  after the last step. A seeded generator drew their start; the check draws it again and runs the
+  whole trajectory from there (`scripts/check_parity/seeds.py`). If no seed fits, it compares only
+  the loss at the recorded end. A codec's trajectory does not record its loss: the check takes the
+  loss that reproduces the first recorded step, from the loss fixtures or upstream's default.
+- During the optimiser steps an average on the CPU shared its memory with the parameters and removed
+  (1 - mu)^2 of them at every step.
 
-The mean of two codes is exactly as far from both: in the evaluated linearisation loss rounding
-chooses. One thread reproduces the recorded choices; elsewhere the difference that ties can make is
-left out, and said.
+The mean of two codes is equally far from both, so that rounding decides in the evaluated
+linearisation loss. One thread reproduces the recorded choices; elsewhere the largest difference
+that ties can make is subtracted and noted.
 
 Not reproduced, on purpose: the ranking of the recorded beam search, which re-orders its scores a
-second time (its beams are scored here, and found to have the recorded true scores). Not
-implemented: attention to an encoder, lyrics and label conditioning, which no system here uses;
-loading such weights is refused.
+second time (we score its beams and obtain the recorded true scores). Not implemented: attention to
+an encoder, lyrics and label conditioning, which upstream's separation does not use; loading such
+weights is refused.
 """
 _IS_MARKDOWN = marked(
     "# Numerical parity",
@@ -110,14 +110,14 @@ class Args:
 
 
 def run(folder: Path) -> list[Row]:
-    """The rows of all fixtures of a folder.
+    """Check all fixtures of a folder.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: There is none.
     """
     rows: list[Row] = []
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as recorded: sums of another order decide ties another way
+    torch.set_num_threads(1)  # as recorded: another order of sums breaks ties differently
     try:
         for path in find_fixtures(folder):
             rows += run_fixture(path)
@@ -127,7 +127,7 @@ def run(folder: Path) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table with an introduction."""
+    """The table as Markdown, with an introduction."""
     introduction = _INTRODUCTION.format(
         forward=FORWARD, gradient=GRADIENT, trajectory=TRAJECTORY, margin=MARGIN
     )
@@ -135,12 +135,12 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def check_outputs(args: Args) -> None:
-    """Refuse to replace a file that is not a table of this program.
+    """Refuse to replace a file that this program did not write.
 
     Raises:
-        FileExistsError: there is such a file, or something that is not a regular file.
-        OSError: a file cannot be written there.
-        ValueError: both tables have the same name.
+        FileExistsError: There is another file, or something that is not a regular file.
+        OSError: A file cannot be written there.
+        ValueError: Both tables have the same name.
     """
     if args.output is not None:
         check_replaceable(args.output, json_with("ok", "rows.0.fixture"), "a table of parity")
@@ -152,7 +152,7 @@ def check_outputs(args: Args) -> None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """One sentence."""
+    """Summarise the rows in one sentence."""
     compared = [row for row in rows if row.error is not None]
     failed = sum(not row.ok for row in rows)
     fixtures = len({row.fixture for row in rows})
@@ -165,7 +165,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 @program
 def main(args: Args) -> int:
-    """Run, print and write the table; the status says whether all is within tolerance."""
+    """Run, print and write the table; return 1 if anything is out of tolerance."""
     check_outputs(args)
     rows = run(args.fixtures)
     if args.json:

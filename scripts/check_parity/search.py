@@ -1,4 +1,4 @@
-"""Parity checks of beam search, of the originals' rejection choice and of the scores."""
+"""Parity checks of beam search, of upstream's rejection choice and of the scores."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lass.likelihood import CountLikelihood
 from scripts.check_parity.fixtures import EXACT, FORWARD, Fixture, Report, check
 from scripts.check_parity.posterior import counts_from, sparse_posteriors, two_priors, walk
 
-MOST_BEAMS = 20_000  # of the search that stands for all sequences
+MOST_BEAMS = 20_000  # of the search without pruning
 
 
 class MarkovPrior:
-    """A prior whose next code depends on the last one alone; code 0 stands before the first."""
+    """A prior whose next code depends only on the last one; code 0 precedes the first."""
 
     def __init__(self, transitions: Tensor):
         self.n_codes = len(transitions)
@@ -31,7 +31,7 @@ class MarkovPrior:
         self._log_p = transitions.log()
 
     def new_cache(self, batch_size: int, length: int) -> _NoCache:
-        """Nothing to remember but the number of sequences."""
+        """A cache of only the number of sequences."""
         return _NoCache(batch_size)
 
     def step(self, codes: Tensor | None, cache: _NoCache) -> Tensor:
@@ -80,9 +80,9 @@ def beam_search(
 ) -> Beams:
     """`BeamSampler` on one mixture [T]."""
     named: Mapping[str, Prior] = {"first": priors[0], "second": priors[1]}
-    found = BeamSampler(temperature)(named, likelihood, mixture.unsqueeze(0), beams)
-    score = found.log_likelihood + found.log_prior["first"] + found.log_prior["second"]
-    return Beams(found.codes["first"][0], found.codes["second"][0], score[0])
+    samples = BeamSampler(temperature)(named, likelihood, mixture.unsqueeze(0), beams)
+    score = samples.log_likelihood + samples.log_prior["first"] + samples.log_prior["second"]
+    return Beams(samples.codes["first"][0], samples.codes["second"][0], score[0])
 
 
 def scores_of(
@@ -92,7 +92,7 @@ def scores_of(
     codes: tuple[Tensor, Tensor],
     temperature: float,
 ) -> Tensor:
-    """Joint log-scores [N] of given sequences [N, T]; -inf where a pair is not possible."""
+    """Joint log-scores [N] of sequences [N, T]; -inf where a pair is impossible."""
     steps = walk(priors, likelihood, mixture, codes, temperature)
     total = torch.zeros(len(codes[0]), dtype=torch.float64)
     k = priors[0].n_codes
@@ -178,25 +178,25 @@ def _best_sequences(
     ours = beam_search(priors, likelihood, codes, every, temperature)
     name = "BeamSampler without pruning"
     report.close(name, ours.score[-1], fixture.tensor(f"{prefix}/map_score"))
-    for source, found in (("x0", ours.first), ("x1", ours.second)):
-        report.equal(f"{name}, codes", found[-1], fixture.tensor(f"{prefix}/map_{source}"))
+    for source, sequences in (("x0", ours.first), ("x1", ours.second)):
+        report.equal(f"{name}, codes", sequences[-1], fixture.tensor(f"{prefix}/map_{source}"))
     forced = {key: key for key in fixture.arrays if key.startswith(f"{prefix}/bruteforce")}
     for key in forced:
         if not key.endswith("_scores"):
             continue
-        wanted = fixture.tensor(key).sort().values
-        report.close(f"{name}, best {len(wanted)}", ours.score[-len(wanted) :], wanted)
+        expected = fixture.tensor(key).sort().values
+        report.close(f"{name}, best {len(expected)}", ours.score[-len(expected) :], expected)
 
 
 def _same_beams(fixture: Fixture, report: Report, name: str, prefix: str, ours: Beams) -> None:
-    wanted = fixture.tensor(f"{prefix}scores")
-    live = ours.score[-len(wanted) :]
-    report.close(f"{name} scores", live, wanted)
-    gaps = wanted.diff().abs().min() if len(wanted) > 1 else torch.tensor(1.0)
+    expected = fixture.tensor(f"{prefix}scores")
+    live = ours.score[-len(expected) :]
+    report.close(f"{name} scores", live, expected)
+    gaps = expected.diff().abs().min() if len(expected) > 1 else torch.tensor(1.0)
     if gaps > 1e-6:  # equal scores may come in any order
-        for source, found in (("x0", ours.first), ("x1", ours.second)):
+        for source, sequences in (("x0", ours.first), ("x1", ours.second)):
             recorded = fixture.tensor(f"{prefix}{source}")
-            report.equal(f"{name} codes", found[-len(wanted) :], recorded)
+            report.equal(f"{name} codes", sequences[-len(expected) :], recorded)
 
 
 def _sampled(
@@ -215,33 +215,33 @@ def _sampled(
         prefix = key.rsplit("/", 1)[0]
         codes = fixture.tensor(f"{prefix}/x0"), fixture.tensor(f"{prefix}/x1")
         steps = walk(priors, likelihood, mixture[: codes[0].shape[1]], codes, temperature)
-        for joint, wanted in zip(steps.joint, fixture.tensor(key), strict=True):
-            report.close("log_joint, keep_top_k", keep_top_k(joint, top_k), wanted)
+        for joint, expected in zip(steps.joint, fixture.tensor(key), strict=True):
+            report.close("log_joint, keep_top_k", keep_top_k(joint, top_k), expected)
 
 
 @check("rejection_sampling")
 def rejection_sampling(fixture: Fixture, report: Report) -> None:
-    """The originals' choice among all pairs of candidates."""
+    """Upstream's choice among all pairs of candidates."""
     for number, case in enumerate(fixture.info["cases"]):
-        inputs, wanted = fixture.under(f"case{number}/in/"), fixture.under(f"case{number}/out/")
-        found = pair_posterior(
+        inputs, expected = fixture.under(f"case{number}/in/"), fixture.under(f"case{number}/out/")
+        pairs = pair_posterior(
             (inputs["logp0"], inputs["logp1"]),
             (inputs["res0"], inputs["res1"]),
             inputs["mix"].flatten(),
             tuple(case["alpha"]),
             case["n_samples"],
         )
-        report.close("pair_posterior", found.posterior, wanted["posterior"])
-        report.close("pair_posterior variance", found.variance, wanted["sigma_squared"])
-        best = torch.tensor(found.best)
-        report.equal("PairPosterior.best", best[0], wanted["argmax_0"])
-        report.equal("PairPosterior.best", best[1], wanted["argmax_1"])
-        for source, marginal in enumerate(found.marginals()):
+        report.close("pair_posterior", pairs.posterior, expected["posterior"])
+        report.close("pair_posterior variance", pairs.variance, expected["sigma_squared"])
+        best = torch.tensor(pairs.best)
+        report.equal("PairPosterior.best", best[0], expected["argmax_0"])
+        report.equal("PairPosterior.best", best[1], expected["argmax_1"])
+        for source, marginal in enumerate(pairs.marginals()):
             ordered, order = marginal.sort()
-            recorded = wanted[f"marginal_{source}_sorted"]
+            recorded = expected[f"marginal_{source}_sorted"]
             report.close("PairPosterior.marginals", ordered, recorded)
             report.equal(
-                "PairPosterior.marginals order", order, wanted[f"marginal_{source}_idx_sorted"]
+                "PairPosterior.marginals order", order, expected[f"marginal_{source}_idx_sorted"]
             )
 
 

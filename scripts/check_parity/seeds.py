@@ -1,9 +1,9 @@
-"""Where a training trajectory started, when its file does not say.
+"""Recover the start of a training trajectory that its file lacks.
 
 The recorded trajectories hold their parameters by reference: `sd_before` has the values after the
-last step (the codebooks alone are those of the start). The start was drawn at random, and a seeded
-generator draws it again: the seed is looked for near the seeds that the folder's side-cars name,
-by the correlation of what it draws with the recorded weights, which training moved only a little.
+last step, and only the codebooks are the start's. A seeded generator drew the start and can draw it
+again. The seed is searched near the seeds in the folder's side-cars: the right one draws weights
+that correlate with the recorded ones, which training moved only a little.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 
 from scripts.check_parity.fixtures import Fixture
 
-REACH = 600  # seeds on either side of those named
+REACH = 600  # seeds on either side of the recorded ones
 STREAM = 1 << 18  # numbers that the model built before the prior may have drawn
 MATCH = 6.0  # standard deviations of a correlation that chance does not reach
 
 
 def recorded_by_reference(fixture: Fixture) -> bool:
-    """Whether the parameters before and after training are the same, though it moved them."""
+    """Whether the parameters before and after training are equal although training moved them."""
     before, after = fixture.under("sd_before/"), fixture.under("sd_after/")
     trained = [name for name in before if not re.search(r"bottleneck.*\.k$", name)]
     moved = any(step["lr"] > 0 for step in fixture.info["steps"])
@@ -33,7 +33,7 @@ def recorded_by_reference(fixture: Fixture) -> bool:
 
 
 def drawn_codec(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
-    """The codec's parameters at the start and their seed, None where it is not found."""
+    """The codec's parameters at the start and their seed, None if no seed fits."""
     tensors = fixture.under("sd_before/")
     names = [name for name in tensors if not name.startswith("bottleneck.")]
     levels = sorted({name.split(".")[1] for name in names}, key=int)
@@ -64,7 +64,7 @@ def drawn_codec(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
 
 
 def drawn_prior(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
-    """The prior's parameters at the start and their seed, None where it is not found."""
+    """The prior's parameters at the start and their seed, None if no seed fits."""
     tensors = fixture.under("sd_before/")
     own = {name.removeprefix("prior."): tensor for name, tensor in tensors.items()}
     first = "transformer._attn_mods.0.mlp.c_fc.w"
@@ -92,12 +92,12 @@ def drawn_prior(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
 
 
 def drawn_codec_seed(folder: Path) -> int | None:
-    """The seed of a codec's trajectory in the same folder; a prior's is a few numbers on."""
+    """The seed of a codec's trajectory in the same folder; the prior's is a few numbers higher."""
     for path in sorted(folder.glob("train_traj_vqvae_*.npz")):
         fixture = Fixture(path)
-        found = drawn_codec(fixture) if recorded_by_reference(fixture) else None
-        if found:
-            return found[1]
+        start = drawn_codec(fixture) if recorded_by_reference(fixture) else None
+        if start:
+            return start[1]
     return None
 
 
@@ -118,7 +118,7 @@ def _initial(
 
 
 def _offsets(seed: int, weight: Tensor) -> list[int]:
-    """Where in a seed's stream of normal numbers `weight` may start: correlation, by FFT."""
+    """Offset of `weight` in a seed's stream of normal numbers, by correlation; [] if none fits."""
     stream = torch.rand(STREAM + 16, generator=_generator(seed))
     target = weight.flatten() / weight.norm()
     size = STREAM + len(target)
@@ -136,7 +136,7 @@ def _offsets(seed: int, weight: Tensor) -> list[int]:
 
 
 def _within_reach(fixture: Fixture, start: Mapping[str, Tensor]) -> bool:
-    """Whether training can have led from `start` to what is recorded: Adam moves by about lr."""
+    """Whether training can lead from `start` to the recorded weights: Adam moves by about lr."""
     reach = 1.5 * sum(step["lr"] for step in fixture.info["steps"])
     return all(
         (tensor - fixture.tensor(f"sd_before/{name}")).abs().max() <= reach
@@ -169,7 +169,7 @@ def _as_built(names: list[str]) -> list[str]:
 
 
 def _seeds(folder: Path) -> range:
-    """Seeds to try: those near the seeds that the folder's side-cars name."""
+    """Seeds to try, near the seeds in the folder's side-cars."""
     named: list[int] = []
     for path in sorted(folder.glob("*.json")):
         text = path.read_text(encoding="utf-8")

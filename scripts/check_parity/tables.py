@@ -1,4 +1,4 @@
-"""Parity checks of the counted and the computed tables, and of the originals' files of them."""
+"""Parity checks of counts and code sums, and of upstream's files of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from jukebox_core.upstream.tables import (
     write_counts,
     write_sums,
 )
-from lass.counts import Counts, TripleCounter, from_keys, symmetrise
+from lass.counter import TripleCounter
+from lass.counts import Counts, from_keys, symmetrise
 from lass.likelihood import CountLikelihood
 from lqvae.sums import code_sums
 from scripts.check_parity.fixtures import FORWARD, Fixture, Report, check
@@ -26,7 +27,7 @@ from scripts.check_parity.posterior import in_order
 
 @check("sum_counts")
 def sum_counts(fixture: Fixture, report: Report) -> None:
-    """Counts after some iterations, and the normalised log-likelihoods made of them."""
+    """Counts after some iterations, and their normalised log-likelihoods."""
     k = fixture.info["l_bins"]
     for key in fixture.arrays:
         if match := re.fullmatch(r"out/coords_iter(\d+)", key):
@@ -61,7 +62,7 @@ def _same_slices(fixture: Fixture, report: Report, counts: Counts, weight: str) 
     coords = fixture.tensor(f"out/lambda{weight}/coords")
     data = fixture.tensor(f"out/lambda{weight}/data")
     offsets = fixture.arrays[f"out/lambda{weight}/offsets"]
-    got, wanted = [], []
+    got, expected = [], []
     for code, (start, stop) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
         report.equal("CountLikelihood.is_seen", likelihood.is_seen(code), bool(stop > start))
         if stop > start:
@@ -69,8 +70,8 @@ def _same_slices(fixture: Fixture, report: Report, counts: Counts, weight: str) 
             assert scores.pairs is not None
             row = scores.values.unsqueeze(0)
             got.append(in_order(row, scores.pairs, coords[:, start:stop], counts.n_codes)[0])
-            wanted.append(data[start:stop])
-    report.close("CountLikelihood.scores", torch.cat(got), torch.cat(wanted), FORWARD)
+            expected.append(data[start:stop])
+    report.close("CountLikelihood.scores", torch.cat(got), torch.cat(expected), FORWARD)
 
 
 @check(r"sum_dist_\d+")
@@ -99,10 +100,13 @@ def sum_dist(fixture: Fixture, report: Report) -> None:
 
 def _equal_tables(report: Report, table: CountTable, recorded: Fixture, iterations: str) -> None:
     coords, counts = table.coords.numpy(), table.counts.numpy()
-    wanted = recorded.arrays[f"out/coords_iter{iterations}"]
-    order, wanted_order = (np.lexsort(x[::-1]) for x in (coords, wanted))
-    report.equal("counts of the file", coords[:, order], wanted[:, wanted_order].astype(np.int64))
-    seen = recorded.arrays[f"out/counts_iter{iterations}"][wanted_order]
+    expected = recorded.arrays[f"out/coords_iter{iterations}"]
+    order, expected_order = (np.lexsort(x[::-1]) for x in (coords, expected))
+    expected = expected[:, expected_order].astype(np.int64)
+    report.equal(
+        "counts of the file", coords[:, order], expected[:, expected_order].astype(np.int64)
+    )
+    seen = recorded.arrays[f"out/counts_iter{iterations}"][expected_order]
     report.equal("counts of the file", counts[order], seen)
 
 
@@ -116,15 +120,15 @@ def codebook_sums(fixture: Fixture, report: Report) -> None:
             continue
         alpha = float(match[1]), float(match[2])
         prefix = key.rsplit("/", 1)[0]
-        wanted, margin = fixture.tensor(key), fixture.tensor(f"{prefix}/margin")
+        expected, margin = fixture.tensor(key), fixture.tensor(f"{prefix}/margin")
         ours = code_sums(codebook, alpha)
-        report.codes("code_sums", ours, wanted, _sum_distances(codebook, alpha), margin)
+        report.codes("code_sums", ours, expected, _sum_distances(codebook, alpha), margin)
         saved = fixture.tensor(f"{prefix}/table_as_saved")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "codebook_sum_precalc.pt"
             torch.save(saved, path)
-            report.equal("read_sums", read_sums(path), wanted)
-            write_sums(path, wanted)
+            report.equal("read_sums", read_sums(path), expected)
+            write_sums(path, expected)
             report.equal("write_sums", torch.load(path, weights_only=True), saved)
 
 

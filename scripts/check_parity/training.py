@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.upstream.layout import codec_names, original_tensors, prior_names
-from jukebox_core.upstream.optim import (
+from jukebox_core.upstream.layout import codec_names, prior_names, upstream_tensors
+from jukebox_core.upstream.training import (
     LossScale,
-    OriginalAdam,
-    OriginalWeightAverage,
+    UpstreamAdam,
+    UpstreamWeightAverage,
     clip_gradients,
     lr_factor,
 )
@@ -48,14 +48,14 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
     """Adam steps with clipping, both weight averages, schedule and loss scale."""
     config = fixture.info["config"]
     parameter = nn.Parameter(fixture.tensor("in/p0"))
-    optimizer = OriginalAdam(
+    optimizer = UpstreamAdam(
         [parameter], config["lr"], tuple(config["betas"]), config["eps"], config["wd"]
     )
-    averages = {"ema": OriginalWeightAverage([parameter], config["mu"])}
+    averages = {"ema": UpstreamWeightAverage([parameter], config["mu"])}
     for key in fixture.arrays:
         if match := re.fullmatch(r"out/(cpu_ema_freq(\d+)_)0", key):
             every = int(match[2])
-            averages[match[1]] = OriginalWeightAverage([parameter], config["mu"], every, "cpu")
+            averages[match[1]] = UpstreamWeightAverage([parameter], config["mu"], every, "cpu")
     for step, info in enumerate(fixture.info["steps"]):
         parameter.grad = fixture.tensor(f"in/grad{step}")
         norm, scale = clip_gradients([parameter], config["clip"])
@@ -63,24 +63,24 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
         report.close("clip_gradients", scale, info["scale"])
         optimizer.step()
         note = _shrink_as_recorded(parameter, fixture.tensor(f"out/p{step}"), config["mu"])
-        report.close("OriginalAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
+        report.close("UpstreamAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
         for name, average in averages.items():
             average.update()
             recorded = fixture.tensor(f"out/{name}{step}")
-            report.close("OriginalWeightAverage", average.values[0], recorded)
+            report.close("UpstreamWeightAverage", average.values[0], recorded)
     state = optimizer.state[parameter]
     for name in ("exp_avg", "exp_avg_sq"):
-        report.close("OriginalAdam moments", state[name], fixture.tensor(f"out/{name}"))
+        report.close("UpstreamAdam moments", state[name], fixture.tensor(f"out/{name}"))
     _schedules(fixture, report)
     _loss_scale(fixture, report)
 
 
 @torch.no_grad()
 def _shrink_as_recorded(parameter: Tensor, recorded: Tensor, mu: float) -> str:
-    """Repeat what a recorded average did to its parameters, if it did.
+    """Shrink the parameters as upstream's average on the CPU did, if the recording shows it.
 
-    The originals' average on the CPU starts as `parameters.cpu()`, which on the CPU is no copy: it
-    then averages the parameters with themselves, which takes (1 - mu)^2 of them away each step.
+    The average starts as `parameters.cpu()`, which on the CPU is no copy: it then averages the
+    parameters with themselves, which removes (1 - mu)^2 of them at each step.
     """
     shrunk = parameter * mu
     shrunk.add_(shrunk, alpha=1 - mu)
@@ -129,35 +129,35 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
     audio = fixture.tensor("in/x").squeeze(-1)
     names = codec_names(codec.config)
     if recorded_by_reference(fixture):
-        native = {original: name for name, original in names.items()}
+        native = {upstream: name for name, upstream in names.items()}
         if not _go_back(fixture, report, codec, native, drawn_codec(fixture)):
             codec.load_state_dict(_with_codebooks_after(fixture, codec), strict=False)
             _last_loss(fixture, report, objective, audio)
             return
     objective = min(objectives, key=lambda each: _first_error(each, audio, info["steps"][0]))
     _trajectory(fixture, report, cls.__name__, objective, audio)
-    after = original_tensors(codec.state_dict(), names, turn=False)
+    after = upstream_tensors(codec.state_dict(), names, turn=False)
     _compare_weights(fixture, report, f"{cls.__name__} weights", after)
 
 
 def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
-    """Copies of the side-car, one for each loss that it may have been recorded with.
+    """Copies of the side-car, one for each loss that the recording may have used.
 
-    If the side-car has no loss, the candidates come from the loss fixtures in the folder, complete
-    or with the originals' default terms; the first recorded step decides.
+    Without a loss in the side-car, they come from the loss fixtures in the folder, complete or with
+    upstream's default terms; the first recorded step decides.
     """
     info = fixture.info
     if "loss_config" in info:
         return [info]
     names = ["vqvae_loss", "lqvae_loss"]
-    found = []
+    candidates = []
     for name in names if info["fork"] == "lass" else reversed(names):
         sibling = sibling_info(fixture, name)
         if loss := sibling.get("loss_config"):
             keys = sibling.keys() & {"loss_config", "spectral_stft", "alpha"}
-            found.append(info | {key: sibling[key] for key in keys})
-            found.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
-    return found
+            candidates.append(info | {key: sibling[key] for key in keys})
+            candidates.append(info | {"loss_config": {"bandwidth": loss["bandwidth"]}})
+    return candidates
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def _first_error(objective: nn.Module, audio: Tensor, recorded: Mapping[str, flo
 
 
 def _with_codebooks_after(fixture: Fixture, codec: VQVAE) -> dict[str, Tensor]:
-    native = {original: name for name, original in codec_names(codec.config).items()}
+    native = {upstream: name for name, upstream in codec_names(codec.config).items()}
     after = fixture.under("sd_after/")
     return {native[name]: t for name, t in after.items() if name.startswith("bottleneck.")}
 
@@ -183,12 +183,12 @@ def train_traj_prior(fixture: Fixture, report: Report) -> None:
     levels = sum("bottleneck.level_blocks" in name for name in tensors)
     names = prior_names(prior.config, top=max(levels - 1, 0))
     if recorded_by_reference(fixture):
-        native = {f"prior.{original}": name for name, original in names.items()}
+        native = {f"prior.{upstream}": name for name, upstream in names.items()}
         if not _go_back(fixture, report, prior, native, drawn_prior(fixture)):
             _last_loss(fixture, report, objective, codes)
             return
     _trajectory(fixture, report, "PriorObjective", objective, codes)
-    after = original_tensors(prior.state_dict(), names, turn=True)
+    after = upstream_tensors(prior.state_dict(), names, turn=True)
     named = {f"prior.{name}": tensor for name, tensor in after.items()}
     _compare_weights(fixture, report, "PriorObjective weights", named)
 
@@ -199,12 +199,12 @@ def _go_back(
     report: Report,
     model: nn.Module,
     native: Mapping[str, str],
-    found: tuple[dict[str, Tensor], int] | None,
+    drawn: tuple[dict[str, Tensor], int] | None,
 ) -> bool:
-    """Put a model back to a start that was drawn again; False where it was not found."""
-    if found is None:
+    """Put a model back to its start, drawn again; False if no seed fits."""
+    if drawn is None:
         return False
-    start, seed = found
+    start, seed = drawn
     state = model.state_dict()
     for name, tensor in start.items():
         own = state[native[name]]
@@ -215,7 +215,7 @@ def _go_back(
 
 
 def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Tensor) -> None:
-    """Without a start: the loss of the recorded end, against where the recorded losses lead."""
+    """Without a start: the loss at the recorded end against the extrapolated recorded losses."""
     losses = [step["loss"] for step in fixture.info["steps"]]
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = fixture.info["train"]["lr"] * lr_factor(step, fixture.info["train"]["lr_warmup"])
@@ -228,7 +228,7 @@ def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Te
         loss,
         expected,
         EXTRAPOLATION,
-        "sd_before holds the weights after training, and the start was not found: the loss there "
+        "sd_before holds the weights after training, and no seed gives the start: the loss there "
         "against the recorded losses, extrapolated",
     )
 
@@ -236,13 +236,13 @@ def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Te
 def _trajectory(
     fixture: Fixture, report: Report, name: str, objective: nn.Module, batch: Tensor
 ) -> None:
-    """Train on one batch by the originals' optimiser, as the side-car says."""
+    """Train on one batch by upstream's optimiser, with the side-car's settings."""
     train = fixture.info["train"]
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = OriginalAdam(
+    optimizer = UpstreamAdam(
         parameters, train["lr"], tuple(train["betas"]), train["eps"], train["weight_decay"]
     )
-    note = "every step builds on the rounding of those before"
+    note = "every step builds on the rounding of the steps before"
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = train["lr"] * lr_factor(step, train["lr_warmup"])
         report.close(f"{name} learning rate", rate, recorded["lr"])

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jukebox_core import audio as audio_io
-from jukebox_core.checkpoints import fingerprint, load_mask_estimator
+from jukebox_core.checkpoints import fingerprint
 from jukebox_core.datasets.manifest import MANIFEST_NAME, Manifest
 from jukebox_core.evaluation.baselines import Baseline, first, untrained_baselines
 from jukebox_core.evaluation.chunks import Chunk
@@ -28,6 +28,7 @@ from jukebox_core.evaluation.estimates import (
     codec_round_trip,
     draw_candidates,
 )
+from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.scores import score
 from jukebox_core.files import atomic_path, sha256
 from jukebox_core.kept import kept, key_of, read_kept

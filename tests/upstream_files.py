@@ -1,4 +1,4 @@
-"""Checkpoints as the original systems lay them out, written out name by name at tiny sizes."""
+"""Checkpoints in upstream's layout, written out name by name at tiny sizes."""
 
 from collections import OrderedDict
 from pathlib import Path
