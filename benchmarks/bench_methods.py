@@ -41,7 +41,7 @@ from jukebox_core.evaluation.estimates import choose_chunks, silence_rule
 from jukebox_core.separation.separator import Separator
 from scripts._cli import program
 from scripts._models import METHODS, Method, build_separator
-from scripts._results import aligned
+from scripts._results import text_table
 from scripts._settings import Settings, resolve
 
 PARTS = ("candidates", "pick", "mask")
@@ -111,7 +111,7 @@ def main(args: Args) -> None:
     ]
     print(f"{len(chosen)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds per chunk\n")
-    print("\n".join(aligned([HEADER, *map(_cells, rows)])))
+    print(text_table([HEADER, *map(_cells, rows)]))
     if args.json:
         print(json.dumps(rows, allow_nan=False))
 

@@ -73,7 +73,7 @@ def bench(args: Args, name: str, references: Tensor, estimates: Tensor) -> dict[
         plain, plain_repeats = plain_si_sdr, args.repeats
     else:
         plain, plain_repeats = plain_museval, 1
-    window = metrics.SEED_WINDOW if name == "framewise_sdr" else references.shape[1]
+    window = metrics.BSSEVAL_WINDOW if name == "framewise_sdr" else references.shape[1]
     timed = compare(
         lambda: score(references, estimates),
         lambda: plain(references, estimates, window),

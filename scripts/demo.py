@@ -22,10 +22,11 @@ from pathlib import Path
 from data.synthetic import MOST_SECONDS
 from jukebox_core.checks import require_fields
 from jukebox_core.config import PRESETS
+from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, write_json
 from scripts._cli import program
 from scripts._models import FAMILY, METHODS
-from scripts._results import NAMES, format_table, load_results
+from scripts._results import NAMES, format_table
 from scripts.evaluate.outputs import EXAMPLES, Outputs
 from scripts.report.page import is_report
 

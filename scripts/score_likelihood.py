@@ -53,7 +53,7 @@ from lqvae.likelihood import LatentGaussianLikelihood, check_sigma
 from lqvae.sums import load_sums
 from scripts._cli import program
 from scripts._models import prior_folders
-from scripts._results import aligned
+from scripts._results import text_table
 
 FAMILIES = ("reconstruction", "linearisation")
 NORMALISED = (
@@ -270,7 +270,7 @@ def format_rows(rows: list[tuple[str, Information]], weights: tuple[float, ...])
         ]
         for name, found in rows
     ]
-    return "\n".join(aligned([head, *body]))
+    return text_table([head, *body])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._models import Method, build_separator
-from scripts._results import aligned
+from scripts._results import text_table
 
 VARIANTS = (("ancestral", 1), ("ancestral", 4), ("particle", 1), ("particle", 4))
 
@@ -114,7 +114,7 @@ def main(args: Args) -> None:
                 f"{typical:.3f}",
             ]
         )
-    print("\n".join(aligned(rows)))
+    print(text_table(rows))
     if args.output is not None:
         asked = ("method", "split", "candidates", "chunk_codes", "within", "seed")
         known = {name: getattr(args, name) for name in asked}

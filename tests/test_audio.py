@@ -219,6 +219,6 @@ def test_levels():
 
 def test_the_original_rule_of_silence_depends_on_the_length():
     x = torch.full((65536,), 0.0038)  # norm / length = 0.0038 / sqrt(65536) = 1.48e-5
-    assert audio.seed_is_silent(x) and not audio.seed_is_silent(x * 1.02)
-    assert not audio.seed_is_silent(x[:1000])
+    assert audio.reference_is_silent(x) and not audio.reference_is_silent(x * 1.02)
+    assert not audio.reference_is_silent(x[:1000])
     assert not audio.is_silent(x)

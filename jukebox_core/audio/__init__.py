@@ -7,10 +7,10 @@ from jukebox_core.audio.io import (
     is_silent,
     load,
     load_segment,
+    reference_is_silent,
     resample,
     rms_dbfs,
     save,
-    seed_is_silent,
     to_mono,
 )
 
@@ -24,6 +24,6 @@ __all__ = [
     "resample",
     "rms_dbfs",
     "save",
-    "seed_is_silent",
+    "reference_is_silent",
     "to_mono",
 ]

@@ -26,7 +26,7 @@ __all__ = [
     "resample",
     "rms_dbfs",
     "save",
-    "seed_is_silent",
+    "reference_is_silent",
     "to_mono",
 ]
 
@@ -179,9 +179,9 @@ def is_silent(audio: Tensor, threshold_dbfs: float = -60.0) -> bool:
     return audio.numel() == 0 or rms_dbfs(audio.flatten()).item() < threshold_dbfs
 
 
-def seed_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
-    """The original systems' rule: norm / length below a threshold, so it depends on the length.
+def reference_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
+    """Return whether norm / length is below the threshold, as in the reference report.
 
-    For seed-compatible scores only; elsewhere `is_silent`.
+    The rule depends on the length: use it only to compare with that report, else `is_silent`.
     """
     return audio.numel() == 0 or audio.norm().item() / audio.shape[-1] < threshold

@@ -19,10 +19,10 @@ from jukebox_core.checks import require, require_seed
 from jukebox_core.datasets.crops import long_enough
 from jukebox_core.datasets.manifest import Manifest, Track
 from jukebox_core.evaluation import metrics
+from jukebox_core.evaluation.results import METRICS, MUSEVAL
 from jukebox_core.separation.selection import Candidates
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
-from scripts._results import METRICS, MUSEVAL
 
 _TRIES = 100  # random offsets in a song before it is searched from the beginning
 
@@ -237,7 +237,7 @@ def values(
     for name, truth in chunk.sources.items():
         estimate = stems[name]
         scores = {
-            "sdr_seed": metrics.framewise_sdr(truth, estimate),
+            "sdr_bsseval": metrics.framewise_sdr(truth, estimate),
             "sdr": metrics.sdr(truth, estimate),
             "si_sdr": metrics.si_sdr(truth, estimate),
             "si_sdri": metrics.si_sdri(truth, estimate, chunk.mixture),
@@ -252,13 +252,13 @@ def values(
 
 
 def museval_sdr(truth: Mapping[str, Tensor], stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Museval's own SDR: the reference that `sdr_seed` must equal, at seconds a call.
+    """Return museval's own SDR, which `sdr_bsseval` must equal; a call takes seconds.
 
     A score that museval refuses (a silent estimate) is NaN.
     """
     import museval  # takes seconds to import, and needs ffmpeg to do so
 
-    names, size = list(truth), metrics.SEED_WINDOW
+    names, size = list(truth), metrics.BSSEVAL_WINDOW
     references, estimates = (
         torch.stack([x[name] for name in names]).double().unsqueeze(-1).numpy()
         for x in (truth, stems)
@@ -301,10 +301,13 @@ def entry(
     }
 
 
-def silence_rule(seed_rule: bool) -> tuple[str, Silent]:
+def silence_rule(reference_rule: bool) -> tuple[str, Silent]:
     """The description of a rule and the rule."""
-    if seed_rule:
-        return "norm / length < 1.5e-5 (the original systems' rule)", audio_io.seed_is_silent
+    if reference_rule:
+        return (
+            "norm / length < 1.5e-5 (of the reference report)",
+            audio_io.reference_is_silent,
+        )
     return "RMS < -60 dBFS", audio_io.is_silent
 
 

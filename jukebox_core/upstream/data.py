@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.io import seed_is_silent
+from jukebox_core.audio.io import reference_is_silent
 from jukebox_core.config import Bandwidths
 from jukebox_core.vqvae.losses import frobenius, magnitudes
 
@@ -144,7 +144,7 @@ def non_silent_chunks(
         chunks = [source[..., start : min(start + longest, length)] for source in sources]
         if chunks[0].shape[-1] < shortest:
             continue
-        if not any(seed_is_silent(chunk, threshold) for chunk in chunks):
+        if not any(reference_is_silent(chunk, threshold) for chunk in chunks):
             chosen.append(number)
     return chosen
 

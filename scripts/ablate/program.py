@@ -11,7 +11,7 @@ command goes on.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +42,7 @@ from lass.likelihood import BACKOFF, WEIGHT
 from lqvae.likelihood import SIGMA
 from scripts._cli import program
 from scripts._models import FAMILY, METHODS, Method, refinement_of
+from scripts._results import markdown_table
 from scripts._settings import AFTERWARDS, Settings, resolve
 from scripts._sweep import (
     Draw,
@@ -393,18 +394,12 @@ def _columns(chunks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
 def markdown(lines: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The tables of docs/results.md: rows, differences, steps, choices."""
     names = list(lines[0]["sdr"])
-    text = table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
+    text = markdown_table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
     kinds = dict.fromkeys(kind_of(item) for item in comparisons)
     for kind in kinds:
         some = [difference_cells(item) for item in comparisons if kind_of(item) == kind]
-        text += "\n" + table([kind, *names], some)
+        text += "\n" + markdown_table([kind, *names], some)
     return text
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
 
 
 def row_cells(line: Mapping[str, Any]) -> list[str]:

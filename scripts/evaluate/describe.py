@@ -40,7 +40,7 @@ DEFINITIONS = {
     "mixture in magnitude spectrum); refined: the mask from the average of the candidates' powers "
     "(by default the mean of all)",
     "single": "the first candidate; raw, and refined: the mask made from it alone",
-    "sdr_seed": "median SDR of complete windows of 44,100 samples (museval, BSSEval v4)",
+    "sdr_bsseval": "median SDR of complete windows of 44,100 samples (museval, BSSEval v4)",
     "sdr_museval": "the same by museval itself (with --museval)",
     "sdr": "SDR over the whole chunk",
     "si_sdr": "scale-invariant SDR",

@@ -24,12 +24,13 @@ from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, load_manifest
 from jukebox_core.evaluation.estimates import check_museval, choose_chunks, silence_rule, with_alpha
+from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.separation.acceleration import Precision
 from jukebox_core.separation.separator import Separator
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._models import METHODS, Method, build_separator
-from scripts._results import find_row, format_table, make_rows
+from scripts._results import format_table
 from scripts._settings import Settings, resolve_each
 from scripts.evaluate.describe import (
     DEFINITIONS,
@@ -79,8 +80,8 @@ class Args:
     """Chunks sampled together; default: what fits the memory. It has no part in the scores."""
     examples: int = EXAMPLES
     """Chunks whose audio is written."""
-    seed_silence_rule: bool = False
-    """Choose chunks by the original systems' rule of silence."""
+    reference_silence_rule: bool = False
+    """Choose chunks by the reference report's rule of silence."""
     museval: bool = False
     """Score with museval itself too (metric sdr_museval): seconds per estimate."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
@@ -122,7 +123,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
     separators = {method: _build(method, args, settings[method]) for method in args.methods}
     hop, length = _chunk_length(separators, manifest, args)
-    rule, silent = silence_rule(args.seed_silence_rule)
+    rule, silent = silence_rule(args.reference_silence_rule)
     chunks, left_out = choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
     with_alpha(chunks, manifest.alpha)
     run = Run(args, manifest, chunks, outputs)

@@ -226,7 +226,7 @@ class Run:
     ) -> None:
         """Take a method's part from the disk where it was made with the same settings."""
         everything = settings | {
-            "version": 2,
+            "version": 3,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "data": sha256(self.args.data / MANIFEST_NAME),

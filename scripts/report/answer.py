@@ -6,16 +6,14 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from scripts._results import (
-    ESTIMATES,
-    NAMES,
-    SYSTEMS,
+from jukebox_core.evaluation.results import (
     as_interval,
     difference,
     find_row,
     paired,
     sources_of,
 )
+from scripts._results import ESTIMATES, NAMES, SYSTEMS, default_line
 from scripts.report.intervals import Scale, span, strip, ticks
 
 __all__ = ["about_data", "headline"]
@@ -67,10 +65,10 @@ def _differences(results: Mapping[str, Any]) -> str:
     lines = []
     for estimate, refined in _QUESTIONS:
         for other in ("lqvae", "lass"):
-            how, words = (estimate, refined), ESTIMATES[estimate, refined]
-            values = paired(results, ("hybrid", *how), (other, *how))
-            if values:
-                lines.append((other, words, values, difference(results, "hybrid", other, how=how)))
+            first, second = ((method, estimate, refined) for method in ("hybrid", other))
+            if values := paired(results, first, second):
+                words = ESTIMATES[estimate, refined]
+                lines.append((other, words, values, difference(results, first, second)))
     if not lines:
         return ""
     scale = Scale.over(value for _, _, values, _ in lines for value in values)
@@ -107,7 +105,7 @@ def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
 
 def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
     """A sentence on the paired difference; none where a method is missing."""
-    interval = difference(results, first, second)
+    interval = difference(results, default_line(first), default_line(second))
     if interval.n == 0:
         return ""
     if interval.low > 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import re
@@ -10,17 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.image
 
 matplotlib.use("Agg")
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from jukebox_core.separation.mask import stft
+from jukebox_core.evaluation.results import series, sources_of
 from jukebox_core.training.tracking import Row
-from scripts._results import NAMES, SYSTEMS, series, sources_of
+from scripts._results import NAMES, SYSTEMS
 
 COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
 _MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
@@ -81,52 +77,6 @@ def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") 
     axes.set_title(title)
     _legend(axes)
     return _svg(figure, title)
-
-
-def spectrogram(audio: Tensor, rate: int) -> str:
-    """Log-magnitude spectrogram of [T] as a data URI of a PNG: 80 dB, logarithmic frequency."""
-    n_fft, hop = 2048, 512
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(
-        audio, n_fft, hop, window=window, pad_mode="constant", return_complex=True
-    ).abs()
-    # Full scale: of a sine at amplitude 1. A fixed range makes all pictures of a page comparable.
-    level = 20 * (spectrum / (n_fft / 4)).clamp_min(1e-6).log10()  # [F, frames]
-    return _picture(level.numpy(), rate / n_fft, "magma", (-90, -10))
-
-
-def uncertainty(values: Tensor, audio: Tensor, rate: int, hertz: float, seconds: float) -> str:
-    """Picture of `Separator.uncertainty` [F, frames], drawn like `spectrogram`.
-
-    Black: 0, or a bin 40 dB under the mixture's loudest; yellow: 0.5.
-
-    Args:
-        values: bins `hertz` apart, frames `seconds` apart.
-        audio: [T], the mixture.
-        rate: its sample rate, in Hz.
-        hertz: between bins.
-        seconds: between frames.
-    """
-    level = stft(audio, round(rate / hertz), round(rate * seconds)).abs()
-    loud = level > 1e-2 * level.max()
-    return _picture((values.float() * loud).numpy(), hertz, "inferno", (0, 0.5))
-
-
-def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float, float]) -> str:
-    """[F, frames] over logarithmic frequency, from 40 Hz to the last bin's."""
-    last = len(values) - 1
-    wanted = np.geomspace(40, last * hertz, 96) / hertz
-    picture = png(values[wanted.round().astype(int).clip(max=last)], colours, scale)
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-def png(values: np.ndarray, colours: str, scale: tuple[float, float]) -> bytes:
-    """A pixel for each of [rows, columns], row 0 at the bottom; `colours` is Matplotlib's name."""
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(
-        buffer, values[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
-    )
-    return buffer.getvalue()
 
 
 def _legend(axes: Any) -> None:

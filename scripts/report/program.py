@@ -12,16 +12,17 @@ from __future__ import annotations
 import html
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jukebox_core.evaluation.results import load_results, sources_of
 from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
 from jukebox_core.training.tracking import Row, read_metrics
 from scripts._cli import program
-from scripts._results import describing, load_results, sources_of
 from scripts.report import plots, tables
 from scripts.report.answer import headline
 from scripts.report.page import TITLE, document, is_report, missing
@@ -69,6 +70,21 @@ def main(args: Args) -> None:
     print(args.output)
 
 
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Name the file in the errors of a block that takes values from it.
+
+    Raises:
+        ValueError: the file does not hold `what`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} does not hold {what} ({error!r})") from error
+
+
 def build_page(runs: Path) -> str:
     """The page of a folder of runs.
 
@@ -81,7 +97,7 @@ def build_page(runs: Path) -> str:
     path = runs / "results.json"
     if path.is_file():
         results = load_results(path)
-        with describing(path, "does not hold the results of scripts.evaluate"):
+        with _reading(path, "the results of an evaluation"):
             parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
             parts += [listen(results, path.parent)]
             last = [_method(results), _again(results, runs)]
@@ -117,7 +133,7 @@ def _ablation(runs: Path) -> str:
     path = runs / "ablation" / "ablation.json"
     if not path.is_file():
         return ""
-    with describing(path, "does not hold the tables of scripts.ablate"):
+    with _reading(path, "the tables of an ablation"):
         return tables.ablation(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -7,16 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jukebox_core.evaluation.bootstrap import Interval
+from jukebox_core.evaluation.results import MUSEVAL, as_interval, find_row, sources_of
 from scripts._results import (
-    MUSEVAL,
     NAMES,
-    SEED_NOTE,
-    SEED_TABLE,
+    REFERENCE_NOTE,
+    REFERENCE_TABLE,
     SYSTEMS,
-    as_interval,
-    find_row,
     line_name,
-    sources_of,
     table_lines,
 )
 from scripts.ablate.plots import shown
@@ -59,7 +56,7 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         "<p><em>What you get</em> averages all candidates into a mask of the mixture. "
         "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> is the one "
         "whose spectrum fits the mixture best, the <em>oracle pick</em> is chosen per source with "
-        "the truth in hand, as in the original report. Seconds are of the clock, beside whatever "
+        "the truth in hand, as in the reference report. Seconds are of the clock, beside whatever "
         "else ran: for costs side by side there is <code>benchmarks.bench_methods</code>.</p>"
         f"{_seed_table()}{_other_metrics(results)}</section>"
     )
@@ -69,11 +66,11 @@ def _seed_table() -> str:
     rows = "".join(
         f'<tr style="--c:{_colour(method)}"><th>{NAMES[method]}</th><td>{row["bass"]:.2f}</td>'
         f"<td>{row['drums']:.2f}</td><td>{row['seconds']:.1f}</td></tr>"
-        for method, row in SEED_TABLE.items()
+        for method, row in REFERENCE_TABLE.items()
     )
     return (
-        '<details open><summary>The original report</summary><div class="scroll"><table>'
-        f"<caption>{SEED_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
+        '<details open><summary>The reference report</summary><div class="scroll"><table>'
+        f"<caption>{REFERENCE_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
         f"<th>s</th></tr></thead><tbody>{rows}</tbody></table></div><p>Its data, models and "
         "machine were others: its numbers are context, not a comparison.</p></details>"
     )
@@ -82,7 +79,7 @@ def _seed_table() -> str:
 def _other_metrics(results: Mapping[str, Any]) -> str:
     """The means of the other metrics, folded away."""
     labels = {
-        "sdr_seed": "SDR, museval windows",
+        "sdr_bsseval": "SDR, museval windows",
         MUSEVAL: "SDR by museval",
         "si_sdr": "SI-SDR",
         "si_sdri": "SI-SDR gain",
