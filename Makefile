@@ -39,7 +39,7 @@ PARTS := $(wildcard $(MODELS)/*/*.safetensors $(MODELS)/*/*/weights.safetensors)
 endif
 
 results: $(READY) $(addprefix $(MODELS)/tuned/,hybrid.json lass.json lqvae.json)
-	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --strengths 3 10 --sigmas 0.3 0.4 --output $(OUT)/likelihood.json
+	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --smoothings 3 10 --sigmas 0.3 0.4 --output $(OUT)/likelihood.json
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(DATA) --output $(OUT) --candidates 32
 	test -d $(OUT)/fresh || $(BIN)/python -m scripts.make_synthetic --output $(OUT)/fresh --tracks 60 --seconds 20 --parts bass drums --seed 1 --split 0 0 1
 	test -d $(OUT)/fresh_data || $(BIN)/python -m scripts.prepare_slakh --slakh $(OUT)/fresh --output $(OUT)/fresh_data

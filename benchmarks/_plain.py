@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.prior.model import AutoregressivePrior, Block
-from jukebox_core.separation.protocols import PairScores
+from jukebox_core.separation.likelihood import PairScores
 
 
 class PlainDecoder:

@@ -37,14 +37,14 @@ from torch import Tensor
 
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
-from jukebox_core.evaluation.estimates import choose_chunks, silence_rule
+from jukebox_core.evaluation.chunks import choose_chunks, silence_rule
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._models import METHODS, Method, build_separator
+from scripts._methods import METHODS, MethodName
 from scripts._results import text_table
-from scripts._settings import Settings, resolve
 
-PARTS = ("candidates", "pick", "mask")
+PARTS = ("candidates", "selection", "mask")
 Seconds = dict[str, float]
 """{part: seconds} of one turn."""
 
@@ -86,14 +86,17 @@ def main(args: Args) -> None:
         if args.threads < 1:
             raise ValueError(f"--threads is {args.threads}, expected at least 1")
         torch.set_num_threads(args.threads)
-    systems = {m: build_separator(m, args.models, candidates=args.candidates) for m in METHODS}
+    systems = {
+        name: method.load_separator(args.models, device="cpu", candidates=args.candidates)
+        for name, method in METHODS.items()
+    }
     positions = min(args.chunk_codes, *(system.window for system in systems.values()))
     length = positions * systems["hybrid"].codec.config.hop
     manifest, rule = load_manifest(args.data), silence_rule(False)[1]
     chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)[0]
     mixtures = torch.stack([chunk.mixture for chunk in chosen])
 
-    def run(method: Method, turn: int) -> Seconds:
+    def run(method: MethodName, turn: int) -> Seconds:
         return separate(systems[method], mixtures, args.seed + turn)
 
     turns = take_turns({m: partial(run, m) for m in METHODS}, args.repeats)
@@ -105,7 +108,7 @@ def main(args: Args) -> None:
             **costs(turns, method, len(chosen)),
             "threads": torch.get_num_threads(),
             "chunks": len(chosen),
-            "settings": resolve(Settings(), args.models, method),
+            "settings": vars(METHODS[method].resolve(Settings(), args.models)),
         }
         for method in METHODS
     ]
@@ -136,10 +139,9 @@ def separate(system: Separator, mixtures: Tensor, seed: int) -> Seconds:
     times = [time.perf_counter()]
     candidates = system.candidates(mixtures, generator)
     times.append(time.perf_counter())
-    system.pick(mixtures, candidates, system.alpha)
+    system.selection(mixtures, candidates)
     times.append(time.perf_counter())
-    weights = system.average(mixtures, candidates, system.alpha)
-    system.refinement(mixtures, candidates.audio, weights, system.alpha)
+    system.mask(mixtures, candidates, system.weights(mixtures, candidates))
     times.append(time.perf_counter())
     return {name: times[i + 1] - times[i] for i, name in enumerate(PARTS)}
 

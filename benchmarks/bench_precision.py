@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks._common import Flags, prepare
 from jukebox_core.config import PRESETS
+from jukebox_core.prior.joint import Precision, accelerate
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.acceleration import Precision, accelerate
 from scripts._cli import program
 
 

@@ -27,15 +27,16 @@ from torch import Tensor
 
 from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
-from hybrid import POOLED_WEIGHT, PooledLikelihood
+from hybrid import PooledLikelihood
+from hybrid.separator import POOLED_EXPONENT
 from jukebox_core.config import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
+from jukebox_core.prior.joint import JointPriors, Precision, accelerate, choose_dtype
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.acceleration import Precision, accelerate, choose_dtype
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.separation.protocols import JointPriors, Likelihood
+from jukebox_core.separation.likelihood import Likelihood
 from lass.counts import Counts
-from lass.likelihood import WEIGHT, CountLikelihood, SmoothedLikelihood
+from lass.likelihood import EXPONENT, CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals
 from lqvae.likelihood import LatentGaussianLikelihood
 from scripts._cli import program
@@ -192,16 +193,16 @@ def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
     codebook = torch.randn(n_codes, width, generator=generator).to(args.device)
     sums = torch.randint(n_codes, (n_codes, n_codes), generator=generator).to(args.device)
     # A trained codebook's neighbours are near: distances of a few sigma, not of tens.
-    kernel = LatentGaussianLikelihood(codebook / width**0.5, sums)
+    gaussian = LatentGaussianLikelihood(codebook / width**0.5, sums)
     if method == "lqvae":
-        return kernel
+        return gaussian
     counts = random_counts(n_codes, min(args.pairs, n_codes**2 // 2))
     if args.published:
         return CountLikelihood(counts, device=args.device)
-    weight = WEIGHT if method == "lass" else POOLED_WEIGHT
-    backoff = Marginals(counts, args.device)
-    counted = SmoothedLikelihood(counts, backoff, weight, device=args.device)
-    return counted if method == "lass" else PooledLikelihood(counted, kernel)
+    exponent = EXPONENT if method == "lass" else POOLED_EXPONENT
+    base = Marginals(counts, args.device)
+    counted = SmoothedLikelihood(counts, base, exponent, device=args.device)
+    return counted if method == "lass" else PooledLikelihood(counted, gaussian)
 
 
 @functools.cache

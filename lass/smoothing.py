@@ -1,14 +1,14 @@
-"""What a pair of codes says of the mixture's code before the pair itself was counted often.
+"""Base distributions for the smoothing of counts.
 
-A back-off is a distribution q(m | z1, z2) over the mixture codes of every pair; the smoothed
-likelihood (`lass.likelihood.SmoothedLikelihood`) takes it for so many observations. This is
-Dirichlet smoothing with q as the prior's mean (MacKay and Bauman Peto 1995).
+A base distribution q(m | z1, z2) estimates the mixture code of every pair; the smoothed likelihood
+(`lass.likelihood.SmoothedLikelihood`) adds it to the counts as pseudo-observations. This is
+Dirichlet smoothing with q as the mean of the prior (MacKay and Bauman Peto 1995).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,19 +16,24 @@ from torch import Tensor
 
 from lass.counts import Counts
 
-__all__ = ["BACKOFFS", "Backoff", "MakeBackoff", "Marginals", "Overall", "overall_frequencies"]
+__all__ = ["BASES", "Base", "MakeBase", "Marginals", "Overall", "overall_frequencies"]
 
-_TOWARDS_OVERALL = 10.0
-"""Observations that p(m) is worth in p(m | code)."""
+_CONCENTRATION = 10.0
+"""Pseudo-observations of p(m) in p(m | code)."""
 
 
-class Backoff(Protocol):
-    """q(m | z1, z2) of all pairs."""
+class Base(Protocol):
+    """A base distribution q(m | z1, z2) over the mixture codes of all pairs."""
 
     n_codes: int
 
-    def given(self, mixture_code: int) -> Tensor:
+    def probabilities(self, mixture_code: int) -> Tensor:
         """q(mixture_code | z1, z2), [K * K] in row-major order; the caller may write to it."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its name as `smoothing_base`, and further values, ready for JSON."""
         ...
 
 
@@ -39,19 +44,23 @@ def overall_frequencies(counts: Counts) -> Tensor:
 
 
 class Overall:
-    """q(m | z1, z2) = p(m): what is known without looking at the pair."""
+    """q(m | z1, z2) = p(m), whatever the pair."""
+
+    settings: ClassVar[dict[str, Any]] = {"smoothing_base": "overall"}
 
     def __init__(self, counts: Counts, device: torch.device | str = "cpu"):
         self.n_codes = counts.n_codes
         self._frequencies = overall_frequencies(counts).float().to(device)
 
-    def given(self, mixture_code: int) -> Tensor:
+    def probabilities(self, mixture_code: int) -> Tensor:
         """p(mixture_code) for every pair, [K * K]."""
         return self._frequencies[mixture_code].repeat(self.n_codes**2)
 
 
 class Marginals:
-    """q(m | z1, z2) = (p(m | z1) + p(m | z2)) / 2: the mean of what each code says alone."""
+    """q(m | z1, z2) = (p(m | z1) + p(m | z2)) / 2."""
+
+    settings: ClassVar[dict[str, Any]] = {"smoothing_base": "marginals"}
 
     def __init__(self, counts: Counts, device: torch.device | str = "cpu"):
         self.n_codes = counts.n_codes
@@ -72,16 +81,16 @@ class Marginals:
         """p(m | code), [K, K], float64."""
         k = len(overall)
         table = torch.zeros(k * k, dtype=torch.float64).index_add_(0, codes * k + mixture, seen)
-        smoothed = table.view(k, k) + _TOWARDS_OVERALL * overall
+        smoothed = table.view(k, k) + _CONCENTRATION * overall
         return smoothed / smoothed.sum(1, keepdim=True)
 
-    def given(self, mixture_code: int) -> Tensor:
+    def probabilities(self, mixture_code: int) -> Tensor:
         """The mean of both codes' p(mixture_code | code), [K * K]."""
         first, second = (half[mixture_code] for half in self._halves)
         return (first.unsqueeze(1) + second).flatten()
 
 
-MakeBackoff: TypeAlias = Callable[[Counts, torch.device | str], Backoff]
-"""From counts, and the device where q is wanted."""
-BACKOFFS: Mapping[str, MakeBackoff] = {"marginals": Marginals, "overall": Overall}
-"""Those that counts alone give, by name."""
+MakeBase: TypeAlias = Callable[[Counts, torch.device | str], Base]
+"""Makes a base distribution of counts on a device."""
+BASES: Mapping[str, MakeBase] = {"marginals": Marginals, "overall": Overall}
+"""The base distributions that need only counts, by name."""

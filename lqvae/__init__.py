@@ -1,7 +1,14 @@
 """LQ-VAE (arXiv 2110.05313): a codec with a linear latent space, a Gaussian likelihood."""
 
-from lqvae.likelihood import LatentGaussianLikelihood, build_likelihood
+from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.objective import LinearisationObjective
+from lqvae.separator import METHOD, load_separator
 from lqvae.sums import code_sums
 
-__all__ = ["LatentGaussianLikelihood", "LinearisationObjective", "build_likelihood", "code_sums"]
+__all__ = [
+    "METHOD",
+    "LatentGaussianLikelihood",
+    "LinearisationObjective",
+    "code_sums",
+    "load_separator",
+]

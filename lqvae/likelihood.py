@@ -1,29 +1,24 @@
-"""The LQ-VAE's Gaussian likelihood over the table of code sums."""
+"""The LQ-VAE's Gaussian likelihood over the table of code sums (LQ-VAE, eq. 10)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from jukebox_core.checks import require
-from jukebox_core.separation.protocols import PairScores
-from lqvae.sums import check_sum_codes, load_sums
+from jukebox_core.separation.likelihood import PairScores, check_sigma
+from lqvae.sums import check_sum_codes
+
+__all__ = ["SIGMA", "LatentGaussianLikelihood"]
 
 SIGMA = 0.4
-_SMALLEST, _LARGEST = 1e-15, 1e15  # so that sigma^2, and quotients by it, fit in float32
-
-
-def check_sigma(name: str, value: object) -> None:
-    """Raise ValueError unless it is a valid standard deviation; the message calls it `name`."""
-    require(name, value, at_least=_SMALLEST, at_most=_LARGEST)
 
 
 class LatentGaussianLikelihood:
     """N(e[z_mix]; e[sum_codes[z1, z2]], sigma^2 I) (LQ-VAE, eq. 10, in the quantised space).
 
-    Two tables do: the distances between codes [K, K], and the code of every pair's sum [K, K].
+    It needs two tables: the distances between codes [K, K] and the code of every pair's sum [K, K].
     """
 
     def __init__(self, codebook: Tensor, sum_codes: Tensor, sigma: float = SIGMA):
@@ -54,7 +49,7 @@ class LatentGaussianLikelihood:
             codebook.float(), codebook.float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
         self.log_density = -distances.square() / (2 * sigma**2)
-        """Of mixture codes under the code of a sum, [K, K], up to a constant."""
+        """Log-density of mixture codes given the code of a sum, [K, K], up to a constant."""
         if not self.log_density.isfinite().all():
             raise ValueError(
                 f"sigma is {sigma}, too small for codes up to {distances.max():.3g} apart: use a "
@@ -62,22 +57,10 @@ class LatentGaussianLikelihood:
             )
 
     def scores(self, mixture_code: int) -> PairScores:
-        """log-density of the mixture code's vector under every sum, and the sum of every pair."""
+        """The log-density of the mixture code's vector given every sum, and every pair's sum."""
         return PairScores(self.log_density[mixture_code], lookup=self.sum_codes)
 
-
-def build_likelihood(
-    sums: Path,
-    codebook: Tensor,
-    *,
-    sigma: float = SIGMA,
-    codec_fingerprint: str | None = None,
-) -> LatentGaussianLikelihood:
-    """The likelihood of a codec, from its file of code sums.
-
-    Raises:
-        FileNotFoundError: the file is missing.
-        ValueError: it belongs to another codec.
-    """
-    table = load_sums(sums, codec_fingerprint).to(codebook.device)
-    return LatentGaussianLikelihood(codebook, table, sigma)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The standard deviation."""
+        return {"sigma": self.sigma}

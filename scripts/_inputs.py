@@ -1,9 +1,10 @@
-"""What scripts.separate plans before it separates: which files, where to, by whom, what is done."""
+"""Audio files to separate: which, where their stems go, who separates them, which are finished."""
 
 from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = [
     "Job",
     "assign",
     "check_same_song",
+    "failure_of",
     "find_jobs",
     "identify_input",
     "identify_models",
@@ -50,6 +52,15 @@ class Failure(NamedTuple):
 
     path: Path
     message: str
+
+
+def failure_of(path: Path, error: Exception) -> Failure:
+    """Why a file could not be separated, in one line; a bug's traceback is also printed."""
+    message = one_line(error)
+    if not isinstance(error, ValueError | OSError):
+        traceback.print_exception(error)
+        message = f"{type(error).__name__}: {error}"
+    return Failure(path, message if path.name in message else f"{path}: {message}")
 
 
 def find_jobs(given: Sequence[Path], output: Path) -> tuple[list[Job], list[Failure]]:

@@ -88,7 +88,7 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
 
     Args:
         results: the content of results.json.
-        metric: one of `results.METRICS`.
+        metric: one of `scores.METRICS`.
     """
     sources = sources_of(results)
     head = ["method", "estimate", *sources, "mean", "s / chunk"]

@@ -1,221 +1,85 @@
-"""Many ways to separate the same chunks, scored side by side: what tuning and ablation run.
+"""Score many settings on the same chunks, for tuning and ablation.
 
-A `Draw` is what costs: candidates of all chunks under one setting of the sampling. From the same
-candidates any number of `Way`s give estimates. Draws are processes of one thread each; the scores
-of each are kept on disk, so that a study that was stopped goes on. They are kept by everything they
-depend on: chunks, models, the settings as resolved (the tuned ones too), and the code.
+A `Draw` is the expensive part: candidates of all chunks with one setting of the sampling. Any
+number of estimators can be applied to the same candidates. Draws run in processes of one thread
+each, and the scores of each are kept on disk, so that a stopped sweep continues.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import hashlib
-import json
 import multiprocessing
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from jukebox_core.checkpoints import load_codec
 from jukebox_core.datasets.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.evaluation import metrics
-from jukebox_core.evaluation.estimates import Chunk, choose_chunks, one_of, silence_rule
-from jukebox_core.files import check_replaceable, json_with, sha256, write_json
-from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair
-from jukebox_core.separation.selection import Candidates, PosteriorMean, Selection
-from jukebox_core.vqvae.model import VQVAE
-from scripts._models import Method, build_separator, sizes_of
-from scripts._settings import AFTERWARDS, Settings, resolve
-from scripts.evaluate.describe import fingerprints
+from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
+from jukebox_core.evaluation.estimates import Estimator, draw_candidates
+from jukebox_core.files import check_replaceable, sha256
+from jukebox_core.kept import is_kept, kept, key_of, read_kept
+from jukebox_core.separation.loading import fingerprints, sizes_of
+from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
+from scripts._methods import METHODS, MethodName
 
-__all__ = [
-    "Draw",
-    "Oracle",
-    "Picked",
-    "PickedApart",
-    "Refined",
-    "RoundTrip",
-    "Scores",
-    "Single",
-    "Study",
-    "Way",
-    "run_draws",
-]
+__all__ = ["Draw", "Scores", "Sweep", "run_draws"]
 
 _BATCH = 4  # chunks sampled together by one process
-_CODE = (
-    "jukebox_core/separation",
-    "jukebox_core/vqvae",
-    "jukebox_core/prior",
-    "lqvae",
-    "lass",
-    "hybrid",
-    "scripts/_models.py",
-    "jukebox_core/evaluation/estimates.py",
-    "scripts/_sweep.py",
-)
-"""What makes candidates, and estimates of them; the settings are identified by their values."""
-
-
-class Way(Protocol):
-    """From candidates of one chunk to estimates {source: [T]} at the sources' scale."""
-
-    def __call__(
-        self,
-        mixture: Tensor,
-        candidates: Candidates,
-        alpha: Mapping[str, float],
-        truth: Mapping[str, Tensor],
-    ) -> dict[str, Tensor]:
-        """Estimates for a mixture [1, T]; only an oracle looks at the truth {source: [T]}."""
-        ...
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """Per source the raw candidate of the highest SDR against the truth."""
-
-    def __call__(self, mixture, candidates, alpha, truth):
-        """Estimates {source: [T]}."""
-        return {
-            name: x[0, int(metrics.sdr(truth[name], x[0]).argmax())]
-            for name, x in candidates.audio.items()
-        }
-
-
-@dataclass(frozen=True)
-class Single:
-    """The first candidate, raw."""
-
-    def __call__(self, mixture, candidates, alpha, truth):
-        """Estimates {source: [T]}."""
-        return {name: x[0, 0] for name, x in candidates.audio.items()}
-
-
-@dataclass(frozen=True)
-class Picked:
-    """The raw candidate that a selection picks."""
-
-    pick: Selection
-
-    def __call__(self, mixture, candidates, alpha, truth):
-        """Estimates {source: [T]}."""
-        best = int(self.pick(mixture, candidates, alpha).argmax(1))
-        return {name: x[0, best] for name, x in candidates.audio.items()}
-
-
-@dataclass(frozen=True)
-class PickedApart:
-    """Per source the raw candidate that a choice picks for it, {source: [B]}."""
-
-    pick: RejectionPair | RejectionMarginals
-
-    def __call__(self, mixture, candidates, alpha, truth):
-        """Estimates {source: [T]}."""
-        best = self.pick(mixture, candidates, alpha)
-        return {name: x[0, int(best[name][0])] for name, x in candidates.audio.items()}
-
-
-@dataclass(frozen=True)
-class RoundTrip:
-    """Mixtures [B, T] as a codec gives them back, on the CPU.
-
-    codec: its run's folder; scores are kept by its weights, wherever it lies.
-    """
-
-    codec: Path = field(repr=False)
-
-    @torch.no_grad()
-    def __call__(self, mixture: Tensor) -> Tensor:
-        """The round trip, [B, T], T a multiple of the hop.
-
-        Raises:
-            FileNotFoundError: there is no codec in the folder.
-        """
-        codec = _codec(self.codec)
-        return codec.decode(codec.encode(mixture)).float()
-
-
-@functools.lru_cache(maxsize=2)
-def _codec(folder: Path) -> VQVAE:
-    return load_codec(folder)
-
-
-@dataclass(frozen=True)
-class Refined:
-    """The mixture masked with the candidates' average."""
-
-    mask: RatioMask = field(default_factory=RatioMask)
-    average: Selection = field(default_factory=PosteriorMean)
-
-    def __call__(self, mixture, candidates, alpha, truth):
-        """Estimates {source: [T]}."""
-        weights = self.average(mixture, candidates, alpha)
-        return {
-            name: x[0] for name, x in self.mask(mixture, candidates.audio, weights, alpha).items()
-        }
 
 
 class Draw(NamedTuple):
-    """Candidates under one setting. options: of `build_separator`, in alphabetical order."""
+    """Candidates of all chunks with one setting of the sampling.
 
-    method: Method
-    options: tuple[tuple[str, Any], ...] = ()
+    candidates: per chunk; None: the number of the models' preset. seed: random seed for sampling.
+    """
+
+    method: MethodName
+    settings: Settings = Settings()
+    candidates: int | None = None
     seed: int = 0
-
-    @classmethod
-    def of(cls, method: Method, seed: int = 0, **options: Any) -> Draw:
-        """A draw with these options of `build_separator`."""
-        return cls(method, tuple(sorted(options.items())), seed)
 
 
 class Scores(NamedTuple):
-    """Of one draw. values: {way: {source: SDR of every chunk, in dB}}. seconds: per chunk."""
+    """values: {estimator: {source: SDR of every chunk, in dB}}. seconds: per chunk."""
 
     values: dict[str, dict[str, list[float]]]
     seconds: float
 
-    def mean(self, way: str) -> list[float]:
-        """Of every chunk, the mean over the sources."""
-        columns = zip(*self.values[way].values(), strict=True)
+    def mean(self, estimator: str) -> list[float]:
+        """The mean over the sources of every chunk, in dB."""
+        columns = zip(*self.values[estimator].values(), strict=True)
         return [sum(column) / len(column) for column in columns]
 
 
 @dataclass(frozen=True)
-class Study:
-    """The chunks and the models that every draw shares."""
+class Sweep:
+    """The chunks and the models that all draws share.
+
+    seed: random seed for the choice of chunks. tuned: settings without a value are the tuned ones,
+    otherwise the defaults.
+    """
 
     models: Path
     data: Path
     split: str
     chunks: int
     seed: int = 0
-    """Of the chunks."""
     chunk_codes: int = 1024
     tuned: bool = True
-    """Take the settings that a draw leaves open from what was tuned; otherwise built in."""
 
     def load(self, length: int) -> list[Chunk]:
-        """The chunks, `length` samples each."""
-        manifest = load_manifest(self.data)
-        return choose_chunks(
-            manifest, self.split, self.chunks, length, self.seed, silence_rule(False)[1]
-        )[0]
+        """The chunks, of `length` samples each."""
+        manifest, rule = load_manifest(self.data), silence_rule(False)[1]
+        return choose_chunks(manifest, self.split, self.chunks, length, self.seed, rule)[0]
 
     def identity(self) -> dict[str, Any]:
-        """What scores depend on besides the draw and the ways."""
+        """What the chunks depend on."""
         return {
-            "code": code_digest(),
-            "torch": torch.__version__,
             "data": sha256(self.data / MANIFEST_NAME),
             "split": self.split,
             "chunks": self.chunks,
@@ -223,161 +87,104 @@ class Study:
             "chunk_codes": self.chunk_codes,
         }
 
+    def resolve(self, draw: Draw) -> Draw:
+        """The same draw with all settings that its candidates depend on, and no others."""
+        models = self.models if self.tuned else None
+        full = METHODS[draw.method].resolve(draw.settings, models, strict=False)
+        return draw._replace(settings=full.without(*AFTER_SAMPLING))
+
 
 def run_draws(
-    study: Study, draws: Mapping[Draw, Mapping[str, Way]], folder: Path, jobs: int
+    sweep: Sweep, draws: Mapping[Draw, Mapping[str, Estimator]], folder: Path, jobs: int
 ) -> dict[Draw, Scores]:
-    """The scores of every draw; those that `folder` holds already are not made again.
+    """The scores of every draw; scores that `folder` holds are reused.
 
-    Draws whose settings come to the same are made once.
+    Draws whose resolved settings are equal are made once.
 
     Args:
-        study: chunks and models.
-        draws: {setting of the sampling: {name: how its candidates become estimates}}.
-        folder: of the scores' files.
-        jobs: processes, of one thread each; 1: this one does it.
+        sweep: chunks and models.
+        draws: {draw: {name: estimator}}.
+        folder: of the files of scores.
+        jobs: processes, of one thread each; 1: no further process.
 
     Raises:
-        ValueError: the tuned file is damaged, or the numbers of a draw do not fit the models.
+        ValueError: the file of tuned settings is damaged, or the numbers of a draw do not fit the
+            models.
         FileNotFoundError: a part of the models or of the data is missing.
-        FileExistsError: a file of another program is in the place of a file of scores.
+        FileExistsError: a file of another program has the name of a file of scores.
     """
-    resolved = {draw: _resolved(study, draw) for draw in draws}
-    wanted: dict[Draw, dict[str, Way]] = {}
-    for draw, ways in draws.items():
-        wanted.setdefault(resolved[draw], {}).update(ways)
-    for draw in wanted:
-        options = dict(draw.options)
-        candidates, shifts = options.get("candidates"), options.get("shifts")
-        sizes_of(draw.method, study.models, candidates, shifts=shifts)
-    paths = {draw: _path(study, draw, folder) for draw in wanted}
-    stored = {draw: _stored(paths[draw], ways) for draw, ways in wanted.items()}
-    found = {draw: scores for draw, scores in stored.items() if scores is not None}
-    missing = [(draw, ways, paths[draw]) for draw, ways in wanted.items() if draw not in found]
-    for _, _, path in missing:
-        check_replaceable(path, json_with("ways", "values", "seconds"), "a file of scores")
+    resolved = {draw: sweep.resolve(draw) for draw in draws}
+    needed: dict[Draw, dict[str, Estimator]] = {}
+    for draw, estimators in draws.items():
+        needed.setdefault(resolved[draw], {}).update(estimators)
+    for draw in needed:
+        folder_of_models = METHODS[draw.method].folder(sweep.models)
+        sizes_of(folder_of_models, draw.candidates, shifts=draw.settings.shifts)
+    tasks = [_Task(sweep, draw, estimators, folder) for draw, estimators in needed.items()]
+    missing = [task for task in tasks if read_kept(task.path, task.key) is None]
+    for task in missing:
+        check_replaceable(task.path, is_kept, "a file of scores")
     with tqdm(total=len(missing), unit="draw", disable=None) as bar:
-        for draw, scores in _scored(study, missing, jobs):
-            found[draw] = scores
+        for _ in _finished(missing, jobs):
             bar.update()
-    return {draw: found[resolved[draw]] for draw in draws}
+    scores = {task.draw: task.run() for task in tasks}
+    return {draw: scores[resolved[draw]] for draw in draws}
 
 
-def _resolved(study: Study, draw: Draw) -> Draw:
-    """The same draw with all settings that its candidates depend on, and no others.
+class _Task:
+    """A resolved draw with its estimators, and the file that keeps its scores."""
 
-    Those that are left to the likelihood stay so: the code has their values.
-    """
-    given = dict(draw.options)
-    settings = Settings(**{k: v for k, v in given.items() if k in vars(Settings())})
-    values = resolve(settings, study.models, draw.method, tuned=study.tuned, strict=False)
-    others = {name: value for name, value in given.items() if name not in values}
-    known = {k: v for k, v in values.items() if k not in AFTERWARDS and v is not None}
-    return Draw.of(draw.method, draw.seed, **others, **known)
+    def __init__(self, sweep: Sweep, draw: Draw, estimators: Mapping[str, Estimator], folder: Path):
+        self.sweep, self.draw, self.estimators = sweep, draw, dict(estimators)
+        method = METHODS[draw.method]
+        tables = method.tables(draw.settings)
+        identity = sweep.identity() | {
+            "models": fingerprints(method.folder(sweep.models), tables),
+            "draw": [draw.method, draw.settings.explicit(), draw.candidates, draw.seed],
+            "estimators": {name: repr(each) for name, each in self.estimators.items()},
+        }
+        self.key = key_of(identity)
+        self.path = folder / f"{draw.method}_{draw.seed}_{self.key[:16]}.json"
+
+    def run(self) -> Scores:
+        """The scores, from the disk if they are there."""
+        return Scores(**kept(self.path, self.key, lambda: self._score()._asdict()))
+
+    def run_alone(self) -> None:
+        """`run` in a process of its own, of one thread: others run beside it."""
+        torch.set_num_threads(1)
+        self.run()
+
+    def _score(self) -> Scores:
+        sweep, draw = self.sweep, self.draw
+        separator = METHODS[draw.method].load_separator(
+            sweep.models, draw.settings, "cpu", candidates=draw.candidates, tuned=False
+        )
+        length = separator.codec.config.hop * min(sweep.chunk_codes, separator.window)
+        chunks = sweep.load(length)
+        values: dict[str, dict[str, list[float]]] = {
+            name: {source: [] for source in separator.sources} for name in self.estimators
+        }
+        seconds = 0.0
+        for chunk, candidates, took in draw_candidates(separator, chunks, draw.seed, _BATCH):
+            seconds += took
+            for name, estimator in self.estimators.items():
+                for source, stem in estimator(chunk, candidates).items():
+                    score = metrics.sdr(chunk.sources[source], stem)
+                    values[name][source].append(score.item())
+        return Scores(values, seconds / len(chunks))
 
 
-@functools.cache
-def code_digest() -> str:
-    """Of the modules that scores depend on; comments, docstrings and layout do not change it."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for part in _CODE:
-        path = root / part
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix in (".py", ".c"):
-                text = file.read_text(encoding="utf-8")
-                digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
-                digest.update((_bare(text) if file.suffix == ".py" else text).encode())
-    return digest.hexdigest()
-
-
-def _bare(text: str) -> str:
-    """Python source without what does nothing: comments, layout, strings that stand alone."""
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_remark(line)]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_remark(line: ast.stmt) -> bool:
-    value = line.value if isinstance(line, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
-
-
-def _scored(
-    study: Study, draws: Sequence[tuple[Draw, dict[str, Way], Path]], jobs: int
-) -> Iterator[tuple[Draw, Scores]]:
-    """The draws as they are done."""
-    if jobs == 1 or len(draws) < 2:
-        for item in draws:
-            yield item[0], _score(study, *item)
+def _finished(tasks: Sequence[_Task], jobs: int) -> Iterator[_Task]:
+    """The tasks as they finish."""
+    if jobs == 1 or len(tasks) < 2:
+        for task in tasks:
+            task.run()
+            yield task
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(draws)), mp_context=context) as pool:
-        running = {pool.submit(_alone, study, *item): item[0] for item in draws}
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+        running = {pool.submit(task.run_alone): task for task in tasks}
         for done in as_completed(running):
-            yield running[done], done.result()
-
-
-def _alone(study: Study, draw: Draw, ways: dict[str, Way], path: Path) -> Scores:
-    """A draw in a process of its own, which shares the cores with others of one thread each."""
-    torch.set_num_threads(1)
-    return _score(study, draw, ways, path)
-
-
-def _path(study: Study, draw: Draw, folder: Path) -> Path:
-    """Of the scores of a resolved draw."""
-    known = study.identity() | {
-        "models": fingerprints(study.models, draw.method),
-        "draw": draw,
-    }
-    key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
-    return folder / f"{draw.method}_{draw.seed}_{key[:16]}.json"
-
-
-def _stored(path: Path, ways: Mapping[str, Way]) -> Scores | None:
-    """Scores of these very ways, if they are there."""
-    try:
-        part = json.loads(path.read_text(encoding="utf-8"))
-        if any(part["ways"][name] != repr(way) for name, way in ways.items()):
-            return None
-        return Scores({name: part["values"][name] for name in ways}, part["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _score(study: Study, draw: Draw, ways: dict[str, Way], path: Path) -> Scores:
-    """Sample, estimate, score and store one resolved draw."""
-    separator = build_separator(draw.method, study.models, tuned=False, **dict(draw.options))
-    length = separator.codec.config.hop * min(study.chunk_codes, separator.window)
-    chunks = study.load(length)
-    values: dict[str, dict[str, list[float]]] = {
-        name: {source: [] for source in separator.sources} for name in ways
-    }
-    seconds = 0.0
-    for chunk, candidates, took in _candidates(separator, chunks, draw.seed):
-        seconds += took
-        for name, way in ways.items():
-            stems = way(chunk.mixture[None], candidates, separator.alpha, chunk.sources)
-            for source, stem in stems.items():
-                score = metrics.sdr(chunk.sources[source], stem)
-                values[name][source].append(score.item())
-    scores = Scores(values, seconds / len(chunks))
-    write_json(
-        path,
-        {"ways": {name: repr(way) for name, way in ways.items()}, **scores._asdict()},
-    )
-    return scores
-
-
-def _candidates(separator, chunks: Sequence[Chunk], seed: int) -> Iterator:
-    """(chunk, its candidates, seconds) one by one."""
-    generator = torch.Generator().manual_seed(seed)
-    for i in range(0, len(chunks), _BATCH):
-        group = chunks[i : i + _BATCH]
-        began = time.perf_counter()
-        drawn = separator.candidates(torch.stack([c.mixture for c in group]), generator)
-        took = (time.perf_counter() - began) / len(group)
-        for b, chunk in enumerate(group):
-            yield chunk, one_of(drawn, b), took
+            done.result()
+            yield running[done]

@@ -29,7 +29,7 @@ from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import PRESETS, TrainConfig
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import paired_difference
-from jukebox_core.evaluation.estimates import Chunk, choose_chunks, silence_rule
+from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.results import find_row, load_results, series
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json

@@ -22,9 +22,9 @@ from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import check_replaceable, table_of
 from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
+from jukebox_core.separation.loading import pick_device
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
-from scripts._models import pick_device
 
 BATCH = 4
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
+from jukebox_core.separation.loading import pick_device
 from jukebox_core.separation.memory import free_bytes
 from jukebox_core.training.distributed import Ranks, set_threads
 from jukebox_core.vqvae.model import VQVAE
@@ -49,7 +50,6 @@ from lass.counts import (
 )
 from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
-from scripts._models import pick_device
 
 _RUNS = 16
 """Largest number of run files per iteration: a tiny buffer would make a file of each triple."""

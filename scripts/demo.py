@@ -25,7 +25,7 @@ from jukebox_core.config import PRESETS
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, write_json
 from scripts._cli import program
-from scripts._models import FAMILY, METHODS
+from scripts._methods import METHODS
 from scripts._results import NAMES, format_table
 from scripts.evaluate.outputs import EXAMPLES, Outputs
 from scripts.report.page import is_report
@@ -190,7 +190,7 @@ def stages(args: Args) -> list[Stage]:
     threads = max(1, _cores(args) // len(METHODS))
     score += ("--chunks", str(args.chunks), "--threads", str(threads), *seed)
     for method in METHODS:
-        objective = FAMILY[method]
+        objective = METHODS[method].family
         tables = {
             "lqvae": ("code sums",),
             "lass": (f"counts {objective}",),

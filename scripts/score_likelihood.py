@@ -6,7 +6,7 @@ Pairs of the same song and place are encoded, sources and mixture, and every var
 the mixture's code: bits per code (fewer are better; blind guessing costs log2 K), and bits about
 the pair at several lambdas (more are better), see `jukebox_core.evaluation.likelihood`. Nothing is
 trained or chosen here; the songs are those of the validation split. Every row is normalised over
-the mixture's codes. Where they separate, the Gaussian and what is multiplied by it (times kernel)
+the mixture's codes. Where they separate, the Gaussian and what is multiplied by it (times Gaussian)
 are not.
 
     python -m scripts.score_likelihood --models ... --data ... --counts gains.safetensors
@@ -30,8 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid import PooledLikelihood
-from hybrid.smoothing import Kernel
+from hybrid import GaussianBase, PooledLikelihood
 from jukebox_core.checkpoints import (
     fingerprint,
     load_codec,
@@ -42,23 +41,28 @@ from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.likelihood import Information, pair_logs
 from jukebox_core.files import check_replaceable, json_with, write_json
+from jukebox_core.separation.likelihood import (
+    Likelihood,
+    check_exponent,
+    check_sigma,
+    check_smoothing,
+)
+from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.memory import free_bytes
-from jukebox_core.separation.protocols import Likelihood
 from jukebox_core.training.distributed import set_threads
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
-from lass.likelihood import CountLikelihood, SmoothedLikelihood, check_strength, check_weight
+from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall
 from lass.triples import PairCounting
-from lqvae.likelihood import LatentGaussianLikelihood, check_sigma
+from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import load_sums
 from scripts._cli import program
-from scripts._models import prior_folders
 from scripts._results import text_table
 
 FAMILIES = ("reconstruction", "linearisation")
 NORMALISED = (
     "All rows are normalised over the mixture's codes; where they separate, the Gaussian and "
-    "times kernel are not."
+    "times Gaussian are not."
 )
 
 
@@ -78,14 +82,14 @@ class Args:
     """Whose songs."""
     iterations: int = 8
     """Iterations of 8 pairs of 1024 codes each."""
-    strengths: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
-    """Observations that a back-off is worth."""
+    smoothings: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0)
+    """Numbers of pseudo-observations per pair of codes."""
     sigmas: tuple[float, ...] = (0.3, 0.4, 0.6)
-    """Of the Gaussian kernel."""
-    weights: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 6.0)
-    """Lambdas."""
+    """Standard deviations of the Gaussian."""
+    exponents: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0, 6.0)
+    """Exponents (lambda) of the likelihood."""
     compared: int = 2048
-    """Pairs that a triple's own pair is told from."""
+    """Random pairs that the pair of a triple is compared with."""
     seed: int = 0
     """Of the places and of the compared pairs."""
     threads: int | None = None
@@ -95,9 +99,9 @@ class Args:
         """Refuse values out of range."""
         require_fields(self, "iterations", "compared", whole=True, at_least=1)
         for name, check in (
-            ("strengths", check_strength),
+            ("smoothings", check_smoothing),
             ("sigmas", check_sigma),
-            ("weights", check_weight),
+            ("exponents", check_exponent),
         ):
             for index, value in enumerate(getattr(self, name)):
                 check(f"{name}[{index}]", value)
@@ -126,7 +130,7 @@ def main(args: Args) -> None:
     }
     for family, rows in found.items():
         print(f"{family}: {rows[0][1].n} codes of {args.split} songs\n")
-        print(format_rows(rows, args.weights), end="\n\n")
+        print(format_rows(rows, args.exponents), end="\n\n")
     print(NORMALISED)
     if args.output is not None:
         as_json = {
@@ -217,7 +221,7 @@ def score(
             if prefix and name.startswith("Gaussian"):
                 continue  # it has no counts
             logs = pair_logs(make(), first, second, mixture, others)
-            yield prefix + name, logs.information(args.weights)
+            yield prefix + name, logs.information(args.exponents)
 
 
 def variants(
@@ -225,28 +229,33 @@ def variants(
 ) -> Iterator[tuple[str, Callable[[], Likelihood]]]:
     """(name, maker) of the likelihoods, at lambda 1."""
 
-    def smoothed(backoff: Any, strength: float, symmetric: bool = False) -> Likelihood:
-        return SmoothedLikelihood(counts, backoff, 1.0, strength=strength, symmetric=symmetric)
+    def smoothed(base: Any, concentration: float, symmetric: bool = False) -> Likelihood:
+        return SmoothedLikelihood(
+            counts, base, 1.0, concentration=concentration, symmetric=symmetric
+        )
 
     both = symmetrise(counts)
     yield "counts, symmetric (LASS)", partial(CountLikelihood, counts, 1.0)
     yield "counts, class-ordered", partial(CountLikelihood, counts, 1.0, symmetric=False)
-    for s in args.strengths:
+    for s in args.smoothings:
         yield f"to p(m), {s:g}", partial(smoothed, Overall(counts), s)
-    for s in args.strengths:
+    for s in args.smoothings:
         yield f"to marginals, {s:g}", partial(smoothed, Marginals(counts), s)
-    for s in args.strengths:
+    for s in args.smoothings:
         yield f"to marginals, symmetric, {s:g}", partial(smoothed, Marginals(both), s, True)
     if sums is None:
         return
     for sigma in args.sigmas:
         gaussian = LatentGaussianLikelihood(codebook, sums, sigma)
         yield f"Gaussian (LQ-VAE), sigma {sigma:g}", partial(_same, gaussian)
-        for s in args.strengths:
-            yield f"to kernel {sigma:g}, {s:g}", partial(smoothed, Kernel(gaussian, counts), s)
-        for s in args.strengths:
+        for s in args.smoothings:
+            yield (
+                f"to Gaussian {sigma:g}, {s:g}",
+                partial(smoothed, GaussianBase(gaussian, counts), s),
+            )
+        for s in args.smoothings:
             counted = partial(smoothed, Marginals(counts), s)
-            name = f"to marginals, {s:g}, times kernel {sigma:g}"
+            name = f"to marginals, {s:g}, times Gaussian {sigma:g}"
             yield name, partial(_pooled, counted, gaussian)
 
 
@@ -254,19 +263,19 @@ def _same(likelihood: Likelihood) -> Likelihood:
     return likelihood
 
 
-def _pooled(counted: Callable[[], Likelihood], kernel: LatentGaussianLikelihood) -> Likelihood:
-    return PooledLikelihood(counted(), kernel)
+def _pooled(counted: Callable[[], Likelihood], gaussian: LatentGaussianLikelihood) -> Likelihood:
+    return PooledLikelihood(counted(), gaussian)
 
 
-def format_rows(rows: list[tuple[str, Information]], weights: tuple[float, ...]) -> str:
+def format_rows(rows: list[tuple[str, Information]], exponents: tuple[float, ...]) -> str:
     """The table as aligned text."""
-    head = ["variant", "impossible", "bits / code", *(f"pair, {w:g}" for w in weights)]
+    head = ["variant", "impossible", "bits / code", *(f"pair, {w:g}" for w in exponents)]
     body = [
         [
             name,
             f"{found.impossible:.1%}",
             f"{found.bits_per_code:.3f}",
-            *(f"{found.pair_bits[w]:.2f}" for w in weights),
+            *(f"{found.pair_bits[w]:.2f}" for w in exponents),
         ]
         for name, found in rows
     ]

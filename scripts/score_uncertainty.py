@@ -22,21 +22,30 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
-from jukebox_core.evaluation.estimates import Chunk, choose_chunks, one_of, silence_rule
+from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
+from jukebox_core.evaluation.estimates import draw_candidates
 from jukebox_core.files import check_replaceable, json_with, write_json
-from jukebox_core.separation.mask import stft
-from jukebox_core.separation.selection import Candidates, PosteriorMean
+from jukebox_core.separation.samplers import SamplerName
+from jukebox_core.separation.samples import Candidates
+from jukebox_core.separation.selection import PosteriorMean
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
-from scripts._models import Method, build_separator
+from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 from scripts._results import text_table
 
-VARIANTS = (("ancestral", 1), ("ancestral", 4), ("particle", 1), ("particle", 4))
+VARIANTS: tuple[tuple[SamplerName, int], ...] = (
+    ("ancestral", 1),
+    ("ancestral", 4),
+    ("particle", 1),
+    ("particle", 4),
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +58,8 @@ class Args:
     """Prepared data set."""
     output: Path | None = None
     """JSON file to write beside the table: what it shows, every chunk, and what was asked for."""
-    method: Method = "hybrid"
-    """Which of the three systems."""
+    method: MethodName = DEFAULT_METHOD
+    """Separation method."""
     split: str = "validation"
     """Whose songs."""
     chunks: int = 24
@@ -88,8 +97,9 @@ def main(args: Args) -> None:
     rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:
-        separator = build_separator(
-            args.method, args.models, candidates=args.candidates, sampler=sampler, shifts=shifts
+        settings = Settings(sampler=sampler, shifts=shifts)
+        separator = METHODS[args.method].load_separator(
+            args.models, settings, "cpu", candidates=args.candidates
         )
         length = separator.codec.config.hop * min(args.chunk_codes, separator.window)
         manifest, rule = load_manifest(args.data), silence_rule(False)[1]
@@ -130,38 +140,36 @@ def correlations(
     separator: Separator, chunks: Sequence[Chunk], within: float, seed: int
 ) -> tuple[list[float], float]:
     """(correlation of every chunk, NaN where nothing varies; median disagreement of all bins)."""
-    generator = torch.Generator().manual_seed(seed)
-    values, disagreements = [], []
-    for chunk in chunks:
+    values, uncertainties = [], []
+    for chunk, candidates, _ in draw_candidates(separator, chunks, seed, 1):
         mixture = chunk.mixture[None]
-        candidates = one_of(separator.candidates(mixture, generator), 0)
-        unsure = separator.uncertainty(mixture, candidates)[0]
+        uncertainty = separator.uncertainty(mixture, candidates)[0]
         wrong = mask_error(separator, mixture, candidates, chunk.sources)
         loud = loud_bins(separator, mixture, within)
-        values.append(float(spearmanr(unsure[loud], wrong[loud]).statistic))
-        disagreements.append(unsure[loud])
-    return values, torch.cat(disagreements).median().item()
+        values.append(float(spearmanr(uncertainty[loud], wrong[loud]).statistic))
+        uncertainties.append(uncertainty[loud])
+    return values, torch.cat(uncertainties).median().item()
 
 
 def mask_error(
     separator: Separator, mixture: Tensor, candidates: Candidates, truth: dict[str, Tensor]
 ) -> Tensor:
     """How far the candidates' mask is from that of the true sources, [F, frames], 0 to 1."""
-    mask, alpha = separator.refinement, separator.alpha
-    weights = PosteriorMean()(mixture, candidates, alpha)
+    mask = separator.mask
     name = next(iter(candidates.audio))
-    true = {source: x[None, None] for source, x in truth.items()}
+    true = Candidates({source: x[None, None] for source, x in truth.items()}, candidates.alpha)
     ideal = replace(mask, calibration=None)  # the truth was not decoded
+    weights = PosteriorMean()(mixture, candidates)
     shares = [
-        made.masks(made.mean_powers(audio, w, alpha))[name][0]
-        for made, audio, w in ((mask, candidates.audio, weights), (ideal, true, torch.ones(1, 1)))
+        each.masks(each.mean_powers(audio, w))[name][0]
+        for each, audio, w in ((mask, candidates, weights), (ideal, true, torch.ones(1, 1)))
     ]
     return (shares[0] - shares[1]).abs()
 
 
 def loud_bins(separator: Separator, mixture: Tensor, within: float) -> Tensor:
     """Which bins of a mixture [1, T] are within so many decibels of its loudest, [F, frames]."""
-    power = stft(mixture, separator.refinement.n_fft, separator.refinement.hop)[0].abs().square()
+    power = stft(mixture, separator.mask.n_fft, separator.mask.hop)[0].abs().square()
     return power >= power.max() * 10 ** (-within / 10)
 
 

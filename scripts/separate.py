@@ -12,7 +12,6 @@ that fails is reported at the end. Run again, finished files are left as they ar
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -27,8 +26,10 @@ from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
-from jukebox_core.separation.acceleration import Precision
+from jukebox_core.prior.joint import Precision
+from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import Ranks, set_threads
 from scripts._cli import program
 from scripts._inputs import (
@@ -36,6 +37,7 @@ from scripts._inputs import (
     Job,
     assign,
     check_same_song,
+    failure_of,
     find_jobs,
     identify_input,
     identify_models,
@@ -43,9 +45,7 @@ from scripts._inputs import (
     owned_files,
     write_record,
 )
-from scripts._models import FAMILY, Method, build_separator
-from scripts._settings import Settings, resolve
-from scripts._stems import examined, failure, write_stems
+from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 
 
 @dataclass(frozen=True)
@@ -58,44 +58,39 @@ class Args:
     """Folder of trained models."""
     output: Path
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
-    method: Method = "hybrid"
-    """Which of the three systems."""
+    method: MethodName = DEFAULT_METHOD
+    """Separation method."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     candidates: int | None = None
-    """Joint candidates per window; default: the models' preset."""
+    """Joint candidates per window; default: the number of the models' preset."""
     refine: bool = True
-    """Mask the mixture with the candidates' mean power; otherwise the raw decode of one."""
+    """Mask the mixture with the candidates; otherwise write the raw decode of one candidate."""
     format: Literal["wav", "flac"] = "wav"
-    """wav is 32-bit float; flac is 24-bit and clips beyond full scale."""
+    """Format of the stems: wav is 32-bit float; flac is 24-bit and clips beyond full scale."""
     precision: Precision = "auto"
-    """Of the priors; auto: bfloat16 or float16 where the device gains by it."""
+    """Precision of the priors; auto: bfloat16 or float16 on devices that gain from it."""
     window: int | None = None
-    """Codes per window; default: the models' preset, within the priors' context."""
-    context: int | Literal["max"] = 0
-    """Codes chosen before a window that the priors see, windows then being separated one by one;
-    max: what the priors' context leaves beside a window."""
+    """Codes per window; default: the number of the models' preset."""
     batch: int | Literal["auto"] = "auto"
-    """Windows sampled together; auto: what fits the memory. Fewer where it runs out."""
+    """Windows sampled together; auto: as many as fit in memory."""
     overwrite: bool = False
     """Separate finished files again, and replace the stems of another song of the same name."""
     seed: int = 0
-    """Of the sampling."""
+    """Random seed for sampling."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:1 or mps; several processes take a GPU each."""
+    """auto, cpu, cuda, cuda:1 or mps; with several processes, each takes its own GPU."""
     threads: int | None = None
-    """CPU threads; default: all cores, shared by the processes of a machine."""
+    """CPU threads; default: all cores, divided among the processes of a machine."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range for any models."""
         require_fields(self, "candidates", "window", optional=True, whole=True, at_least=1)
         if self.batch != "auto":
             require_fields(self, "batch", whole=True, at_least=1, hint="or auto")
-        if self.context != "max":
-            require_fields(self, "context", whole=True, at_least=0, hint="or max")
 
 
 _NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device", "threads"}
-"""Flags that say nothing about what comes out."""
+"""Flags that the stems do not depend on."""
 
 
 class Plan(NamedTuple):
@@ -122,7 +117,16 @@ def main(args: Args) -> int:
             print(f"{job.path}: finished in {job.folder} (--overwrite to separate it again)")
     failures: list[Failure | None] = []
     if any(plan.shares):
-        separator = ranks.together(lambda: load_separator(args, ranks.device(args.device)))
+        separator = ranks.together(
+            lambda: METHODS[args.method].load_separator(
+                args.models,
+                args.settings,
+                ranks.device(args.device),
+                candidates=args.candidates,
+                window=args.window,
+                precision=args.precision,
+            )
+        )
         batch = separator.fitting_batch(ranks.local_size) if args.batch == "auto" else args.batch
         worker = Worker(separator, plan.identity, args, batch, ranks.local_rank)
         failures = [worker.attempt(job) for job in plan.shares[ranks.rank]]
@@ -131,7 +135,7 @@ def main(args: Args) -> int:
     if ranks.rank == 0:
         for failure in sorted(failed):
             print(f"error: {failure.message}", file=sys.stderr, flush=True)
-    ranks.gather(None)  # a rank that ends with an error has the others ended: all is said before
+    ranks.gather(None)  # a rank that ends with an error ends the others: wait for the messages
     return 1 if failed else 0
 
 
@@ -144,28 +148,13 @@ def make_plan(args: Args, ranks: int) -> Plan:
     """
     jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    settings["settings"] = resolve(
-        args.settings, args.models, args.method, refine=args.refine, context=args.context
-    )
-    models = identify_models(args.models / FAMILY[args.method])
+    method = METHODS[args.method]
+    settings["settings"] = vars(method.resolve(args.settings, args.models, refine=args.refine))
+    models = identify_models(args.models / method.family)
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
     left = [job for job in jobs if job not in set(done)]
     return Plan(identity, done, refused, assign(left, ranks))
-
-
-def load_separator(args: Args, device: str) -> Separator:
-    """The separator that the flags describe."""
-    return build_separator(
-        args.method,
-        args.models,
-        candidates=args.candidates,
-        device=device,
-        precision=args.precision,
-        window=args.window,
-        context=args.context,
-        **vars(args.settings),
-    )
 
 
 @dataclass(frozen=True)
@@ -186,7 +175,7 @@ class Worker:
         try:
             print(self.separate(job), flush=True)
         except Exception as error:  # of a bug too: the other files go on
-            return Failure(job.path, failure(job.path, error))
+            return failure_of(job.path, error)
         return None
 
     def separate(self, job: Job) -> str:
@@ -202,17 +191,19 @@ class Worker:
         owned = owned_files(job.folder)
         check_owned(job.folder, owned)
         with open_audio(job.path) as reader:
-            found = examined(reader)
+            summary = check_input(reader)
+            if reader.warning:
+                print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
             start = time.perf_counter()
             names = {name: f"{name}.{self.args.format}" for name in self.separator.sources}
             with atomic_folder(job.folder, owned) as temporary:
                 paths = {source: temporary / name for source, name in names.items()}
-                lasts = found.frames / reader.rate
+                lasts = summary.frames / reader.rate
                 with progress_bar(job.path.name, lasts, self.line) as bar:
                     write_stems(
                         self.separator,
                         reader,
-                        found.frames,
+                        summary.frames,
                         paths,
                         seed=self.args.seed,
                         refine=self.args.refine,
@@ -225,33 +216,14 @@ class Worker:
                     self.identity,
                     input=identify_input(job.path),
                     stems=list(names.values()),
-                    audio=found._asdict() | {"rate": reader.rate, "channels": reader.channels},
-                    separator=described(self.separator),
+                    audio=summary._asdict() | {"rate": reader.rate, "channels": reader.channels},
+                    separator=self.separator.settings | {"device": str(self.separator.device)},
                     run={"batch": self.batch, "seconds": took, "real_time": lasts / took},
                     **provenance(),
                 )
         written = ", ".join(str(job.folder / name) for name in names.values())
         pace = f"{lasts:.1f} s in {took:.1f} s, {lasts / took:.2f} x real time"
         return f"{job.path} -> {written} ({pace})"
-
-
-def described(separator: Separator) -> dict[str, Any]:
-    """What the flags came to with these models."""
-    sampler = separator.sampler
-    options: dict[str, Any] = {}
-    if dataclasses.is_dataclass(sampler):
-        options = dataclasses.asdict(sampler)
-    return {
-        "sources": list(separator.sources),
-        "sampler": {"name": type(sampler).__name__, **options},
-        "candidates": separator.n_candidates,
-        "shifts": separator.shifts,
-        "refinement": separator.refinement.settings,
-        "window": separator.window,
-        "overlap": separator.overlap,
-        "context": separator.context,
-        "device": str(separator.device),
-    }
 
 
 def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm:

@@ -9,8 +9,9 @@ from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import beam, truncation
 from jukebox_core.separation.beam import BeamSampler, GreedySampler, best_entries
+from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.posterior import make_table
-from jukebox_core.separation.protocols import PairScores, Sampler
+from jukebox_core.separation.samples import Sampler
 
 K = 3
 

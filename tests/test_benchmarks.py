@@ -18,7 +18,7 @@ from benchmarks import (
 from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.protocols import PairScores
+from jukebox_core.separation.likelihood import PairScores
 
 TINY = ["--preset", "tiny", "--positions", "40", "--repeats", "1", "--threads", "1", "--json"]
 needs_museval = pytest.mark.skipif(

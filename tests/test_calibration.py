@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
+from scripts._models import build_separator
 
+from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
@@ -16,9 +18,8 @@ from jukebox_core.separation.calibration import (
     load_calibration,
     save_calibration,
 )
-from jukebox_core.separation.mask import RatioMask, stft
+from jukebox_core.separation.mask import RatioMask
 from scripts import calibrate
-from scripts._models import build_separator
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scripts._models import build_separator
 
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import load_mask_estimator
@@ -15,9 +16,9 @@ from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
 from jukebox_core.evaluation.estimates import choose_chunks, museval_sdr
 from jukebox_core.evaluation.metrics import sdr
-from jukebox_core.evaluation.results import METRICS, chunk_value, difference
+from jukebox_core.evaluation.results import chunk_value, difference
+from jukebox_core.evaluation.scores import METRICS
 from scripts import evaluate, train_mask
-from scripts._models import build_separator
 from scripts._results import default_line, format_table
 from scripts.evaluate import scoring
 from scripts.evaluate.scoring import Run

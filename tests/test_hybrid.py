@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import hybrid
-from hybrid.smoothing import Kernel
+from hybrid.smoothing import GaussianBase
 from lass.counts import count_triples, load_counts, save_counts, symmetrise
 from lass.likelihood import SmoothedLikelihood
 from lass.likelihood import build_likelihood as build_counted
@@ -76,7 +76,7 @@ def test_it_falls_back_on_the_kernel_pooled_or_not(tables, symmetric, pooled):
     if symmetric:
         loaded = symmetrise(loaded)
     expected = SmoothedLikelihood(
-        loaded, Kernel(gaussian, loaded), 1.0 if pooled else 3.0, strength=2.0
+        loaded, GaussianBase(gaussian, loaded), 1.0 if pooled else 3.0, strength=2.0
     )
     for m in range(K):
         wanted = expected.scores(m).values

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.smoothing import SHARE, Kernel
+from hybrid.smoothing import SHARE, GaussianBase
 from jukebox_core.evaluation.likelihood import pair_logs
 from lass.counts import count_triples
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
@@ -77,7 +77,7 @@ def test_back_offs_are_distributions_over_the_mixture_codes(parts, name):
     backoff = {
         "overall": lambda: Overall(counts),
         "marginals": lambda: Marginals(counts),
-        "kernel": lambda: Kernel(gaussian, counts),
+        "kernel": lambda: GaussianBase(gaussian, counts),
     }[name]()
     given = torch.stack([backoff.given(m) for m in range(K)])
     torch.testing.assert_close(given.sum(0), torch.ones(K * K))
@@ -107,7 +107,9 @@ def test_the_kernel_is_the_gaussian_and_a_share_of_the_overall_frequency(parts, 
     book = scale * torch.randn(K, 4)
     sums = code_sums(book)
     gaussian = LatentGaussianLikelihood(book, sums, 0.8)
-    kernel = Kernel(gaussian, counts) if share is None else Kernel(gaussian, counts, share)
+    kernel = (
+        GaussianBase(gaussian, counts) if share is None else GaussianBase(gaussian, counts, share)
+    )
     table = kernel_table(book, sums, 0.8, SHARE if share is None else share, counts)
     np.testing.assert_allclose(table.sum(2), 1, rtol=1e-12)
     for m in range(K):
@@ -121,7 +123,7 @@ def test_every_code_costs_a_finite_number_of_bits_where_the_kernel_is_sure_of_an
     counts, _, (first, second, mixture), others = parts
     book = 200 * torch.randn(K, 4)
     sums = code_sums(book)
-    kernel = Kernel(LatentGaussianLikelihood(book, sums, 0.8), counts)
+    kernel = GaussianBase(LatentGaussianLikelihood(book, sums, 0.8), counts)
     likelihood = SmoothedLikelihood(counts, kernel, 1.0, strength=2.0)
     seen = np.zeros((K, K, K))
     np.add.at(seen, (counts.first, counts.second, counts.mixture), counts.counts)
@@ -141,9 +143,9 @@ def test_a_kernel_without_meaning_is_refused(parts):
     counts, gaussian, _, _ = parts
     for share in (0.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="^share is .* above 0 and at most 1"):
-            Kernel(gaussian, counts, share)
+            GaussianBase(gaussian, counts, share)
     with pytest.raises(ValueError, match="counts over 2 codes, a kernel over 6"):
-        Kernel(gaussian, count_triples(2, *[np.arange(2)] * 3))
+        GaussianBase(gaussian, count_triples(2, *[np.arange(2)] * 3))
 
 
 def test_a_guess_without_knowledge_costs_the_logarithm_of_the_codes(parts):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jukebox_core.separation.protocols import Likelihood
+from jukebox_core.separation.likelihood import Likelihood
 from lass.counts import count_triples, save_counts, symmetrise
 from lass.likelihood import CountLikelihood, SmoothedLikelihood, build_likelihood
 from lass.smoothing import BACKOFFS, Marginals, Overall

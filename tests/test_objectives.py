@@ -5,8 +5,9 @@ import pytest
 import scipy.signal
 import torch
 
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.config import PRESETS, Bandwidths, LossConfig
-from jukebox_core.vqvae.losses import BandwidthMeter, linf, magnitudes
+from jukebox_core.vqvae.losses import BandwidthMeter, linf
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae import LinearisationObjective

@@ -11,8 +11,9 @@ from jukebox_core.config import PriorConfig
 from jukebox_core.prior.cache import PriorCache
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.particles import ParticleSampler, systematic_parents
-from jukebox_core.separation.protocols import PairScores, Separations
+from jukebox_core.separation.samples import JointSamples
 from jukebox_core.separation.selection import Candidates, PosteriorMean
 
 K, T = 3, 3
@@ -301,7 +302,7 @@ def test_an_impossible_mixture_code_does_not_stop_it(sparse):
 def test_the_mean_takes_the_weights_where_there_are_any():
     audio = {name: torch.zeros(2, 3, 16) for name in PRIORS}
     weights = torch.tensor([[0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
-    drawn = Separations({}, {}, torch.zeros(2, 3), weights.log(), torch.zeros(2))
+    drawn = JointSamples({}, {}, torch.zeros(2, 3), weights.log(), torch.zeros(2))
     mixture, alpha = torch.zeros(2, 16), dict.fromkeys(PRIORS, 0.5)
     mean = PosteriorMean()
     torch.testing.assert_close(mean(mixture, Candidates(audio, drawn), alpha), weights)

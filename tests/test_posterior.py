@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.posterior import (
     categorical,
     draw,
@@ -12,7 +13,6 @@ from jukebox_core.separation.posterior import (
     make_table,
     uniform_numbers,
 )
-from jukebox_core.separation.protocols import PairScores
 
 K = 6
 

@@ -4,7 +4,7 @@ import scipy.signal
 import torch
 
 from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.samples import JointSamples
 from jukebox_core.separation.selection import Candidates, PosteriorMean, SpectralFit
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
@@ -90,7 +90,7 @@ def test_bad_parameters_are_refused():
 
 
 def bundle(audio):
-    return Candidates(audio, Separations({}, {}, torch.zeros(1)))
+    return Candidates(audio, JointSamples({}, {}, torch.zeros(1)))
 
 
 def test_spectral_fit_picks_the_pair_that_sums_to_the_mixture():

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from jukebox_core.separation.protocols import Separations
 from jukebox_core.separation.rejection import (
     RejectionPair,
-    RejectionSelection,
+    RejectionWeights,
     pair_posterior,
 )
-from jukebox_core.separation.selection import Candidates
+from jukebox_core.separation.samples import Candidates, JointSamples
 
 
 def case(n=5, t=40, seed=0):
@@ -63,7 +62,7 @@ def batch(*cases):
     audio = {name: torch.stack([c[1][i] for c in cases]) for i, name in enumerate(names)}
     log_prior = {name: torch.stack([c[0][i] for c in cases]) for i, name in enumerate(names)}
     codes = {name: torch.zeros(len(cases), 5, 8, dtype=torch.int64) for name in names}
-    candidates = Candidates(audio, Separations(codes, log_prior, torch.zeros(len(cases), 5)))
+    candidates = Candidates(audio, JointSamples(codes, log_prior, torch.zeros(len(cases), 5)))
     return torch.stack([c[2] for c in cases]), candidates
 
 
@@ -85,7 +84,7 @@ def test_the_originals_choice_is_among_all_pairs_and_against_the_decoded_mixture
 def test_selection_keeps_pairs_that_were_drawn_together():
     cases = [case(seed=1), case(seed=2)]
     mixture, candidates = batch(*cases)
-    weights = RejectionSelection()(mixture, candidates, {"bass": 0.6, "drums": 0.4})
+    weights = RejectionWeights()(mixture, candidates, {"bass": 0.6, "drums": 0.4})
     for b, c in enumerate(cases):
         found = pair_posterior(c[0], c[1], c[2], (0.6, 0.4), 8)
         assert weights[b].argmax() == found.posterior.diagonal().argmax()

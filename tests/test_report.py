@@ -16,7 +16,6 @@ from made_up_runs import RATE, SHOWN, SOURCES, write_runs
 
 from jukebox_core.audio import pictures
 from jukebox_core.evaluation.results import (
-    METRICS,
     difference,
     find_row,
     load_results,
@@ -24,6 +23,7 @@ from jukebox_core.evaluation.results import (
     paired,
     series,
 )
+from jukebox_core.evaluation.scores import METRICS
 from jukebox_core.files import write_json
 from scripts import report
 from scripts._results import cell, default_line, format_table

@@ -10,7 +10,7 @@ import pytest
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 from scripts.ablate.plots import shown
-from scripts.ablate.program import compare, difference_cells, interval_cell, kind_of
+from scripts.ablate.tables import compare, difference_cells, interval_cell, kind_of
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")

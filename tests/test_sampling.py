@@ -10,7 +10,7 @@ from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import ancestral as sampling
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.separation.protocols import PairScores
+from jukebox_core.separation.likelihood import PairScores
 
 K, T = 3, 2
 

@@ -9,8 +9,7 @@ import torch
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
 from jukebox_core.evaluation.estimates import Chunk
 from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.selection import Candidates
+from jukebox_core.separation.samples import Candidates, JointSamples
 from scripts import score_uncertainty
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
@@ -39,7 +38,7 @@ def test_the_error_is_none_for_the_truth_and_the_shares_distance_for_its_exchang
     exchanged = {"bass": truth["drums"], "drums": truth["bass"]}
     for audio, distance in ((truth, 0.0), (exchanged, None)):
         drawn = {name: x.expand(1, 3, -1) for name, x in audio.items()}
-        candidates = Candidates(drawn, Separations({}, {}, torch.zeros(1, 3)))
+        candidates = Candidates(drawn, JointSamples({}, {}, torch.zeros(1, 3)))
         found = score_uncertainty.mask_error(stand_in(truth), mixture, candidates, truth)
         ones = torch.ones(1, 1)
         powers = MASK.mean_powers({n: x[None, None] for n, x in truth.items()}, ones, ALPHA)

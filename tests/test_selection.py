@@ -5,7 +5,6 @@ from typing import get_args
 
 import pytest
 import torch
-
 from jukebox_core.separation.choices import (
     AVERAGES,
     PICKS,
@@ -14,13 +13,15 @@ from jukebox_core.separation.choices import (
     make_average,
     make_pick,
 )
-from jukebox_core.separation.protocols import Separations
+
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.separation.rejection import (
     RejectionMarginals,
     RejectionPair,
-    RejectionSelection,
+    RejectionWeights,
     pair_posterior,
 )
+from jukebox_core.separation.samples import JointSamples
 from jukebox_core.separation.selection import (
     Candidates,
     Jointly,
@@ -29,7 +30,6 @@ from jukebox_core.separation.selection import (
     PosteriorMean,
     SpectralFit,
 )
-from jukebox_core.vqvae.losses import magnitudes
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
 B, N, T = 3, 5, 4096
@@ -42,14 +42,14 @@ def drawn(request):
     log_prior = {name: -90 + 10 * torch.randn(B, N, generator=g) for name in ALPHA}
     codes = {name: torch.zeros(B, N, 16, dtype=torch.int64) for name in ALPHA}
     weights = torch.randn(B, N, generator=g).log_softmax(1) if request.param else None
-    separations = Separations(codes, log_prior, 5 * torch.randn(B, N, generator=g), weights)
+    separations = JointSamples(codes, log_prior, 5 * torch.randn(B, N, generator=g), weights)
     return torch.randn(B, T, generator=g), Candidates(audio, separations)
 
 
 def test_log_posterior_adds_priors_and_likelihood(drawn):
     mixture, candidates = drawn
     weights = LogPosterior()(mixture, candidates, ALPHA)
-    parts = candidates.separations
+    parts = candidates.samples
     for b in range(B):
         totals = [
             float(parts.log_prior["bass"][b, n] + parts.log_prior["drums"][b, n])
@@ -79,10 +79,10 @@ def test_minimum_bayes_risk_is_nearest_to_the_others_in_expectation(drawn):
 
 def test_rejection_picks_from_the_pair_posterior(drawn):
     mixture, candidates = drawn
-    parts, audio = candidates.separations, candidates.audio
+    parts, audio = candidates.samples, candidates.audio
     pairs = RejectionPair()(mixture, candidates, ALPHA)
     marginals = RejectionMarginals()(mixture, candidates, ALPHA)
-    joint = RejectionSelection()(mixture, candidates, ALPHA)
+    joint = RejectionWeights()(mixture, candidates, ALPHA)
     for b in range(B):
         table = pair_posterior(
             (parts.log_prior["bass"][b], parts.log_prior["drums"][b]),

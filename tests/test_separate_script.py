@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts._models import METHODS, build_separator
 
 from jukebox_core import audio
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.rejection import RejectionMarginals
 from jukebox_core.separation.selection import MinimumBayesRisk
-from scripts._models import METHODS, build_separator
 from scripts.separate import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -310,14 +310,14 @@ PEAK = """
 import sys
 import torch
 from scripts import separate
-from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.samples import JointSamples
 
 def draw(priors, likelihood, codes, candidates, generator, progress=None, context=None):
     shape = (len(codes), candidates, codes.shape[1])
     drawn = torch.randint(likelihood.n_codes, shape, generator=generator)
     zeros = torch.zeros(shape[:2])
     names = ("bass", "drums")
-    return Separations(dict.fromkeys(names, drawn), dict.fromkeys(names, zeros), zeros)
+    return JointSamples(dict.fromkeys(names, drawn), dict.fromkeys(names, zeros), zeros)
 
 build = separate.build_separator
 def build_fast(*args, **options):

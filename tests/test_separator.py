@@ -8,7 +8,7 @@ import torch
 from jukebox_core.config import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.particles import ParticleSampler
-from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.samples import JointSamples
 from jukebox_core.separation.separator import Separator
 from jukebox_core.vqvae.model import VQVAE
 from lqvae import LatentGaussianLikelihood, code_sums
@@ -67,7 +67,7 @@ def test_raw_decode_of_one_window_is_the_picked_candidate(separator):
     picked = separator.pick(mixture[None], candidates, separator.alpha)
     stems = separator(mixture, 22_050, seed=5, refine=False)
     for name in separator.sources:
-        codes = candidates.separations.codes[name][:, picked[name][0]]
+        codes = candidates.samples.codes[name][:, picked[name][0]]
         expected = 0.5 * separator.codec.decode(codes)[0]
         torch.testing.assert_close(stems[name], expected, atol=1e-6, rtol=1e-5)
 
@@ -158,7 +158,7 @@ def test_shifted_candidates_are_those_of_the_moved_mixture_moved_back(shifted):
             drawn = shifted.sampler(shifted.priors, shifted.likelihood, codes, 2, generator)
             for name in shifted.sources:
                 at = slice(2 * s, 2 * s + 2)
-                assert torch.equal(found.separations.codes[name][b, at], drawn.codes[name][0])
+                assert torch.equal(found.samples.codes[name][b, at], drawn.codes[name][0])
                 decoded = shifted.codec.decode(drawn.codes[name][0])
                 audio = found.audio[name][b, at]
                 kept = 64 * hop - offset
@@ -166,7 +166,7 @@ def test_shifted_candidates_are_those_of_the_moved_mixture_moved_back(shifted):
                     audio[:, :kept], decoded[:, offset:], atol=1e-5, rtol=1e-4
                 )
                 assert (audio[:, kept:] == 0).all()
-            log_prior = found.separations.log_prior["bass"][b, 2 * s : 2 * s + 2]
+            log_prior = found.samples.log_prior["bass"][b, 2 * s : 2 * s + 2]
             torch.testing.assert_close(log_prior, drawn.log_prior["bass"][0])
 
 
@@ -194,7 +194,7 @@ class Copy:
     def __call__(self, priors, likelihood, codes, n, generator, progress=None, context=None):
         copies = dict.fromkeys(priors.names, codes.unsqueeze(1).expand(-1, n, -1))
         zeros = torch.zeros(len(codes), n)
-        return Separations(copies, dict.fromkeys(copies, zeros), zeros)
+        return JointSamples(copies, dict.fromkeys(copies, zeros), zeros)
 
 
 @pytest.mark.parametrize("shifts", (1, 2, 3, 4))
@@ -219,7 +219,7 @@ def test_weights_are_shared_out_evenly_over_shifts(separator):
     particles = ParticleSampler()
     shifted = Separator(*parts, sampler=particles, candidates=6, window=64, shifts=3)
     mixtures = torch.randn(2, 64 * shifted.codec.config.hop)
-    weights = shifted.candidates(mixtures, torch.Generator()).separations.log_weights.exp().float()
+    weights = shifted.candidates(mixtures, torch.Generator()).samples.log_weights.exp().float()
     torch.testing.assert_close(weights.view(2, 3, 2).sum(2), torch.full((2, 3), 1 / 3))
 
 

@@ -5,9 +5,8 @@ import torch
 
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.gpu import StackedDecoder
-from jukebox_core.prior.joint import EachPrior
+from jukebox_core.prior.joint import EachPrior, accelerate, choose_dtype
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.separation.acceleration import accelerate, choose_dtype
 
 DEVICES = [
     "cpu",

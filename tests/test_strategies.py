@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from scripts._models import build_separator
 
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler, GreedySampler
 from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.samplers import STRATEGIES, make_sampler
 from scripts import evaluate
-from scripts._models import build_separator
 
 
 def test_names_and_options():
@@ -62,7 +62,7 @@ def test_a_separator_works_with_every_sampler(tiny_models, name, method):
     stems = separator(mixture, separator.sample_rate)
     assert set(stems) == set(separator.sources)
     torch.testing.assert_close(sum(stems.values()), mixture, atol=1e-4, rtol=1e-4)
-    drawn = separator.candidates(mixture, generator).separations
+    drawn = separator.candidates(mixture, generator).samples
     assert (drawn.log_weights is not None) == (name == "particle")
 
 

@@ -9,8 +9,7 @@ from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import memory
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.memory import TooLarge, is_out_of_memory, windows_that_fit
-from jukebox_core.separation.protocols import Separations
-from jukebox_core.separation.selection import Candidates
+from jukebox_core.separation.samples import Candidates, JointSamples
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import History, Steps, Tape, cut
 from jukebox_core.separation.windows import Layout
@@ -43,7 +42,7 @@ class Spy:
         self.batches.append(batch)
         self.contexts.append(context)
         self.drawn.append(drawn)
-        return Separations(drawn, dict.fromkeys(drawn, zeros), zeros)
+        return JointSamples(drawn, dict.fromkeys(drawn, zeros), zeros)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +140,7 @@ def test_the_priors_see_the_codes_picked_before_the_window(parts, context):
             else:
                 assert torch.equal(seen[name][0], past[:start][-separator.context :])
         piece = padded[None, start * HOP : (start + 64) * HOP]
-        codes = Separations(drawn, {}, torch.zeros(1, 4))
+        codes = JointSamples(drawn, {}, torch.zeros(1, 4))
         audio = {name: separator._decode(c) for name, c in drawn.items()}
         found = Candidates(audio, codes)
         picked = separator.pick(piece, found, separator.alpha)
@@ -227,9 +226,9 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(parts):
 def test_candidates_in_groups_are_all_there(parts):
     separator = make(parts, AncestralSampler(), candidates=5)
     found = separator.candidates(mixture(1, 64 * HOP), torch.Generator().manual_seed(0), parts=2)
-    assert found.separations.codes["bass"].shape == (1, 5, 64)
-    assert found.separations.log_prior["drums"].shape == (1, 5)
-    assert found.separations.log_likelihood.shape == (1, 5)
+    assert found.samples.codes["bass"].shape == (1, 5, 64)
+    assert found.samples.log_prior["drums"].shape == (1, 5)
+    assert found.samples.log_likelihood.shape == (1, 5)
     assert found.audio["bass"].shape == (1, 5, 64 * HOP)
 
 

@@ -8,8 +8,8 @@ from scipy import stats
 
 from jukebox_core.separation import ancestral as sampling
 from jukebox_core.separation import truncation
+from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.posterior import make_table, uniform_numbers
-from jukebox_core.separation.protocols import PairScores
 from jukebox_core.separation.truncation import Truncation, draw_truncated, leading, top_k_bound
 
 CUTS = [(1, 1.0), (7, 1.0), (0, 0.3), (0, 0.9), (20, 0.6), (3, 0.9)]

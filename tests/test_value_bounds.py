@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts._models import METHODS
+from scripts._settings import BUILT_IN, LIKELIHOOD, Settings, resolve, resolve_each
 
-from hybrid.smoothing import Kernel
+from hybrid.smoothing import GaussianBase
 from jukebox_core.prior.cache import PriorCache
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler, GreedySampler
@@ -23,8 +25,6 @@ from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import code_sums
-from scripts._models import METHODS
-from scripts._settings import BUILT_IN, LIKELIHOOD, Settings, resolve, resolve_each
 
 K, T, N = 4, 3, 4
 EDGES = [0, -1, 1, 2, 3, 5, 8, 1e-300, 1e-30, 1e-15, 0.5, 1.0, 1e15, 1e30, 1e300, 2**31, 10**30]
@@ -125,14 +125,14 @@ def test_gaussians(sigma):
     if likelihood is not None:
         for code in range(K):
             assert likelihood.scores(code).explicit().values.isfinite().all()
-            assert Kernel(likelihood, COUNTS).given(code).min() > 0
+            assert GaussianBase(likelihood, COUNTS).given(code).min() > 0
         draws(ParticleSampler(), likelihood)
 
 
 @given(ANYTHING)
 def test_shares_of_a_kernel(share):
     gaussian = LatentGaussianLikelihood(CODEBOOK, SUMS)
-    kernel = builds(lambda: Kernel(gaussian, COUNTS, share), "share")
+    kernel = builds(lambda: GaussianBase(gaussian, COUNTS, share), "share")
     if kernel is not None:
         assert all(kernel.given(code).isfinite().all() for code in range(K))
 

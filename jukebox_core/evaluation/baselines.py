@@ -1,20 +1,34 @@
-"""Rows that give a score meaning: no separation, a classical one, the best that a mask can do.
+"""Baselines: no separation, classical separation, the ideal mask.
 
-All estimates are {source: [B, T]} at the scale of the sources x_i (the mixture is the sum of
-alpha_i x_i), like those of the systems.
+All estimates are {source: [B, T]} at the scale of the sources x_i; the mixture is the sum of
+alpha_i x_i.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.separation.mask import RatioMask
+from jukebox_core.evaluation.chunks import Chunk
+from jukebox_core.evaluation.nmf import nmf
+from jukebox_core.separation.mask import WIENER, RatioMask
+from jukebox_core.separation.samples import Candidates
 
-__all__ = ["hpss", "ideal_ratio_mask", "mixture_as_estimate"]
+__all__ = [
+    "Baseline",
+    "first",
+    "hpss",
+    "ideal_ratio_mask",
+    "mixture_as_estimate",
+    "untrained_baselines",
+]
+
+Baseline: TypeAlias = Callable[[Chunk], dict[str, Tensor]]
+"""Makes estimates {source: [T]} of a chunk, at the scale of the sources."""
 
 
 def mixture_as_estimate(mixture: Tensor, sources: Sequence[str]) -> dict[str, Tensor]:
@@ -55,17 +69,43 @@ def ideal_ratio_mask(
     mixture: Tensor,
     sources: Mapping[str, Tensor],
     alpha: Mapping[str, float],
-    mask: RatioMask | None = None,
+    mask: RatioMask = WIENER,
 ) -> dict[str, Tensor]:
-    """The refinement with the truth in place of candidates: the ceiling of masking.
+    """The mask made from the true sources: the ceiling of masking.
 
     Args:
         mixture: [B, T].
         sources: {source: [B, T]}, the truth.
         alpha: {source: gain in the mixture}.
-        mask: default `RatioMask()`: power 2, STFT 2048/512, not calibrated, whatever the systems
-            use. Another power has another ceiling.
+        mask: by default the same for all systems, whatever mask they use; another power has
+            another ceiling.
     """
-    truth = {name: x.unsqueeze(1) for name, x in sources.items()}
-    weights = mixture.new_ones(len(mixture), 1)
-    return (mask or RatioMask())(mixture, truth, weights, alpha)
+    truth = Candidates({name: x.unsqueeze(1) for name, x in sources.items()}, alpha)
+    return mask(mixture, truth, mixture.new_ones(len(mixture), 1))
+
+
+def untrained_baselines(alpha: Mapping[str, float]) -> dict[str, Baseline]:
+    """{name: baseline} that need no training: `mixture`, `hpss`, `nmf`, `irm`.
+
+    hpss and nmf need drums and one more source; they are missing for other sources.
+    """
+
+    def blind(separate: Callable[..., dict[str, Tensor]]) -> Baseline:
+        return lambda chunk: first(separate(chunk.mixture[None], chunk.alpha))
+
+    def ideal(chunk: Chunk) -> dict[str, Tensor]:
+        truth = {name: x[None] for name, x in chunk.sources.items()}
+        return first(ideal_ratio_mask(chunk.mixture[None], truth, chunk.alpha))
+
+    baselines: dict[str, Baseline] = {
+        "mixture": lambda chunk: mixture_as_estimate(chunk.mixture, tuple(chunk.sources)),
+        "irm": ideal,
+    }
+    if len(alpha) == 2 and "drums" in alpha:
+        baselines |= {"hpss": blind(hpss), "nmf": blind(nmf)}
+    return baselines
+
+
+def first(stems: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first item of every batch, {source: [T]}."""
+    return {name: x[0] for name, x in stems.items()}

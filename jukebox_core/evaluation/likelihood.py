@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.protocols import Likelihood, PairScores
+from jukebox_core.separation.likelihood import Likelihood, PairScores
 
 __all__ = ["Information", "PairLogs", "pair_logs"]
 

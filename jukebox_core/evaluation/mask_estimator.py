@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from jukebox_core.audio.spectra import stft
 from jukebox_core.config import MaskEstimatorConfig
-from jukebox_core.separation.mask import RatioMask, stft
+from jukebox_core.separation.mask import RatioMask
 
 __all__ = ["MaskEstimator"]
 
@@ -35,7 +36,7 @@ class MaskEstimator(nn.Module):
         super().__init__()
         self.config = config
         self.alpha = dict(alpha)
-        self._transform = RatioMask(n_fft=config.n_fft, hop=config.hop)
+        self._transform = RatioMask(2.0, config.n_fft, config.hop)
         bins, hidden = config.n_fft // 2 + 1, config.hidden
         self.mean = nn.Parameter(torch.zeros(bins))
         self.scale = nn.Parameter(torch.ones(bins))

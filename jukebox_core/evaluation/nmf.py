@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.mask import RatioMask, stft
+from jukebox_core.audio.spectra import stft
+from jukebox_core.separation.mask import WIENER
 
 __all__ = ["nmf"]
 
@@ -44,7 +45,7 @@ def nmf(
     if len(alpha) != 2 or percussive not in alpha:
         raise ValueError(f"NMF needs {percussive} and one more source, got {', '.join(alpha)}")
     (other,) = (name for name in alpha if name != percussive)
-    ratio = RatioMask()
+    ratio = WIENER
     magnitudes = stft(mixture.cpu(), ratio.n_fft, ratio.hop).abs().numpy()  # [B, F, frames]
     parts = [_parts(x, seed) for x in magnitudes]  # (percussive, other) each
     powers = {

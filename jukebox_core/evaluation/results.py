@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
 
 __all__ = [
-    "METRICS",
-    "MUSEVAL",
     "Line",
     "as_interval",
     "chunk_value",
@@ -25,10 +23,6 @@ __all__ = [
     "sources_of",
 ]
 
-METRICS = ("sdr_bsseval", "sdr", "si_sdr", "si_sdri")
-"""Metrics of every evaluation, in dB."""
-MUSEVAL = "sdr_museval"
-"""Optional fifth metric: `sdr_bsseval` by museval itself."""
 Line: TypeAlias = tuple[str, str, bool]
 """(method, estimate, refined): one line of the table."""
 _FORMER_NAMES = {'"sdr_seed"': '"sdr_bsseval"'}  # of version 0.1

@@ -26,18 +26,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.attn_width)
         self.out = nn.Linear(config.attn_width, config.width)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Whole sequences [B, T, W] to [B, T, W]; an empty cache is filled on the way.
-
-        The cache's sequences are B groups of one size, each with one past in common.
-        """
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences [B, T, W] to [B, T, W]."""
         batch, steps, _ = x.shape
         query, key, value = (
             part.view(batch, steps, self.heads, -1).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )  # [B, H, T, d]
-        if cache is not None:
-            cache.fill(*(x.repeat_interleave(cache.batch_size // batch, 0) for x in (key, value)))
         attended = _ATTEND[self.kind](query, key, value, self.block_length)
         return self.out(attended.transpose(1, 2).reshape(batch, steps, -1))
 

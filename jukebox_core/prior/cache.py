@@ -7,7 +7,6 @@ for the device. Heads H, width per head d, block length L.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,9 +57,6 @@ def slot_of(kind: str, position: int, length: int) -> Slot:
     return _SLOTS[kind](position, length)
 
 
-_KEPT_BLOCKS = {"block": 1, "previous_block": 2}  # the other kinds keep every position
-
-
 def _size(kind: str, length: int, positions: int) -> tuple[int, int]:
     """Parts and rows of a layer's buffers for `positions` positions in blocks of `length`."""
     kept = min(length, positions)
@@ -83,13 +79,6 @@ class LayerCache:
         self.keys = like.new_zeros(shape)
         self.values = like.new_zeros(shape)
 
-    def narrow(self, start: int, stop: int) -> LayerCache:
-        """The cache of sequences `start` to `stop` - 1, in the same memory."""
-        part = copy.copy(self)
-        part.batch_size = stop - start
-        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
-        return part
-
     def slot(self, position: int) -> Slot:
         """Where `position` goes and what it attends to."""
         return slot_of(self.kind, position, self.block_length)
@@ -103,19 +92,6 @@ class LayerCache:
             return None
         read = (slot.read_part, slice(None), slice(None), slice(slot.rows))
         return self.keys[read], self.values[read]
-
-    def fill(self, key: Tensor, value: Tensor) -> None:
-        """Store positions 0 to P - 1, [B, H, P, d]; what no later position reads is left out."""
-        steps = key.shape[2]
-        kept = _KEPT_BLOCKS.get(self.kind)
-        last = (steps - 1) // self.block_length
-        first = 0 if kept is None else max(0, last + 1 - kept) * self.block_length
-        slots = [self.slot(position) for position in range(first, steps)]
-        parts, rows = (
-            torch.tensor(x, device=key.device) for x in list(zip(*slots, strict=True))[:2]
-        )
-        for buffer, x in ((self.keys, key), (self.values, value)):
-            buffer[parts, :, :, rows] = x[:, :, first:].permute(2, 0, 1, 3).to(buffer.dtype)
 
     def reorder(self, parents: Tensor) -> None:
         """Replace sequence b by parents[b] (int64 [B]), in place; what stays costs nothing."""
@@ -153,22 +129,6 @@ class PriorCache:
         for layer in self.layers:
             layer.reorder(parents)
 
-    def narrow(self, start: int, stop: int) -> PriorCache:
-        """The state of sequences `start` to `stop` - 1, in the same memory."""
-        part = copy.copy(self)
-        part.batch_size = stop - start
-        part.layers = [layer.narrow(start, stop) for layer in self.layers]
-        return part
-
     def nbytes(self) -> int:
         """Bytes held by the buffers."""
         return sum(layer.nbytes for layer in self.layers)
-
-
-def cache_bytes(config: PriorConfig, length: int, element_size: int = 4) -> int:
-    """Bytes of a cache per sequence, without allocating it."""
-    rows = 0
-    for kind in config.attention_kinds:
-        parts, kept = _size(kind, config.block_length, length)
-        rows += parts * kept
-    return 2 * rows * config.attn_width * element_size

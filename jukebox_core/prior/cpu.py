@@ -68,10 +68,6 @@ class CpuDecoder:
         like = torch.empty(0, dtype=self.dtype)
         return PriorCache(self._prior.config, batch_size, length, like)
 
-    def prefill(self, codes: Tensor, cache: PriorCache) -> None:
-        """Make codes [B', P] the past of an empty cache (in float32, through the module)."""
-        self._prior.prefill(codes, cache)
-
     @torch.no_grad()
     def step(self, codes: Tensor | None, cache: PriorCache) -> Tensor:
         """Logits [B, K], float32, of the next code, given the last codes [B] (None at the start).

@@ -85,15 +85,6 @@ class StackedDecoder:
         """An empty cache for `batch_size` pairs of sequences of at most `length` codes."""
         return StackedCache(self, batch_size, length)
 
-    def prefill(self, codes: Tensor, cache: StackedCache) -> None:
-        """Make codes [S, B', P] the past of an empty cache (through the modules)."""
-        for source, (prior, past) in enumerate(zip(self._priors, codes, strict=True)):
-            size = cache.batch_size
-            part = cache.state.narrow(source * size, (source + 1) * size)
-            prior.prefill(past, part)
-        cache.state.position = codes.shape[2]
-        cache.position.fill_(codes.shape[2])
-
     @torch.no_grad()
     def step(self, codes: Tensor | None, cache: StackedCache) -> Tensor:
         """Logits [S, B, K], float32, of the next codes, after [S, B] (None at the start).

@@ -1,16 +1,75 @@
-"""Two priors as one: what a sampler advances at every step."""
+"""Two priors that are decoded together, in the form that is fastest on their device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from jukebox_core.prior.cache import PriorCache
-from jukebox_core.separation.protocols import JointPriors, Prior
+from jukebox_core.prior.cpu import CpuDecoder
+from jukebox_core.prior.gpu import StackedDecoder, can_stack
+from jukebox_core.prior.model import AutoregressivePrior
 
-__all__ = ["EachPrior", "as_joint"]
+__all__ = [
+    "EachPrior",
+    "JointPriors",
+    "Precision",
+    "Prior",
+    "accelerate",
+    "as_joint",
+    "choose_dtype",
+]
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+"""Of the priors' weights and caches; residual stream, attention's sums and logits are float32."""
+
+_LARGE = 1 << 24  # weights of a prior from which bfloat16 pays on a CPU
+
+
+class Prior(Protocol):
+    """An autoregressive model of one source's codes."""
+
+    n_codes: int
+    n_ctx: int
+
+    def new_cache(self, batch_size: int, length: int) -> PriorCache:
+        """An empty cache for `batch_size` sequences of at most `length` codes."""
+        ...
+
+    def step(self, codes: Tensor | None, cache: PriorCache) -> Tensor:
+        """Logits [B, K] of the next code, after the last codes [B] (None at the start)."""
+        ...
+
+
+class JointCache(Protocol):
+    """The state of B pairs of sequences that are decoded together."""
+
+    def reorder(self, parents: Tensor) -> None:
+        """Replace pair b by pair parents[b] (int64 [B])."""
+        ...
+
+    def nbytes(self) -> int:
+        """Bytes held."""
+        ...
+
+
+class JointPriors(Protocol):
+    """Both sources' priors, advanced together; the order of `names` is (z1, z2)."""
+
+    names: tuple[str, ...]
+    n_codes: int
+    n_ctx: int
+
+    def new_cache(self, batch_size: int, length: int) -> Any:
+        """An empty `JointCache` for `batch_size` pairs of sequences of at most `length` codes."""
+        ...
+
+    def step(self, codes: Tensor | None, cache: Any) -> Tensor:
+        """Logits [2, B, K] of the next codes, after the last codes [2, B] (None at the start)."""
+        ...
 
 
 def as_joint(priors: Mapping[str, Prior] | JointPriors) -> JointPriors:
@@ -43,11 +102,6 @@ class EachPrior:
         """An empty cache for `batch_size` pairs of sequences."""
         return EachCache([prior.new_cache(batch_size, length) for prior in self._priors])
 
-    def prefill(self, codes: Tensor, cache: EachCache) -> None:
-        """Make codes [2, B', P] the past of an empty cache."""
-        for prior, part, own in zip(self._priors, codes, cache.parts, strict=True):
-            prior.prefill(part, own)
-
     def step(self, codes: Tensor | None, cache: EachCache) -> Tensor:
         """Logits [2, B, K] of the next codes, after [2, B] (None at the start)."""
         last = (None, None) if codes is None else codes.unbind()
@@ -69,3 +123,65 @@ class EachCache:
     def nbytes(self) -> int:
         """Bytes held by both."""
         return sum(part.nbytes() for part in self.parts)
+
+
+def accelerate(
+    priors: Mapping[str, AutoregressivePrior], precision: Precision = "auto"
+) -> JointPriors:
+    """Two priors prepared for decoding on their device.
+
+    CPU: folded weights and compiled kernels. CUDA: both priors stacked, the step a CUDA graph,
+    where they have one architecture. Otherwise (MPS; architectures that differ) the modules step
+    as they are, in float32.
+
+    Raises:
+        ValueError: a precision that the device does not have, or not two priors.
+    """
+    device = next(iter(priors.values())).positions.device
+    dtype = choose_dtype(device, precision, min(_size(prior) for prior in priors.values()))
+    if device.type == "cpu":
+        return EachPrior({name: CpuDecoder(prior, dtype) for name, prior in priors.items()})
+    if device.type == "cuda" and len(priors) == 2 and can_stack(priors):
+        return StackedDecoder(priors, dtype)
+    if dtype != torch.float32:
+        raise ValueError(
+            f"precision {precision} on {device.type} needs two priors of one architecture on CUDA; "
+            "use float32"
+        )
+    return EachPrior(priors)
+
+
+def choose_dtype(
+    device: torch.device, precision: Precision = "auto", parameters: int = _LARGE
+) -> torch.dtype:
+    """The type for a precision asked for.
+
+    `auto` is bfloat16 on a CPU that multiplies it, for priors large enough to gain by it; bfloat16
+    or, before Ampere (T4), float16 on CUDA; otherwise float32.
+
+    Raises:
+        ValueError: the device does not have it.
+    """
+    if precision != "auto":
+        dtype = {p: getattr(torch, p) for p in ("float32", "bfloat16", "float16")}[precision]
+        if dtype == torch.float16 and device.type == "cpu":
+            raise ValueError("precision float16 is unusable on a CPU; use bfloat16 or float32")
+        if dtype != torch.float32 and device.type not in ("cpu", "cuda"):
+            raise ValueError(f"precision {precision} is not there on {device.type}; use float32")
+        return dtype
+    if device.type == "cpu":
+        return torch.bfloat16 if parameters >= _LARGE and cpu_has_bfloat16() else torch.float32
+    if device.type == "cuda":
+        ampere = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if ampere else torch.float16
+    return torch.float32
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 vectors or tiles."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
+
+
+def _size(prior: AutoregressivePrior) -> int:
+    return sum(parameter.numel() for parameter in prior.parameters())

@@ -41,9 +41,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Whole sequences [B, T, W]; an empty cache is filled on the way."""
-        x = x + self.dropout(self.attn(self.ln_attn(x), cache))
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole sequences [B, T, W]."""
+        x = x + self.dropout(self.attn(self.ln_attn(x)))
         return x + self.dropout(self.mlp(self.ln_mlp(x)))
 
     def step(self, x: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -147,28 +147,6 @@ class AutoregressivePrior(nn.Module):
     def new_cache(self, batch_size: int, length: int) -> PriorCache:
         """An empty cache for `batch_size` sequences of at most `length` codes."""
         return PriorCache(self.config, batch_size, length, self.positions)
-
-    def prefill(self, codes: Tensor, cache: PriorCache) -> None:
-        """Make codes [B', P] the past of an empty cache of B sequences, B a multiple of B'.
-
-        Row i is the past of sequences i * B / B' to (i + 1) * B / B' - 1; the next step takes the
-        last of these codes.
-
-        Raises:
-            ValueError: the cache is not empty or too short, or the batches do not fit.
-        """
-        batch, steps = codes.shape
-        if cache.position or not 0 < steps < cache.length:
-            raise ValueError(
-                f"{steps} codes of context, and a cache of {cache.length} positions, "
-                f"{cache.position} of them used: expected an empty one with more positions"
-            )
-        if cache.batch_size % batch:
-            raise ValueError(f"{batch} contexts for {cache.batch_size} sequences")
-        x = self._inputs(codes)
-        for block, layer in zip(cast("list[Block]", self.blocks), cache.layers, strict=True):
-            x = block(x, layer)
-        cache.position = steps
 
     def step(self, codes: Tensor | None, cache: PriorCache) -> Tensor:
         """Logits [B, K] of the next code, given the last codes [B] (None at the start).

@@ -1,34 +1,28 @@
-"""Search for the most probable pair of code sequences: beam search (LASS: 10 beams), greedy.
+"""Beam search for the most probable pair of code sequences (LASS: 10 beams).
 
 A beam's score is log p1 + log p2 + log-likelihood of all its steps. The scores that come out of a
-step's top-k belong to the new beams and go on as they are; the originals' program re-ordered them
-by parent a second time, so that later steps ranked with the scores of other beams.
+step's top-k belong to the new beams and stay as they are; upstream's program re-orders them by
+parent a second time, so that later steps rank with the scores of other beams.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jukebox_core.checks import require
-from jukebox_core.prior.joint import as_joint
-from jukebox_core.separation.ancestral import (
-    Progress,
-    Tables,
-    check_parts,
-    check_temperature,
-    start,
-)
+from jukebox_core.prior.joint import JointPriors, Prior
+from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
-from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+from jukebox_core.separation.samples import JointSamples, Progress
+from jukebox_core.separation.sampling import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import leading, top_k_bound
 
-__all__ = ["BeamSampler", "Best", "GreedySampler", "best_entries"]
+__all__ = ["BeamSampler", "Best", "best_entries"]
 
 _ENTRIES = 1 << 23  # of the explicit joint of stored pairs, held at a time
 
@@ -68,6 +62,8 @@ class BeamSampler:
     temperature: divides the priors' logits.
     """
 
+    independent: ClassVar[bool] = False
+
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -83,36 +79,23 @@ class BeamSampler:
         candidates: int,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
-        context: Mapping[str, Tensor] | None = None,
-    ) -> Separations:
-        """The `candidates` best beams of every mixture.
+    ) -> JointSamples:
+        """The N best beams of every mixture; nothing is random, so the generator is not used.
 
-        Args:
-            priors: the two sources' priors; the first is z1 of the likelihood, the second z2.
-            likelihood: scores of code pairs given a mixture code.
-            mixture_codes: int64 [B, T], T within the priors' context.
-            candidates: N, beams per mixture.
-            generator: not used; nothing here is random.
-            progress: called after every step.
-            context: {source: [B, P]}, codes before these; P + T within the priors' context.
+        Arguments as in `SamplingTask`.
 
         Raises:
-            ValueError: the parts do not fit together, or no pair of codes is possible at a step.
+            ValueError: as `SamplingTask`, or no pair of codes is possible at a step.
         """
-        joint = as_joint(priors)
-        check_parts(joint, likelihood, mixture_codes, context)
-        require("candidates", candidates, whole=True, at_least=1)
-        batch, steps = mixture_codes.shape
-        device = mixture_codes.device
-        tables = Tables(likelihood, mixture_codes)
-        cache, last = start(joint, batch, candidates, steps, context, device)
+        task = SamplingTask(priors, likelihood, mixture_codes, candidates)
+        steps, batch, device = task.steps, task.batch, task.device
+        cache, last = task.new_cache(), None
         beams = [_Beams(candidates, steps, device) for _ in range(batch)]
         offsets = torch.arange(batch, device=device).unsqueeze(1) * candidates
         for step in range(steps):
-            logits = joint.step(last, cache).to(_precision(device)) / self.temperature
-            log_p = torch.log_softmax(logits, -1).view(2, batch, candidates, -1)
+            log_p = task.log_p(last, cache, self.temperature, _precision(device))
             parents = []
-            for b, (state, table) in enumerate(zip(beams, tables.at(step), strict=True)):
+            for b, (state, table) in enumerate(zip(beams, task.tables.at(step), strict=True)):
                 parents.append(state.advance(step, log_p[0][b], log_p[1][b], table))
                 if not state.alive:
                     raise ValueError(
@@ -128,14 +111,20 @@ class BeamSampler:
                 progress(step + 1, steps)
         for state in beams:
             state.fill()
-        return Separations(
-            {name: torch.stack([s.codes[i] for s in beams]) for i, name in enumerate(joint.names)},
+        names = task.joint.names
+        return JointSamples(
+            {name: torch.stack([s.codes[i] for s in beams]) for i, name in enumerate(names)},
             {
                 name: torch.stack([s.parts[i] for s in beams]).float()
-                for i, name in enumerate(joint.names)
+                for i, name in enumerate(names)
             },
             torch.stack([state.parts[2] for state in beams]).float(),
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The name and the fields."""
+        return {"name": "BeamSampler", **asdict(self)}
 
 
 def _precision(device: torch.device) -> torch.dtype:
@@ -254,45 +243,3 @@ def _merge(one: Best, other: Best, k: int) -> Best:
     order = order[rows[order].argsort(stable=True)]
     best = best_entries(values[order].unsqueeze(0), k)
     return Best(best.values, rows[order][best.columns], columns[order][best.columns])
-
-
-@dataclass(frozen=True)
-class GreedySampler:
-    """At every step the most probable pair of codes; equal ones: the lowest z1, then the lowest z2.
-
-    All candidates are this one pair of sequences. Equal stored pairs: the first that is stored.
-
-    temperature: divides the priors' logits.
-    """
-
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse a temperature without meaning."""
-        BeamSampler(self.temperature)
-
-    def __call__(
-        self,
-        priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
-        mixture_codes: Tensor,
-        candidates: int,
-        generator: torch.Generator | None = None,
-        progress: Progress | None = None,
-        context: Mapping[str, Tensor] | None = None,
-    ) -> Separations:
-        """`candidates` times the same sequences of every mixture: a search with one beam.
-
-        Arguments as in `BeamSampler`.
-
-        Raises:
-            ValueError: the parts do not fit together, or no pair of codes is possible at a step.
-        """
-        require("candidates", candidates, whole=True, at_least=1)
-        search = BeamSampler(self.temperature)
-        found = search(priors, likelihood, mixture_codes, 1, generator, progress, context)
-        return Separations(
-            {name: x.expand(-1, candidates, -1) for name, x in found.codes.items()},
-            {name: x.expand(-1, candidates) for name, x in found.log_prior.items()},
-            found.log_likelihood.expand(-1, candidates),
-        )

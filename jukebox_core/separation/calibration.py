@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from jukebox_core.audio.spectra import stft
 from jukebox_core.files import write_table
-from jukebox_core.separation.mask import check_n_fft, stft
+from jukebox_core.separation.mask import check_n_fft
 
 __all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
 

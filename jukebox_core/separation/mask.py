@@ -1,4 +1,4 @@
-"""Ratio-mask refinement: the candidates decide which share of the true mixture is whose."""
+"""Ratio masks: the candidates decide which share of each time-frequency bin a source gets."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jukebox_core.audio.spectra import istft, stft
 from jukebox_core.checks import require
+from jukebox_core.separation.samples import Candidates
 
 
 class ExpectedPower(Protocol):
-    """What a source's power is, given that of its decoded candidates, see `calibration`."""
+    """Expected true power of a source given its decoded power, see `calibration`."""
 
     def __call__(self, source: str, powers: Tensor, alpha: float) -> Tensor:
-        """Powers [..., F, frames] of alpha x_i from those of alpha x_i decoded."""
+        """Expected powers [..., F, frames] of alpha x_i, given the powers of its decode."""
         ...
 
 
 LARGEST_N_FFT = 1 << 18
-"""12 s at 22,050 Hz: longer than any window."""
+"""12 s at 22,050 Hz, longer than any window."""
 
 
 def check_power(name: str, value: object) -> None:
@@ -53,9 +55,9 @@ class RatioMask:
     calibration: of the codec that decoded the candidates; None: spectra are taken as decoded.
     """
 
-    power: float = 2.0
-    n_fft: int = 2048
-    hop: int = 512
+    power: float = 2.5
+    n_fft: int = 4096
+    hop: int = 1024
     compression: float = 1.0
     calibration: ExpectedPower | None = None
 
@@ -75,28 +77,21 @@ class RatioMask:
         return {**vars(self), "calibration": shown}
 
     def __call__(
-        self,
-        mixture: Tensor,
-        candidates: Mapping[str, Tensor],
-        weights: Tensor,
-        alpha: Mapping[str, float],
+        self, mixture: Tensor, candidates: Candidates, weights: Tensor
     ) -> dict[str, Tensor]:
-        """Refined estimates {source: [B, T]}, at the sources' own scale.
+        """Masked estimates {source: [B, T]} of x_i, at the scale of the sources.
 
         Args:
             mixture: [B, T], the true mixture, sum of alpha_i x_i.
-            candidates: {source: [B, N, T]}, estimates of x_i.
+            candidates: N estimates of the sources of every mixture.
             weights: [B, N], summing to one over the candidates.
-            alpha: {source: gain in the mixture}.
         """
-        masks = self.masks(self.mean_powers(candidates, weights, alpha))
-        stems = self.apply(mixture, masks)
-        return {name: stem / alpha[name] for name, stem in stems.items()}
+        stems = self.apply(mixture, self.masks(self.mean_powers(candidates, weights)))
+        return {name: stem / candidates.alpha[name] for name, stem in stems.items()}
 
-    def mean_powers(
-        self, candidates: Mapping[str, Tensor], weights: Tensor, alpha: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """Weighted mean powers [B, F, frames] of alpha_i x_i, x_i [B, N, T], calibrated."""
+    def mean_powers(self, candidates: Candidates, weights: Tensor) -> dict[str, Tensor]:
+        """Weighted mean powers of alpha_i x_i, {source: [B, F, frames]}, calibrated."""
+        alpha = candidates.alpha
         powers = {
             name: torch.stack(
                 [
@@ -104,7 +99,7 @@ class RatioMask:
                     for w, x in zip(weights, audio, strict=True)
                 ]
             )
-            for name, audio in candidates.items()
+            for name, audio in candidates.audio.items()
         }
         if self.calibration is None:
             return powers
@@ -152,7 +147,7 @@ class RatioMask:
             frames = torch.arange(spectrum.shape[-1]) * (hop / rate_ratio / self.hop)
             masks = {name: _resample_mask(mask, bins, frames) for name, mask in masks.items()}
         return {
-            name: _istft(spectrum * mask, n_fft, hop, mixture.shape[-1])
+            name: istft(spectrum * mask, n_fft, hop, mixture.shape[-1])
             for name, mask in masks.items()
         }
 
@@ -160,21 +155,8 @@ class RatioMask:
         return stft(audio, self.n_fft, self.hop)
 
 
-def stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
-    """[..., T] to complex [..., F, frames]; zeros outside, so that any length will do."""
-    flat = audio.reshape(-1, audio.shape[-1])
-    window = torch.hann_window(n_fft, device=audio.device)
-    spectrum = torch.stft(flat, n_fft, hop, window=window, pad_mode="constant", return_complex=True)
-    return spectrum.reshape(*audio.shape[:-1], *spectrum.shape[-2:])
-
-
-def _istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
-    """The inverse of `stft`, [..., length]."""
-    window = torch.hann_window(n_fft, device=spectrum.device)
-    leading = spectrum.shape[:-2]
-    flat = spectrum.reshape(-1, *spectrum.shape[-2:])
-    audio = torch.istft(flat, n_fft, hop, window=window, length=length)
-    return audio.reshape(*leading, length)
+WIENER = RatioMask(2.0, 2048, 512)
+"""The Wiener filter at the STFT of the published systems' comparisons: for baselines."""
 
 
 def _resample_mask(mask: Tensor, bins: Tensor, frames: Tensor) -> Tensor:

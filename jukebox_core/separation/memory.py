@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from jukebox_core.separation.protocols import JointPriors
+from jukebox_core.prior.joint import JointPriors
 
 __all__ = [
     "TooLarge",

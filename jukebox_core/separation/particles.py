@@ -13,30 +13,19 @@ locally optimal proposal; Pitt and Shephard 1999, full adaptation).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.prior.joint import as_joint
-from jukebox_core.separation.ancestral import (
-    Progress,
-    Tables,
-    check_parts,
-    check_temperature,
-    start,
-)
-from jukebox_core.separation.posterior import (
-    Draw,
-    FullTable,
-    PairTable,
-    draw_chunks,
-    redraw,
-    uniform_numbers,
-)
-from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Separations
+from jukebox_core.prior.joint import JointPriors, Prior
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.posterior import Draw, draw_chunks
+from jukebox_core.separation.samples import JointSamples, Progress
+from jukebox_core.separation.sampling import SamplingTask, check_temperature
 
 __all__ = ["ParticleSampler", "systematic_parents"]
 
@@ -58,6 +47,8 @@ class ParticleSampler:
         never.
     """
 
+    independent: ClassVar[bool] = False
+
     temperature: float = 1.0
     threshold: float = 0.5
 
@@ -75,82 +66,47 @@ class ParticleSampler:
         candidates: int,
         generator: torch.Generator,
         progress: Progress | None = None,
-        context: Mapping[str, Tensor] | None = None,
-    ) -> Separations:
+    ) -> JointSamples:
         """N weighted particles of every mixture, and an estimate of the mixtures' evidence.
 
         As in ancestral sampling, the same chunks give the same particles in whatever batches they
-        come; with threshold 0 the particles are that sampler's candidates.
-
-        Args:
-            priors: the two sources' priors; the first is z1 of the likelihood, the second z2.
-            likelihood: scores of code pairs given a mixture code.
-            mixture_codes: int64 [B, T], T within the priors' context.
-            candidates: N, particles per mixture.
-            generator: on any device.
-            progress: called after every step.
-            context: {source: [B, P]}, codes before these; P + T within the priors' context.
-
-        Raises:
-            ValueError: not two priors, or priors, likelihood and codes do not fit together.
+        come; with threshold 0 the particles are that sampler's candidates. Arguments and errors as
+        in `SamplingTask`.
         """
-        joint = as_joint(priors)
-        check_parts(joint, likelihood, mixture_codes, context)
-        require("candidates", candidates, whole=True, at_least=1)
-        batch, steps = mixture_codes.shape
-        numbers = candidates + (self.threshold > 0)  # the last one of a step is for resampling
-        uniform = uniform_numbers(generator, (batch, steps, numbers), mixture_codes.device)
-        uniform = uniform.transpose(0, 1).contiguous()  # [T, B, N (+ 1), 2]
-        tables = Tables(likelihood, mixture_codes)
-        drawn = self._draw(joint, tables, candidates, uniform, progress, context)
-        if drawn is None:  # float32 lost mass on a device that could not be asked in between
-            drawn = self._draw(joint, tables, candidates, uniform, progress, context, exact=True)
-        assert drawn is not None
-        return drawn
+        task = SamplingTask(priors, likelihood, mixture_codes, candidates)
+        # The last number of a step is for resampling.
+        uniform = task.uniform(generator, candidates + (self.threshold > 0))
+        return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
 
     def _draw(
-        self,
-        joint: JointPriors,
-        tables: Tables,
-        candidates: int,
-        uniform: Tensor,
-        progress: Progress | None,
-        context: Mapping[str, Tensor] | None,
-        exact: bool = False,
-    ) -> Separations | None:
-        """All steps; None where a draw may have been wrong, which `exact` avoids by waiting."""
-        steps, batch = uniform.shape[:2]
-        device = uniform.device
-        cache, last = start(joint, batch, candidates, steps, context, device)
-        particles = _Particles(steps, batch, candidates, device, uniform.dtype)
-        lost = torch.zeros((), dtype=torch.bool, device=device)
-        for step in range(steps):
-            logits = joint.step(last, cache).float()  # [2, B * N, K]
-            log_p = torch.log_softmax(logits / self.temperature, -1)
-            log_p = log_p.view(2, batch, candidates, -1)
-            here, numbers = tables.at(step), uniform[step, :, :candidates]
-            drawn = _draw_pairs(here, log_p, numbers, exact)
+        self, task: SamplingTask, uniform: Tensor, progress: Progress | None, exact: bool
+    ) -> JointSamples | None:
+        """Draw all steps; None if a draw that is not exact may be wrong."""
+        cache, last = task.new_cache(), None
+        particles = _Particles(task, uniform.dtype)
+        lost = torch.zeros((), dtype=torch.bool, device=task.device)
+        for step in range(task.steps):
+            log_p = task.log_p(last, cache, self.temperature)
+            tables, numbers = task.tables.at(step), uniform[step, :, : task.candidates]
+            drawn = draw_chunks(tables, log_p[0], log_p[1], numbers, exact)
             lost |= _any_lost(drawn)
             particles.weigh(drawn.log_total)
-            if self.threshold > 0 and step + 1 < steps:
+            if self.threshold > 0 and step + 1 < task.steps:
                 parents = particles.resample(step, self.threshold, uniform[step, :, -1, 0])
                 if parents is not None:
                     cache.reorder((parents + particles.offsets).flatten())
                     log_p = log_p.gather(2, parents.unsqueeze(2).expand_as(log_p))
-                    drawn = _draw_pairs(here, log_p, numbers, exact)
+                    drawn = draw_chunks(tables, log_p[0], log_p[1], numbers, exact)
                     lost |= _any_lost(drawn)
             last = particles.extend(step, log_p, drawn)
             if progress is not None:
-                progress(step + 1, steps)
-        return None if bool(lost) else particles.separations(joint.names)
+                progress(step + 1, task.steps)
+        return None if bool(lost) else particles.samples(task.joint.names)
 
-
-def _draw_pairs(
-    tables: Sequence[FullTable | PairTable], log_p: Tensor, uniform: Tensor, exact: bool
-) -> Draw:
-    """A pair per particle from its one-step posterior, [B, N]; log_p: [2, B, N, K]."""
-    drawn = draw_chunks(tables, log_p[0], log_p[1], uniform)
-    return redraw(drawn, tables, log_p[0], log_p[1], uniform) if exact else drawn
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The name and the fields."""
+        return {"name": "ParticleSampler", **asdict(self)}
 
 
 def _any_lost(drawn: Draw) -> Tensor:
@@ -165,9 +121,8 @@ class _Particles:
     backwards along its line of parents.
     """
 
-    def __init__(
-        self, steps: int, batch: int, count: int, device: torch.device, dtype: torch.dtype
-    ):
+    def __init__(self, task: SamplingTask, dtype: torch.dtype):
+        steps, batch, count, device = task.steps, task.batch, task.candidates, task.device
         self.own = torch.arange(count, device=device).expand(batch, count)  # [B, N]
         self.offsets = torch.arange(batch, device=device).unsqueeze(1) * count
         self.log_weights = torch.full(
@@ -213,7 +168,7 @@ class _Particles:
         self.log_likelihood = self.log_likelihood + drawn.score
         return codes.flatten(1)
 
-    def separations(self, names: tuple[str, ...]) -> Separations:
+    def samples(self, names: tuple[str, ...]) -> JointSamples:
         """The particles with their whole past."""
         line, codes = self.own, torch.empty_like(self.codes)
         for step in reversed(range(self.codes.shape[1])):
@@ -222,7 +177,7 @@ class _Particles:
             if step in self.parents:
                 line = self.parents[step].gather(1, line)
         codes = codes.permute(0, 2, 3, 1).contiguous()  # [2, B, N, T]
-        return Separations(
+        return JointSamples(
             dict(zip(names, codes, strict=True)),
             dict(zip(names, self.log_prior, strict=True)),
             self.log_likelihood,

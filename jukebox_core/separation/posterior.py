@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.separation.protocols import PairScores
+from jukebox_core.separation.likelihood import PairScores
 
 __all__ = [
     "Draw",
@@ -181,15 +181,20 @@ def draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) ->
 
 
 def draw_chunks(
-    tables: Sequence[FullTable | PairTable], log_p1: Tensor, log_p2: Tensor, uniform: Tensor
+    tables: Sequence[FullTable | PairTable],
+    log_p1: Tensor,
+    log_p2: Tensor,
+    uniform: Tensor,
+    exact: bool = False,
 ) -> Draw:
     """One pair of codes for each of N candidates of B chunks, [B, N].
 
     Args:
         tables: of the chunks' mixture codes.
         log_p1: [B, N, K] log-probabilities of the first source's next code.
-        log_p2: [B, N, K] of the second source's.
+        log_p2: [B, N, K] log-probabilities of the second source's next code.
         uniform: [B, N, 2].
+        exact: wait for the device and draw lost candidates again, see `redraw`.
     """
     p2 = _exp(log_p2.clone())
     sums = torch.stack([table.sums(p) for p, table in zip(p2, tables, strict=True)])
@@ -199,7 +204,7 @@ def draw_chunks(
     # What is taken for zero in W, p2 or their products is some K * e^-87 in all.
     lost = ~(log_mass > _LOST)
     drawn = Draw(first, second, score, log_mass + maximum, lost)
-    if log_p1.device.type != "cpu":  # asking would wait for the device
+    if log_p1.device.type != "cpu" and not exact:  # asking would wait for the device
         return drawn
     return redraw(drawn, tables, log_p1, log_p2, uniform)
 

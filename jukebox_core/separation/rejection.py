@@ -1,13 +1,13 @@
-"""The originals' "rejection sampling": a posterior over all N x N pairs of decoded candidates.
+"""Upstream's "rejection sampling": a posterior over all N x N pairs of decoded candidates.
 
-It decouples the sources of a candidate, which were drawn together, and compares waveforms; the
-published scores do not use it. The originals compare with their codec's round trip of the mixture,
-here the true mixture is the default. For comparison and parity.
+It separates the sources of a candidate, which were drawn together, and compares waveforms; the
+published scores do not use it. Upstream compares with the codec's round trip of the mixture; here
+the true mixture is the default. For comparison and parity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.separation.selection import Candidates
+from jukebox_core.separation.samples import Candidates
 
 __all__ = [
     "PairPosterior",
     "RejectionMarginals",
     "RejectionPair",
-    "RejectionSelection",
+    "RejectionWeights",
     "pair_posterior",
 ]
 
@@ -58,7 +58,7 @@ def pair_posterior(
     Args:
         log_prior: log p of the candidates' codes, [N] per source.
         audio: their waveforms, [N, T] per source.
-        mixture: [T], what the pairs are compared with; the originals decode it from its codes.
+        mixture: [T], what the pairs are compared with; upstream decodes it from its codes.
         alpha: gains of the sources in the mixture.
         steps: codes per candidate.
 
@@ -79,64 +79,56 @@ def pair_posterior(
     return PairPosterior(posterior.view_as(prior), variance)
 
 
-def _posteriors(
-    mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-) -> Iterator[PairPosterior]:
-    """Of every chunk, against mixtures [B, T]."""
-    names = tuple(candidates.audio)
-    drawn = candidates.separations
+def _posteriors(mixture: Tensor, candidates: Candidates) -> Iterator[PairPosterior]:
+    """The posterior of every chunk, against mixtures [B, T]."""
+    one, two = candidates.audio
+    alpha, samples = candidates.alpha, candidates.samples
+    assert samples is not None
     for b, target in enumerate(mixture):
-        log_prior = [drawn.log_prior[name][b].cpu() for name in names]
-        audio = [candidates.audio[name][b] for name in names]
+        first, second = candidates.audio[one][b], candidates.audio[two][b]
         yield pair_posterior(
-            (log_prior[0], log_prior[1]),
-            (audio[0], audio[1]),
-            target.to(audio[0].device),
-            (alpha[names[0]], alpha[names[1]]),
-            drawn.codes[names[0]].shape[-1],
+            (samples.log_prior[one][b].cpu(), samples.log_prior[two][b].cpu()),
+            (first, second),
+            target.to(first.device),
+            (alpha[one], alpha[two]),
+            samples.codes[one].shape[-1],
         )
 
 
 @dataclass(frozen=True)
-class RejectionSelection:
-    """Picks by the pair posterior among the pairs that were drawn together."""
+class RejectionWeights:
+    """Takes the most probable of the pairs that were drawn together."""
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N] for mixtures [B, T]."""
-        found = _posteriors(mixture, candidates, alpha)
-        picks = torch.stack([each.posterior.diagonal().argmax() for each in found])
-        return F.one_hot(picks, next(iter(candidates.audio.values())).shape[1]).to(mixture)
+        posteriors = _posteriors(mixture, candidates)
+        best = torch.stack([each.posterior.diagonal().argmax() for each in posteriors])
+        return F.one_hot(best, candidates.shape[1]).to(mixture)
 
 
 @dataclass(frozen=True)
 class RejectionPair:
-    """The originals' own choice: the most probable of all N x N pairs, drawn together or not.
+    """Upstream's own selection: the most probable of all N x N pairs, drawn together or not.
 
-    compared: what pairs are compared with, made of the mixtures [B, T]; None: the mixtures. The
-        originals': the codec's round trip.
+    target: makes what pairs are compared with from the mixtures [B, T]; None: the mixtures
+        themselves. Upstream takes the codec's round trip.
     """
 
-    compared: Callable[[Tensor], Tensor] | None = None
+    target: Callable[[Tensor], Tensor] | None = None
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """A pick per source, {source: [B]}."""
-        target = mixture if self.compared is None else self.compared(mixture)
-        best = [each.best for each in _posteriors(target, candidates, alpha)]
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """A candidate per source, {source: [B]}."""
+        target = mixture if self.target is None else self.target(mixture)
+        best = [each.best for each in _posteriors(target, candidates)]
         return dict(zip(candidates.audio, torch.tensor(best).T, strict=True))
 
 
 @dataclass(frozen=True)
 class RejectionMarginals:
-    """The originals' other choice: per source the most probable candidate, whoever it is with."""
+    """Upstream's other selection: per source the candidate of the largest marginal posterior."""
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """A pick per source, {source: [B]}."""
-        found = [each.marginals() for each in _posteriors(mixture, candidates, alpha)]
-        picks = [torch.stack([m.argmax() for m in each]) for each in zip(*found, strict=True)]
-        return dict(zip(candidates.audio, picks, strict=True))
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """A candidate per source, {source: [B]}."""
+        marginals = [each.marginals() for each in _posteriors(mixture, candidates)]
+        best = [torch.stack([m.argmax() for m in each]) for each in zip(*marginals, strict=True)]
+        return dict(zip(candidates.audio, best, strict=True))

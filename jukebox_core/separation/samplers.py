@@ -1,70 +1,48 @@
-"""The samplers by name, as configurations and command lines ask for them."""
+"""The samplers by name."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
+from jukebox_core.checks import require_choice
 from jukebox_core.separation.ancestral import AncestralSampler
-from jukebox_core.separation.beam import BeamSampler, GreedySampler
+from jukebox_core.separation.beam import BeamSampler
 from jukebox_core.separation.particles import ParticleSampler
-from jukebox_core.separation.protocols import Sampler
+from jukebox_core.separation.samples import Sampler
 
-__all__ = ["OPTIONS", "STRATEGIES", "Strategy", "make_sampler"]
+__all__ = ["OPTIONS", "SAMPLERS", "SamplerName", "make_sampler"]
 
-Strategy = Literal["ancestral", "beam", "particle", "greedy"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+SamplerName = Literal["particle", "ancestral", "beam"]
+"""particle: weighted draws from the posterior over whole sequences; ancestral: independent draws;
+beam: the most probable sequences."""
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
-OPTIONS: dict[Strategy, tuple[str, ...]] = {
+_CLASSES: Mapping[SamplerName, Callable[..., Sampler]] = {
+    "particle": ParticleSampler,
+    "ancestral": AncestralSampler,
+    "beam": BeamSampler,
+}
+OPTIONS: Mapping[SamplerName, tuple[str, ...]] = {
+    "particle": ("threshold",),
     "ancestral": ("top_k", "top_p"),
     "beam": (),
-    "particle": ("threshold",),
-    "greedy": (),
 }
 """Options of each sampler besides the temperature."""
 
 
-def make_sampler(
-    name: Strategy,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    threshold: float | None = None,
-) -> Sampler:
-    """The sampler of that name.
-
-    Args:
-        name: `ancestral`, independent draws; `particle`, weighted draws from the posterior over
-            whole sequences; `beam`, the most probable sequences; `greedy`, one sequence of the
-            most probable pairs.
-        temperature: divides the priors' logits.
-        top_k: ancestral: pairs that may be drawn at a step; 0: all.
-        top_p: ancestral: mass of the pairs that may be drawn at a step; 1: all.
-        threshold: particle: the share of N under which the effective sample size leads to
-            resampling; default 0.5.
+def make_sampler(name: SamplerName, temperature: float = 1.0, **options: Any) -> Sampler:
+    """The sampler of that name; temperature and options as in its class.
 
     Raises:
-        ValueError: the name is unknown, an option is not one of that sampler, or has no meaning.
+        ValueError: the name is unknown, an option belongs to another sampler, or a value is out of
+            range.
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"sampler {name!r} is unknown; there are {', '.join(STRATEGIES)}")
-    given = {
-        option: value
-        for option, value, off in (
-            ("top_k", top_k, 0),
-            ("top_p", top_p, 1.0),
-            ("threshold", threshold, None),
-        )
-        if value != off
-    }
-    for option, value in given.items():
+    require_choice("sampler", name, SAMPLERS)
+    for option, value in options.items():
         if option not in OPTIONS[name]:
-            owner = next(other for other in STRATEGIES if option in OPTIONS[other])
+            owner = next((other for other in SAMPLERS if option in OPTIONS[other]), "no sampler")
             raise ValueError(
                 f"{option} is {value}, but the sampler is {name}; {option} belongs to {owner}"
             )
-    if name == "ancestral":
-        return AncestralSampler(temperature, top_k, top_p)
-    if name == "particle":
-        return ParticleSampler(temperature, 0.5 if threshold is None else threshold)
-    return BeamSampler(temperature) if name == "beam" else GreedySampler(temperature)
+    return _CLASSES[name](temperature=temperature, **options)

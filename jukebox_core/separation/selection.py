@@ -1,75 +1,73 @@
-"""Choice among candidates without any reference.
+"""Weights of the candidates, and selection of one candidate, without any reference.
 
-A selection gives weights [B, N] over the joint candidates, for averaging; a pick chooses one
-candidate for every source, for the raw decode.
+A weighting gives weights [B, N] over the joint candidates, for the mask; a selection takes one
+candidate per source, for the raw decode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.checks import require
 from jukebox_core.separation.mask import LARGEST_N_FFT
-from jukebox_core.separation.protocols import Separations
-from jukebox_core.vqvae.losses import magnitudes
+from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair, RejectionWeights
+from jukebox_core.separation.samples import Candidates
+
+__all__ = [
+    "SELECTIONS",
+    "WEIGHTS",
+    "Jointly",
+    "LogPosterior",
+    "MinimumBayesRisk",
+    "PosteriorMean",
+    "Selection",
+    "SelectionName",
+    "SpectralFit",
+    "Weighting",
+    "WeightsName",
+]
 
 
-class Candidates(NamedTuple):
-    """Decoded joint candidates of B mixtures.
+class Weighting(Protocol):
+    """Maps candidates to weights that sum to one over N; one-hot weights take one candidate."""
 
-    audio: {source: [B, N, T]} at the sources' own scale (the mixture is the sum of alpha_i x_i).
-    """
-
-    audio: dict[str, Tensor]
-    separations: Separations
-
-
-class Selection(Protocol):
-    """Maps candidates to weights that sum to one over N; one-hot weights are a pick."""
-
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """Weights [B, N] for mixtures [B, T]."""
         ...
 
 
-class Pick(Protocol):
-    """Chooses a candidate for every source, not always one and the same for both."""
+class Selection(Protocol):
+    """Takes a candidate for every source, not always the same for both."""
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> dict[str, Tensor]:
-        """Candidates {source: int64 [B]} of mixtures [B, T]."""
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> dict[str, Tensor]:
+        """Candidates {source: int64 [B]} for mixtures [B, T]."""
         ...
 
 
 @dataclass(frozen=True)
 class Jointly:
-    """Picks for all sources the candidate of the largest weight: sources drawn together stay so."""
+    """Takes the candidate of the largest weight for all sources, which were drawn together."""
 
-    selection: Selection
+    weighting: Weighting
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> dict[str, Tensor]:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> dict[str, Tensor]:
         """The same candidates [B] for every source."""
-        best = self.selection(mixture, candidates, alpha).argmax(1)
-        return dict.fromkeys(candidates.audio, best)
+        return dict.fromkeys(candidates.audio, self.weighting(mixture, candidates).argmax(1))
 
 
 @dataclass(frozen=True)
 class SpectralFit:
-    """Picks the pair whose sum is nearest to the true mixture in magnitude spectrum.
+    """Takes the candidate whose sum is nearest to the mixture in magnitude spectrum.
 
-    Both sources of a candidate were drawn together and are kept together. The weights that
-    particles carry are not looked at, not even those of zero: the fit alone decides.
+    Both sources of a candidate were drawn together and stay together. The particles' own weights
+    are ignored, even if they are zero: only the fit decides.
     """
 
     n_fft: int = 1024
@@ -79,74 +77,67 @@ class SpectralFit:
         """Refuse sizes that make no spectrogram."""
         _check_stft(self.n_fft, self.hop)
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N]."""
         stft = (self.n_fft, self.hop, self.n_fft)
-        n_candidates = next(iter(candidates.audio.values())).shape[1]
-        picks = []
+        best = []
         for b, target in enumerate(mixture):
-            total = torch.stack([alpha[name] * x[b] for name, x in candidates.audio.items()]).sum(0)
+            total = candidates.sums(b)
             pad = (0, max(0, self.n_fft - target.shape[-1]))
-            wanted = magnitudes(F.pad(target[None], pad), stft)
-            distance = (magnitudes(F.pad(total, pad), stft) - wanted).square().sum((1, 2))  # [N]
-            picks.append(distance.argmin())
-        return F.one_hot(torch.stack(picks), n_candidates).to(mixture.dtype)
+            spectrum = magnitudes(F.pad(target[None], pad), stft)
+            distance = (magnitudes(F.pad(total, pad), stft) - spectrum).square().sum((1, 2))  # [N]
+            best.append(distance.argmin())
+        return F.one_hot(torch.stack(best), candidates.shape[1]).to(mixture.dtype)
 
 
 @dataclass(frozen=True)
 class PosteriorMean:
-    """The candidates by their weights, all alike where they carry none.
+    """Weights the candidates by their posterior probability.
 
-    Draws from the posterior count alike, particles by their importance: both mean the posterior's
-    mean.
+    Independent draws count equally, particles by their importance weights: both estimate the mean
+    of the posterior.
     """
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """Weights [B, N].
 
         Raises:
-            ValueError: the particles' weights are not those of these candidates.
+            ValueError: the particles' weights have another shape than the candidates.
         """
-        shape = next(iter(candidates.audio.values())).shape[:2]
-        log_weights = candidates.separations.log_weights
-        if log_weights is None:
+        samples, shape = candidates.samples, candidates.shape
+        if samples is None or samples.log_weights is None:
             return mixture.new_full(shape, 1 / shape[1])
-        if log_weights.shape != shape:
+        if samples.log_weights.shape != shape:
             raise ValueError(
-                f"log_weights are {tuple(log_weights.shape)}, the candidates {tuple(shape)}"
+                f"log_weights are {tuple(samples.log_weights.shape)}, the candidates {shape}"
             )
-        return log_weights.exp().to(mixture)
+        return samples.log_weights.exp().to(mixture)
 
 
 @dataclass(frozen=True)
 class LogPosterior:
-    """Picks the candidate of the highest log p1 + log p2 + log-likelihood.
+    """Takes the candidate of the highest log p1 + log p2 + log-likelihood.
 
     That is the log-posterior of its sequences, up to a constant: the mode among the candidates,
-    which need not be near the mean. A particle's weight is another thing: this posterior over the
-    density it was drawn from, so that probable sequences do not count twice.
+    which need not be near the mean. A particle's weight is something else: this posterior divided
+    by the density it was drawn from, so that probable sequences do not count twice.
 
-    Candidates of different shifts of a window are given different codes of the mixture: their
-    log-likelihoods, and so these sums, do not compare, and the pick leans to the shift whose codes
-    are likely.
+    Candidates of different shifts of a window see different mixture codes. Their log-likelihoods,
+    and so these sums, are not comparable: the selection favours the shift whose codes are likely.
     """
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N]."""
-        drawn = candidates.separations
-        total = torch.stack([*drawn.log_prior.values(), drawn.log_likelihood]).sum(0)  # [B, N]
+        samples = candidates.samples
+        assert samples is not None
+        terms = [*samples.log_prior.values(), samples.log_likelihood]
+        total = torch.stack(terms).sum(0)  # [B, N]
         return F.one_hot(total.argmax(1), total.shape[1]).to(mixture)
 
 
 @dataclass(frozen=True)
 class MinimumBayesRisk:
-    """Picks the candidate that is expected to be nearest to the others, by their weights.
+    """Takes the candidate with the smallest expected distance to the others, by their weights.
 
     The distance is the squared one of the magnitude spectrograms, summed over the sources, so that
     the expectation is a distance to the mean spectrogram and a constant (Kumar and Byrne 2004).
@@ -159,13 +150,11 @@ class MinimumBayesRisk:
         """Refuse sizes that make no spectrogram."""
         _check_stft(self.n_fft, self.hop)
 
-    def __call__(
-        self, mixture: Tensor, candidates: Candidates, alpha: Mapping[str, float]
-    ) -> Tensor:
+    def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N]."""
         stft = (self.n_fft, self.hop, self.n_fft)
-        weights = PosteriorMean()(mixture, candidates, alpha)
-        picks = []
+        weights = PosteriorMean()(mixture, candidates)
+        best = []
         for b, share in enumerate(weights):
             distance = torch.zeros_like(share)
             for x in candidates.audio.values():
@@ -173,10 +162,39 @@ class MinimumBayesRisk:
                 spectra = magnitudes(F.pad(x[b], pad), stft)  # [N, F, frames]
                 mean = torch.einsum("n,nft->ft", share, spectra)
                 distance += (spectra - mean).square().sum((1, 2))
-            picks.append(distance.argmin())
-        return F.one_hot(torch.stack(picks), weights.shape[1]).to(mixture)
+            best.append(distance.argmin())
+        return F.one_hot(torch.stack(best), weights.shape[1]).to(mixture)
 
 
 def _check_stft(n_fft: int, hop: int) -> None:
     require("n_fft", n_fft, whole=True, at_least=2, at_most=LARGEST_N_FFT)
     require("hop", hop, whole=True, at_least=1, at_most=n_fft)
+
+
+SelectionName = Literal[
+    "spectral-fit",
+    "log-posterior",
+    "bayes-risk",
+    "rejection",
+    "rejection-pair",
+    "rejection-marginals",
+]
+WeightsName = Literal["posterior-mean", "spectral-fit", "log-posterior", "bayes-risk", "rejection"]
+
+WEIGHTS: Mapping[WeightsName, Weighting] = {
+    "posterior-mean": PosteriorMean(),
+    "spectral-fit": SpectralFit(),
+    "log-posterior": LogPosterior(),
+    "bayes-risk": MinimumBayesRisk(),
+    "rejection": RejectionWeights(),
+}
+"""Weights of the candidates for the mask; all but the first take one candidate."""
+SELECTIONS: Mapping[SelectionName, Selection] = {
+    "spectral-fit": Jointly(SpectralFit()),
+    "log-posterior": Jointly(LogPosterior()),
+    "bayes-risk": Jointly(MinimumBayesRisk()),
+    "rejection": Jointly(RejectionWeights()),
+    "rejection-pair": RejectionPair(),
+    "rejection-marginals": RejectionMarginals(),
+}
+"""Selections for the raw decode; the last two take a candidate per source, the others one pair."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +12,8 @@ from torch import Tensor
 from jukebox_core import audio as audio_io
 from jukebox_core.audio.stream import BLOCK
 from jukebox_core.checks import require, require_seed
-from jukebox_core.prior.joint import as_joint
-from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.prior.joint import JointPriors, Prior, as_joint
+from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.memory import (
     TooLarge,
@@ -24,27 +23,21 @@ from jukebox_core.separation.memory import (
     release,
     windows_that_fit,
 )
-from jukebox_core.separation.protocols import JointPriors, Likelihood, Prior, Sampler
-from jukebox_core.separation.selection import (
+from jukebox_core.separation.samples import (
     Candidates,
-    Jointly,
-    Pick,
+    Progress,
+    Sampler,
+    join_groups,
+    join_shifts,
+)
+from jukebox_core.separation.selection import (
     PosteriorMean,
     Selection,
-    SpectralFit,
+    Weighting,
 )
-from jukebox_core.separation.stream import (
-    History,
-    Piece,
-    Progress,
-    Run,
-    Steps,
-    cut,
-    joined,
-    part_of,
-    together,
-)
-from jukebox_core.separation.uncertainty import Uncertainty, disagreement
+from jukebox_core.separation.settings import DEFAULTS
+from jukebox_core.separation.stream import Piece, Run, Steps, cut, part_of
+from jukebox_core.separation.uncertainty import Uncertainty, uncertainty_of
 from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
 
@@ -57,7 +50,6 @@ class Sizes(NamedTuple):
 
     candidates: int
     window: int
-    context: int | Literal["max"]
     shifts: int
 
     def check(self, n_ctx: int, hop: int) -> None:
@@ -68,8 +60,8 @@ class Sizes(NamedTuple):
             hop: samples per code.
 
         Raises:
-            ValueError: They do not fit the models or each other.
-            TooLarge: The candidates of one window need more memory than is free.
+            ValueError: they do not fit the models or each other.
+            TooLarge: the candidates of one window need more memory than is free.
         """
         require("candidates", self.candidates, whole=True, at_least=1)
         require("window", self.window, whole=True, at_least=1)
@@ -83,7 +75,6 @@ class Sizes(NamedTuple):
                 f"shifts is {self.shifts}, expected 1 to {hop} (samples of a code) and a divisor "
                 f"of the {self.candidates} candidates"
             )
-        self.codes_of_context(n_ctx)
         needed = 2 * decoded_bytes(self.candidates, self.window * hop)  # in parts and joined
         free = free_bytes(torch.device("cpu"))
         if needed > free:
@@ -93,40 +84,12 @@ class Sizes(NamedTuple):
                 f"{free / 2**30:,.1f} GiB are free; use fewer candidates or a shorter window"
             )
 
-    def codes_of_context(self, n_ctx: int) -> int:
-        """The context as a number of codes.
-
-        Raises:
-            ValueError: It does not fit beside the window, or there are several shifts.
-        """
-        context, room = self.context, n_ctx - self.window
-        if context != "max":
-            require("context", context, whole=True, hint="codes, or max")
-        if context != 0 and self.shifts > 1:
-            raise ValueError(
-                f"context is {context}: a context needs codes of one position, but shifts is "
-                f"{self.shifts}; set shifts to 1 or context to 0"
-            )
-        if context == "max":
-            if not room:
-                raise ValueError(
-                    f"context is max, but a window of {self.window} codes fills the priors' n_ctx "
-                    f"of {n_ctx}: there is no room for a context; use a shorter window"
-                )
-            return room
-        if not 0 <= context <= room:
-            raise ValueError(
-                f"context is {context}, which does not fit beside a window of {self.window} codes "
-                f"in the priors' n_ctx of {n_ctx}: expected a context of 0 to {room}"
-            )
-        return context
-
 
 class Separator:
-    """Separates mixtures of two sources; the methods differ by the parts given.
+    """Separates mixtures of two sources; the methods differ only in the parts.
 
     Example:
-        >>> separator = build_separator("hybrid", Path("runs/demo/models"))
+        >>> separator = hybrid.load_separator("runs/demo/models")
         >>> stems = separator(mixture, rate=44_100, seed=0)  # {"bass": [C, T], "drums": [C, T]}
     """
 
@@ -141,31 +104,28 @@ class Separator:
         candidates: int = 64,
         window: int = 1024,
         overlap: int = 64,
-        pick: Pick | None = None,
-        average: Selection | None = None,
-        refinement: RatioMask | None = None,
-        context: int | Literal["max"] = 0,
+        selection: Selection | None = None,
+        weights: Weighting | None = None,
+        mask: RatioMask | None = None,
         shifts: int = 1,
     ):
-        """Compose a separator.
+        """Compose a separator; parts that are left out are the default ones of `Settings`.
 
         Args:
             codec: in evaluation mode.
             priors: {source: prior}, in the order of the likelihood's pairs, or both as one.
             likelihood: scores of code pairs given the mixture's code.
             alpha: {source: gain in the mixture}; default 1/S each.
-            sampler: draws the joint candidates; default ancestral.
+            sampler: draws the joint candidates.
             candidates: N, drawn per window.
             window: codes per window.
             overlap: codes that neighbouring windows share, cross-faded.
-            pick: chooses the candidates of the raw decode; default the pair of best spectral fit.
-            average: weights the candidates for the refinement; default posterior mean.
-            refinement: the mask; default power 2, STFT 2048/512.
-            context: codes chosen before a window that the priors see; 0: windows are independent,
-                and sampled together; `max`: what the priors' context leaves beside a window.
+            selection: takes the candidates of the raw decode.
+            weights: weights the candidates for the mask.
+            mask: masks the mixture; without calibration by default.
             shifts: S positions within a code that a window is encoded at; N / S candidates are
-                drawn for each and moved back. The codes of the mixture are one noisy look at it,
-                S looks differ in their noise. More than 1 needs context 0.
+                drawn for each and moved back. The codes of the mixture are a noisy observation of
+                it, and S observations differ in their noise.
 
         Raises:
             ValueError: the parts do not fit together.
@@ -185,29 +145,32 @@ class Separator:
             raise ValueError(f"the parts have different numbers of codes: {codes}")
         for name, gain in self.alpha.items():
             require(f"alpha of {name}", gain, above=0)
-        sizes = Sizes(candidates, window, context, shifts)
-        sizes.check(self.n_ctx, codec.config.hop)
+        Sizes(candidates, window, shifts).check(self.n_ctx, codec.config.hop)
         require("overlap", overlap, whole=True, at_least=0)
-        self.sampler = sampler or AncestralSampler()
+        self.sampler = sampler or DEFAULTS.make_sampler()
         self.n_candidates = candidates
         self.shifts = shifts
         self.window = window
         self.overlap = overlap
-        self.pick = pick or Jointly(SpectralFit())
-        self.average = average or PosteriorMean()
-        self.refinement = refinement or RatioMask()
-        self.context = sizes.codes_of_context(self.n_ctx)
+        self.selection = selection or DEFAULTS.make_selection()
+        self.weights = weights or DEFAULTS.make_weights()
+        self.mask = mask or DEFAULTS.make_mask()
 
-    def with_context(self, context: int | Literal["max"]) -> Separator:
-        """The same separator, with so many codes of context.
-
-        Raises:
-            ValueError: context and window do not fit the priors' n_ctx.
-        """
-        other = copy.copy(self)
-        sizes = Sizes(self.n_candidates, self.window, context, self.shifts)
-        other.context = sizes.codes_of_context(self.n_ctx)
-        return other
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that it was made with, ready for JSON."""
+        return {
+            "sources": list(self.sources),
+            "likelihood": self.likelihood.settings,
+            "sampler": self.sampler.settings,
+            "candidates": self.n_candidates,
+            "shifts": self.shifts,
+            "selection": repr(self.selection),
+            "weights": repr(self.weights),
+            "mask": self.mask.settings,
+            "window": self.window,
+            "overlap": self.overlap,
+        }
 
     @property
     def device(self) -> torch.device:
@@ -220,12 +183,7 @@ class Separator:
         return self.codec.config.sample_rate
 
     def fitting_batch(self, processes: int = 1) -> int:
-        """Windows to sample together, where `processes` on this machine do alike.
-
-        With a context 1: every window waits for the one before it.
-        """
-        if self.context:
-            return 1
+        """Windows to sample together if `processes` on this machine do the same."""
         samples = self.window * self.codec.config.hop
         joint = as_joint(self.priors)
         return windows_that_fit(
@@ -239,7 +197,6 @@ class Separator:
         generator: torch.Generator,
         progress: Progress | None = None,
         *,
-        context: Mapping[str, Tensor] | None = None,
         parts: int = 1,
     ) -> Candidates:
         """Draw and decode N joint candidates of mixtures [B, T], T a multiple of the hop.
@@ -250,9 +207,8 @@ class Separator:
             mixtures: at the models' rate.
             generator: of the sampling.
             progress: called by the sampler.
-            context: {source: [B, P]}, codes before these mixtures.
             parts: groups that the candidates are drawn in, one after the other, to save memory;
-                the random numbers are shared out otherwise than among all candidates at once.
+                each group takes its own random numbers, so the candidates depend on it.
         """
         offsets = [round(s * self.codec.config.hop / self.shifts) for s in range(self.shifts)]
         moved = torch.stack([_delayed(mixtures, offset) for offset in offsets], 1)  # [B, S, T]
@@ -263,22 +219,20 @@ class Separator:
         for i, size in enumerate(sizes):
             report = part_of(progress, i, len(sizes))
             groups.append(
-                self.sampler(self.priors, self.likelihood, codes, size, generator, report, context)
+                self.sampler(self.priors, self.likelihood, codes, size, generator, report)
             )
-        drawn = joined(groups)
-        audio = {name: self._decode(c) for name, c in drawn.codes.items()}  # [B * S, N / S, T]
-        return Candidates(
-            {name: _advanced(x, offsets) for name, x in audio.items()}, together(drawn, self.shifts)
-        )
+        samples = join_groups(groups)
+        audio = {name: self._decode(c) for name, c in samples.codes.items()}  # [B * S, N / S, T]
+        audio = {name: _advanced(x, offsets) for name, x in audio.items()}
+        return Candidates(audio, self.alpha, join_shifts(samples, self.shifts))
 
     def uncertainty(self, mixtures: Tensor, candidates: Candidates) -> Tensor:
-        """How far candidates of mixtures [B, T] disagree, [B, F, frames]; see `disagreement`.
+        """Uncertainty about mixtures [B, T], [B, F, frames]; see `uncertainty_of`.
 
-        They count by the weights that they were drawn with, whatever `average` makes of them. Bins
-        and frames are those of the refinement's spectrogram: n_fft and hop at the models' rate.
+        The candidates count by their posterior weights, whatever `weights` makes of them. Bins and
+        frames are those of the mask's spectrogram at the models' rate.
         """
-        weights = PosteriorMean()(mixtures, candidates, self.alpha)
-        return disagreement(self.refinement, candidates.audio, weights, self.alpha)
+        return uncertainty_of(self.mask, candidates, PosteriorMean()(mixtures, candidates))
 
     def __call__(
         self,
@@ -379,9 +333,8 @@ class Separator:
             rate,
             refine,
             torch.Generator().manual_seed(seed),
-            History(self.context),
             Steps(progress, hop, layout, -(-length * self.sample_rate // rate) if length else None),
-            self.fitting_batch() if batch == "auto" else 1 if self.context else batch,
+            self.fitting_batch() if batch == "auto" else batch,
             uncertainty,
         )
         return self._stream(cut(blocks, rate, self.sample_rate, channels, layout), channels, run)
@@ -423,14 +376,12 @@ class Separator:
         run.generator.set_state(state)
         if len(group) > 1:
             run.batch = (len(group) + 1) // 2
-        elif run.parts < self.n_candidates // self.shifts and getattr(
-            self.sampler, "independent", False
-        ):
+        elif self.sampler.independent and run.parts < self.n_candidates // self.shifts:
             run.parts = min(2 * run.parts, self.n_candidates // self.shifts)
         else:
             raise TooLarge(
                 f"{self.n_candidates} candidates of one window of {self.window} codes do not fit "
-                f"the memory of {self.device}: lower --candidates ({reason})"
+                f"the memory of {self.device}: lower the number of candidates ({reason})"
             )
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
         for part in batches(group, run.batch):
@@ -443,24 +394,14 @@ class Separator:
         """Stems of windows that are sampled together."""
         pieces = torch.stack([piece.mono for piece in group])
         inputs = [piece.channels for piece in group]
-        start = group[0].window.start // self.codec.config.hop
-        candidates = self.candidates(
-            pieces,
-            run.generator,
-            run.steps.during(len(group)),
-            context=run.history.before(start),
-            parts=run.parts,
-        )
+        report = run.steps.during(len(group))
+        candidates = self.candidates(pieces, run.generator, report, parts=run.parts)
         make = self._refined if run.refine else self._raw
         stems = make(pieces, candidates, inputs, run.rate)
-        if self.context:
-            picked = self.pick(pieces, candidates, self.alpha)
-            codes = candidates.separations.codes
-            run.history.add(start, {name: codes[name][0, n[0]] for name, n in picked.items()})
         if run.uncertainty is not None:
             maps = self.uncertainty(pieces, candidates)
             for piece, values in zip(group, maps, strict=True):
-                run.uncertainty.add(piece.window, values, self.refinement, self.sample_rate)
+                run.uncertainty.add(piece.window, values, self.mask, self.sample_rate)
         run.steps.finished(len(group))
         return stems
 
@@ -468,13 +409,12 @@ class Separator:
         self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
     ) -> dict[str, list[Tensor]]:
         """Masks from the candidates [B windows], applied to the windows' channels [C, T']."""
-        weights = self.average(pieces, candidates, self.alpha)
-        powers = self.refinement.mean_powers(candidates.audio, weights, self.alpha)
-        masks = self.refinement.masks(powers)
+        weights = self.weights(pieces, candidates)
+        masks = self.mask.masks(self.mask.mean_powers(candidates, weights))
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
         for b, channels in enumerate(inputs):
-            mask = {name: m[b] for name, m in masks.items()}
-            applied = self.refinement.apply(channels, mask, rate / self.sample_rate)
+            own = {name: mask[b] for name, mask in masks.items()}
+            applied = self.mask.apply(channels, own, rate / self.sample_rate)
             for name, stem in applied.items():
                 stems[name].append(stem)
         return stems
@@ -482,12 +422,12 @@ class Separator:
     def _raw(
         self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
     ) -> dict[str, list[Tensor]]:
-        """The picked candidates' decodes, at the windows' rate, the same on all channels."""
-        picked = self.pick(pieces, candidates, self.alpha)
+        """The selected candidates' decodes, at the windows' rate, the same on all channels."""
+        selected = self.selection(pieces, candidates)
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
         for name, audio in candidates.audio.items():
             for b, channels in enumerate(inputs):
-                decoded = self.alpha[name] * audio[b, picked[name][b]]
+                decoded = self.alpha[name] * audio[b, selected[name][b]]
                 at_rate = audio_io.resample(
                     decoded, self.sample_rate, rate, length=channels.shape[-1]
                 )

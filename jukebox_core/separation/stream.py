@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,25 +12,18 @@ from torch import Tensor
 
 from jukebox_core import audio as audio_io
 from jukebox_core.audio.stream import Resampler
-from jukebox_core.separation.protocols import Separations
+from jukebox_core.separation.samples import Progress
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout, Window
 
 __all__ = [
-    "History",
     "Piece",
-    "Progress",
     "Run",
     "Steps",
     "Tape",
     "cut",
-    "joined",
     "part_of",
-    "together",
 ]
-
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
 
 
 class Tape:
@@ -123,33 +115,6 @@ def cut(
     yield from pieces(rest, rest[-1].stop)
 
 
-class History:
-    """The codes chosen so far that a later window may see, {source: [P]}."""
-
-    def __init__(self, length: int):
-        """Keep what the `length` codes before a window need; 0: nothing."""
-        self._length = length
-        self._start = 0  # of what is kept
-        self._codes: dict[str, Tensor] = {}
-
-    def before(self, at: int) -> dict[str, Tensor] | None:
-        """The codes before code `at`, {source: [1, P]}, P at most the length, or None."""
-        stop = at - self._start
-        if not self._length or not self._codes or stop < 1:
-            return None
-        past = slice(max(0, stop - self._length), stop)
-        return {name: codes[None, past] for name, codes in self._codes.items()}
-
-    def add(self, at: int, codes: dict[str, Tensor]) -> None:
-        """The codes {source: [T]} chosen from code `at` on; they replace those after it."""
-        if not self._length:
-            return
-        # The next window may start at any code of this one.
-        past = self.before(at) or {name: new[None, :0] for name, new in codes.items()}
-        self._codes = {name: torch.cat([past[name][0].cpu(), codes[name].cpu()]) for name in codes}
-        self._start = at - past[next(iter(codes))].shape[1]
-
-
 class Steps:
     """Progress over a whole stream: one step of a batch of B windows counts B."""
 
@@ -190,7 +155,6 @@ class Run:
     rate: int
     refine: bool
     generator: torch.Generator
-    history: History
     steps: Steps
     batch: int
     uncertainty: Uncertainty | None = None
@@ -202,35 +166,3 @@ def part_of(progress: Progress | None, part: int, parts: int) -> Progress | None
     if progress is None or parts == 1:
         return progress
     return lambda done, of: progress(part * of + done, parts * of)
-
-
-def joined(groups: list[Separations]) -> Separations:
-    """Independent candidates of the same chunks, drawn in several groups, as one."""
-    if len(groups) == 1:
-        return groups[0]
-    codes, log_prior = (
-        {name: torch.cat([getattr(g, field)[name] for g in groups], 1) for name in groups[0].codes}
-        for field in ("codes", "log_prior")
-    )
-    return Separations(codes, log_prior, torch.cat([g.log_likelihood for g in groups], 1))
-
-
-def together(drawn: Separations, parts: int) -> Separations:
-    """Candidates [B * S, n] of S versions of each chunk, as S * n candidates of the chunk.
-
-    Weights are shared out evenly over the versions. Their evidences are of other codes each: there
-    is none of the chunk.
-    """
-    if parts == 1:
-        return drawn
-    weights = drawn.log_weights
-
-    def flat(x: Tensor) -> Tensor:
-        return x.unflatten(0, (-1, parts)).flatten(1, 2)
-
-    return Separations(
-        {name: flat(x) for name, x in drawn.codes.items()},
-        {name: flat(x) for name, x in drawn.log_prior.items()},
-        flat(drawn.log_likelihood),
-        None if weights is None else flat(weights) - math.log(parts),
-    )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from jukebox_core.audio.spectra import _hann
 from jukebox_core.separation.memory import free_bytes
 from jukebox_core.vqvae.bottleneck import Bottleneck
-from jukebox_core.vqvae.losses import _hann
 
 __all__ = [
     "SHARE",

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.config import Bandwidths, LossConfig
 
 LEAST_NORM = 2e-3
 """Norm of a spectrogram below which a relative spectral distance no longer grows."""
-
-
-@lru_cache(maxsize=32)
-def _hann(length: int, device: torch.device) -> Tensor:
-    return torch.hann_window(length, device=device)
-
-
-def magnitudes(audio: Tensor, stft: tuple[int, int, int]) -> Tensor:
-    """Magnitude spectrogram [B, F, frames] of [B, T]; stft is (n_fft, hop, window).
-
-    Periodic Hann window, centred frames, reflection padding, not normalised.
-    """
-    n_fft, hop, window = stft
-    spectrum = torch.stft(
-        audio.float(),
-        n_fft,
-        hop,
-        window,
-        window=_hann(window, audio.device),
-        return_complex=True,
-    )
-    return spectrum.abs()
 
 
 def frobenius(x: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ def _bars(lines: Sequence[Mapping[str, Any]]) -> Figure:
     axes = figure.subplots()
     group = None
     for y, line in enumerate(lines):
-        found = line["sdr"]["mean"]
-        errors = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
-        told = any(word in line["row"] for word in USE_THE_TRUTH)
-        colour = "tab:orange" if told else "tab:blue"
-        axes.errorbar(found["mean"], y, xerr=errors, fmt="o", ms=4, color=colour)
+        mean = line["sdr"]["mean"]
+        errors = [[mean["mean"] - mean["low"]], [mean["high"] - mean["mean"]]]
+        uses_truth = any(word in line["row"] for word in USE_THE_TRUTH)
+        colour = "tab:orange" if uses_truth else "tab:blue"
+        axes.errorbar(mean["mean"], y, xerr=errors, fmt="o", ms=4, color=colour)
         before, group = group, re.split("[,:]", line["row"])[0]
         if before not in (None, group):
             axes.axhline(y - 0.5, color="grey", lw=0.5)

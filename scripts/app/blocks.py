@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from scripts._cli import one_line
-from scripts._models import Method
+from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.jobs import Cancelled, Job, JobQueue
 from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
@@ -27,8 +27,8 @@ _WAITING = 20  # visitors served at a time
 
 def make_page(
     queue: JobQueue,
-    ready: Mapping[Method, Sequence[str]],
-    missing: Mapping[Method, str],
+    ready: Mapping[MethodName, Sequence[str]],
+    missing: Mapping[MethodName, str],
     examples: Sequence[Path] = (),
 ) -> gr.Blocks:
     """Build the page.
@@ -55,7 +55,7 @@ def make_page(
                         example_labels=[path.stem for path in examples],
                         api_visibility="private",
                     )
-                method = gr.Radio(methods, value=methods[0][1], label="Method")
+                method = gr.Radio(methods, value=methods[0][1], label="MethodName")
                 if missing:
                     gr.HTML(refusals(missing))
                 start = gr.Button("Separate", variant="primary")
@@ -84,7 +84,7 @@ def make_page(
 def _separator(queue: JobQueue) -> Any:
     """Return the button's function; it yields (message, stems, start, stop, job) until the end."""
 
-    async def separate(song: str | None, method: Method) -> AsyncIterator[tuple[Any, ...]]:
+    async def separate(song: str | None, method: MethodName) -> AsyncIterator[tuple[Any, ...]]:
         if song is None:
             yield _idle(remark("There is no song yet. Drop one above.", error=True))
             return

@@ -20,14 +20,15 @@ from torch import Tensor
 from jukebox_core.audio import pictures
 from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
 from jukebox_core.files import atomic_folder
+from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
 from scripts._cli import one_line
-from scripts._models import METHODS, Method, check_parts
-from scripts._settings import Settings
-from scripts._stems import examined, failure, write_stems
+from scripts._inputs import failure_of
+from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 
 __all__ = ["Cancelled", "Job", "JobQueue", "Limits", "Refused", "Result", "usable"]
 
@@ -84,7 +85,7 @@ class Result:
     """
 
     name: str
-    method: Method
+    method: MethodName
     folder: Path
     sources: tuple[str, ...]
     rate: int
@@ -168,7 +169,7 @@ class JobQueue:
     def __init__(
         self,
         folder: Path,
-        build: Callable[[Method], Separator],
+        build: Callable[[MethodName], Separator],
         limits: Limits | None = None,
         *,
         seed: int = 0,
@@ -186,13 +187,13 @@ class JobQueue:
         self.limits = limits or Limits()
         self._folder, self._build = folder, build
         self._seed, self._keep = seed, keep
-        self._separators: dict[Method, Separator] = {}
+        self._separators: dict[MethodName, Separator] = {}
         self._results: list[Path] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "separation")
 
-    def submit(self, path: Path, method: Method) -> Job:
+    def submit(self, path: Path, method: MethodName) -> Job:
         """Add a song to the queue."""
         job = Job()
         with self._lock:
@@ -213,7 +214,7 @@ class JobQueue:
                 job.cancel()
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _attempt(self, path: Path, method: Method, job: Job) -> Result:
+    def _attempt(self, path: Path, method: MethodName, job: Job) -> Result:
         job.enter("loading the models")
         if method not in self._separators:
             self._separators[method] = self._build(method)
@@ -223,19 +224,19 @@ class JobQueue:
             raise
         except Exception as error:
             # Visitors know the file by its name, not by the path of the upload.
-            raise Refused(failure(path, error).replace(str(path), path.name)) from None
+            raise Refused(failure_of(path, error).message.replace(str(path), path.name)) from None
         self._results.append(result.folder)
         while len(self._results) > self._keep:
             shutil.rmtree(self._results.pop(0), ignore_errors=True)
         return result
 
-    def _separate(self, path: Path, method: Method, job: Job) -> Result:
+    def _separate(self, path: Path, method: MethodName, job: Job) -> Result:
         separator = self._separators[method]
         job.enter("reading the file")
         with open_audio(path) as reader:
             self.limits.check_size(path)
             self.limits.check_length(reader, reader.frames)
-            examination = examined(reader)
+            examination = check_input(reader)
             self.limits.check_length(reader, examination.frames)
             result = Result(
                 path.stem,
@@ -291,17 +292,17 @@ class _PictureRows(Uncertainty):
 
 def usable(
     models: Path, settings: Settings | None = None
-) -> tuple[dict[Method, tuple[str, ...]], dict[Method, str]]:
+) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
     """Return the complete methods, {method: sources}, and the others, {method: what is missing}.
 
     Raises:
         FileNotFoundError: the folder has no complete method.
     """
-    ready: dict[Method, tuple[str, ...]] = {}
-    missing: dict[Method, str] = {}
-    for method in sorted(METHODS, key=lambda method: method != "hybrid"):  # the default first
+    ready: dict[MethodName, tuple[str, ...]] = {}
+    missing: dict[MethodName, str] = {}
+    for method in sorted(METHODS, key=lambda method: method != DEFAULT_METHOD):  # it comes first
         try:
-            ready[method] = check_parts(method, models, settings)
+            ready[method] = METHODS[method].check(models, settings)
         except (ValueError, OSError) as error:
             missing[method] = one_line(error)
     if not ready:

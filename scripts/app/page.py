@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jukebox_core.audio.pictures import LOWEST
-from scripts._models import Method
+from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.jobs import MIXTURE, UNCERTAINTY, Job, Limits, Result
 
@@ -44,7 +44,7 @@ def remark(text: str, error: bool = False) -> str:
     return f"<p {kind}>{html.escape(text)}</p>"
 
 
-def refusals(missing: Mapping[Method, str]) -> str:
+def refusals(missing: Mapping[MethodName, str]) -> str:
     """Return the reasons why methods are not offered."""
     return "".join(
         f'<p class="missing">{NAMES[method]} is not offered: {html.escape(why)}</p>'

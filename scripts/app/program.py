@@ -24,13 +24,15 @@ import tyro
 
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.excerpts import write_excerpt
-from jukebox_core.separation.acceleration import Precision
+from jukebox_core.prior.joint import Precision
+from jukebox_core.separation.loading import pick_device
+from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._inputs import find_jobs
-from scripts._models import Method, build_separator, pick_device
-from scripts._settings import Settings, resolve_each
+from scripts._methods import METHODS, MethodName
 from scripts.app.jobs import JobQueue, Limits, usable
 
 _EXAMPLES = 4  # of a folder
@@ -107,16 +109,17 @@ def opened(args: Args) -> Iterator[str]:
     blocks = _blocks()
     pick_device(args.device)
     ready, missing = usable(args.models, args.settings)
-    settings = resolve_each(args.settings, args.models, ready, refine=True)
+    settings = resolve_each(
+        args.settings, [METHODS[name] for name in ready], args.models, refine=True
+    )
 
-    def build(method: Method) -> Separator:
-        return build_separator(
-            method,
+    def build(method: MethodName) -> Separator:
+        return METHODS[method].load_separator(
             args.models,
+            settings[method],
+            args.device,
             candidates=args.candidates,
-            device=args.device,
             precision=args.precision,
-            **vars(settings[method]),
         )
 
     with ExitStack() as stack:

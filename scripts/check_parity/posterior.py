@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jukebox_core.prior.joint import Prior
+from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import keep_top_k, log_joint
-from jukebox_core.separation.protocols import Likelihood, Prior
 from lass.counts import Counts, from_keys, to_keys
 from lass.likelihood import CountLikelihood
 from lqvae.likelihood import LatentGaussianLikelihood

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from jukebox_core.evaluation.metrics import framewise_sdr, sdr
+from jukebox_core.prior.joint import Prior
 from jukebox_core.separation.beam import BeamSampler, best_entries
+from jukebox_core.separation.likelihood import Likelihood, PairScores
 from jukebox_core.separation.posterior import keep_top_k
-from jukebox_core.separation.protocols import Likelihood, PairScores, Prior
 from jukebox_core.separation.rejection import pair_posterior
 from lass.likelihood import CountLikelihood
 from scripts.check_parity.fixtures import EXACT, FORWARD, Fixture, Report, check
@@ -50,6 +51,8 @@ class _NoCache:
 
 class SparseLikelihood:
     """The recorded pairs and scores of every mixture code."""
+
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, coords: Tensor, data: Tensor):
         self.n_codes = len(coords)

@@ -1,4 +1,4 @@
-"""What scripts.evaluate writes about its scores: definitions, data, models, machine."""
+"""What an evaluation records about its scores: definitions, data, models, machine, command."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from jukebox_core.checkpoints import fingerprint, load_meta
+from jukebox_core.checkpoints import load_meta
 from jukebox_core.datasets.manifest import MANIFEST_NAME, Manifest
-from jukebox_core.evaluation.estimates import Chunk
+from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.files import sha256
+from jukebox_core.separation.method import Method
 from jukebox_core.separation.separator import Separator
-from scripts._models import FAMILY, Method, pick_device
-from scripts._settings import load_tuned
+from jukebox_core.separation.settings import load_tuned
 
-if TYPE_CHECKING:
-    from scripts.evaluate import Args
+__all__ = ["DEFINITIONS", "command_flags", "describe_data", "describe_model", "machine"]
 
 DEFINITIONS = {
     "scale": "references are the sources x_i; the mixture is y = sum alpha_i x_i; an estimate of "
@@ -49,84 +48,64 @@ DEFINITIONS = {
 }
 
 
-def fingerprints(models: Path, method: Method) -> dict[str, str]:
-    """What a method is made of."""
-    family = models / FAMILY[method]
-    runs = [family / "vqvae", *sorted(p for p in family.glob("prior_*") if p.is_dir())]
-    table = "sums.safetensors" if method == "lqvae" else "counts.safetensors"
-    return {run.name: fingerprint(run) for run in runs} | {table: sha256(family / table)}
-
-
-def describe_model(method: Method, args: Args, separator: Separator) -> dict[str, Any]:
+def describe_model(method: Method, models: Path, separator: Separator) -> dict[str, Any]:
     """The parts of a method and its settings."""
-    family = args.models / FAMILY[method]
-    codec = load_meta(family / "vqvae")
-    counted = getattr(separator.likelihood, "counted", separator.likelihood)
-    backoff = getattr(counted, "backoff", None)
+    family = method.folder(models)
+    settings = separator.settings
+    likelihood = settings.pop("likelihood")
     return {
-        "family": FAMILY[method],
-        "preset": codec.get("preset"),
+        "family": method.family,
+        "preset": load_meta(family / "vqvae").get("preset"),
         "steps": {
             name: load_meta(family / name).get("step")
             for name in ("vqvae", *(f"prior_{source}" for source in separator.sources))
         },
         "n_codes": separator.codec.config.l_bins,
-        "window": separator.window,
-        "candidates": separator.n_candidates,
-        "precision": args.precision,
-        "sampler": {"name": type(separator.sampler).__name__, **vars(separator.sampler)},
-        "shifts": separator.shifts,
-        "sigma": getattr(separator.likelihood, "sigma", getattr(backoff, "sigma", None)),
-        "weight": getattr(counted, "weight", None),
-        "backoff": getattr(counted, "strength", None),
-        "back_off_to": type(backoff).__name__.lower() if backoff else None,
-        "symmetric": getattr(counted, "symmetric", None),
-        "kernel": hasattr(separator.likelihood, "counted"),
-        "pick": repr(separator.pick),
-        "average": repr(separator.average),
-        "mask": separator.refinement.settings,
-        "tuned": load_tuned(args.models, method),
+        **likelihood,
+        **settings,
+        "tuned": load_tuned(models, method.name).explicit(),
     }
 
 
 def describe_data(
-    args: Args,
-    manifest: Manifest,
-    chunks: Sequence[Chunk],
-    left_out: list[str],
-    length: int,
-    rule: str,
+    folder: Path, split: str, manifest: Manifest, chunks: Sequence[Chunk], left_out: list[str]
 ) -> dict[str, Any]:
-    """The chunks and the data set they are from."""
-    content = json.loads((args.data / MANIFEST_NAME).read_text(encoding="utf-8"))
+    """The chunks and the data set they are from.
+
+    Args:
+        folder: of the data set.
+        split: of the songs.
+        manifest: of the data set.
+        chunks: that are scored.
+        left_out: names of songs without a usable chunk.
+    """
+    content = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     songs = len({chunk.track for chunk in chunks})
     settings = content.get("settings", {})
     return {
-        "folder": args.data.resolve().name,
-        "generated": settings.get("generated"),  # None: the manifest does not say
-        "split": args.split,
+        "folder": folder.resolve().name,
+        "generated": settings.get("generated"),  # None: the manifest does not tell
+        "split": split,
         "chunks": len(chunks),
         "songs": songs,
-        "songs_in_split": len(manifest.split(args.split)),
+        "songs_in_split": len(manifest.split(split)),
         "several_chunks_per_song": len(chunks) > songs,
         "songs_left_out": left_out,
-        "chunk_samples": length,
+        "chunk_samples": len(chunks[0].mixture),
         "sample_rate": manifest.sample_rate,
-        "silence_rule": rule,
         "settings": settings,
-        "manifest_sha256": sha256(args.data / MANIFEST_NAME),
+        "manifest_sha256": sha256(folder / MANIFEST_NAME),
     }
 
 
-def machine(args: Args) -> dict[str, Any]:
-    """What the times were taken on."""
-    device = pick_device(args.device)
+def machine(device: torch.device) -> dict[str, Any]:
+    """The machine that the times were measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
     return {
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": load,  # at the end: times taken beside other work are longer
+        "load_average": load,  # at the end: other work makes the times longer
         "torch": torch.__version__,
         "device": name,
     }

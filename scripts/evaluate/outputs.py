@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jukebox_core.files import check_replaceable, check_writable, json_with, write_json
-from scripts._models import METHODS
+from jukebox_core.kept import is_kept
+from scripts._methods import METHODS
 from scripts._results import NAMES
 
 __all__ = ["EXAMPLES", "HEARD", "PLAYED", "Outputs"]
@@ -35,8 +36,12 @@ PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}
 _TRUTH = "truth"  # the true sources and the mixture
 _EXAMPLE = re.compile(r"\d{2,}_[^/\\]+\.(flac|npz)")
 _is_results = json_with("meta.examples", "rows", "chunks")
-_is_part = json_with("key", "chunks")
+_is_part_0_1 = json_with("key", "chunks")
 _is_record = json_with("examples")
+
+
+def _is_part(path: Path) -> bool:
+    return is_kept(path) or _is_part_0_1(path)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +24,18 @@ import tyro
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, load_manifest
-from jukebox_core.evaluation.estimates import check_museval, choose_chunks, silence_rule, with_alpha
+from jukebox_core.evaluation.chunks import check_mixtures, choose_chunks, silence_rule
 from jukebox_core.evaluation.results import find_row, make_rows
-from jukebox_core.separation.acceleration import Precision
+from jukebox_core.evaluation.scores import check_museval
+from jukebox_core.prior.joint import Precision
+from jukebox_core.separation.loading import fingerprints, pick_device
+from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
-from scripts._models import METHODS, Method, build_separator
+from scripts._methods import METHODS, MethodName
 from scripts._results import format_table
-from scripts._settings import Settings, resolve_each
 from scripts.evaluate.describe import (
     DEFINITIONS,
     command_flags,
@@ -40,9 +44,9 @@ from scripts.evaluate.describe import (
     machine,
 )
 from scripts.evaluate.outputs import EXAMPLES, Outputs
-from scripts.evaluate.scoring import Run
+from scripts.evaluate.scoring import Scoring
 
-__all__ = ["Args", "evaluate", "format_table", "main"]
+__all__ = ["Args", "evaluate", "main"]
 
 Baseline = Literal["mixture", "hpss", "nmf", "supervised", "codec", "irm"]
 BASELINES: tuple[Baseline, ...] = ("mixture", "hpss", "nmf", "supervised", "codec", "irm")
@@ -58,36 +62,36 @@ class Args:
     """Prepared data set."""
     output: Path
     """JSON file to write."""
-    methods: tuple[Method, ...] = METHODS
-    """Which of the three systems."""
+    methods: tuple[MethodName, ...] = tuple(METHODS)
+    """Separation methods to score."""
     baselines: tuple[Baseline, ...] = BASELINES
-    """What to score beside them."""
+    """Baselines to score."""
     chunks: int = 30
-    """At most so many chunks, one per song; beyond that several per song, which do not overlap."""
+    """Maximum number of chunks, one per song; with fewer songs, several that do not overlap."""
     split: str = "test"
-    """Whose songs; tune on validation, report test."""
+    """Split of the songs: tune on validation, report test."""
     candidates: int | None = None
-    """Joint candidates per chunk; default: the models' preset."""
+    """Joint candidates per chunk; default: the number of the models' preset."""
     seed: int = 0
-    """Of the chunks and of the sampling."""
+    """Random seed for the choice of chunks and for sampling."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     precision: Precision = "auto"
-    """Of the priors."""
+    """Precision of the priors."""
     chunk_codes: int = 1024
     """Codes per chunk, at most the models' window."""
     batch: int | None = None
-    """Chunks sampled together; default: what fits the memory. It has no part in the scores."""
+    """Chunks sampled together; default: as many as fit in memory. Has no effect on the scores."""
     examples: int = EXAMPLES
     """Chunks whose audio is written."""
     reference_silence_rule: bool = False
     """Choose chunks by the reference report's rule of silence."""
     museval: bool = False
-    """Score with museval itself too (metric sdr_museval): seconds per estimate."""
+    """Also compute museval's own SDR (metric sdr_museval), which takes seconds per estimate."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     parts_only: bool = False
-    """Score the methods into OUTPUT.parts/ and stop: processes of a method each share the work, and
-    the same command without this flag joins what they did."""
+    """Only score the methods into OUTPUT.parts/: several processes can score a method each, and the
+    same command without this flag joins their scores."""
     threads: int | None = None
     """CPU threads."""
 
@@ -117,43 +121,74 @@ def evaluate(args: Args) -> dict[str, Any]:
     """Score everything; the results are also written to `args.output` (not with `parts_only`)."""
     if args.museval:
         check_museval()
-    settings = resolve_each(args.settings, args.models, args.methods)
+    methods = {name: METHODS[name] for name in args.methods}
+    settings = resolve_each(args.settings, methods.values(), args.models)
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources)
     outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
-    separators = {method: _build(method, args, settings[method]) for method in args.methods}
+    separators = {
+        name: method.load_separator(
+            args.models,
+            settings[name],
+            args.device,
+            candidates=args.candidates,
+            precision=args.precision,
+        )
+        for name, method in methods.items()
+    }
     hop, length = _chunk_length(separators, manifest, args)
     rule, silent = silence_rule(args.reference_silence_rule)
     chunks, left_out = choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
-    with_alpha(chunks, manifest.alpha)
-    run = Run(args, manifest, chunks, outputs)
+    check_mixtures(chunks)
+    device = pick_device(args.device)
+    models = {
+        name: describe_model(method, args.models, separators[name]) | {"precision": args.precision}
+        for name, method in methods.items()
+    }
+    run = Scoring(
+        args.models,
+        args.data,
+        manifest,
+        chunks,
+        outputs,
+        args.methods,
+        args.seed,
+        args.examples,
+        args.museval,
+        device,
+    )
     if len(chunks) < args.chunks:
-        run.notes.append(f"{args.chunks} chunks were asked for, the songs have {len(chunks)}")
+        run.notes.append(f"{args.chunks} chunks were requested, the songs have {len(chunks)}")
     if length // hop < args.chunk_codes:
         run.notes.append(
-            f"chunks of {args.chunk_codes} codes were asked for, the models' windows have "
+            f"chunks of {args.chunk_codes} codes were requested, the models' windows have "
             f"{length // hop}"
         )
     if len({chunk.track for chunk in chunks}) < len(chunks):
         run.notes.append(
-            "there are several chunks per song: they are not independent, and the intervals "
-            "are narrower than those of as many songs would be"
+            "there are several chunks per song: they are not independent, so the intervals are too "
+            "narrow"
         )
-    for method, separator in separators.items():
-        run.system(method, separator)
+    for name, method in methods.items():
+        family, full = method.folder(args.models), method.resolve(settings[name], args.models)
+        identity = {
+            "models": fingerprints(family, method.tables(full)),
+            "description": models[name],
+            "device": separators[name].device.type,
+        }
+        run.system(name, separators[name], identity, args.batch)
     if args.parts_only:
         return {}
-    run.baselines(separators)
+    codecs = {str(name): separator for name, separator in separators.items()}
+    run.baselines(args.baselines, codecs)
     rows = make_rows(run.items, manifest.sources)
     skipped = sum(
         value is None for item in run.items for v in item["values"].values() for value in v.values()
     )
     meta = {
-        "data": describe_data(args, manifest, chunks, left_out, length, rule),
-        "models": {
-            method: describe_model(method, args, separator)
-            for method, separator in separators.items()
-        },
+        "data": describe_data(args.data, args.split, manifest, chunks, left_out)
+        | {"silence_rule": rule},
+        "models": models,
         "sources": list(manifest.sources),
         "alpha": manifest.alpha,
         "hop": hop,
@@ -165,7 +200,7 @@ def evaluate(args: Args) -> dict[str, Any]:
         "notes": run.notes,
         "definitions": DEFINITIONS,
         "examples": run.examples(),
-        "machine": machine(args),
+        "machine": machine(device),
         "command": shlex.join(["python", "-m", "scripts.evaluate", *command_flags(args)]),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **provenance(),
@@ -193,19 +228,8 @@ def _codec_sdr(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: row["mean"] for name, row in found.items() if row is not None}
 
 
-def _build(method: Method, args: Args, settings: Settings) -> Separator:
-    return build_separator(
-        method,
-        args.models,
-        candidates=args.candidates,
-        device=args.device,
-        precision=args.precision,
-        **vars(settings),
-    )
-
-
 def _chunk_length(
-    separators: dict[Method, Separator], manifest: Manifest, args: Args
+    separators: Mapping[MethodName, Separator], manifest: Manifest, args: Args
 ) -> tuple[int, int]:
     """The hop, and the samples of a chunk; the models must fit each other and the data."""
     hops = {method: s.codec.config.hop for method, s in separators.items()}
@@ -224,8 +248,8 @@ def _chunk_length(
             )
         if any(abs(separator.alpha[s] - manifest.alpha[s]) > 1e-6 for s in manifest.sources):
             raise ValueError(
-                f"{method} takes mixtures of gains {separator.alpha}, "
-                f"those of {args.data} have {manifest.alpha}"
+                f"{method} expects mixtures with gains {separator.alpha}, "
+                f"{args.data} has {manifest.alpha}"
             )
     (hop,) = set(hops.values())
     return hop, hop * min(args.chunk_codes, *(s.window for s in separators.values()))

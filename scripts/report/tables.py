@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jukebox_core.evaluation.bootstrap import Interval
-from jukebox_core.evaluation.results import MUSEVAL, as_interval, find_row, sources_of
+from jukebox_core.evaluation.results import as_interval, find_row, sources_of
+from jukebox_core.evaluation.scores import MUSEVAL
 from scripts._results import (
     NAMES,
     REFERENCE_NOTE,

@@ -1,0 +1,91 @@
+"""The hybrid as a separation method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hybrid.likelihood import PooledLikelihood
+from hybrid.smoothing import GaussianBase
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.method import Method, Parts
+from jukebox_core.separation.settings import Settings
+from lass.counts import CountsFile, load_counts
+from lass.likelihood import EXPONENT, SMOOTHING, counted_likelihood
+from lass.separator import COUNTS
+from lass.smoothing import BASES, MakeBase
+from lqvae.likelihood import SIGMA
+from lqvae.separator import METHOD as LQVAE
+from lqvae.separator import SUMS
+
+__all__ = ["METHOD", "POOLED_EXPONENT", "Hybrid", "load_separator"]
+
+POOLED_EXPONENT = 1.0
+
+
+class Hybrid(Method):
+    """The LQ-VAE's codec and priors, and a likelihood counted over their codes as for LASS.
+
+    Counts are few compared with the number of pairs. Since the LQ-VAE's objective makes the latent
+    space linear, the geometry of the codes informs about pairs that were never counted: by default
+    the counted likelihood is multiplied by the Gaussian likelihood. Instead, or in addition, the
+    Gaussian can be the base distribution of the smoothing.
+    """
+
+    name = "hybrid"
+    family = "linearisation"
+    settings = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
+
+    def defaults(self, settings: Settings) -> Settings:
+        """Smoothed counts times the Gaussian."""
+        gaussian = settings.gaussian is not False
+        smoothing = SMOOTHING if settings.smoothing is None else settings.smoothing
+        return Settings(
+            sigma=SIGMA,
+            exponent=POOLED_EXPONENT if gaussian else EXPONENT,
+            smoothing=smoothing,
+            smoothing_base="marginals",
+            symmetric=not smoothing,
+            gaussian=True,
+        )
+
+    def unused(self, settings: Settings) -> dict[str, str]:
+        """The base distribution without smoothing, sigma without the Gaussian."""
+        why: dict[str, str] = {}
+        if not settings.smoothing:
+            why["smoothing_base"] = f"smoothing is {settings.smoothing:g}"
+        if not _uses_gaussian(settings):
+            why["sigma"] = "gaussian is False and the smoothing has another base"
+        return why
+
+    def tables(self, settings: Settings) -> tuple[str, ...]:
+        """The counts, and the code sums if the Gaussian is used."""
+        return (COUNTS, SUMS) if _uses_gaussian(settings) else (COUNTS,)
+
+    def check_tables(self, family: Path, settings: Settings) -> None:
+        """Open the tables."""
+        CountsFile(family / COUNTS)
+        if _uses_gaussian(settings):
+            LQVAE.check_tables(family, settings)
+
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
+        """The counted likelihood, times the Gaussian one if `settings.gaussian`."""
+        counts, _ = load_counts(parts.family / COUNTS, parts.codec_fingerprint, parts.sources)
+        device = parts.codec.codebook.device
+        if not _uses_gaussian(settings):
+            base = BASES[settings.smoothing_base or "marginals"]
+            return counted_likelihood(counts, settings, base, device)
+        gaussian = LQVAE.likelihood(parts, settings)
+        bases: dict[str, MakeBase] = {**BASES, "gaussian": lambda c, _: GaussianBase(gaussian, c)}
+        base = bases[settings.smoothing_base or "marginals"]
+        counted = counted_likelihood(counts, settings, base, device)
+        return PooledLikelihood(counted, gaussian) if settings.gaussian else counted
+
+
+def _uses_gaussian(settings: Settings) -> bool:
+    return bool(settings.gaussian) or (
+        bool(settings.smoothing) and settings.smoothing_base == "gaussian"
+    )
+
+
+METHOD = Hybrid()
+load_separator = METHOD.load_separator

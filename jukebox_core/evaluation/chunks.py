@@ -1,0 +1,123 @@
+"""The chunks of songs that an evaluation scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jukebox_core import audio as audio_io
+from jukebox_core.checks import require, require_seed
+from jukebox_core.datasets.crops import long_enough
+from jukebox_core.datasets.manifest import Manifest, Track
+
+__all__ = ["Chunk", "Silent", "check_mixtures", "choose_chunks", "silence_rule"]
+
+_TRIES = 100  # random offsets in a song before it is searched from the beginning
+
+Silent = Callable[[Tensor], bool]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of a song: T samples from `start`.
+
+    mixture: [T], the sum of alpha_i x_i. sources: {source: x_i [T]}. alpha: {source: gain}.
+    """
+
+    track: str
+    start: int
+    mixture: Tensor
+    sources: dict[str, Tensor]
+    alpha: Mapping[str, float]
+
+
+def choose_chunks(
+    manifest: Manifest, split: str, count: int, length: int, seed: int, silent: Silent
+) -> tuple[list[Chunk], list[str]]:
+    """One random non-silent chunk of every song in order, and again from the first song on.
+
+    Args:
+        manifest: the data set.
+        split: whose songs.
+        count: chunks wanted.
+        length: samples per chunk.
+        seed: of the offsets.
+        silent: whether a source's chunk is silent; no source of a chunk may be silent.
+
+    Returns:
+        The chunks, which do not overlap (so there may be fewer than wanted), and the names of songs
+        that were left out: too short, or with no such chunk.
+
+    Raises:
+        ValueError: the split has no usable song.
+    """
+    require("count", count, whole=True, at_least=1)
+    require("length", length, whole=True, at_least=1)
+    require_seed("seed", seed)
+    tracks = manifest.split(split)
+    if not tracks:
+        raise ValueError(f"{manifest.root} has no songs in its {split} split")
+    usable = long_enough(tracks, length)
+    left_out = [track.name for track in tracks if track not in usable]
+    chunks: list[Chunk] = []
+    while usable and len(chunks) < count:
+        for track in list(usable)[: count - len(chunks)]:
+            taken = [chunk.start for chunk in chunks if chunk.track == track.name]
+            generator = np.random.default_rng([seed, len(chunks)])
+            chunk = _cut(track, manifest.alpha, length, generator, silent, taken)
+            if chunk is None:
+                usable.remove(track)
+                left_out.append(track.name)
+            else:
+                chunks.append(chunk)
+    if not chunks:
+        raise ValueError(
+            f"no song of the {split} split has {length} samples in which no source is silent"
+        )
+    used = {chunk.track for chunk in chunks}
+    return chunks, [name for name in left_out if name not in used]
+
+
+def _cut(
+    track: Track,
+    alpha: Mapping[str, float],
+    length: int,
+    generator: np.random.Generator,
+    silent: Silent,
+    taken: Sequence[int],
+) -> Chunk | None:
+    """A chunk of a song that overlaps no earlier chunk; None if there is no such chunk."""
+    sources = {name: audio_io.load(path)[0][0] for name, path in track.sources.items()}
+    last = track.samples - length
+    random = (int(start) for start in generator.integers(last + 1, size=_TRIES))
+    for start in [*random, *range(0, last + 1, max(1, length // 4))]:
+        if any(abs(start - other) < length for other in taken):
+            continue
+        cut = {name: x[start : start + length].clone() for name, x in sources.items()}
+        if not any(silent(x) for x in cut.values()):
+            mixture = audio_io.load_segment(track.mixture, start, length)[0]
+            return Chunk(track.name, start, mixture, cut, alpha)
+    return None
+
+
+def silence_rule(reference: bool) -> tuple[str, Silent]:
+    """The description of a rule of silence and the rule; `reference`: the reference report's."""
+    if reference:
+        return "norm / length < 1.5e-5 (the reference report's rule)", audio_io.reference_is_silent
+    return "RMS < -60 dBFS", audio_io.is_silent
+
+
+def check_mixtures(chunks: Sequence[Chunk]) -> None:
+    """Raise ValueError unless every mixture is the sum of alpha_i x_i."""
+    for chunk in chunks:
+        total = torch.stack([chunk.alpha[name] * x for name, x in chunk.sources.items()]).sum(0)
+        error = (total - chunk.mixture).abs().max().item()
+        if error > 1e-3:
+            raise ValueError(
+                f"the mixture of {chunk.track} is not the sum of its sources (off by {error:.3g} "
+                "of full scale): prepare the data again"
+            )

@@ -1,0 +1,91 @@
+"""Keep finished work on disk and reuse it if nothing that it depends on has changed.
+
+A result is a JSON object in a file. Its key is a digest of everything that it depends on: the
+settings and inputs that the caller names, the version of PyTorch, and the source code of the
+installed packages. Comments, docstrings and layout of the code do not count.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jukebox_core.files import check_replaceable, json_with, write_json
+
+__all__ = ["code_digest", "is_kept", "key_of", "kept", "read_kept"]
+
+PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid")
+
+is_kept = json_with("key", "result")
+"""For `files.check_replaceable`: whether `kept` wrote a file."""
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """A digest of an identity (values as JSON), of the code and of the version of PyTorch."""
+    everything = {"identity": identity, "code": code_digest(), "torch": torch.__version__}
+    text = json.dumps(everything, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_kept(path: Path, key: str) -> Any | None:
+    """The result in a file; None if there is none, or it has another key."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["result"] if content["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
+    """The result in a file if it has this key; otherwise make it and write it there.
+
+    Args:
+        path: of the file.
+        key: from `key_of`.
+        make: returns the result, anything that JSON can hold.
+
+    Raises:
+        FileExistsError: the file holds something else than a result.
+        OSError: the file cannot be written.
+    """
+    result = read_kept(path, key)
+    if result is None:
+        check_replaceable(path, is_kept, "a kept result")
+        result = json.loads(json.dumps(make()))
+        write_json(path, {"key": key, "result": result})
+    return result
+
+
+@functools.cache
+def code_digest(root: Path = Path(__file__).parent.parent) -> str:
+    """A digest of all source code of the packages in `root`."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*")):
+            if file.suffix in (".py", ".c"):
+                text = file.read_text(encoding="utf-8")
+                digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
+                digest.update((_bare(text) if file.suffix == ".py" else text).encode())
+    return digest.hexdigest()
+
+
+def _bare(text: str) -> str:
+    """Python source without comments, layout and docstrings."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_docstring(line)]  # type: ignore[attr-defined]
+    return ast.dump(tree)
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    value = line.value if isinstance(line, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

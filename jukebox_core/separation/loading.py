@@ -1,0 +1,143 @@
+"""The models folder: the trained parts that methods are made of.
+
+MODELS/{reconstruction,linearisation}/vqvae/            the codec's run
+MODELS/{reconstruction,linearisation}/prior_SOURCE/     one prior's run per source
+MODELS/{reconstruction,linearisation}/counts.safetensors
+MODELS/{reconstruction,linearisation}/calibration.safetensors
+MODELS/linearisation/sums.safetensors
+MODELS/tuned/METHOD.json                               tuned settings
+MODELS/mask_estimator/                                 the run of the supervised baseline
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from jukebox_core.checkpoints import (
+    fingerprint,
+    load_codec_config,
+    load_meta,
+    load_prior_config,
+)
+from jukebox_core.checks import require
+from jukebox_core.config import PRESETS
+from jukebox_core.files import sha256
+from jukebox_core.separation.calibration import Calibration, load_calibration
+from jukebox_core.separation.separator import Sizes
+
+__all__ = [
+    "calibration_of",
+    "family_folder",
+    "fingerprints",
+    "pick_device",
+    "prior_folders",
+    "sizes_of",
+]
+
+_SHIFTS = 4
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` is CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.zeros(1, device=picked).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason})") from error
+    return picked
+
+
+def family_folder(models: str | Path, family: str) -> Path:
+    """The folder of a family of models.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
+    folder = Path(models) / family
+    if not folder.is_dir():
+        inside = Path(models) / "models"
+        hint = f"; did you mean {inside}?" if (inside / family).is_dir() else ""
+        raise FileNotFoundError(f"{folder} is missing: the method needs the parts in it{hint}")
+    return folder
+
+
+def prior_folders(family: Path, sources: tuple[str, ...] | None = None) -> dict[str, Path]:
+    """{source: run folder} of the two priors of a family, in alphabetical or the given order.
+
+    Raises:
+        FileNotFoundError: there are not exactly two, or a named one is missing.
+    """
+    runs = {p.name.removeprefix("prior_"): p for p in sorted(family.glob("prior_*")) if p.is_dir()}
+    names = sources or tuple(runs)
+    missing = [name for name in names if name not in runs]
+    if missing or len(names) != 2:
+        present = ", ".join(runs) or "none"
+        need = " and ".join(f"prior_{name}" for name in missing) or "two prior_SOURCE folders"
+        raise FileNotFoundError(f"{family} lacks {need} (priors in it: {present}): train them")
+    return {name: runs[name] for name in names}
+
+
+def calibration_of(family: Path, use: bool | None = None) -> Calibration | None:
+    """The calibration of a family's codec; None if it is not used. `use` None: if it is there.
+
+    Raises:
+        FileNotFoundError: it is to be used, but missing.
+        ValueError: it is damaged, or belongs to another codec.
+    """
+    path = family / "calibration.safetensors"
+    if use is False or (use is None and not path.is_file()):
+        return None
+    return load_calibration(path, fingerprint(family / "vqvae"))
+
+
+def sizes_of(
+    family: Path,
+    candidates: int | None = None,
+    window: int | None = None,
+    shifts: int | None = None,
+) -> Sizes:
+    """Complete and check the numbers of a separation without reading weights.
+
+    Args:
+        family: folder of the codec and the priors.
+        candidates: joint candidates per window; default: the number of the models' preset.
+        window: codes per window; default: the preset's, within the priors' context.
+        shifts: default: the greatest common divisor of the candidates and 4.
+
+    Raises:
+        FileNotFoundError: the folder or a part of it is missing.
+        ValueError: they do not fit the models, each other or the free memory.
+    """
+    priors = prior_folders(family)
+    codec = load_codec_config(family / "vqvae")
+    n_ctx = min(load_prior_config(folder).n_ctx for folder in priors.values())
+    preset = PRESETS.get(str(load_meta(family / "vqvae").get("preset")), PRESETS["paper"])
+    if candidates is None:
+        candidates = preset.candidates
+    if window is None:
+        window = min(preset.window, n_ctx)
+    if shifts is None:
+        require("candidates", candidates, whole=True, at_least=1)
+        shifts = math.gcd(candidates, _SHIFTS)
+    sizes = Sizes(candidates, window, shifts)
+    sizes.check(n_ctx, codec.hop)
+    return sizes
+
+
+def fingerprints(family: Path, tables: tuple[str, ...]) -> dict[str, str]:
+    """{part: digest} of a family's codec, priors and tables."""
+    runs = [family / "vqvae", *sorted(p for p in family.glob("prior_*") if p.is_dir())]
+    digests = {run.name: fingerprint(run) for run in runs}
+    return digests | {table: sha256(family / table) for table in tables}

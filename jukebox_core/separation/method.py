@@ -1,0 +1,237 @@
+"""A separation method: which trained parts it needs, and how they become a `Separator`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from jukebox_core.checkpoints import (
+    WEIGHTS,
+    fingerprint,
+    load_codec,
+    load_meta,
+    load_prior,
+    run_part,
+)
+from jukebox_core.prior.joint import Precision, accelerate
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.loading import (
+    calibration_of,
+    family_folder,
+    pick_device,
+    prior_folders,
+    sizes_of,
+)
+from jukebox_core.separation.samplers import OPTIONS
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned
+from jukebox_core.vqvae.model import VQVAE
+
+__all__ = ["Method", "Parts", "resolve_each"]
+
+
+_LIKELIHOOD = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
+
+
+class Parts(NamedTuple):
+    """What a likelihood is made of: the family's folder, the codec, the sources in order."""
+
+    family: Path
+    codec: VQVAE
+    codec_fingerprint: str
+    sources: tuple[str, ...]
+
+
+class Method(ABC):
+    """A separation method. A new one is a subclass: a family of models and a likelihood.
+
+    name: of the method. family: folder of its models. settings: the settings of its likelihood;
+    all methods use all other settings.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def defaults(self, settings: Settings) -> Settings:
+        """Defaults of the likelihood's settings, which may depend on the other settings."""
+
+    @abstractmethod
+    def tables(self, settings: Settings) -> tuple[str, ...]:
+        """Files of the family's folder that the likelihood reads."""
+
+    @abstractmethod
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
+        """The likelihood with resolved settings.
+
+        Raises:
+            FileNotFoundError: a table is missing.
+            ValueError: a table is damaged or belongs to another codec.
+        """
+
+    @abstractmethod
+    def check_tables(self, family: Path, settings: Settings) -> None:
+        """Open the tables without reading them whole; raises as `likelihood`."""
+
+    def unused(self, settings: Settings) -> dict[str, str]:
+        """{setting of the likelihood: why it has no effect beside the others}."""
+        return {}
+
+    def resolve(
+        self,
+        settings: Settings,
+        models: str | Path | None = None,
+        *,
+        refine: bool | None = None,
+        strict: bool = True,
+    ) -> Settings:
+        """Complete settings: an explicit value, else the tuned one, else the default.
+
+        Settings that have no effect, and those that depend on the models, stay without a value.
+
+        Args:
+            settings: explicit values.
+            models: folder with tuned settings; None: use none.
+            refine: whether the stems are masks (True), raw decodes (False), or both (None).
+            strict: refuse explicit values that have no effect; otherwise leave them out.
+
+        Raises:
+            ValueError: an explicit value has no effect, or the file of tuned settings is damaged.
+        """
+        full, unused = self._complete(settings, models, refine)
+        for name, value in settings.explicit().items():
+            if strict and name in unused:
+                raise ValueError(_no_effect(name, value, [unused[name]]))
+        return full.without(*unused)
+
+    def _complete(
+        self, settings: Settings, models: str | Path | None, refine: bool | None
+    ) -> tuple[Settings, dict[str, str]]:
+        """Settings with all values, and {setting: why it has no effect}."""
+        chosen = settings.over(
+            Settings() if models is None else load_tuned(Path(models), self.name)
+        )
+        full = chosen.over(self.defaults(chosen).over(DEFAULTS))
+        unused = {
+            name: f"the method is {self.name}"
+            for name in (
+                "sigma",
+                "exponent",
+                "smoothing",
+                "smoothing_base",
+                "symmetric",
+                "gaussian",
+            )
+            if name not in self.settings
+        }
+        unused |= self.unused(full)
+        assert full.sampler is not None
+        for name in ("top_k", "top_p"):
+            if name not in OPTIONS[full.sampler]:
+                unused[name] = f"the sampler is {full.sampler}"
+        if full.weights != "posterior-mean":
+            unused["compression"] = f"weights is {full.weights}, which takes one candidate"
+        if refine is False:
+            masks = ("weights", "mask_power", "mask_n_fft", "compression", "calibration")
+            unused |= dict.fromkeys(masks, "refine is False")
+        if refine is True:
+            unused["selection"] = "refine is True"
+        return full, unused
+
+    def folder(self, models: str | Path) -> Path:
+        """The folder of the method's models; FileNotFoundError if it is missing."""
+        return family_folder(models, self.family)
+
+    def check(self, models: str | Path, settings: Settings | None = None) -> tuple[str, ...]:
+        """Check the parts without reading weights; return the sources.
+
+        Raises:
+            FileNotFoundError: the folder or a part of it is missing.
+            ValueError: a part is of another kind than its name implies.
+        """
+        family = self.folder(models)
+        priors = prior_folders(family)
+        for folder in (family / "vqvae", *priors.values()):
+            load_meta(folder)
+            run_part(folder, WEIGHTS)
+        self.check_tables(family, self.resolve(settings or Settings(), models, strict=False))
+        return tuple(priors)
+
+    def load_separator(
+        self,
+        models: str | Path,
+        settings: Settings | None = None,
+        device: str = "auto",
+        *,
+        candidates: int | None = None,
+        window: int | None = None,
+        precision: Precision = "auto",
+        tuned: bool = True,
+    ) -> Separator:
+        """Load the method's models.
+
+        Args:
+            models: folder of trained models.
+            settings: values that differ from the tuned ones or the defaults.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+            candidates: joint candidates per window; default: the number of the models' preset.
+            window: codes per window; default: the preset's, within the priors' context.
+            precision: of the priors, see `accelerate`.
+            tuned: use the settings tuned for these models, if there are any.
+
+        Raises:
+            FileNotFoundError: the folder or a part of it is missing.
+            ValueError: parts are damaged or do not belong together, or a value is out of range.
+        """
+        family = self.folder(models)
+        full = self.resolve(settings or Settings(), models if tuned else None)
+        sizes = sizes_of(family, candidates, window, full.shifts)
+        mask = full.make_mask(calibration_of(family, full.calibration))
+        place = pick_device(device)
+        folders = prior_folders(family)
+        codec = load_codec(family / "vqvae", place)
+        identity = fingerprint(family / "vqvae")
+        priors = {
+            name: load_prior(folder, place, codec_fingerprint=identity)
+            for name, folder in folders.items()
+        }
+        likelihood = self.likelihood(Parts(family, codec, identity, tuple(priors)), full)
+        return Separator(
+            codec,
+            accelerate(priors, precision),
+            likelihood,
+            sampler=full.make_sampler(),
+            overlap=min(64, sizes.window // 4),
+            selection=full.make_selection(),
+            weights=full.make_weights(),
+            mask=mask,
+            **sizes._asdict(),
+        )
+
+
+def resolve_each(
+    settings: Settings,
+    methods: Iterable[Method],
+    models: str | Path | None = None,
+    *,
+    refine: bool | None = None,
+) -> dict[str, Settings]:
+    """Split settings given for several methods: {name: the explicit values that it uses}.
+
+    Raises:
+        ValueError: a value has no effect on any of the methods, or a file of tuned settings is
+            damaged.
+    """
+    unused = {m.name: m._complete(settings, models, refine)[1] for m in methods}
+    for name, value in settings.explicit().items():
+        if unused and all(name in why for why in unused.values()):
+            raise ValueError(_no_effect(name, value, [why[name] for why in unused.values()]))
+    return {method: settings.without(*why) for method, why in unused.items()}
+
+
+def _no_effect(name: str, value: object, reasons: Iterable[str]) -> str:
+    why = " and ".join(dict.fromkeys(reasons))
+    return f"{name} is {value}, but {why}: it would have no effect"

@@ -1,0 +1,134 @@
+"""The rows of an ablation: draws of candidates, and estimators that turn them into stems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hybrid.separator import POOLED_EXPONENT
+from jukebox_core.evaluation.estimates import (
+    Estimator,
+    First,
+    Masked,
+    Oracle,
+    RoundTrip,
+    Selected,
+)
+from jukebox_core.separation.loading import calibration_of
+from jukebox_core.separation.mask import WIENER
+from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair, RejectionWeights
+from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, SpectralFit
+from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
+from lass.likelihood import EXPONENT, SMOOTHING
+from lqvae.likelihood import SIGMA
+from scripts._methods import METHODS, MethodName
+from scripts._sweep import Draw
+
+__all__ = ["Row", "estimators", "rows", "seeded"]
+
+PUBLISHED = Settings(
+    sampler="ancestral",
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    sigma=0.4,
+    exponent=3.0,
+    smoothing=0.0,
+    gaussian=False,
+    symmetric=True,
+    shifts=1,
+)
+"""The sampling of the published systems; each method takes the settings that it uses."""
+
+
+_DEFAULT = Settings()
+
+
+class Row(NamedTuple):
+    """One line: candidates of a draw, and the name of the estimator that they go through."""
+
+    name: str
+    draw: Draw
+    estimator: str
+
+
+def seeded(draw: Draw, seeds: int) -> list[Draw]:
+    """The draw with every seed below `seeds`."""
+    return [draw._replace(seed=seed) for seed in range(seeds)]
+
+
+def estimators(models: Path) -> dict[str, Estimator]:
+    """{name: estimator}; the names of those that use one method's models end with the method.
+
+    Upstream selects among all pairs, comparing with the codec's round trip of the mixture.
+    """
+    own: dict[str, Estimator] = {}
+    for name, method in METHODS.items():
+        full, family = method.resolve(Settings(), models), method.folder(models)
+        own[f"mask, tuned ({name})"] = Masked(full.make_mask())
+        calibrated = full.make_mask(calibration_of(family, full.calibration))
+        own[f"mask, tuned and calibrated ({name})"] = Masked(calibrated)
+        published = RejectionPair(RoundTrip(family / "vqvae"))
+        own[f"rejection, published ({name})"] = Selected(published)
+    return {
+        "oracle": Oracle(),
+        "single": First(),
+        "rejection, best pair": Selected(RejectionPair()),
+        "rejection, best of each source": Selected(RejectionMarginals()),
+        "rejection, joint pairs": Selected.by(RejectionWeights()),
+        "spectral fit": Selected.by(SpectralFit()),
+        "log-posterior": Selected.by(LogPosterior()),
+        "minimum Bayes risk": Selected.by(MinimumBayesRisk()),
+        "mask of one": Masked(WIENER, SpectralFit()),
+        "mask": Masked(WIENER),
+        **own,
+    }
+
+
+def rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
+    """The rows, in the order of the tables.
+
+    Args:
+        models: folder of trained models.
+        candidates: per chunk.
+        parts: also the rows between the published and the default hybrid, and the estimators.
+    """
+
+    def draw(method: MethodName, settings: Settings = _DEFAULT) -> Draw:
+        return Draw(method, settings, candidates)
+
+    for method in METHODS:
+        published, default = draw(method, PUBLISHED), draw(method)
+        yield Row(f"{method}, published: oracle, raw", published, "oracle")
+        rejection = f"rejection, published ({method})"
+        yield Row(f"{method}, published: rejection, raw", published, rejection)
+        yield Row(f"{method}, published: refined", published, "mask")
+        yield Row(f"{method}, default: oracle, raw", default, "oracle")
+        yield Row(f"{method}, default: selected, raw", default, "spectral fit")
+        refined = f"mask, tuned and calibrated ({method})"
+        yield Row(f"{method}, default: refined", default, refined)
+    if not parts:
+        return
+    full = METHODS["hybrid"].resolve(Settings(), models)
+    sampling = ("sampler", "temperature", "top_k", "top_p")
+    likelihood = full.without(*sampling, "shifts", *AFTER_SAMPLING).explicit()
+    settings = PUBLISHED
+    yield Row("parts: as published", draw("hybrid", settings), "mask")
+    changes: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("counts class-ordered", {"symmetric": False}),
+        ("counts smoothed", {"exponent": EXPONENT, "smoothing": SMOOTHING}),
+        ("times the Gaussian", {"gaussian": True, "exponent": POOLED_EXPONENT, "sigma": SIGMA}),
+        ("likelihood tuned", likelihood),
+        ("particles for independent draws", {name: getattr(full, name) for name in sampling}),
+    )
+    for name, change in changes:
+        settings = replace(settings, **change)
+        yield Row(f"parts: {name}", draw("hybrid", settings), "mask")
+    yield Row("parts: shifted encodings", draw("hybrid"), "mask")
+    yield Row("parts: the mask tuned", draw("hybrid"), "mask, tuned (hybrid)")
+    yield Row("parts: spectra calibrated", draw("hybrid"), "mask, tuned and calibrated (hybrid)")
+    for name in estimators(models):
+        if not name.endswith(("(lqvae)", "(lass)")):
+            yield Row(f"estimator: {name}", draw("hybrid"), name)

@@ -1,0 +1,158 @@
+"""The tables of an ablation: rows with intervals, paired differences between rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
+from scripts._methods import METHODS
+from scripts._results import markdown_table
+from scripts._sweep import Draw, Scores
+from scripts.ablate.plots import shown
+from scripts.ablate.rows import Row, seeded
+
+__all__ = ["Table", "compare", "difference_cells", "interval_cell", "kind_of", "markdown"]
+
+
+class Table:
+    """Scores by row, source and chunk, as means over the seeds."""
+
+    def __init__(
+        self, rows: Sequence[Row], scores: Mapping[Draw, Scores], seeds: int, sources: Sequence[str]
+    ):
+        self.sources = tuple(sources)
+        self.seconds = {
+            row.name: float(np.mean([scores[d].seconds for d in seeded(row.draw, seeds)]))
+            for row in rows
+        }
+        self._estimators = {row.name: row.estimator for row in rows}
+        self._values: dict[str, np.ndarray] = {
+            row.name: np.array(
+                [
+                    [scores[d].values[row.estimator][source] for source in self.sources]
+                    for d in seeded(row.draw, seeds)
+                ]
+            )  # [seeds, sources, chunks]
+            for row in rows
+        }
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of the rows, in order."""
+        return list(self._values)
+
+    def add(self, row: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Add a row without a draw: {source: SDR of every chunk}."""
+        self._values[row] = np.array([[values[source] for source in self.sources]])
+
+    def per_chunk(self, row: str, source: str) -> np.ndarray:
+        """SDR of every chunk, `mean` for the mean over the sources."""
+        values = self._values[row].mean(0)
+        return values.mean(0) if source == "mean" else values[self.sources.index(source)]
+
+    def line(self, row: str) -> dict[str, Any]:
+        """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
+        intervals = {
+            source: bootstrap_mean(self.per_chunk(row, source))._asdict()
+            for source in (*self.sources, "mean")
+        }
+        means = self._values[row].mean((1, 2))
+        return {
+            "row": row,
+            "estimator": self._estimators.get(row),
+            "sdr": intervals,
+            "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
+            "seconds": self.seconds.get(row),
+            "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
+        }
+
+
+def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Compare rows of the same chunks, as `Table.line` gives them.
+
+    Gives paired differences with intervals, per source and for the mean: the systems against each
+    other, the default against the published, every step of the parts against the previous step,
+    every estimator against the default one. Comparisons with missing rows are left out.
+    """
+    rows = {line["row"]: line["chunks"] for line in lines}
+    for first, second in _pairs_of_rows(list(rows)):
+        if first in rows and second in rows:
+            a, b = (_columns(rows[name]) for name in (first, second))
+            gaps = {name: paired_difference(a[name], b[name])._asdict() for name in a}
+            yield {"first": first, "second": second, "difference": gaps}
+
+
+def _pairs_of_rows(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The rows (first, second) to compare."""
+    kinds = [(e, kind) for e in ("oracle, raw", "refined") for kind in ("published", "default")]
+    for estimate, kind in [*kinds, ("selected, raw", "default")]:
+        for other in ("lqvae", "lass"):
+            yield f"hybrid, {kind}: {estimate}", f"{other}, {kind}: {estimate}"
+    for method in METHODS:
+        for second in ("published: oracle, raw", "default: oracle, raw", "published: refined"):
+            yield f"{method}, default: refined", f"{method}, {second}"
+    for row in rows:
+        if row.startswith("baseline:"):
+            yield "hybrid, default: refined", row
+    for before, after in pairwise(row for row in rows if row.startswith("parts:")):
+        yield after, before
+    for row in rows:
+        if row.startswith("estimator:") and not (
+            "mask" in row or row in ("estimator: oracle", _DEFAULT)
+        ):
+            yield row, _DEFAULT
+    yield "estimator: mask", "estimator: mask of one"
+
+
+_DEFAULT = "estimator: spectral fit"
+
+
+def _columns(chunks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """{source: SDR of every chunk}, and their mean."""
+    columns = {source: np.array(values) for source, values in chunks.items()}
+    return columns | {"mean": np.mean(list(columns.values()), 0)}
+
+
+def markdown(lines: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """The tables of docs/results.md: rows, differences, steps, choices."""
+    names = list(lines[0]["sdr"])
+    text = markdown_table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
+    kinds = dict.fromkeys(kind_of(item) for item in comparisons)
+    for kind in kinds:
+        some = [difference_cells(item) for item in comparisons if kind_of(item) == kind]
+        text += "\n" + markdown_table([kind, *names], some)
+    return text
+
+
+def row_cells(line: Mapping[str, Any]) -> list[str]:
+    """A row's name, scores, spread between seeds and seconds per chunk."""
+    spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
+    seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+    return [shown(line["row"]), *map(interval_cell, line["sdr"].values()), spread, seconds]
+
+
+def kind_of(item: Mapping[str, Any]) -> str:
+    """`step` between consecutive parts, `choice` among estimators, or `difference`."""
+    group = item["first"].partition(":")[0]
+    return {"parts": "step", "estimator": "choice"}.get(group, "difference")
+
+
+def difference_cells(item: Mapping[str, Any]) -> list[str]:
+    """A comparison's name and intervals."""
+    first, second = shown(item["first"]), shown(item["second"])
+    name = f"{first} − {second}"
+    if kind_of(item) == "step":
+        name = first.removeprefix("parts: ")
+    elif kind_of(item) == "choice":
+        name = f"{first} − {second}".replace("estimator: ", "")
+    return [name, *(interval_cell(gap, "+") for gap in item["difference"].values())]
+
+
+def interval_cell(interval: Mapping[str, float], sign: str = "") -> str:
+    """Mean and interval of dB, as the documents write it."""
+    mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
