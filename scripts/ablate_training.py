@@ -36,7 +36,7 @@ from jukebox_core.files import atomic_folder, check_replaceable, json_with, writ
 from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
 from scripts._results import text_table
-from scripts.demo import Runner, Stage
+from scripts._stages import Runner, Stage
 
 BASE = "base"
 TWO_LEVELS: tuple[str, ...] = (

@@ -21,7 +21,7 @@ from jukebox_core import audio
 from jukebox_core.audio.pictures import COLUMNS, ROWS, levels
 from jukebox_core.audio.stream import open_audio
 from scripts import app, separate
-from scripts._models import METHODS, build_separator
+from scripts._methods import METHODS
 from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused, usable
 
 REPOSITORY = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def queue(tiny_models, tmp_path):
 
     def make(limits=None, keep=4, seed=0):
         def build(method):
-            return build_separator(method, tiny_models, candidates=2)
+            return METHODS[method].load_separator(tiny_models, candidates=2)
 
         made.append(JobQueue(tmp_path / "results", build, limits, seed=seed, keep=keep))
         return made[-1]
@@ -105,7 +105,7 @@ def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
 
     def build(method):
         loaded.append(method)
-        return build_separator(method, tiny_models, candidates=1)
+        return METHODS[method].load_separator(tiny_models, candidates=1)
 
     song = tmp_path / "m.wav"
     audio.save(song, music(0.5, 22_050, 1), 22_050)
@@ -148,7 +148,7 @@ def test_methods_without_their_parts_are_not_offered(tiny_models, tmp_path):
     assert ready == {"lqvae": ("bass", "drums")}
     for method, why in missing.items():
         with pytest.raises(FileNotFoundError) as caught:
-            build_separator(method, models)
+            METHODS[method].load_separator(models)
         assert why == str(caught.value)
     with pytest.raises(FileNotFoundError, match="no complete method"):
         usable(tmp_path / "nothing")

@@ -20,6 +20,7 @@ from full_disk import files_up_to
 from made_up_runs import write_runs
 from matplotlib.figure import Figure
 from original_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
+from scripts._settings import tuned_path
 
 from jukebox_core import audio
 from jukebox_core.datasets.excerpts import write_excerpt
@@ -38,11 +39,10 @@ from scripts import (
     score_uncertainty,
     tune,
 )
-from scripts._settings import tuned_path
+from scripts._outputs import Outputs
 from scripts._sweep import Draw, Oracle, Study, run_draws
 from scripts.check_parity.fixtures import Row
 from scripts.evaluate import scoring
-from scripts.evaluate.outputs import Outputs
 
 REPOSITORY = Path(__file__).parent.parent
 MINE = b"not ours"

@@ -35,6 +35,7 @@ from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
+from scripts._outputs import EXAMPLES, Outputs
 from scripts._results import format_table
 from scripts.evaluate.describe import (
     DEFINITIONS,
@@ -43,7 +44,6 @@ from scripts.evaluate.describe import (
     describe_model,
     machine,
 )
-from scripts.evaluate.outputs import EXAMPLES, Outputs
 from scripts.evaluate.scoring import Scoring
 
 __all__ = ["Args", "evaluate", "main"]

@@ -5,12 +5,9 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from jukebox_core.files import marked
+from scripts._outputs import REPORT_MARK
 
-__all__ = ["SCRIPT", "STYLE", "TITLE", "document", "is_report", "missing"]
-
-TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
-"""Title of the report."""
+__all__ = ["SCRIPT", "STYLE", "document", "missing"]
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
@@ -22,9 +19,6 @@ _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; media-src data:"
 )
-_GENERATOR = '<meta name="generator" content="latent-separation report">'
-is_report = marked("<!doctype html>", _GENERATOR, f"<title>{html.escape(TITLE)}</title>")
-"""For `files.check_replaceable`: whether it is a report; older ones have only the title."""
 
 
 def document(title: str, body: str) -> str:
@@ -32,7 +26,7 @@ def document(title: str, body: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{_GENERATOR}\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{REPORT_MARK}\n'
         f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n'
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"

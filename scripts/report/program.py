@@ -23,9 +23,10 @@ from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
 from jukebox_core.training.tracking import Row, read_metrics
 from scripts._cli import program
+from scripts._outputs import REPORT_TITLE, is_report
 from scripts.report import plots, tables
 from scripts.report.answer import headline
-from scripts.report.page import TITLE, document, is_report, missing
+from scripts.report.page import document, missing
 from scripts.report.players import listen
 
 QUESTION = (
@@ -111,8 +112,8 @@ def build_page(runs: Path) -> str:
         if f'id="{name}"' in body
     )
     return document(
-        TITLE,
-        f'<header class="hero"><h1>{html.escape(TITLE)}</h1>'
+        REPORT_TITLE,
+        f'<header class="hero"><h1>{html.escape(REPORT_TITLE)}</h1>'
         f'<p class="lead">{html.escape(QUESTION)}</p></header>'
         f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>',
     )
