@@ -128,7 +128,7 @@ def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
     results["meta"]["examples"] = []
     write_json(tmp_path / "results.json", results)
     text = Elements(report.build_page(tmp_path)).text
-    assert "the question is open here" in text
+    assert "The question is open" in text
     assert "LQ-VAE is better than the mixture taken as both estimates here" in text
 
 
@@ -179,7 +179,7 @@ def test_names_and_commands_are_text_not_markup(page):
 
 @pytest.mark.parametrize(
     ("generated", "words"),
-    [(True, "so these are not scores on Slakh2100"), (None, "does not say where the songs are")],
+    [(True, "so these are not scores on Slakh2100"), (None, "does not record the origin")],
 )
 def test_scores_are_not_called_those_of_another_data_set(runs, tmp_path, generated, words):
     results = json.loads((runs / "results.json").read_text())

@@ -1,4 +1,4 @@
-"""The page around the report's sections: style, script, a policy that lets nothing in or out."""
+"""The page around the report's sections: style, script, and a policy against network access."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HERE = Path(__file__).parent
 STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
 """The report's style sheet."""
 SCRIPT = (_HERE / "report.js").read_text(encoding="utf-8")
-"""Its players; without it, or where there is no Web Audio, the browser's own are shown."""
+"""The script of the players; without it or Web Audio, the browser's players appear."""
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -22,7 +22,7 @@ _POLICY = (
 
 
 def document(title: str, body: str) -> str:
-    """A whole page that needs no other file: the browser itself refuses what is not in it."""
+    """Return a page that needs no other file; its policy forbids the browser to load any."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
@@ -34,5 +34,5 @@ def document(title: str, body: str) -> str:
 
 
 def missing(text: str) -> str:
-    """A remark that something is not there."""
+    """Return a note that something is missing."""
     return f'<p class="missing">{html.escape(text)}</p>'

@@ -1,4 +1,4 @@
-"""Plots of the report as SVG or PNG, ready to stand in a page."""
+"""Plots of the report as SVG for a page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from scripts._results import NAMES, SYSTEMS
 
 COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
 _MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
-_INK = "#010203"  # becomes the colour of the text around
+_INK = "#010203"  # replaced by the colour of the surrounding text
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
 _THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "currentColor"}
 
 
 def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
-    """SDR of the second source over that of the first, a point per chunk, a colour per method."""
+    """Plot the SDR of the second source against the first, a point per chunk."""
     sources = sources_of(results)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -56,7 +56,7 @@ def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str
 
 
 def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") -> str:
-    """A metric over the steps, per run: thin for training, thick for validation."""
+    """Plot a metric over the steps of each run: thin for training, thick for validation."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     colours = [COLOURS["lass"], COLOURS["lqvae"], COLOURS["hybrid"], COLOURS["mixture"]]
@@ -92,10 +92,12 @@ def _legend(axes: Any) -> None:
 
 
 def _svg(figure: Figure, salt: str, names: Mapping[str, str] | None = None) -> str:
-    """The figure as an <svg> element in the page's font and colours; it refers to nothing outside.
+    """Return the figure as an <svg> element in the page's font and colours.
 
-    salt: makes the figure's names differ from those of others on a page.
-    names: {gid of an artist: what is said where the pointer rests on it}.
+    Args:
+        figure: is drawn.
+        salt: makes the ids of this figure unique in the page.
+        names: {gid of an artist: its tooltip}.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
@@ -105,7 +107,7 @@ def _svg(figure: Figure, salt: str, names: Mapping[str, str] | None = None) -> s
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for gid, name in (names or {}).items():
         text = text.replace(f'<g id="{gid}">', f"<g><title>{html.escape(name)}</title>")
-    used = set(re.findall(r"#([\w-]+)", text))  # names that several figures of a page may share
+    used = set(re.findall(r"#([\w-]+)", text))  # ids that are referred to
     text = re.sub(r' id="([\w-]+)"', lambda at: at[0] if at[1] in used else "", text)
     text = re.sub(r"(font(?:-family)?: [^;\"]*?)'[^;\"]*", r"\1inherit", text)
     for colour, themed in _THEMED.items():
