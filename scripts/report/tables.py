@@ -135,9 +135,7 @@ def ablation(content: Mapping[str, Any]) -> str:
         for item in content["comparisons"]
     ]
     tables = [
-        _spans(caption, sources, [(line["row"][7:], line["sdr"]) for line in parts])
-        if parts
-        else "",
+        _spans(caption, sources, added) if added else "",
         "<details><summary>Paired differences</summary>"
         f"{_spans('in dB, mean [95% interval]', sources, differences, '+')}</details>",
     ]
