@@ -3,9 +3,9 @@
     python -m scripts.score_uncertainty --models runs/demo/models --data runs/demo/data
 
 For every validation chunk, computes Spearman's correlation over the bins within `--within` dB of
-the loudest: between the uncertainty, which needs no truth, and the distance between the mask and the
-mask of the true sources. Compares independent draws with particles, and one encoding of the window
-with several: particles with a common past agree for that reason, whether they are right or not.
+the loudest: between the uncertainty, which needs no truth, and the distance between the mask and
+the mask of the true sources. Compares independent draws with particles, and one encoding of the
+window with several: particles with a common past agree for that reason, right or not.
 """
 
 from __future__ import annotations
