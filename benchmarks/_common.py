@@ -1,10 +1,10 @@
-"""What the benchmarks share: flags, interleaved timing, peak memory, the table and the JSON line.
+"""Shared parts of the benchmarks: flags, interleaved timing, peak memory, table, JSON line.
 
     python -m benchmarks.bench_codec --threads 4 --json
     python -m benchmarks.bench_scoring --threads 4 --json
 
-Every benchmark holds a plain path, written in the obvious way, and times it in turns with the
-package's own in one run: both see the same noise of the machine, and the least time of each counts.
+Every benchmark has a plain path, written in the obvious way, and times it in turns with the
+package's path in one run: both see the same noise of the machine. The least time of each counts.
 
 `--json` ends the output with one line, a list of objects that always have the keys `KEYS`:
 
@@ -12,10 +12,10 @@ package's own in one run: both see the same noise of the machine, and the least 
     candidates              number of candidates or estimates, or items in the batch
     positions               codes of the chunk (of `code_sums`: rows of the table)
     ms_per_position         milliseconds of the whole operation / positions
-    plain_ms_per_position   the same for the plain path; where it did a part of the work, scaled up
+    plain_ms_per_position   the same for the plain path; scaled up if it did a part of the work
     ratio                   plain_ms_per_position / ms_per_position
-    peak_mb                 largest resident memory (MiB) of the process while the package's own
-                            path ran, Python, libraries and weights included
+    peak_mb                 largest resident memory (MiB) of the process while the package's
+                            path ran, with Python, libraries and weights
 
 and further ones: ms, plain_ms, plain_peak_mb, max_difference (of the two paths' results, in the
 unit that the benchmark states), threads, preset.
@@ -65,7 +65,7 @@ class Flags:
     """Flags of every benchmark."""
 
     methods: tuple[str, ...] = ()
-    """What to measure; none given: everything."""
+    """Names to measure; default: all."""
     candidates: tuple[int, ...] = (64,)
     """Numbers of candidates, each measured."""
     positions: int = 1024
@@ -77,7 +77,7 @@ class Flags:
     repeats: int = 3
     """Timed runs of either path; the fastest counts."""
     seed: int = 0
-    """Of weights and data."""
+    """Random seed for weights and data."""
     json: bool = False
     """End with one line of JSON."""
 

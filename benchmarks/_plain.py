@@ -1,7 +1,7 @@
-"""Sampling written in the obvious way: what the benchmarks measure the engine against.
+"""Sampling written in the obvious way, for comparison with the package.
 
-Keys and values of all positions are kept and grow by concatenation; every chunk, and each prior, is
-stepped by itself in float32; the posterior of a step is one explicit table over pairs.
+Keys and values of all positions grow by concatenation; chunks and priors are stepped one by one in
+float32; the posterior of a step is one explicit table over pairs.
 """
 
 from __future__ import annotations

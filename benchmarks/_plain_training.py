@@ -1,8 +1,8 @@
-"""A training step written in the obvious way: what `bench_training` measures the package against.
+"""A training step written in the obvious way, for comparison with the package.
 
-The codec: every level is trained, every term of the loss is computed for every level, whether it
-has a weight or not, and the modules run as they are. The prior: every layer makes the whole T x T
-table of scores and masks what it must not see. The optimiser is AdamW in its plain form.
+The codec: every level is trained, every term of the loss is computed for every level, with or
+without a weight, and the modules run as they are. The prior: every layer computes the whole T x T
+table of scores and masks the future. The optimiser is AdamW in its plain form.
 """
 
 from __future__ import annotations

@@ -4,15 +4,15 @@
     python -m benchmarks.bench_codec --methods encode --positions 3445   # ten seconds of audio
 
 encode      one chunk to the codes of the top level, the only one that separation reads. Plain:
-            every level's encoder and bottleneck, as the originals do. `all_levels_ms` is the
-            package's own time for all levels: what leaving levels out is worth by itself.
+            every level's encoder and bottleneck, as upstream does. `all_levels_ms` is the
+            package's own time for all levels: the gain without skipping levels.
 decode      N candidates' codes to audio. Plain: the modules one after the other, one by one.
 code_sums   the table of the codes of all pairs' means. Plain: brute force in float64 for a few
             rows (`plain_rows`), whose time is scaled to all.
 
-max_difference is, of encode, the larger of the latents' difference and of the difference of squared
-distances where another code was chosen; of decode the samples', relative to the largest sample;
-of code_sums the number of entries that differ (in the rows that both made).
+max_difference: for encode, the larger of the difference of the latents and the difference of the
+squared distances where the codes differ; for decode, the difference of the samples, relative to the
+largest sample; for code_sums, the number of entries that differ (in the rows that both computed).
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""Memory and time of counting triples of codes, whatever their number.
+"""Memory and time of counting any number of triples of codes.
 
     python -m benchmarks.bench_counting --iterations 100000 --json
     python -m benchmarks.bench_counting --iterations 100000 --triples 8192 --buffer 8388608
 
-Feeds a `TripleCounter` with SIMULATED codes, made by NumPy and not by a codec from audio: either
-source's code is drawn from a skewed distribution over the codebook; the mixture's is a fixed
-function of the two, but for a share of the triples, where it is drawn as theirs are. Nothing is
-encoded, so the seconds are those of the counting alone. The second command has the sizes that
-scripts.count_sums has by default (8 pairs of 1024 codes) and takes minutes, and gigabytes of disk.
+The codes are SIMULATED by NumPy, not encoded from audio: each source's code is drawn from a skewed
+distribution over the codebook; the mixture's code is a fixed function of the two, except for a
+share of random ones. The seconds therefore measure only the counting. The second command has the
+default sizes of scripts.count_sums (8 pairs of 1024 codes); it takes minutes and gigabytes of disk.
 
     spool MiB         sorted runs on disk
-    resident MiB      resident memory of the process then, Python and libraries included
-    peak MiB          the largest since the row before (elsewhere than on Linux, since the start)
+    resident MiB      resident memory of the process, with Python and libraries
+    peak MiB          the largest since the row before (since the start, except on Linux)
 
 The last row is the file of counts being written. `--json` ends the output with one line, an object:
 the flags, `rows`, and the least and largest resident and peak memory of the rows after the warm-up,
@@ -59,7 +58,7 @@ class Args:
     folder: Path | None = None
     """Where the spool is made and removed; default: the system's folder for such."""
     seed: int = 0
-    """Of the codes."""
+    """Random seed for the codes."""
     json: bool = False
     """End with one line of JSON."""
 

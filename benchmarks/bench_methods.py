@@ -1,11 +1,11 @@
-"""What a chunk costs with each of the three systems: trained models, side by side in one process.
+"""Compare the cost per chunk of the three systems, trained models side by side in one process.
 
     python -m benchmarks.bench_methods --models runs/demo/models --data runs/demo/data --threads 4
 
-Candidates, pick and mask of the same chunks, with the settings that `scripts.separate` would take.
-The systems take turns, in another order every turn, after one turn that warms up; the seconds of a
-turn are paired. Ratios are geometric means over the turns with 95% intervals, bootstrapped over the
-turns. They hold for the machine, and for the minutes, that they were measured in.
+Candidates, pick and mask of the same chunks, with the default settings of `scripts.separate`.
+The systems take turns, in another order every turn, after one warm-up turn; the seconds of a turn
+are paired. Ratios are geometric means over the turns with 95% intervals, bootstrapped over the
+turns. They hold only for this machine and time.
 
 `--json` ends the output with one line, a list of objects:
 
@@ -42,7 +42,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
-from scripts._results import aligned
+from scripts._results import text_table
 
 PARTS = ("candidates", "selection", "mask")
 Seconds = dict[str, float]
@@ -70,7 +70,7 @@ class Args:
     threads: int | None = None
     """CPU threads; none given: PyTorch's choice."""
     seed: int = 0
-    """Of the chunks and of the sampling."""
+    """Random seed for chunks and sampling."""
     json: bool = False
     """End with one line of JSON."""
 
@@ -114,7 +114,7 @@ def main(args: Args) -> None:
     ]
     print(f"{len(chosen)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds per chunk\n")
-    print("\n".join(aligned([HEADER, *map(_cells, rows)])))
+    print(text_table([HEADER, *map(_cells, rows)]))
     if args.json:
         print(json.dumps(rows, allow_nan=False))
 

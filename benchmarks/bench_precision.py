@@ -1,9 +1,9 @@
-"""What a precision changes: log-probabilities of fixed sequences, against the prior's own float32.
+"""Compare log-probabilities of fixed sequences in each precision with the prior's float32.
 
     python -m benchmarks.bench_precision --threads 4 --positions 256 --candidates 8
 
-Prints, of every precision the device has: the largest and the root mean square difference of a
-code's log-probability, and the largest of a sequence's mean, in nats per code.
+For every precision of the device, prints the largest and the root mean square difference of the
+log-probability of a code, and the largest difference of a sequence's mean, in nats per code.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(args: Args) -> None:
 
 
 def _log_probabilities(logits: Tensor, codes: Tensor) -> Tensor:
-    """Of the codes [N, T], in nats."""
+    """Return the log-probabilities of codes [N, T], in nats."""
     return torch.log_softmax(logits, -1).gather(2, codes.unsqueeze(2)).squeeze(2)
 
 

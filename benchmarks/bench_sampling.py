@@ -2,12 +2,12 @@
 
     python -m benchmarks.bench_sampling --candidates 16 64 --threads 4
 
-Ours runs all positions, one after the other, as the sampler does. The plain path (_plain.py) is
-measured in between, at `--plain` positions spread over the same range, with caches filled up to
-there, since all of them would take half an hour; its mean is over those. Counts and code sums are
-random: every step has another mixture code, which real music has not.
+The package runs all positions one after the other, like the sampler. The plain path (_plain.py)
+runs only at `--plain` positions spread over the same range, with caches filled up to there, since
+all positions would take half an hour. Counts and code sums are random: the mixture code changes at
+every step, unlike in real music.
 
-The columns `first 16` and `last 16` are medians over those positions of the chunk.
+The columns `first 16` and `last 16` are medians over the first and last positions of the chunk.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Args(Flags):
     candidates: tuple[int, ...] = (1, 16, 64)
     """Joint candidates, sampled together."""
     precision: Precision = "auto"
-    """Of ours; the plain path is float32."""
+    """Precision of the package; the plain path is float32."""
     published: bool = False
     """Counted likelihoods as published, over stored pairs alone; otherwise the defaults."""
     pairs: int = 20_000
@@ -59,7 +59,7 @@ class Args(Flags):
     plain: int = 16
     """Positions at which the plain path is measured; 0 leaves it out."""
     device: str = "cpu"
-    """Of ours."""
+    """Device of the package's path."""
 
 
 @program
@@ -146,7 +146,7 @@ def measure(
 def floor(
     priors: Mapping[str, AutoregressivePrior], candidates: int, args: Args
 ) -> dict[str, float]:
-    """What a step cannot do without: gigabytes read once, and billions of operations, on average.
+    """Return the least work of a step: gigabytes read once, and billions of operations, on average.
 
     Weights of all matrices, and the keys and values that the layers attend to; two operations per
     weight and candidate, four per component of an attended position.

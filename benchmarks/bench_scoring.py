@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_scoring --candidates 64 --threads 4 --json
 
-framewise_sdr   BSSEval v4's SDR, windows of 44,100 samples. Plain: `museval.evaluate`, which the
-                originals called for every candidate.
-sdr             of the whole chunk. Plain: museval with one window over it.
-si_sdr          scale-invariant. museval has none; plain: the formula in NumPy, one by one.
+framewise_sdr   BSSEval v4's SDR, windows of 44,100 samples. Plain: `museval.evaluate`, which
+                upstream calls for every candidate.
+sdr             SDR of the whole chunk. Plain: museval with one window over it.
+si_sdr          scale-invariant SDR. museval has none; plain: the formula in NumPy, one by one.
 
 museval can be imported only where ffmpeg and ffprobe are on the PATH (`apt-get install ffmpeg`).
 max_difference is in dB.
@@ -73,7 +73,7 @@ def bench(args: Args, name: str, references: Tensor, estimates: Tensor) -> dict[
         plain, plain_repeats = plain_si_sdr, args.repeats
     else:
         plain, plain_repeats = plain_museval, 1
-    window = metrics.SEED_WINDOW if name == "framewise_sdr" else references.shape[1]
+    window = metrics.BSSEVAL_WINDOW if name == "framewise_sdr" else references.shape[1]
     timed = compare(
         lambda: score(references, estimates),
         lambda: plain(references, estimates, window),

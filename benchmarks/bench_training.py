@@ -3,7 +3,7 @@
     python -m benchmarks.bench_training --threads 4 --json
     python -m benchmarks.bench_training --methods prior_checkpointed --depth 48 --no-plain
 
-codec_top     the codec's top level alone (`top_only`), which is all that separation needs, on two
+codec_top     only the codec's top level (`top_only`), which is enough for separation, on two
               crops. Plain: all levels.
 codec_full    all levels. Plain: the same.
 linear_top    as codec_top, with the LQ-VAE's linearisation. Plain: all levels with it.
@@ -13,8 +13,8 @@ prior_checkpointed  the same with activation checkpointing, which the full depth
 A step is forward, backward, clipping, AdamW and the weight average; `plain` is float32 with AdamW
 as it is. Both run in turns, the fastest of `--repeats` counts. The plain prior of full depth needs
 more than 40 GiB: both are measured at `--depth` layers (six are two of each kind of attention).
-`positions` are samples of the codec's crops, codes of the prior's; max_difference is of the losses
-of the first step, relative, and says nothing where the plain path trains other levels, too.
+`positions` are samples of the codec's crops, codes of the prior's; max_difference is the relative
+difference of the first losses; it means nothing if the plain path trains other levels, too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Args(Flags):
     depth: int = 6
     """Layers of the prior."""
     precision: Literal["32", "bf16-mixed"] = "32"
-    """Of ours."""
+    """Precision of the package's path."""
     plain: bool = True
     """Measure the plain path, too."""
 

@@ -1,4 +1,4 @@
-"""Songs composed from a seed: drums, bass and a few more parts over a chord progression.
+"""Compose songs from a seed: drums, bass and a few more parts over a chord progression.
 
 They exist so that the whole system can be trained and tested anywhere without a download. Every
 part draws from its own random stream: leaving one out changes none of the others.
@@ -128,7 +128,7 @@ def _plan(rng: np.random.Generator, seconds: float) -> Song:
 
 
 def _form(rng: np.random.Generator) -> Iterator[str]:
-    """Kinds of sections, without end."""
+    """Yield kinds of sections without end."""
     if rng.random() < 0.6:
         yield "intro"
     while True:
@@ -143,7 +143,7 @@ def _form(rng: np.random.Generator) -> Iterator[str]:
 def _rests(
     rng: np.random.Generator, kind: str, length: int, *, first: bool, short: bool
 ) -> list[frozenset[str]]:
-    """Which parts rest in each bar: one source for a bar or two, in breaks and some intros.
+    """Choose the parts that rest in each bar: one for a bar or two, in breaks and some intros.
 
     The others may sit out a section, but not the first; a short song has everybody playing.
     """
@@ -166,7 +166,7 @@ def _perform(
     rng: np.random.Generator,
     seconds: float,
 ) -> list[pretty_midi.Note]:
-    """Notes in seconds, with a player's timing and touch."""
+    """Convert notes to seconds, with a player's timing and touch."""
     lag, spread = rng.normal(0, 0.004), rng.uniform(0.002, 0.008)
     notes = []
     for bar, hits in zip(song.bars, bars, strict=True):

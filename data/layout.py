@@ -1,4 +1,4 @@
-"""The names and conventions of Slakh2100's folders, shared by what writes and what reads them.
+"""Names and conventions of Slakh2100's folders, for the writer and the reader.
 
 ROOT/{train,validation,test}/TrackNNNNN/metadata.yaml, mix.flac, all_src.mid
 ROOT/{train,validation,test}/TrackNNNNN/stems/SNN.flac
@@ -94,7 +94,7 @@ def check_workers(workers: int | None) -> None:
 
 
 def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
-    """A split for each of `count` songs, such that the first n always hold the right shares.
+    """Assign a split to each of `count` songs, so that every first n songs have the right shares.
 
     Every split with a share gets one of the first songs; then each song goes where most is missing.
     Adding songs therefore moves none of the earlier ones.
@@ -115,7 +115,7 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
 
 
 def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
-    """True if `output/name` records this data set; False if the data set may begin in `output`.
+    """Return True if `output/name` records this data set, False if it may be written to `output`.
 
     Raises:
         ValueError: The folder was made with other settings, or holds tracks but no record.
@@ -130,17 +130,17 @@ def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
             raise ValueError(f"{output} holds a data set of another origin: choose another output")
         return False
     before = json.loads(path.read_text(encoding="utf-8"))
-    settings = json.loads(json.dumps(settings))  # tuples as they will be read back
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if different := [key for key in settings if settings[key] != before.get(key)]:
         raise ValueError(
-            f"{output} was made with another {', '.join(different)}: choose another output, "
+            f"{output} was written with another {', '.join(different)}: choose another output, "
             "or delete it"
         )
     return True
 
 
 def unclaim(output: Path, name: str, existed: bool) -> None:
-    """Remove the record of a run that found no usable song, so that other settings can be tried."""
+    """Remove the record of a run without a usable song, so that other settings can be tried."""
     (output / name).unlink()
     if not existed:
         with suppress(OSError):  # another program put a file there

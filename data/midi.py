@@ -1,4 +1,4 @@
-"""MIDI songs as `pretty_midi` objects: reading, cutting, other instruments, the parts of a mix."""
+"""MIDI songs as `pretty_midi` objects: read, cut, change instruments, split into stems."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _class_of(instrument: pretty_midi.Instrument) -> str:
 
 
 def cut(midi: pretty_midi.PrettyMIDI, seconds: float) -> pretty_midi.PrettyMIDI:
-    """The part of a song that begins where the last of bass and drums enters."""
+    """Cut a song so that it begins where both bass and drums play."""
     entries = {"Bass": math.inf, "Drums": math.inf}
     for instrument in midi.instruments:
         name = _class_of(instrument)
@@ -84,7 +84,7 @@ def cut(midi: pretty_midi.PrettyMIDI, seconds: float) -> pretty_midi.PrettyMIDI:
 
 
 def reorchestrate(midi: pretty_midi.PrettyMIDI, rng: np.random.Generator) -> pretty_midi.PrettyMIDI:
-    """The same notes on other instruments: another of the family, other basses and drum kits.
+    """Move the notes to other instruments: of the same family, other basses, other drum kits.
 
     Basses and kits change to those that composed songs never use, so that a model trained on these
     has not heard them.
@@ -104,14 +104,14 @@ def reorchestrate(midi: pretty_midi.PrettyMIDI, rng: np.random.Generator) -> pre
 
 
 def stem_groups(midi: pretty_midi.PrettyMIDI) -> list[list[pretty_midi.Instrument]]:
-    """The instruments of each stem: all drums together, everything else on its own."""
+    """Group instruments into stems: all drums together, every other instrument alone."""
     drums = [instrument for instrument in midi.instruments if instrument.is_drum]
     groups = [[instrument] for instrument in midi.instruments if not instrument.is_drum]
     return [*groups, drums] if drums else groups
 
 
 def _shifted(changes: list[Any], start: float, seconds: float) -> list[Any]:
-    """Earlier changes move to the start, in their order: they still hold there."""
+    """Move earlier changes to the start, in order, since they still apply there."""
     kept = []
     for change in sorted(changes, key=lambda change: change.time):
         if change.time < start + seconds:

@@ -1,4 +1,4 @@
-"""What each instrument of a composed song plays, bar by bar.
+"""The notes of each instrument of a composed song, bar by bar.
 
 A part is written as one list of hits per bar of the song, in sixteenths; `data.composer` plans the
 song and performs the parts.
@@ -92,7 +92,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Song:
-    """What all the parts agree on."""
+    """Values that all parts share."""
 
     tempo: float
     steps: int  # sixteenths in a bar
@@ -174,7 +174,7 @@ def _fill(rng: np.random.Generator, start: int, length: int, kick: int, snare: i
 
 
 def _once(hits: list[Hit]) -> list[Hit]:
-    """The loudest of the hits of one drum at one step."""
+    """Keep the loudest hit of each drum at each step."""
     best: dict[tuple[float, int], Hit] = {}
     for hit in hits:
         key = (hit.step, hit.pitch)
@@ -263,7 +263,7 @@ def _bass_bar(
 
 
 def _nearest(pitch_class: int, around: int, lowest: int, highest: int) -> int:
-    """The pitch of a class that lies nearest to another, within a range of an octave or more."""
+    """Return the pitch of a class nearest to another pitch, within a range of an octave or more."""
     pitches = [pitch for pitch in range(lowest, highest + 1) if pitch % 12 == pitch_class % 12]
     return min(pitches, key=lambda pitch: abs(pitch - around))
 

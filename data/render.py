@@ -1,4 +1,4 @@
-"""MIDI to audio with the General MIDI soundfont that comes inside pretty_midi.
+"""Render MIDI to audio with the General MIDI soundfont of pretty_midi.
 
 The same notes are the same bytes in every run: the synthesiser has no noise and no reverb, and
 starts every rendering from the same state.
@@ -44,7 +44,7 @@ class Renderer:
         self.sample_rate = sample_rate
         self.soundfont = soundfont or Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
         check_header(self.soundfont)
-        self._scratch = bytearray()  # kept: fresh memory costs as much as a quiet stem
+        self._scratch = bytearray()  # reused: new memory takes as long as a quiet stem
         self._synth: Any = tinysoundfont.Synth(samplerate=sample_rate)
         try:
             self._font = self._synth.sfload(str(self.soundfont))
@@ -104,14 +104,14 @@ class Renderer:
         return (sides[::2] + sides[1::2]) * np.float32(0.5)
 
     def _select(self, program: int, is_drum: bool) -> None:
-        """Choose the preset; a kit or program that the soundfont lacks becomes its first."""
+        """Select the preset; the first one replaces a kit or program that the soundfont lacks."""
         bank = 128 if is_drum else 0
         if self._synth.sfpreset_name(self._font, bank, int(program)) is None:
             program = 0
         self._synth.program_select(0, self._font, bank, int(program), is_drum)
 
     def _rest(self) -> None:
-        """Back to the state after loading: no voices, no controllers."""
+        """Reset the synthesiser: no voices, no controllers."""
         self._synth.sounds_off()
         self._synth.generate_simple(self.sample_rate)  # voices end within their quick release
         self._synth.soundfonts[self._font].reset()
@@ -141,7 +141,7 @@ def check_header(soundfont: Path) -> None:
 def _events(
     instrument: pretty_midi.Instrument, sample_rate: int
 ) -> list[tuple[int, int, int, int]]:
-    """(sample, kind, first value, second value) in playing order."""
+    """Return (sample, kind, first value, second value) in playing order."""
     events = []
     for change in instrument.control_changes:
         events.append((_at(change.time, sample_rate), _CONTROL, change.number, change.value))
@@ -161,7 +161,7 @@ def _at(seconds: float, sample_rate: int) -> int:
 
 
 def block_powers(audio: np.ndarray, sample_rate: int, *, weighted: bool = False) -> np.ndarray:
-    """Mean square of each 0.4 s of `[T]` audio, `[blocks]`; of the whole if it is shorter.
+    """Return the mean square of each 0.4 s of audio `[T]`, `[blocks]`; shorter audio is one block.
 
     Args:
         audio: `[T]`.
@@ -174,14 +174,14 @@ def block_powers(audio: np.ndarray, sample_rate: int, *, weighted: bool = False)
         return np.einsum("bt,bt->b", blocks, blocks) / length
     spectrum = scipy.fft.rfft(blocks.astype(np.float32, copy=False))
     response = 2 * _k_weighting(scipy.fft.rfftfreq(length, 1 / sample_rate))  # both signs of f
-    response[0] = 0  # the high-pass lets no constant through
+    response[0] = 0  # the high-pass removes constants
     if length % 2 == 0:
         response[-1] /= 2
     return (spectrum.real**2 + spectrum.imag**2) @ (response / length**2)
 
 
 def _k_weighting(frequencies: np.ndarray) -> np.ndarray:
-    """Power response of BS.1770's shelf and high-pass, given there as filters at 48 kHz."""
+    """Return the power response of BS.1770's shelf and high-pass filters, defined at 48 kHz."""
     z = np.exp(-2j * np.pi * np.minimum(frequencies, 24000) / 48000)
     shelf = np.polyval([1.19839281085285, -2.69169618940638, 1.53512485958697], z)
     shelf = shelf / np.polyval([0.73248077421585, -1.69065929318241, 1.0], z)
@@ -191,7 +191,7 @@ def _k_weighting(frequencies: np.ndarray) -> np.ndarray:
 
 
 def loudness(audio: np.ndarray, sample_rate: int) -> float:
-    """Integrated loudness in LUFS after ITU-R BS.1770, over blocks that do not overlap.
+    """Return the integrated loudness in LUFS by ITU-R BS.1770, over blocks without overlap.
 
     `[T]` audio; -inf where no block passes the gate of -70 LUFS.
     """

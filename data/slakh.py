@@ -1,4 +1,4 @@
-"""Slakh2100 to what the models train on: aligned mono sources, mixtures and a manifest.
+"""Prepare Slakh2100 for training: aligned mono sources, mixtures and a manifest.
 
 Reads the original and the redux release, BabySlakh, and anything in their layout (`data.layout`).
 Prefer redux: the original's split repeats songs across train and test, so scores on it flatter.
@@ -65,11 +65,15 @@ _TRACK_NAME = re.compile(r"Track\d+")
 _LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
 _LONGEST_NAME = 100  # characters of a source's name, which becomes a file name
 _BYTES_PER_SAMPLE = 16  # of a stem: its sum, and the samples before and after resampling
-_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that no file causes
+_OF_THE_MACHINE = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+}  # errors that no file causes
 
 
 class Prepared(NamedTuple):
-    """What a run made."""
+    """The result of a run."""
 
     manifest: Manifest
     skipped: dict[str, str]  # track, such as train/Track00001: reason
@@ -101,7 +105,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A track of the data set. Its split is None where folders do not tell, or shall not."""
+    """A track of the data set; its split is None if the folders do not define it."""
 
     folder: Path
     split: str | None
@@ -109,7 +113,7 @@ class _Candidate:
 
 
 class _Done(NamedTuple):
-    """A prepared track: where it lies, and the content of its track.json."""
+    """A prepared track: its folder and the content of its track.json."""
 
     candidate: _Candidate
     folder: Path
@@ -191,7 +195,7 @@ def prepare(
 
 
 def quantise_sources(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Sources and their mean as integers, 2^23 being full scale.
+    """Return sources and their mean as integers; 2^23 is full scale.
 
     Args:
         sources: `[S, T]` float.
@@ -253,7 +257,7 @@ def _check_replaceable(candidates: list[_Candidate], output: Path) -> None:
 
 
 def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
-    """The data set's tracks, by split and name."""
+    """Return the data set's tracks, by split and name."""
     if not slakh.is_dir():
         raise FileNotFoundError(f"there is no folder {slakh}")
     found = [
@@ -289,7 +293,7 @@ def _track_folders(folder: Path) -> list[Path]:
 def _prepare_all(
     candidates: list[_Candidate], output: Path, settings: _Settings, workers: int
 ) -> tuple[list[_Done], dict[str, str]]:
-    """Prepare tracks until there are enough; returns them, and why others were skipped."""
+    """Prepare tracks until there are enough; return them and why others were skipped."""
     done: list[_Done] = []
     skipped: dict[str, str] = {}
     quotas = _quotas(candidates, settings.limit)
@@ -321,7 +325,7 @@ def _prepare_all(
 
 
 def _quotas(candidates: list[_Candidate], limit: int | None) -> dict[str | None, int]:
-    """How many tracks to use of each split: at least one, then in proportion to their sizes."""
+    """Return the number of tracks per split: at least one, then in proportion to the sizes."""
     splits = [candidate.split for candidate in candidates]
     sizes = {split: splits.count(split) for split in dict.fromkeys(splits)}
     if limit is None or limit >= len(candidates):
@@ -337,7 +341,7 @@ def _quotas(candidates: list[_Candidate], limit: int | None) -> dict[str | None,
 
 
 def _places(candidate: _Candidate) -> tuple[str, ...]:
-    """Folders of `output` that may hold the prepared track; a new one is written to the first."""
+    """Return folders that may hold the prepared track; a new one is written to the first."""
     return (candidate.split,) if candidate.split else (_UNASSIGNED, *SPLITS)
 
 
@@ -363,7 +367,7 @@ def _reading() -> Iterator[None]:
 
 
 def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
-    """Write one track's folder, or find it finished; raises _UnusableError."""
+    """Write one track's folder unless it is finished; raise _UnusableError if it cannot be used."""
     with _reading():
         stems = _select_stems(candidate.folder, settings.sources)
         inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
@@ -396,7 +400,7 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    """The content of a track's track.json; an empty dictionary if no run wrote one."""
+    """Return the content of a track's track.json; empty if no run wrote one."""
     path = folder / _TRACK
     try:
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -407,14 +411,14 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _owned(folder: Path) -> dict[str, None]:
-    """The files in a track's folder that its record names."""
+    """Return the files in a track's folder that its record names."""
     record = _record(folder)
     names = [f"{name}.flac" for name in record["sha256"]] if record else []
     return dict.fromkeys([*names, _TRACK]) if record else {}
 
 
 def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a track that was made from the same files and has not changed since."""
+    """Return the record of a finished track if its files and their origin are unchanged."""
     record = _record(folder)
     if not record or record["inputs"] != inputs:
         return None
@@ -427,7 +431,7 @@ def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]:
-    """The audio files of each source, as metadata.yaml tells."""
+    """Return the audio files of each source, from metadata.yaml."""
     path = folder / "metadata.yaml"
     if not os.path.lexists(path):
         raise _UnusableError("it has no metadata.yaml")
@@ -484,7 +488,7 @@ def _stem_file(folder: Path, name: str) -> Path:
 
 
 def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarray:
-    """Mono sources at the rate asked for, padded with zeros to one length, `[S, T]` float64."""
+    """Load mono sources at one rate, padded with zeros to one length, `[S, T]` float64."""
     summed = []
     for source, files in stems.items():
         total = _padded_sum([_read_mono(file, settings.sample_rate) for file in files])
@@ -514,7 +518,7 @@ def _padded_sum(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[str, _Done]]:
-    """The split of each track; those that waited for it move to its folder."""
+    """Assign the splits; unassigned tracks move to the folder of their split."""
     if settings.split is not None:
         ends = np.rint(np.cumsum(settings.split) * len(done)).astype(int)
         splits = [SPLITS[int(np.searchsorted(ends, i, side="right"))] for i in range(len(done))]
@@ -538,7 +542,7 @@ def _assign(done: list[_Done], output: Path, settings: _Settings) -> list[tuple[
 
 
 def _remove_unassigned(folder: Path) -> None:
-    """Remove tracks that former runs left without a split and that this run does not use."""
+    """Remove unassigned tracks of former runs that this run does not use."""
     if not folder.is_dir():
         return
     remove_leftovers(folder)
@@ -585,6 +589,6 @@ def _write_manifest(
 
 
 def _is_generated(folder: Path) -> bool:
-    """Whether a track was rendered by this project: its metadata then name the generator."""
+    """Return whether this project rendered the track: its metadata name the generator."""
     metadata = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
     return "generator" in metadata

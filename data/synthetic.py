@@ -1,4 +1,4 @@
-"""A data set in Slakh2100's layout, rendered from composed songs or from MIDI files.
+"""Render composed songs or MIDI files as a data set in Slakh2100's layout.
 
     OUTPUT/synthetic.json                              how it was made
     OUTPUT/{train,validation,test}/TrackNNNNN/         see `data.layout`
@@ -65,7 +65,7 @@ _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class SyntheticData(NamedTuple):
-    """What a run made."""
+    """The result of a run."""
 
     tracks: list[Path]
     skipped: dict[str, str]  # {MIDI file or track: reason}
@@ -73,7 +73,7 @@ class SyntheticData(NamedTuple):
 
 @dataclass(frozen=True)
 class _Settings:
-    """What the audio depends on, besides the song."""
+    """Settings of the audio besides the song."""
 
     seed: int
     seconds: float | None
@@ -97,7 +97,7 @@ class _Settings:
         )
 
     def bytes_of(self, seconds: float, stems: int) -> float:
-        """Bytes of memory that rendering a song takes."""
+        """Return the bytes of memory to render a song."""
         return (32 + 8 * stems) * seconds * self.sample_rate
 
 
@@ -191,7 +191,7 @@ def make_synthetic(
 
 
 def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
-    """The MIDI files under a folder in an order that depends only on the seed.
+    """Return the MIDI files under a folder, in an order that depends only on the seed.
 
     MIDI files of tracks in `output` are left out.
     """
@@ -232,7 +232,7 @@ def _songs(
 def _check_output(
     output: Path, settings: _Settings, files: list[Path] | None, songs: list[_Song]
 ) -> tuple[dict[str, Any], bool]:
-    """The record of a data set, and whether `output` has that record already.
+    """Return the record of a data set, and whether `output` already has it.
 
     Refuses a folder made with other settings, from other files or with more songs, and one with
     tracks that no run wrote.
@@ -244,7 +244,7 @@ def _check_output(
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
         raise ValueError(
-            f"{output} holds {present} tracks already, {len(songs)} were asked for: choose another "
+            f"{output} already holds {present} tracks, not {len(songs)}: choose another "
             "output, or ask for more"
         )
     for song in songs:
@@ -254,7 +254,7 @@ def _check_output(
 
 
 def _digest(file: Path) -> str | None:
-    """The SHA-256 of a MIDI file; None if it cannot be read: it is skipped later."""
+    """Return the SHA-256 of a MIDI file; None if it cannot be read, so that it is skipped later."""
     try:
         return sha256(file) if file.is_file() else None
     except OSError:
@@ -262,7 +262,7 @@ def _digest(file: Path) -> str | None:
 
 
 def _is_written(song: _Song, settings: _Settings) -> bool:
-    """Whether the song's metadata.yaml records that a run wrote it."""
+    """Return whether metadata.yaml records that a run wrote the song."""
     path = song.folder / "metadata.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -273,7 +273,7 @@ def _is_written(song: _Song, settings: _Settings) -> bool:
 
 
 def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
-    """Number of rendering processes; refuses songs or workers that do not fit in memory."""
+    """Return the number of processes; refuse songs or workers that do not fit in memory."""
     free = free_bytes(torch.device("cpu"))
     each = 0.0
     if settings.seconds is not None and settings.parts is not None:
@@ -322,7 +322,7 @@ def _check_soundfont(settings: _Settings) -> None:
 
 
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
-    """Write the songs, in this process or several; returns {unusable song: reason}."""
+    """Write the songs, in one or several processes; return {unusable song: reason}."""
     unusable = {}
     with _mapping(settings, min(workers, len(songs))) as mapping:
         results = mapping(_write_track, songs, itertools.repeat(settings))
@@ -335,7 +335,7 @@ def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_S
 
 @contextlib.contextmanager
 def _mapping(settings: _Settings, workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """The built-in `map`, or that of a process pool."""
+    """Yield the built-in `map` or the `map` of a process pool."""
     if workers <= 1:
         yield map
         return
@@ -364,7 +364,7 @@ def _renderer(settings: _Settings) -> Renderer:
 
 
 def _write_track(song: _Song, settings: _Settings) -> str | None:
-    """Write one track's folder; returns a reason if the song cannot be used."""
+    """Write one track's folder; return the reason if the song cannot be used."""
     rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"track")])
     if song.midi is None:
         assert settings.seconds is not None and settings.parts is not None
@@ -404,7 +404,7 @@ def _levelled(
     settings: _Settings,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
-    """Stems `[T]` and their sum as int16, and the gain that kept the sum from clipping."""
+    """Return stems `[T]` and their sum as int16, and the gain that prevents clipping."""
     stems = []
     for group in groups:
         wave = _renderer(settings)(group, samples)
@@ -455,7 +455,7 @@ def _describe(
     stems: list[np.ndarray],
     gain: float,
 ) -> dict[str, Any]:
-    """The content of metadata.yaml, with Slakh2100's keys and one more, `generator`."""
+    """Return the content of metadata.yaml: Slakh2100's keys and `generator`."""
     name = song.folder.name
     origin = "composed"
     if song.midi is not None:  # its name may not be UTF-8

@@ -7,6 +7,7 @@ sure that an existing file there is its own.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -335,3 +336,8 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return bytes of a media type as a URI that a page can hold."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -31,12 +31,13 @@ from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import paired_difference
 from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.metrics import sdr
+from jukebox_core.evaluation.results import find_row, load_results, series
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
 from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
-from scripts._results import aligned, find_row, load_results, series
-from scripts.demo import Runner, Stage
+from scripts._results import text_table
+from scripts._stages import Runner, Stage
 
 BASE = "base"
 TWO_LEVELS: tuple[str, ...] = (
@@ -325,7 +326,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> st
                 f"{gap['mean']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]",
             ]
         )
-    return "\n".join(aligned([head, *body]))
+    return text_table([head, *body])
 
 
 if __name__ == "__main__":

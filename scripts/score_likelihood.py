@@ -56,7 +56,7 @@ from lass.triples import PairCounting
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import load_sums
 from scripts._cli import program
-from scripts._results import aligned
+from scripts._results import text_table
 
 FAMILIES = ("reconstruction", "linearisation")
 NORMALISED = (
@@ -278,7 +278,7 @@ def format_rows(rows: list[tuple[str, Information]], exponents: tuple[float, ...
         ]
         for name, found in rows
     ]
-    return "\n".join(aligned([head, *body]))
+    return text_table([head, *body])
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
     python -m scripts.score_uncertainty --models runs/demo/models --data runs/demo/data
 
-Of every validation chunk, Spearman's correlation over the bins within `--within` dB of the loudest
-between the disagreement of the candidates, which needs no truth, and how far the mask is from the
-one that the true sources would make. For independent draws and particles, all of one encoding of
-the window or shared out among several: candidates that have their past in common agree for that
-reason, whether they are right or not.
+For every validation chunk, computes Spearman's correlation over the bins within `--within` dB of
+the loudest: between the uncertainty, which needs no truth, and the distance between the mask and
+the mask of the true sources. Compares independent draws with particles, and one encoding of the
+window with several: particles with a common past agree for that reason, right or not.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
-from scripts._results import aligned
+from scripts._results import text_table
 
 VARIANTS: tuple[tuple[SamplerName, int], ...] = (
     ("ancestral", 1),
@@ -71,7 +70,7 @@ class Args:
     within: float = 20.0
     """Range of the compared bins, in decibels below the loudest bin of the chunk."""
     seed: int = 0
-    """Random seed for the choice of chunks and for sampling."""
+    """Random seed for chunks and sampling."""
     threads: int | None = None
     """CPU threads."""
 
@@ -94,7 +93,7 @@ def main(args: Args) -> None:
     if args.output is not None:
         written = json_with("variants.0.correlation", "asked.within")
         check_replaceable(args.output, written, "a table of uncertainties")
-    rows = [["sampler", "shifts", "rank correlation", "95%", "median disagreement"]]
+    rows = [["sampler", "shifts", "rank correlation", "95%", "median uncertainty"]]
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:
         settings = Settings(sampler=sampler, shifts=shifts)
@@ -124,7 +123,7 @@ def main(args: Args) -> None:
                 f"{typical:.3f}",
             ]
         )
-    print("\n".join(aligned(rows)))
+    print(text_table(rows))
     if args.output is not None:
         asked = ("method", "split", "candidates", "chunk_codes", "within", "seed")
         known = {name: getattr(args, name) for name in asked}

@@ -28,6 +28,7 @@ from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
 from scripts._cli import program
+from scripts._results import text_table
 
 _UNITS = ("reconstruction", "linearisation", "prior", "prior, checkpointed")
 
@@ -55,22 +56,17 @@ class Args:
 def main(args: Args) -> None:
     """Measure and print."""
     preset = PRESETS[args.preset]
-    rows = []
-    print(f"{args.preset}; MB, activations of one crop")
-    names = "  ".join(f"crops in {memory:g} GB" for memory in args.memory)
-    print(f"{'':22} precision  parameters  gradients  optimiser  average  activations  {names}")
+    rows, lines = [], []
     for unit in _UNITS:
         for precision in ("32", "16-mixed"):
             needed = measure(preset, unit, precision)
             fits = {f"{memory:g}": crops(needed, memory) for memory in args.memory}
             rows.append({"unit": unit, "precision": precision, **needed._asdict(), "crops": fits})
-            cells = "  ".join(f"{count:>11}" for count in fits.values())
-            sizes = [f"{value / 1e6:.0f}" for value in needed]
-            print(
-                f"{unit:22} {precision:9} {sizes[0]:>11} {sizes[1]:>10} {sizes[2]:>10} "
-                f"{sizes[3]:>8} {sizes[4]:>12}  {cells}",
-                flush=True,
-            )
+            sizes = (f"{value / 1e6:.0f}" for value in needed)
+            lines.append([unit, precision, *sizes, *map(str, fits.values())])
+    head = ["", "precision", "parameters", "gradients", "optimiser", "average", "activations"]
+    head += [f"crops in {memory:g} GB" for memory in args.memory]
+    print(f"{args.preset}; MB, activations of one crop\n{text_table([head, *lines])}")
     if args.json:
         print(json.dumps(rows))
 

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from jukebox_core import audio as audio_io
+from jukebox_core.evaluation.results import make_rows
 from jukebox_core.files import write_json
-from scripts._results import SYSTEMS, make_rows
+from scripts._results import SYSTEMS
 
 SOURCES = ("bass", "drums")
 SHOWN = [("oracle", False), ("oracle", True), ("selected", False), ("selected", True)]
@@ -15,7 +16,7 @@ RATE = 22_050
 def values(level):
     return {
         source: {
-            "sdr_seed": level + 0.11,
+            "sdr_bsseval": level + 0.11,
             "sdr": level + 0.3 * i,
             "si_sdr": level - 1,
             "si_sdri": level - 2,

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jukebox_core.checkpoints import fingerprint, load_meta
+from jukebox_core.evaluation.results import load_results, series
 from scripts import ablate_training
-from scripts._results import load_results, series
 
 
 @pytest.mark.slow

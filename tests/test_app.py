@@ -18,11 +18,11 @@ from browsing import DESKTOP, PHONE, Watched, free_port
 from test_separate_script import BAD, FAST, bad_mixture, music
 
 from jukebox_core import audio
+from jukebox_core.audio.pictures import COLUMNS, ROWS, levels
 from jukebox_core.audio.stream import open_audio
 from scripts import app, separate
-from scripts._models import METHODS, build_separator
-from scripts.app.jobs import Cancelled, Job, Limits, Refused, Studio, usable
-from scripts.app.pictures import COLUMNS, ROWS, levels
+from scripts._methods import METHODS
+from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused, usable
 
 REPOSITORY = Path(__file__).parent.parent
 SONG = "Ünı  mix (1) 音 & b's.wav"
@@ -33,15 +33,15 @@ GRADIOS_OWN = "Method not implemented."
 
 
 @pytest.fixture
-def studio(tiny_models, tmp_path):
-    """Studios on the tiny models, with fewer candidates."""
+def queue(tiny_models, tmp_path):
+    """Queues on the tiny models, with fewer candidates."""
     made = []
 
     def make(limits=None, keep=4, seed=0):
         def build(method):
-            return build_separator(method, tiny_models, candidates=2)
+            return METHODS[method].load_separator(tiny_models, candidates=2)
 
-        made.append(Studio(tmp_path / "results", build, limits, seed=seed, keep=keep))
+        made.append(JobQueue(tmp_path / "results", build, limits, seed=seed, keep=keep))
         return made[-1]
 
     yield make
@@ -50,12 +50,12 @@ def studio(tiny_models, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_stems_are_those_of_the_command(tiny_models, tmp_path, studio, method):
+def test_the_stems_are_those_of_the_command(tiny_models, tmp_path, queue, method):
     song = tmp_path / SONG
     audio.save(song, music(2, 44_100, 2), 44_100)
     flags = ["--method", method, "--models", str(tiny_models), "--output", str(tmp_path / "out")]
     assert separate.main([*flags, "--seed", "3", *FAST[:4], str(song)]) == 0
-    result = studio(seed=3).submit(song, method).result()
+    result = queue(seed=3).submit(song, method).result()
     for source in result.sources:
         written = (tmp_path / "out" / song.stem / f"{source}.wav").read_bytes()
         assert result.file(source).read_bytes() == written
@@ -66,20 +66,20 @@ def test_the_stems_are_those_of_the_command(tiny_models, tmp_path, studio, metho
 
 @pytest.mark.parametrize("kind", [kind for kind, _ in BAD])
 def test_the_errors_are_those_of_the_command(
-    tiny_models, tmp_path, studio, monkeypatch, capsys, kind
+    tiny_models, tmp_path, queue, monkeypatch, capsys, kind
 ):
     monkeypatch.chdir(tmp_path)
     bad = bad_mixture(kind, tmp_path)
     flags = ["--models", str(tiny_models), "--output", "out", *FAST]
     assert separate.main([*flags, bad.name]) == 1
     with pytest.raises(Refused) as caught:
-        studio().submit(bad, "hybrid").result()
+        queue().submit(bad, "hybrid").result()
     assert capsys.readouterr().err == f"error: {caught.value}\n"
     assert not list((tmp_path / "results").glob("*"))
 
 
 def test_a_damaged_file_is_told_as_by_the_command(
-    tiny_models, tmp_path, studio, monkeypatch, capsys
+    tiny_models, tmp_path, queue, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     audio.save(tmp_path / "whole.flac", music(20, 22_050, 1), 22_050)
@@ -87,25 +87,17 @@ def test_a_damaged_file_is_told_as_by_the_command(
     (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
     assert separate.main(["--models", str(tiny_models), "--output", "out", "cut.flac"]) == 1
     with pytest.raises(Refused, match="damaged") as caught:
-        studio().submit(tmp_path / "cut.flac", "hybrid").result()
+        queue().submit(tmp_path / "cut.flac", "hybrid").result()
     assert capsys.readouterr().err == f"error: {caught.value}\n"
 
 
-def test_limits_say_what_came_and_what_to_do(tmp_path, studio):
+def test_limits_say_what_came_and_what_to_do(tmp_path, queue):
     song = tmp_path / "long.wav"
     audio.save(song, music(2.5, 22_050, 1), 22_050)
-    with pytest.raises(Refused) as caught:
-        studio(Limits(seconds=2)).submit(song, "lass").result()
-    assert str(caught.value) == (
-        "long.wav lasts 2.5 s, expected at most 2: cut it, or start the app with a larger "
-        "--max-seconds"
-    )
-    with pytest.raises(Refused) as caught:
-        studio(Limits(megabytes=0.1)).submit(song, "lass").result()
-    assert str(caught.value) == (
-        "long.wav has 0.2 MB, expected at most 0.1: convert it to flac or mp3, cut it, or start "
-        "the app with a larger --max-megabytes"
-    )
+    with pytest.raises(Refused, match=r"^long\.wav .* 2\.5 s, .* 2: .* --max-seconds$"):
+        queue(Limits(seconds=2)).submit(song, "lass").result()
+    with pytest.raises(Refused, match=r"^long\.wav .* 0\.2 MB, .* 0\.1: .* --max-megabytes$"):
+        queue(Limits(megabytes=0.1)).submit(song, "lass").result()
 
 
 def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
@@ -113,26 +105,26 @@ def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
 
     def build(method):
         loaded.append(method)
-        return build_separator(method, tiny_models, candidates=1)
+        return METHODS[method].load_separator(tiny_models, candidates=1)
 
     song = tmp_path / "m.wav"
     audio.save(song, music(0.5, 22_050, 1), 22_050)
-    studio = Studio(tmp_path / "results", build, keep=2)
-    jobs = [studio.submit(song, method) for method in ("lqvae", "hybrid", "lqvae", "lqvae")]
-    assert studio.ahead(jobs[-1]) > 0
+    queue = JobQueue(tmp_path / "results", build, keep=2)
+    jobs = [queue.submit(song, method) for method in ("lqvae", "hybrid", "lqvae", "lqvae")]
+    assert queue.ahead(jobs[-1]) > 0
     results = [job.result() for job in jobs]
-    studio.close()
+    queue.close()
     assert loaded == ["lqvae", "hybrid"]
     left = {path.resolve() for path in (tmp_path / "results").iterdir()}
     assert left == {result.folder.resolve() for result in results[2:]}
     assert {job.fraction for job in jobs} == {1.0}
 
 
-def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, studio):
+def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, queue):
     song, short = tmp_path / "long.wav", tmp_path / "short.wav"
     audio.save(song, music(120, 22_050, 1), 22_050)
     audio.save(short, music(0.5, 22_050, 1), 22_050)
-    here = studio()
+    here = queue()
     running, waiting, last = (here.submit(path, "hybrid") for path in (song, song, short))
     while not running.fraction:
         time.sleep(0.01)
@@ -156,7 +148,7 @@ def test_methods_without_their_parts_are_not_offered(tiny_models, tmp_path):
     assert ready == {"lqvae": ("bass", "drums")}
     for method, why in missing.items():
         with pytest.raises(FileNotFoundError) as caught:
-            build_separator(method, models)
+            METHODS[method].load_separator(models)
         assert why == str(caught.value)
     with pytest.raises(FileNotFoundError, match="no complete method"):
         usable(tmp_path / "nothing")
@@ -186,12 +178,12 @@ def test_what_goes_wrong_gives_the_button_back(tmp_path):
     def broken(method):
         raise RuntimeError("out of <memory>")
 
-    studio = Studio(tmp_path, broken)
-    job = studio.submit(tmp_path / "m.wav", "hybrid")
+    queue = JobQueue(tmp_path, broken)
+    job = queue.submit(tmp_path / "m.wav", "hybrid")
     with pytest.raises(RuntimeError):
         job.result()
     said, _, start, stop, running = blocks._ended(job)
-    studio.close()
+    queue.close()
     assert "RuntimeError: out of &lt;memory&gt;" in said and running is None
     assert start["visible"] and not stop["visible"]
 
@@ -224,7 +216,7 @@ def test_without_gradio_the_extra_is_named(tiny_models):
         (["--max-seconds", "0"], "max_seconds is 0"),
         (["--examples", "nowhere"], "there is no audio file nowhere"),
         (["--device", "cuda:77"], "cannot be used here"),
-        (["--port", "PORT"], "name another one with --port"),
+        (["--port", "PORT"], "--port"),
     ],
 )
 def test_wrong_flags_are_one_line(tiny_models, capsys, flags, said):

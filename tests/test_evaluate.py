@@ -16,8 +16,10 @@ from jukebox_core.evaluation.bootstrap import bootstrap_mean
 from jukebox_core.evaluation.estimates import choose_chunks, museval_sdr
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.metrics import sdr
+from jukebox_core.evaluation.results import chunk_value, difference
+from jukebox_core.evaluation.scores import METRICS
 from scripts import evaluate, train_mask
-from scripts._results import METRICS, chunk_value, difference
+from scripts._results import default_line, format_table
 from scripts.evaluate import scoring
 from scripts.evaluate.scoring import Run
 from tests.conftest import tone_and_noise, write_data_set
@@ -195,7 +197,7 @@ def test_the_uncertainty_of_examples_is_that_of_the_candidates(results, folder, 
 
 def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "results_audio"]
-    table = evaluate.format_table(results)
+    table = format_table(results)
     for row in results["rows"]:
         if row["metric"] == "sdr" and (row["estimate"], row["refined"]) in {
             ("oracle", False),
@@ -205,7 +207,7 @@ def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys)
             assert f"{row['mean']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in table
     assert "Slakh2100, oracle of 64, Colab T4; context only" in table
     assert "4.72" in table and "5.41" in table and "nan" not in table.lower()
-    interval = difference(results, "hybrid", "lqvae")
+    interval = difference(results, default_line("hybrid"), default_line("lqvae"))
     assert interval.n == 3 and math.isfinite(interval.mean)
 
 
@@ -371,7 +373,7 @@ def test_museval_agrees_with_the_seed_score(models, tiny_data, tmp_path):
     assert {row["metric"] for row in results["rows"]} == {*METRICS, "sdr_museval"}
     for item in results["chunks"]:
         for value in item["values"].values():
-            assert value["sdr_museval"] == pytest.approx(value["sdr_seed"], abs=1e-6)
+            assert value["sdr_museval"] == pytest.approx(value["sdr_bsseval"], abs=1e-6)
 
 
 def test_museval_refuses_silence_and_that_is_no_score():

@@ -1,6 +1,7 @@
 """The notebook: what is stored, its commands, and all of it run headless at tiny size."""
 
 import ast
+import html
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from jukebox_core import audio
 from jukebox_core.presets import PRESETS
 from scripts import _notebook as helper
 from scripts import demo
+from scripts.report.page import SCRIPT, STYLE, document
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "LQVAE_LASS_hybrid.ipynb"
@@ -170,9 +172,10 @@ def test_it_runs_headless_at_tiny_size(checkout, quiet):
         torch.testing.assert_close(sum(stems), mixture, atol=1e-5, rtol=0)
     pages = shown(notebook, "text/html")
     assert sum(page.count("<audio") for page in pages) >= 10
-    assert any("<svg" in page for page in pages)
-    table = next(page for page in pages if "Reference notebook" in page)
-    assert "which are not Slakh" in table and "4.72" in table and "254.8" in table
+    frames = [html.unescape(page) for page in pages if "srcdoc" in page]
+    names = [re.findall('<section id="(.*?)"', frame) for frame in frames]
+    assert names == [["answer", "scores"], ["plots"], ["listen"]] and "<svg" in frames[1]
+    assert "not scores on Slakh" in frames[0] and "4.72" in frames[0] and "254.8" in frames[0]
     assert len(shown(notebook, "image/png")) == 4
 
 
@@ -253,7 +256,7 @@ def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
         helper.forecast("t4")
     with pytest.raises(ValueError, match="'huge', expected one of"):
         helper.forecast("huge")
-    with pytest.raises(ValueError, match="Colab alone"):
+    with pytest.raises(ValueError, match="Colab"):
         helper.mount_drive("/nowhere")
 
 
@@ -311,17 +314,15 @@ def test_players_take_any_rate_and_channels(tmp_path, rate, channels):
     assert "data:image/png;base64," in page and "five minutes" not in page
 
 
-def test_the_table_calls_only_slakh_slakh():
-    row = {"estimate": "selected", "refined": True, "metric": "sdr", "n": 2}
-    row |= {"mean": 4.0, "ci_low": 3.0, "ci_high": 5.0}
-    rows = [row | {"method": "hybrid", "source": s} for s in ("bass", "drums", "mean")]
-    results = {"rows": rows, "chunks": [], "meta": {"data": {"generated": True}}}
-    page = helper.scores(results, "synthetic")
-    assert "composed and rendered here, which are not Slakh" in page
-    assert page.count(">4.00 [3.00, 5.00]</td>") == 3
-    assert "the songs of /slakh &amp; co" in helper.scores(
-        results | {"meta": {"data": {"generated": False}}}, "/slakh & co"
-    )
+def test_sections_of_a_report_keep_its_style_and_script(tmp_path):
+    parts = '<section id="a">&amp;</section><section id="b"></section>'
+    path = tmp_path / "report.html"
+    path.write_text(document("t", f"<nav></nav><main>{parts}</main>"), encoding="utf-8")
+    frame = html.unescape(re.search('(?s)srcdoc="(.*?)"', helper.sections(path, "a"))[1])
+    assert '<main><section id="a">&amp;</section></main>' in frame and "<nav>" not in frame
+    assert STYLE in frame and SCRIPT in frame
+    with pytest.raises(ValueError, match="'c'"):
+        helper.sections(path, "a", "c")
 
 
 def test_a_notebook_with_a_failing_cell_stops_there(checkout, quiet):

@@ -23,6 +23,7 @@ from scripts._settings import tuned_path
 from upstream_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
 
 from jukebox_core import audio
+from jukebox_core.datasets.excerpts import write_excerpt
 from jukebox_core.evaluation.figures import is_figure_of
 from jukebox_core.upstream.checkpoints import export_codec, import_codec
 from scripts import (
@@ -38,10 +39,10 @@ from scripts import (
     score_uncertainty,
     tune,
 )
+from scripts._outputs import Outputs
 from scripts._sweep import Draw, Oracle, Study, run_draws
 from scripts.check_parity.fixtures import Row
 from scripts.evaluate import scoring
-from scripts.evaluate.outputs import Outputs
 
 REPOSITORY = Path(__file__).parent.parent
 MINE = b"not ours"
@@ -607,12 +608,12 @@ def test_uploads_of_one_name_are_kept_side_by_side(tmp_path):
 def test_the_notebooks_excerpt_replaces_nothing_else(tiny_data, tmp_path):
     path = tmp_path / "example.wav"
     for _ in range(2):
-        assert _notebook.excerpt(tiny_data, path, 1.0) == path
+        assert write_excerpt(tiny_data, path, 1.0) == path
     assert audio.info(path)[0] == 22_050
     audio.save(path, torch.zeros(1, 22_050), 22_050)
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=r"example\.wav"):
-        _notebook.excerpt(tiny_data, path, 1.0)
+        write_excerpt(tiny_data, path, 1.0)
     assert path.read_bytes() == before
 
 

@@ -304,7 +304,7 @@ def test_an_interrupted_run_goes_on(dataset, tmp_path, monkeypatch):
 def test_other_settings_or_data_are_not_mixed(dataset, tmp_path):
     prepare(dataset, tmp_path / "out", **FAST)
     before = tree(tmp_path / "out")
-    with pytest.raises(ValueError, match="made with another sources, sample_rate"):
+    with pytest.raises(ValueError, match="another sources, sample_rate"):
         prepare(dataset, tmp_path / "out", sources=("bass", "piano"), sample_rate=4000)
     assert tree(tmp_path / "out") == before
     before = tree(dataset)

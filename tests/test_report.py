@@ -14,10 +14,19 @@ import soundfile
 import torch
 from made_up_runs import RATE, SHOWN, SOURCES, write_runs
 
+from jukebox_core.audio import pictures
+from jukebox_core.evaluation.results import (
+    difference,
+    find_row,
+    load_results,
+    make_rows,
+    paired,
+    series,
+)
+from jukebox_core.evaluation.scores import METRICS
 from jukebox_core.files import write_json
 from scripts import report
-from scripts._results import cell, difference, find_row, paired, series
-from scripts.report import plots
+from scripts._results import cell, default_line, format_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,15 +109,15 @@ def test_the_headline_is_computed_from_the_scores(page, runs):
     results = json.loads((runs / "results.json").read_text())
     text = Elements(page).text
     for other, verdict in (("lqvae", "better than LQ-VAE"), ("lass", "not distinguishable from")):
-        interval = difference(results, "hybrid", other)
+        interval = difference(results, default_line("hybrid"), default_line(other))
         assert verdict in text
         assert f"{interval.mean:+.2f} dB (95% interval {interval.low:+.2f} to" in text
-    interval = difference(results, "hybrid", "mixture")
+    interval = difference(results, default_line("hybrid"), default_line("mixture"))
     assert interval.mean > 5
     assert f"the mixture taken as both estimates here: {interval.mean:+.2f} dB" in text
     for method in ("lqvae", "lass", "hybrid"):
         row = find_row(results, method, "selected", True, "mean", "sdr")
-        shown = f"{row['mean']:.2f} dB SDR, more is better"
+        shown = f"{row['mean']:.2f} dB SDR, higher is better"
         assert f"{shown}95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
 
 
@@ -119,8 +128,18 @@ def test_without_the_hybrid_the_question_is_open(runs, tmp_path):
     results["meta"]["examples"] = []
     write_json(tmp_path / "results.json", results)
     text = Elements(report.build_page(tmp_path)).text
-    assert "the question is open here" in text
+    assert "The question is open" in text
     assert "LQ-VAE is better than the mixture taken as both estimates here" in text
+
+
+def test_results_of_version_0_1_are_read_with_the_present_names():
+    results = load_results(ROOT / "tests/written_by_version_0.1/results.json")
+    assert {row["metric"] for row in results["rows"]} == set(METRICS)
+    rows = make_rows(results["chunks"], SOURCES)
+    assert {(r["metric"], r["mean"]) for r in rows} == {
+        (r["metric"], r["mean"]) for r in results["rows"]
+    }
+    assert "sdr_bsseval in dB" in format_table(results, "sdr_bsseval")
 
 
 def pixels(source):
@@ -132,9 +151,9 @@ def test_pictures_of_uncertainty(page):
     found = [
         pixels(attributes["src"])
         for tag, attributes in Elements(page).tags
-        if tag == "img" and attributes["alt"] == "where the candidates disagree"
+        if tag == "img" and attributes["alt"] == "uncertainty"
     ]
-    assert [p.shape for p in found] == [(96, 626, 3)] * 2
+    assert [p.shape for p in found] == [(96, 40, 3)] * 2
     black, yellow = matplotlib.colormaps["inferno"]([0.0, 1.0])[:, :3]
     for picture, colour in zip(found, (black, yellow), strict=True):
         np.testing.assert_allclose(np.median(picture, (0, 1)), colour, atol=1 / 128)
@@ -143,8 +162,9 @@ def test_pictures_of_uncertainty(page):
 
 def test_uncertainty_of_quiet_bins_is_not_shown():
     tone = torch.sin(2 * torch.pi * 1000 * torch.arange(RATE) / RATE)
-    values = torch.full((129, 1 + RATE // 64), 0.5)
-    picture = pixels(plots.uncertainty(values, tone, RATE, RATE / 256, 64 / RATE))
+    level = pictures.levels([tone[None]], RATE, RATE, RATE / 2)
+    values = pictures.log_rows(torch.full((129, 345), 0.5), RATE / 256, RATE / 2, "mean")
+    picture = matplotlib.image.imread(io.BytesIO(pictures.uncertainty(values, level)))[..., :3]
     black, yellow = matplotlib.colormaps["inferno"]([0.0, 1.0])[:, :3]
     rows = np.geomspace(40, RATE / 2, 96)[::-1]
     for row, colour in ((1000, yellow), (4000, black), (100, black)):
@@ -159,7 +179,7 @@ def test_names_and_commands_are_text_not_markup(page):
 
 @pytest.mark.parametrize(
     ("generated", "words"),
-    [(True, "so these are not scores on Slakh2100"), (None, "does not say where the songs are")],
+    [(True, "so these are not scores on Slakh2100"), (None, "does not record the origin")],
 )
 def test_scores_are_not_called_those_of_another_data_set(runs, tmp_path, generated, words):
     results = json.loads((runs / "results.json").read_text())
@@ -168,7 +188,7 @@ def test_scores_are_not_called_those_of_another_data_set(runs, tmp_path, generat
     write_json(tmp_path / "results.json", results)
     text = Elements(report.build_page(tmp_path)).text
     assert words in text
-    assert "No examples were written." in text and "No training curves of" in text
+    assert "There are no examples." in text and "No training curves of" in text
 
 
 def test_what_is_missing_is_named(page, runs, tmp_path):
@@ -192,7 +212,7 @@ def test_bad_folders_are_one_line(tmp_path, capsys):
     (tmp_path / "results.json").write_text("[1]")
     assert report.main(["--runs", str(tmp_path), *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "does not hold the results of scripts.evaluate" in line
+    assert "does not hold the results of an evaluation" in line
     assert not (tmp_path / "report.html").exists()
 
 
@@ -228,5 +248,5 @@ def test_what_each_part_adds_is_shown_where_it_was_measured(page, runs, tmp_path
             words = f"{of['mean']:.2f} [{of['low']:.2f}, {of['high']:.2f}]"
             assert line["row"][7:] in text and words in text
     target.write_text("{}", encoding="utf-8")
-    with pytest.raises(ValueError, match="does not hold the tables of scripts.ablate"):
+    with pytest.raises(ValueError, match="does not hold the tables of an ablation"):
         report.build_page(tmp_path)

@@ -321,14 +321,14 @@ def test_more_tracks_leave_the_earlier_ones(tmp_path):
     after = tree(tmp_path)
     assert before.items() <= after.items()
     assert len(list(tmp_path.glob("*/Track*"))) == 4
-    with pytest.raises(ValueError, match="holds 4 tracks already, 2 were asked for"):
+    with pytest.raises(ValueError, match="holds 4 tracks, not 2"):
         make_synthetic(tmp_path, tracks=2, **SMALL)
 
 
 def test_other_settings_or_data_are_not_mixed(tmp_path):
     make_synthetic(tmp_path / "a", tracks=1, **SMALL)
     before = tree(tmp_path / "a")
-    with pytest.raises(ValueError, match="made with another seed, seconds"):
+    with pytest.raises(ValueError, match="another seed, seconds"):
         make_synthetic(tmp_path / "a", tracks=1, **{**SMALL, "seed": 5, "seconds": 2})
     assert tree(tmp_path / "a") == before
     (tmp_path / "slakh/train").mkdir(parents=True)

@@ -102,7 +102,7 @@ def test_the_table(capsys):
     lines = capsys.readouterr().out.strip().splitlines()
     rows = json.loads(lines[-1])
     assert [row["unit"] for row in rows][::2] == list(script._UNITS)
-    for row, line in zip(rows, lines[2:], strict=False):
+    for row, line in zip(rows, lines[3:], strict=False):
         assert line.startswith(row["unit"]) and line.split()[-1] == str(row["crops"]["2"])
         fixed = sum(row[n] for n in ("parameters", "gradients", "optimiser", "average"))
         free = training_memory.SHARE * 1e9 - fixed

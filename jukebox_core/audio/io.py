@@ -180,8 +180,8 @@ def is_silent(audio: Tensor, threshold_dbfs: float = -60.0) -> bool:
 
 
 def reference_is_silent(audio: Tensor, threshold: float = 1.5e-5) -> bool:
-    """Upstream's rule of silence: norm / length below a threshold, so it depends on the length.
+    """Return whether norm / length is below the threshold, as in the reference report.
 
-    Only for scores that are to compare with the reference report; otherwise use `is_silent`.
+    The rule depends on the length: use it only to compare with that report, else `is_silent`.
     """
     return audio.numel() == 0 or audio.norm().item() / audio.shape[-1] < threshold

@@ -1,4 +1,4 @@
-"""Write matplotlib figures so that a later run recognises them as its own."""
+"""Write Matplotlib figures with a mark by which a later run recognises them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _SOFTWARE = b"tEXtSoftware\0"
 
 is_png_of_matplotlib = marked(_PNG, _SOFTWARE + b"Matplotlib")
-"""For `files.check_replaceable`: matplotlib's own mark, the only one in older PNG files."""
+"""For `files.check_replaceable`: Matplotlib's mark, the only one in old PNG files."""
 
 
 def save_figure(figure: Figure, path: Path, program: str) -> None:
@@ -27,7 +27,7 @@ def save_figure(figure: Figure, path: Path, program: str) -> None:
 
 
 def is_figure_of(program: str) -> Callable[[Path], bool]:
-    """For `files.check_replaceable`: whether `save_figure` wrote a file for this program."""
+    """For `files.check_replaceable`: recognise files that `save_figure` wrote for a program."""
     name = _name(program).encode()
     png, svg = marked(_PNG, _SOFTWARE + name), marked("<?xml", b"<dc:title>" + name)
     return lambda path: png(path) or svg(path)

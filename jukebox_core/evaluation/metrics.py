@@ -15,12 +15,13 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 
-__all__ = ["SEED_WINDOW", "framewise_sdr", "sdr", "si_sdr", "si_sdri"]
+__all__ = ["BSSEVAL_WINDOW", "framewise_sdr", "sdr", "si_sdr", "si_sdri"]
 
 Score = Callable[[Tensor, Tensor], Tensor]
 _PART = 1 << 17  # samples scored at a time on a CPU
 
-SEED_WINDOW = 44_100  # samples, whatever the rate: that of museval's defaults, which the seeds used
+BSSEVAL_WINDOW = 44_100
+"""Samples per window of `framewise_sdr` at any sample rate: museval's default."""
 
 
 def sdr(reference: Tensor, estimate: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def _sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     return _ratio(_energy(reference), _energy(reference - estimate))
 
 
-def framewise_sdr(reference: Tensor, estimate: Tensor, window: int = SEED_WINDOW) -> Tensor:
+def framewise_sdr(reference: Tensor, estimate: Tensor, window: int = BSSEVAL_WINDOW) -> Tensor:
     """Median SDR of non-overlapping windows: BSSEval v4's SDR, equal to museval's.
 
     As there, an incomplete last window is dropped unless it is the only one, windows whose

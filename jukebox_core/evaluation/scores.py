@@ -57,7 +57,7 @@ def museval_sdr(truth: Mapping[str, Tensor], stems: Mapping[str, Tensor]) -> dic
     """
     import museval  # takes seconds to import, and needs ffmpeg to do so
 
-    names, size = list(truth), metrics.SEED_WINDOW
+    names, size = list(truth), metrics.BSSEVAL_WINDOW
     references, estimates = (
         torch.stack([x[name] for name in names]).double().unsqueeze(-1).numpy()
         for x in (truth, stems)

@@ -8,6 +8,7 @@ Only the files of the last few steps stay.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core import audio as sound
-from jukebox_core.audio.spectra import magnitudes
+from jukebox_core.audio import pictures
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_path, remove_owned
 from jukebox_core.training.tracking import Tracker
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["MEDIA", "Clips", "AudioTracker", "pixels", "reconstructions", "spectrograms"]
 
 MEDIA = "media"
-STFT = (1024, 256, 1024)
-"""n_fft, hop, window of the spectrograms."""
-FLOOR = -80.0
-"""Lowest level shown, in decibels relative to the loudest bin."""
 
 
 class Clips(NamedTuple):
@@ -64,45 +61,38 @@ def reconstructions(codec: VQVAE, batch: Tensor, names: Sequence[str]) -> list[C
 
 
 def spectrograms(audio: Mapping[str, Tensor], rate: int) -> Figure:
-    """Draw the spectrograms of waveforms {label: [T]} one below the other, on one scale."""
+    """Draw the spectrograms of waveforms {label: [T]}, one below the other, with axes."""
     from matplotlib.figure import Figure
 
-    levels = {label: decibels(waveform) for label, waveform in audio.items()}
-    top = max(level.max().item() for level in levels.values())
-    figure = Figure(figsize=(8.0, 2.2 * len(levels)), layout="constrained")
-    panels = figure.subplots(len(levels), sharex=True, squeeze=False)[:, 0]
-    for panel, (label, level) in zip(panels, levels.items(), strict=True):
-        seconds = len(audio[label]) / rate
+    highest = rate / 2
+    figure = Figure(figsize=(8.0, 2.2 * len(audio)), layout="constrained")
+    panels = figure.subplots(len(audio), sharex=True, squeeze=False)[:, 0]
+    for panel, (label, waveform) in zip(panels, audio.items(), strict=True):
+        samples = waveform.detach().float().cpu().nan_to_num()
         image = panel.imshow(
-            (level - top).numpy(),
+            pictures.levels([samples[None]], len(samples), rate, highest).numpy(),
             origin="lower",
             aspect="auto",
-            extent=(0, seconds, 0, rate / 2000),
-            vmin=FLOOR,
-            vmax=0,
+            extent=(0, len(samples) / rate, math.log10(pictures.LOWEST), math.log10(highest)),
+            vmin=pictures.LOUDNESS[0],
+            vmax=pictures.LOUDNESS[1],
             cmap="magma",
         )
-        panel.set(title=label, ylabel="kHz")
+        ticks = [hertz for hertz in (100, 1000, 10_000) if hertz < highest]
+        panel.set_yticks([math.log10(hertz) for hertz in ticks], [f"{hertz:,}" for hertz in ticks])
+        panel.set(title=label, ylabel="Hz")
     panels[-1].set_xlabel("seconds")
-    figure.colorbar(image, ax=list(panels), label="dB relative to the loudest")
+    figure.colorbar(image, ax=list(panels), label="dB below a sine of amplitude 1")
     return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """Render a figure as bytes [H, W, 4]."""
+    """Render a figure, [H, W, 4] bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
-
-
-def decibels(waveform: Tensor) -> Tensor:
-    """Spectrogram [F, frames] of a waveform [T] in decibels; digital silence is -200."""
-    waveform = waveform.detach().float().cpu().nan_to_num()
-    missing = max(0, STFT[0] - len(waveform))  # mirroring the edges needs some length
-    padded = torch.nn.functional.pad(waveform, (0, missing))
-    return 20 * magnitudes(padded.unsqueeze(0), STFT)[0].clamp_min(1e-10).log10()
 
 
 class AudioTracker(Tracker):

@@ -1,4 +1,4 @@
-"""Pictures of an ablation: what every row scores, and where each chunk lies."""
+"""Plots of an ablation: scores of the rows, and of the chunks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _bars(lines: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def shown(row: str) -> str:
-    """A row's name with that of its system as people write it."""
+    """Return a row's name with the label of its system."""
     method, comma, rest = row.partition(",")
     return NAMES[method] + comma + rest if method in SYSTEMS else row
 

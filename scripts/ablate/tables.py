@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +10,12 @@ import numpy as np
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 from scripts._methods import METHODS
+from scripts._results import markdown_table
 from scripts._sweep import Draw, Scores
 from scripts.ablate.plots import shown
 from scripts.ablate.rows import Row, seeded
 
-__all__ = ["Table", "compare", "difference_cells", "interval_cell", "kind_of", "markdown", "table"]
+__all__ = ["Table", "compare", "difference_cells", "interval_cell", "kind_of", "markdown"]
 
 
 class Table:
@@ -119,18 +120,12 @@ def _columns(chunks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
 def markdown(lines: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
     """The tables of docs/results.md: rows, differences, steps, choices."""
     names = list(lines[0]["sdr"])
-    text = table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
+    text = markdown_table(["row", *names, "seeds ±", "s / chunk"], map(row_cells, lines))
     kinds = dict.fromkeys(kind_of(item) for item in comparisons)
     for kind in kinds:
         some = [difference_cells(item) for item in comparisons if kind_of(item) == kind]
-        text += "\n" + table([kind, *names], some)
+        text += "\n" + markdown_table([kind, *names], some)
     return text
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
 
 
 def row_cells(line: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A web page that separates uploads."""
+"""Web page that separates uploaded songs."""
 
 from scripts.app.program import Args, main, opened
 

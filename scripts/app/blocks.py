@@ -1,4 +1,4 @@
-"""The page of scripts.app: gradio's widgets around a `Studio`, and the server that shows it."""
+"""The gradio widgets around a `JobQueue`, and their server."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import gradio as gr
 from jukebox_core.checks import one_line
 from scripts._methods import MethodName
 from scripts._results import NAMES
-from scripts.app.jobs import Cancelled, Job, Studio
+from scripts.app.jobs import Cancelled, Job, JobQueue
 from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
 
 __all__ = ["make_page", "serving"]
 
-EMPTY = '<div class="empty">The stems will be here.</div>'
+EMPTY = '<div class="empty">The stems will appear here.</div>'
 _POLL = 0.25  # s between looks at a job
 _WAITING = 20  # visitors served at a time
 
 
 def make_page(
-    studio: Studio,
+    queue: JobQueue,
     ready: Mapping[MethodName, Sequence[str]],
     missing: Mapping[MethodName, str],
     examples: Sequence[Path] = (),
 ) -> gr.Blocks:
-    """The widgets and what they do.
+    """Build the page.
 
     Args:
-        studio: separates.
-        ready: {method: sources}, the first one chosen at the start.
+        queue: runs the separations.
+        ready: {method: sources}; the first method is the default.
         missing: {method: why it is not offered}.
         examples: songs to try.
     """
@@ -46,7 +46,7 @@ def make_page(
         gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD.format(sources=sources)}</p>", elem_id="lead")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                song = gr.File(label="A song: wav, flac, mp3, ogg, ...", height=150)
+                song = gr.File(label="A song: WAV, FLAC, MP3, Ogg, ...", height=150)
                 if examples:
                     gr.Examples(
                         [[str(path)] for path in examples],
@@ -61,15 +61,15 @@ def make_page(
                 start = gr.Button("Separate", variant="primary")
                 stop = gr.Button("Stop", visible=False)
                 gr.HTML('<p id="too-large" role="alert"></p>')
-                said = gr.HTML()
+                message = gr.HTML()
             with gr.Column(scale=3, min_width=300):
                 stems = gr.HTML(EMPTY)
         start.click(
-            _separator_of(studio),
+            _separator(queue),
             [song, method],
-            [said, stems, start, stop, job],
+            [message, stems, start, stop, job],
             show_progress="hidden",
-            concurrency_limit=_WAITING,  # the studio lets them wait, and says so
+            concurrency_limit=_WAITING,  # the queue makes them wait and shows it
             api_visibility="private",
         )
         stop.click(
@@ -81,18 +81,18 @@ def make_page(
     return page
 
 
-def _separator_of(studio: Studio) -> Any:
-    """What the button does: (said, stems, start, stop, job), again and again until it is done."""
+def _separator(queue: JobQueue) -> Any:
+    """Return the button's function; it yields (message, stems, start, stop, job) until the end."""
 
     async def separate(song: str | None, method: MethodName) -> AsyncIterator[tuple[Any, ...]]:
         if song is None:
-            yield _idle(remark("There is no song yet: drop one above.", error=True))
+            yield _idle(remark("There is no song yet. Drop one above.", error=True))
             return
-        job = studio.submit(Path(song), method)
+        job = queue.submit(Path(song), method)
         try:
             while not job.done:
                 yield (
-                    progress(job, studio.ahead(job)),
+                    progress(job, queue.ahead(job)),
                     gr.skip(),
                     gr.update(visible=False),
                     gr.update(visible=True),
@@ -113,14 +113,14 @@ def _ended(job: Job) -> tuple[Any, ...]:
         return _idle(remark("Stopped."))
     except (ValueError, OSError) as error:
         return _idle(remark(one_line(error), error=True))
-    except Exception as error:  # a bug, or models too large for the device: seen in full as well
+    except Exception as error:  # a bug, or models too large for the device
         traceback.print_exception(error)
         return _idle(remark(f"{type(error).__name__}: {one_line(error)}", error=True))
 
 
-def _idle(said: str, stems: Any = None) -> tuple[Any, ...]:
+def _idle(message: str, stems: Any = None) -> tuple[Any, ...]:
     return (
-        said,
+        message,
         gr.skip() if stems is None else stems,
         gr.update(visible=True),
         gr.update(visible=False),
@@ -129,7 +129,7 @@ def _idle(said: str, stems: Any = None) -> tuple[Any, ...]:
 
 
 def _theme() -> gr.themes.Base:
-    """The system's own fonts: nothing is fetched from elsewhere."""
+    """Use the system's fonts, so that the page fetches nothing from other hosts."""
     return gr.themes.Base(
         primary_hue="emerald",
         secondary_hue="emerald",
@@ -141,11 +141,11 @@ def _theme() -> gr.themes.Base:
 
 @contextmanager
 def gradio_folder(folder: Path) -> Iterator[None]:
-    """While open, gradio keeps uploads in `folder`, and no record of them; it tells nobody."""
-    wanted = {"GRADIO_TEMP_DIR": str(folder)}
-    wanted |= dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    """Make gradio keep uploads in `folder`, write no history and send no analytics."""
+    values = {"GRADIO_TEMP_DIR": str(folder)}
+    values |= dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
@@ -157,12 +157,12 @@ def gradio_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def serving(
-    studio: Studio, page: gr.Blocks, results_folder: Path, host: str, port: int, opened: bool
+    queue: JobQueue, page: gr.Blocks, results_folder: Path, host: str, port: int, opened: bool
 ) -> Iterator[str]:
-    """Show the page while open; its address.
+    """Serve the page and yield its address.
 
     Raises:
-        OSError: the port cannot be had.
+        OSError: the port cannot be used.
     """
     page.queue(max_size=2 * _WAITING)
     try:
@@ -179,15 +179,15 @@ def serving(
             mcp_server=False,
             enable_monitoring=False,
             allowed_paths=[str(results_folder)],
-            max_file_size=round(studio.limits.megabytes * 1e6),
+            max_file_size=round(queue.limits.megabytes * 1e6),
             theme=_theme(),
             css=STYLE,
-            head=head(studio.limits),
+            head=head(queue.limits),
         )
     except OSError as error:
         raise OSError(
-            f"port {port} of host {host} cannot be used, another program may have it: name another "
-            "one with --port"
+            f"port {port} of host {host} cannot be used, perhaps because another program uses it: "
+            "choose another one with --port"
         ) from error
     try:
         yield address

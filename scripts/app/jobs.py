@@ -1,6 +1,6 @@
-"""What scripts.app does behind its page: one song at a time becomes stems, pictures and a record.
+"""Separation jobs: one song at a time becomes stems and pictures.
 
-Nothing here knows of gradio: jobs are submitted, watched and cancelled from any thread.
+This module does not use gradio; any thread can submit, watch and cancel jobs.
 """
 
 from __future__ import annotations
@@ -17,56 +17,59 @@ from pathlib import Path
 
 from torch import Tensor
 
+from jukebox_core.audio import pictures
 from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.files import check_input, write_stems
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
+from jukebox_core.separation.uncertainty import Uncertainty
+from jukebox_core.separation.windows import Window
 from scripts._inputs import failure_of
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
-from scripts.app.pictures import Undecided, levels, spectrogram
 
-__all__ = ["Cancelled", "Job", "Limits", "Refused", "Result", "Studio", "usable"]
+__all__ = ["Cancelled", "Job", "JobQueue", "Limits", "Refused", "Result", "usable"]
 
 MIXTURE = "mixture"
-UNDECIDED = "undecided"
+UNCERTAINTY = "uncertainty"
 
 
 class Cancelled(Exception):
-    """The job was stopped before its end."""
+    """The job was cancelled."""
 
 
 class Refused(ValueError):
-    """A song that cannot be separated; the message is that of scripts.separate."""
+    """The song cannot be separated; scripts.separate prints the same message."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a song: seconds, and megabytes (10^6 bytes) as a file."""
+    """Largest song: duration in seconds, size of the file in megabytes (10^6 bytes)."""
 
     seconds: float = 600.0
     megabytes: float = 100.0
 
     def check_size(self, path: Path) -> None:
-        """Raise ValueError where the file is too large."""
-        came = path.stat().st_size / 1e6
-        if came > self.megabytes:
-            raise ValueError(self.too_large(path.name, f"{came:.1f}"))
+        """Raise ValueError if the file is too large."""
+        megabytes = path.stat().st_size / 1e6
+        if megabytes > self.megabytes:
+            raise ValueError(self.too_large(path.name, f"{megabytes:.1f}"))
 
     def too_large(self, name: str, megabytes: str) -> str:
-        """What is said of a file of so many megabytes."""
+        """Return the message about a file of this size."""
         return (
-            f"{name} has {megabytes} MB, expected at most {self.megabytes:g}: convert it to flac "
-            "or mp3, cut it, or start the app with a larger --max-megabytes"
+            f"{name} has {megabytes} MB, expected at most {self.megabytes:g}: convert it to FLAC "
+            "or MP3, cut it, or start the app with a larger --max-megabytes"
         )
 
     def check_length(self, reader: AudioReader, frames: int) -> None:
-        """Raise ValueError where so many samples are too long."""
-        came = frames / reader.rate
-        if came > self.seconds:
+        """Raise ValueError if audio of `frames` samples is too long."""
+        seconds = frames / reader.rate
+        if seconds > self.seconds:
             raise ValueError(
-                f"{reader.path.name} lasts {came:.1f} s, expected at most {self.seconds:g}: cut "
+                f"{reader.path.name} lasts {seconds:.1f} s, expected at most {self.seconds:g}: cut "
                 "it, or start the app with a larger --max-seconds"
             )
 
@@ -75,7 +78,10 @@ class Limits:
 class Result:
     """A separated song.
 
-    seconds: of audio; took: of work. highest: Hz of the pictures' upper edge.
+    Attributes:
+        seconds: duration of the song.
+        took: seconds that the separation took.
+        highest: upper edge of the pictures, in Hz.
     """
 
     name: str
@@ -89,18 +95,18 @@ class Result:
     highest: float
 
     def file(self, track: str, suffix: str = ".wav") -> Path:
-        """SONG - TRACK.wav, the stem as scripts.separate writes it, or .png, its spectrogram.
+        """Return the path of a stem, `SONG - TRACK.wav`, or of its spectrogram (.png).
 
-        The track `MIXTURE` is the song as it was decoded, `UNDECIDED` has a picture alone.
+        The track `MIXTURE` is the decoded song; `UNCERTAINTY` has only a picture.
         """
         return self.folder / f"{self.name} - {track}{suffix}"
 
 
 class Job:
-    """A separation that waits, runs or is over; see `result` for how it ended."""
+    """A separation that is waiting, running or done."""
 
     def __init__(self) -> None:
-        """Not submitted yet."""
+        """Start as waiting."""
         self.fraction = 0.0
         self.stage = "waiting"
         self.started: float | None = None
@@ -109,27 +115,27 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether it is over, one way or the other."""
+        """Whether the job has ended, with or without a result."""
         return self.future.done()
 
     @property
     def left(self) -> float | None:
-        """Seconds until the end, about; None where that is not known yet."""
+        """Estimated seconds until the end; None at the start."""
         if self.started is None or self.fraction < 0.02:
             return None
         return (time.perf_counter() - self.started) * (1 - self.fraction) / self.fraction
 
     def cancel(self) -> None:
-        """Have it end soon, with `Cancelled`."""
+        """End the job soon, with `Cancelled`."""
         self._stop.set()
         self.future.cancel()
 
     def result(self, timeout: float | None = None) -> Result:
-        """Wait for it.
+        """Wait for the result.
 
         Raises:
             Cancelled: `cancel` was called in time.
-            Refused: the song, or a limit of the app, does not allow it.
+            Refused: the song cannot be read or exceeds a limit.
             Exception: the models cannot be used.
         """
         if self.future.cancelled():
@@ -137,12 +143,12 @@ class Job:
         return self.future.result(timeout)
 
     def enter(self, stage: str) -> None:
-        """Say what is being done."""
+        """Set the stage that the page shows."""
         self._check()
         self.stage = stage
 
     def advance(self, done: int, total: int) -> None:
-        """Say how much of the sampling is done, in steps."""
+        """Set the progress of the sampling, in steps."""
         self._check()
         self.started = self.started or time.perf_counter()
         self.fraction = done / total
@@ -152,12 +158,12 @@ class Job:
             raise Cancelled
 
 
-class Studio:
-    """Separates songs, one after the other, in a thread of its own.
+class JobQueue:
+    """Separates songs one after the other in its own thread.
 
     Example:
-        >>> studio = Studio(folder, lambda method: build_separator(method, models))
-        >>> studio.submit(Path("song.mp3"), "hybrid").result().folder
+        >>> queue = JobQueue(folder, lambda method: build_separator(method, models))
+        >>> queue.submit(Path("song.mp3"), "hybrid").result().folder
     """
 
     def __init__(
@@ -169,14 +175,14 @@ class Studio:
         seed: int = 0,
         keep: int = 4,
     ):
-        """Open for work.
+        """Start the thread.
 
         Args:
-            folder: results go into folders of it; the caller removes it.
-            build: makes a method's separator, once.
-            limits: of the songs.
-            seed: of the sampling.
-            keep: results that stay; older ones are removed.
+            folder: receives a folder per result; the caller removes it.
+            build: builds a method's separator; called once per method.
+            limits: largest song.
+            seed: random seed for sampling.
+            keep: number of results to keep; older ones are removed.
         """
         self.limits = limits or Limits()
         self._folder, self._build = folder, build
@@ -188,7 +194,7 @@ class Studio:
         self._worker = ThreadPoolExecutor(1, "separation")
 
     def submit(self, path: Path, method: MethodName) -> Job:
-        """Have a song separated, after those submitted before."""
+        """Add a song to the queue."""
         job = Job()
         with self._lock:
             self._jobs = [other for other in self._jobs if not other.done] + [job]
@@ -196,13 +202,13 @@ class Studio:
         return job
 
     def ahead(self, job: Job) -> int:
-        """How many jobs are to end before this one begins."""
+        """Return the number of jobs before this one."""
         with self._lock:
             waiting = [other for other in self._jobs if not other.done]
         return waiting.index(job) if job in waiting else 0
 
     def close(self) -> None:
-        """Stop what runs and waits."""
+        """Cancel all jobs and stop the thread."""
         with self._lock:
             for job in self._jobs:
                 job.cancel()
@@ -217,7 +223,7 @@ class Studio:
         except Cancelled:
             raise
         except Exception as error:
-            # The person knows the file by its name; where the upload lies is the app's own affair.
+            # Visitors know the file by its name, not by the path of the upload.
             raise Refused(failure_of(path, error).message.replace(str(path), path.name)) from None
         self._results.append(result.folder)
         while len(self._results) > self._keep:
@@ -230,20 +236,20 @@ class Studio:
         with open_audio(path) as reader:
             self.limits.check_size(path)
             self.limits.check_length(reader, reader.frames)
-            found = check_input(reader)
-            self.limits.check_length(reader, found.frames)
+            examination = check_input(reader)
+            self.limits.check_length(reader, examination.frames)
             result = Result(
                 path.stem,
                 method,
-                self._folder / secrets.token_hex(16),  # not to be guessed by another visitor
+                self._folder / secrets.token_hex(16),  # other visitors cannot guess it
                 separator.sources,
                 reader.rate,
                 reader.channels,
-                found.frames / reader.rate,
+                examination.frames / reader.rate,
                 math.nan,
                 min(reader.rate, separator.sample_rate) / 2,
             )
-            undecided = Undecided(result.highest)
+            uncertainty = _PictureRows(result.highest)
             with atomic_folder(result.folder) as temporary:
                 written = replace(result, folder=temporary)
                 job.enter("separating")
@@ -251,31 +257,46 @@ class Studio:
                 write_stems(
                     separator,
                     reader,
-                    found.frames,
+                    examination.frames,
                     {source: written.file(source) for source in separator.sources},
                     seed=self._seed,
                     batch=separator.fitting_batch(),
                     progress=job.advance,
-                    uncertainty=undecided,
+                    uncertainty=uncertainty,
                 )
                 took = time.perf_counter() - start
                 job.enter("drawing")
-                _write_wav(written.file(MIXTURE), reader, found.frames)
+                _write_wav(written.file(MIXTURE), reader, examination.frames)
                 for source in separator.sources:
-                    _draw(written, source, found.frames)
-                level = _draw(written, MIXTURE, found.frames)
-                written.file(UNDECIDED, ".png").write_bytes(undecided.picture(level))
+                    _draw(written, source, examination.frames)
+                level = _draw(written, MIXTURE, examination.frames)
+                picture = pictures.uncertainty(uncertainty.values, level)
+                written.file(UNCERTAINTY, ".png").write_bytes(picture)
                 job.enter("done")
         return replace(result, took=took)
+
+
+class _PictureRows(Uncertainty):
+    """Uncertainty of the rows of a picture only: flat memory at any length of the song."""
+
+    def __init__(self, highest: float):
+        """Set the frequency of the last row, in Hz."""
+        super().__init__()
+        self._highest = highest
+
+    def add(self, window: Window, values: Tensor, mask: RatioMask, rate: int) -> None:
+        """Reduce a window's uncertainty [F, frames] to rows and add it."""
+        rows = pictures.log_rows(values, rate / mask.n_fft, self._highest, "mean")
+        super().add(window, rows, mask, rate)
 
 
 def usable(
     models: Path, settings: Settings | None = None
 ) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
-    """Methods whose parts are in a models folder: {method: sources}; the others: {method: why}.
+    """Return the complete methods, {method: sources}, and the others, {method: what is missing}.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the folder has no complete method.
     """
     ready: dict[MethodName, tuple[str, ...]] = {}
     missing: dict[MethodName, str] = {}
@@ -290,15 +311,15 @@ def usable(
 
 
 def _write_wav(path: Path, reader: AudioReader, frames: int) -> None:
-    """The file as it was decoded: every browser plays it, in step with the stems."""
+    """Write the decoded song: every browser plays WAV, in step with the stems."""
     with AudioWriter(path, reader.rate, reader.channels, frames=frames) as writer:
         for block in reader.blocks():
             writer.write(block)
 
 
 def _draw(result: Result, track: str, frames: int) -> Tensor:
-    """Write the spectrogram of a track and return its levels."""
+    """Write the spectrogram of a track; return its `pictures.levels`."""
     with open_audio(result.file(track)) as reader:
-        level = levels(reader.blocks(), frames, reader.rate, result.highest)
-    result.file(track, ".png").write_bytes(spectrogram(level))
+        level = pictures.levels(reader.blocks(), frames, reader.rate, result.highest)
+    result.file(track, ".png").write_bytes(pictures.spectrogram(level))
     return level

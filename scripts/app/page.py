@@ -1,4 +1,4 @@
-"""The page of scripts.app besides its widgets: HTML of results and remarks, style, script."""
+"""HTML of the app besides its widgets: results, messages, style, script."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from jukebox_core.audio.pictures import LOWEST
 from scripts._methods import MethodName
 from scripts._results import NAMES
-from scripts.app.jobs import MIXTURE, UNDECIDED, Job, Limits, Result
-from scripts.app.pictures import LOWEST
+from scripts.app.jobs import MIXTURE, UNCERTAINTY, Job, Limits, Result
 
 __all__ = ["LEAD", "STYLE", "TITLE", "head", "progress", "refusals", "remark", "results"]
 
 TITLE = "Latent source separation"
 LEAD = (
-    "Takes a song apart into {sources}: learnt models of each source search for what, together, "
-    "explains the song. It stays on the computer that runs this page."
+    "This page separates a song into {sources}: trained models of the sources search for the stems "
+    "that together explain the song. The song stays on the computer that runs this page."
 )
 
 
 def progress(job: Job, ahead: int) -> str:
-    """What a job is doing, how much of it is done, and how long it will take."""
+    """Return a job's stage, progress and remaining time."""
     if ahead:
         text = f"waiting for {ahead} other {'song' if ahead == 1 else 'songs'}"
     elif job.stage == "separating":
@@ -39,13 +39,13 @@ def progress(job: Job, ahead: int) -> str:
 
 
 def remark(text: str, error: bool = False) -> str:
-    """A line below the button."""
+    """Return a message for the line below the button."""
     kind = 'class="remark error" role="alert"' if error else 'class="remark" role="status"'
     return f"<p {kind}>{html.escape(text)}</p>"
 
 
 def refusals(missing: Mapping[MethodName, str]) -> str:
-    """Why methods are not offered."""
+    """Return the reasons why methods are not offered."""
     return "".join(
         f'<p class="missing">{NAMES[method]} is not offered: {html.escape(why)}</p>'
         for method, why in missing.items()
@@ -53,25 +53,25 @@ def refusals(missing: Mapping[MethodName, str]) -> str:
 
 
 def results(result: Result) -> str:
-    """Players with spectrograms of the mixture and the stems, and where candidates disagree."""
+    """Return players with spectrograms of mixture and stems, and the map of uncertainty."""
     channels = {1: "mono", 2: "stereo"}.get(result.channels, f"{result.channels} channels")
-    about = (
+    summary = (
         f"{NAMES[result.method]}: {_duration(result.seconds)} ({result.rate:,} Hz, {channels}) "
         f"separated in {_duration(result.took)}"
     )
     tracks = "".join(_track(result, name) for name in (MIXTURE, *result.sources))
     first, second = (html.escape(source) for source in result.sources)
-    undecided = (
-        '<section class="track"><header><b>undecided</b></header>'
-        f"{_picture(result, UNDECIDED, 'where the candidates disagree')}"
-        f"<p>Yellow: half of the candidates give a sound to the {first}, half to the {second}. "
-        "Black: they agree, which does not make them right, or it is quiet.</p></section>"
+    uncertainty = (
+        '<section class="track"><header><b>uncertainty</b></header>'
+        f"{_picture(result, UNCERTAINTY, 'uncertainty')}"
+        f"<p>Yellow: half of the candidates assign a sound to the {first}, half to the {second}. "
+        "Black: they agree, which does not make them right, or the sound is quiet.</p></section>"
     )
     return (
-        f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{about}</p>{tracks}'
-        f"{undecided}<p>Left to right: the whole song. Bottom to top: {LOWEST:.0f} Hz to "
-        f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to go there; a track that "
-        "starts goes on where another one was.</p></article>"
+        f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{summary}</p>{tracks}'
+        f"{uncertainty}<p>Left to right: the whole song. Bottom to top: {LOWEST:.0f} Hz to "
+        f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to move there; a track "
+        "starts at the position of the track that played before.</p></article>"
     )
 
 
@@ -96,7 +96,7 @@ def _picture(result: Result, track: str, title: str) -> str:
 
 
 def _url(path: Path) -> str:
-    """Relative: the page may lie under any address."""
+    """Return a relative URL: the page may have any address."""
     return html.escape("gradio_api/file=" + quote(path.as_posix(), safe="/:"), quote=True)
 
 
@@ -108,15 +108,15 @@ def _duration(seconds: float) -> str:
 
 
 def head(limits: Limits) -> str:
-    """The script of the page."""
+    """Return the script of the page."""
     name, size = "\N{FULLWIDTH LESS-THAN SIGN}", "\N{FULLWIDTH GREATER-THAN SIGN}"
-    said = json.dumps(limits.too_large(name, size))
+    message = json.dumps(limits.too_large(name, size))
     values = f"const LIMIT = {limits.megabytes * 1e6:.0f}, NAME = '{name}', SIZE = '{size}';"
-    return f"<script>(() => {{ {values} const SAID = {said};{_SCRIPT}}})();</script>"
+    return f"<script>(() => {{ {values} const MESSAGE = {message};{_SCRIPT}}})();</script>"
 
 
-# One player at a time, which goes on where another one of the song is; a line on all pictures shows
-# where. Files that are too large are refused before they are sent.
+# One player plays at a time and starts at the position of the former one; a line on all pictures
+# shows the position. Files that are too large are refused before the upload.
 _SCRIPT = """
 let last = null;
 const songOf = element => element.closest && element.closest(".song");
@@ -155,7 +155,7 @@ const refuse = (event, files) => {
   event.preventDefault();
   event.stopImmediatePropagation();
   if (event.type === "change") event.target.value = "";
-  area.textContent = SAID.replace(NAME, () => large.name)
+  area.textContent = MESSAGE.replace(NAME, () => large.name)
     .replace(SIZE, (large.size / 1e6).toFixed(1));
 };
 addEventListener("change", event => {

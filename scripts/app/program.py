@@ -1,10 +1,10 @@
-"""A page in your browser that separates the songs you drop on it.
+"""Separate songs on a page in your browser.
 
     python -m scripts.app --models runs/demo/models
 
-Choose a method, hear and see the stems, download them: they are those of scripts.separate. The page
-is this computer's alone (--host 0.0.0.0 shows it to the network), and everything stays on it: the
-songs, the stems, and who asked for them. Needs gradio: pip install -e '.[app]'
+Choose a method, hear and see the stems, and download them; scripts.separate writes the same stems.
+Only this computer can open the page (--host 0.0.0.0 opens it to the network). Songs and stems stay
+on this computer. The page needs gradio: pip install -e '.[app]'
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from types import ModuleType
 import tyro
 
 from jukebox_core.checks import require_fields
+from jukebox_core.datasets.excerpts import write_excerpt
 from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.loading import pick_device
 from jukebox_core.separation.method import resolve_each
@@ -32,8 +33,7 @@ from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._inputs import find_jobs
 from scripts._methods import METHODS, MethodName
-from scripts._notebook import excerpt
-from scripts.app.jobs import Limits, Studio, usable
+from scripts.app.jobs import JobQueue, Limits, usable
 
 _EXAMPLES = 4  # of a folder
 
@@ -43,26 +43,26 @@ class Args:
     """Flags of scripts.app."""
 
     models: Path
-    """Folder of trained models; methods whose parts are not in it are not offered."""
+    """Folder of trained models; methods with missing parts are not offered."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: whoever reaches this computer can use the page."""
+    """Address to listen at; 0.0.0.0: all who can reach this computer can use the page."""
     port: int = 7860
     """Port to listen at."""
     open: bool = False
     """Open the page in the browser."""
     max_seconds: float = 600.0
-    """Longest song."""
+    """Longest song, in seconds."""
     max_megabytes: float = 100.0
-    """Largest file."""
+    """Largest file, in megabytes."""
     examples: tuple[Path, ...] = ()
-    """Songs to try: audio files, folders of them, or a prepared data set (a test song's middle)."""
+    """Songs to try: audio files, folders, or a prepared data set (part of a test song)."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     candidates: int | None = None
     """Joint candidates per window; default: the models' preset."""
     precision: Precision = "auto"
-    """Of the priors; auto: bfloat16 or float16 where the device gains by it."""
+    """Precision of the priors; auto: bfloat16 or float16 where it is faster."""
     seed: int = 0
-    """Of the sampling."""
+    """Random seed for sampling."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     threads: int | None = None
@@ -75,10 +75,10 @@ class Args:
         require_fields(self, "max_megabytes", above=0, at_most=1_000_000)
         try:
             named = bool(self.host.strip()) and not self.host.isdecimal()  # 0 would be all networks
-            known = named and bool(socket.getaddrinfo(self.host, self.port))
+            valid = named and bool(socket.getaddrinfo(self.host, self.port))
         except (OSError, UnicodeError):
-            known = False
-        if not known:
+            valid = False
+        if not valid:
             raise ValueError(
                 f"host is {self.host!r}, expected an address of this computer, such as 127.0.0.1 "
                 "(this computer only) or 0.0.0.0 (the network)"
@@ -88,23 +88,23 @@ class Args:
 
 @program
 def main(args: Args) -> None:
-    """Show the page until Ctrl-C."""
+    """Serve the page until Ctrl-C."""
     set_threads(args.threads)
     stopped = threading.Event()
-    with _noted(stopped), opened(args) as address:
+    with _stops(stopped), opened(args) as address:
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
-        while not stopped.wait(0.5):  # without a time, Windows would not hear of Ctrl-C
+        while not stopped.wait(0.5):  # without a timeout, Windows ignores Ctrl-C
             pass
 
 
 @contextmanager
 def opened(args: Args) -> Iterator[str]:
-    """While open, the page is there: its address. Uploads and results are removed at the end.
+    """Serve the page and yield its address; uploads and results are removed at the end.
 
     Raises:
         ImportError: gradio is not installed.
-        OSError: a folder is missing, the models make no method, or the port cannot be had.
-        ValueError: a flag that cannot be, or examples that are no audio.
+        OSError: a folder is missing, no method is complete, or the port cannot be used.
+        ValueError: a flag is out of range, or an example is not audio.
     """
     blocks = _blocks()
     pick_device(args.device)
@@ -123,24 +123,24 @@ def opened(args: Args) -> Iterator[str]:
         )
 
     with ExitStack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="separation-", ignore_cleanup_errors=True)
-        folder = Path(stack.enter_context(made)).resolve()
+        temporary = tempfile.TemporaryDirectory(prefix="separation-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary)).resolve()
         uploads, results = folder / "uploads", folder / "results"
         for each in (uploads, results):
             each.mkdir()
         stack.enter_context(blocks.gradio_folder(uploads))
         limits = Limits(args.max_seconds, args.max_megabytes)
-        studio = Studio(results, build, limits, seed=args.seed)
-        stack.callback(studio.close)
+        queue = JobQueue(results, build, limits, seed=args.seed)
+        stack.callback(queue.close)
         songs = _examples(args.examples, folder / "examples")
-        page = blocks.make_page(studio, ready, missing, songs)
+        page = blocks.make_page(queue, ready, missing, songs)
         yield stack.enter_context(
-            blocks.serving(studio, page, results, args.host, args.port, args.open)
+            blocks.serving(queue, page, results, args.host, args.port, args.open)
         )
 
 
 def _blocks() -> ModuleType:
-    """The part that needs gradio."""
+    """Import the module that needs gradio."""
     try:
         from scripts.app import blocks
     except ModuleNotFoundError as error:
@@ -152,12 +152,12 @@ def _blocks() -> ModuleType:
     return blocks
 
 
-def _examples(given: Sequence[Path], folder: Path) -> list[Path]:
-    """Copies of the songs to try: gradio shows files of its own folders alone."""
+def _examples(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Copy the songs to try: gradio serves only files in its own folders."""
     songs: list[Path] = []
-    for path in given:
+    for path in paths:
         if (path / "manifest.json").is_file():
-            songs.append(excerpt(path, folder / str(len(songs)) / "test song.wav"))
+            songs.append(write_excerpt(path, folder / str(len(songs)) / "test song.wav"))
             continue
         jobs, _ = find_jobs([path], folder)
         for job in jobs[:_EXAMPLES]:
@@ -168,8 +168,8 @@ def _examples(given: Sequence[Path], folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _noted(stopped: threading.Event) -> Iterator[None]:
-    """While open, Ctrl-C and SIGTERM set the event, so that what was written is removed."""
+def _stops(stopped: threading.Event) -> Iterator[None]:
+    """Make Ctrl-C and SIGTERM set the event, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -226,31 +226,13 @@ def relative_error(got: Any, expected: Any, slack: float = 0.0) -> float:
     return max(difference.max().item() - slack, 0.0) / (scale or 1.0)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text."""
-    header = ("fixture", "function", "largest error", "tolerance", "ok")
-    lines = [header] + [(r.fixture, r.function, *_numbers(r), r.verdict) for r in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = []
-    for line, row in zip(lines, [None, *rows], strict=True):
-        note = f"  ({row.note})" if row is not None and row.note else ""
-        cells = "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))
-        text.append((cells + note).rstrip())
-    return "\n".join(text)
+HEAD = ("fixture", "function", "largest error", "tolerance", "ok", "note")
+"""Names of the columns of `cells`."""
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        "| fixture | function | largest error | tolerance | ok | note |",
-        "|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        error, tolerance = _numbers(r)
-        lines.append(
-            f"| {r.fixture} | `{r.function}` | {error} | {tolerance} | {r.verdict} | {r.note} |"
-        )
-    return "\n".join(lines)
+def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Return the rows as the cells of a table."""
+    return [(r.fixture, f"`{r.function}`", *_numbers(r), r.verdict, r.note) for r in rows]
 
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import tyro
 
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from scripts._cli import program
+from scripts._results import markdown_table, text_table
 from scripts.check_parity import (  # noqa: F401 - each registers its checks
     codec,
     data,
@@ -35,14 +36,14 @@ from scripts.check_parity import (  # noqa: F401 - each registers its checks
 from scripts.check_parity.fixtures import (
     FORWARD,
     GRADIENT,
+    HEAD,
     MARGIN,
     TRAJECTORY,
     Row,
     as_json,
+    cells,
     find_fixtures,
-    markdown_table,
     run_fixture,
-    table,
 )
 
 _INTRODUCTION = """\
@@ -131,7 +132,7 @@ def markdown(rows: Sequence[Row]) -> str:
     introduction = _INTRODUCTION.format(
         forward=FORWARD, gradient=GRADIENT, trajectory=TRAJECTORY, margin=MARGIN
     )
-    return f"{introduction}\n{markdown_table(rows)}\n\n{summary(rows)}\n"
+    return f"{introduction}\n{markdown_table(HEAD, cells(rows))}\n{summary(rows)}\n"
 
 
 def check_outputs(args: Args) -> None:
@@ -171,7 +172,7 @@ def main(args: Args) -> int:
     if args.json:
         print(json.dumps(as_json(rows), indent=2))
     else:
-        print(f"{table(rows)}\n\n{summary(rows)}")
+        print(f"{text_table([HEAD, *cells(rows)], left=len(HEAD))}\n\n{summary(rows)}")
     if args.output is not None:
         write_json(args.output, as_json(rows))
     if args.markdown is not None:

@@ -25,6 +25,7 @@ from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, load_manifest
 from jukebox_core.evaluation.chunks import check_mixtures, choose_chunks, silence_rule
+from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.evaluation.scores import check_museval
 from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.loading import fingerprints, pick_device
@@ -34,7 +35,8 @@ from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
-from scripts._results import find_row, format_table, make_rows
+from scripts._outputs import EXAMPLES, Outputs
+from scripts._results import format_table
 from scripts.evaluate.describe import (
     DEFINITIONS,
     command_flags,
@@ -42,7 +44,6 @@ from scripts.evaluate.describe import (
     describe_model,
     machine,
 )
-from scripts.evaluate.outputs import EXAMPLES, Outputs
 from scripts.evaluate.scoring import Scoring
 
 __all__ = ["Args", "evaluate", "main"]

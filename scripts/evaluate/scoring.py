@@ -35,8 +35,8 @@ from jukebox_core.kept import kept, key_of, read_kept
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
 from scripts._methods import METHODS
+from scripts._outputs import HEARD, PLAYED, Outputs
 from scripts._results import NAMES
-from scripts.evaluate.outputs import HEARD, PLAYED, Outputs
 
 __all__ = ["Scoring"]
 

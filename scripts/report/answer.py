@@ -1,4 +1,4 @@
-"""What the report says in sentences: the answer, what beside it, and what the scores are of."""
+"""The report's answer in sentences, and where the scores come from."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from scripts._results import (
-    ESTIMATES,
-    NAMES,
-    SYSTEMS,
+from jukebox_core.evaluation.results import (
     as_interval,
     difference,
     find_row,
     paired,
     sources_of,
 )
+from scripts._results import ESTIMATES, NAMES, SYSTEMS, default_line
 from scripts.report.intervals import Scale, span, strip, ticks
 
 __all__ = ["about_data", "headline"]
@@ -24,37 +22,37 @@ _QUESTIONS = (("selected", True), ("oracle", False))
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The answer, from the data alone: sentences, a card per system, paired differences."""
+    """Return the section with the answer: sentences, a card per system, paired differences."""
     answer, beside = _answers(results)
     data = results["meta"].get("data", {})
     return (
         f'<section id="answer"><h2>Answer</h2><p class="answer">{answer}</p>{_cards(results)}'
         f"{_differences(results)}<p>{beside}</p>"
         f'<p class="note">Mean SDR of {_n(data, "chunks")} chunks of {_n(data, "songs")} songs '
-        f"(split: {_n(data, 'split')}), separated without any reference and refined as a mask of "
-        f"the mixture; both sources averaged. {about_data(results)}</p></section>"
+        f"(split: {_n(data, 'split')}), separated without the truth and refined by a mask of "
+        f"the mixture; mean of both sources. {about_data(results)}</p></section>"
     )
 
 
 def _cards(results: Mapping[str, Any]) -> str:
-    found = {
+    rows = {
         method: row
         for method in SYSTEMS
         if (row := find_row(results, method, "selected", True, "mean", "sdr"))
         and row["mean"] is not None
     }
-    scale = Scale.over(x for row in found.values() for x in as_interval(row)[:3])
+    scale = Scale.over(x for row in rows.values() for x in as_interval(row)[:3])
     cards = []
-    for method, row in found.items():
+    for method, row in rows.items():
         each = [
-            f"{html.escape(source)} {of['mean']:.2f}"
+            f"{html.escape(source)} {own['mean']:.2f}"
             for source in sources_of(results)
-            if (of := find_row(results, method, "selected", True, source, "sdr"))
-            and of["mean"] is not None
+            if (own := find_row(results, method, "selected", True, source, "sdr"))
+            and own["mean"] is not None
         ]
         cards.append(
             f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
-            f'<p class="big">{row["mean"]:.2f} <small>dB SDR, more is better</small></p>'
+            f'<p class="big">{row["mean"]:.2f} <small>dB SDR, higher is better</small></p>'
             f'<div class="span" style="width:100%">{span(as_interval(row), scale)}</div>'
             f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}</p>"
             "</div>"
@@ -63,37 +61,37 @@ def _cards(results: Mapping[str, Any]) -> str:
 
 
 def _differences(results: Mapping[str, Any]) -> str:
-    """The hybrid minus each of the others: a point per chunk, the mean and its interval."""
+    """Return the hybrid minus each other system: a point per chunk, the mean and its interval."""
     lines = []
     for estimate, refined in _QUESTIONS:
         for other in ("lqvae", "lass"):
-            how, words = (estimate, refined), ESTIMATES[estimate, refined]
-            values = paired(results, ("hybrid", *how), (other, *how))
-            if values:
-                lines.append((other, words, values, difference(results, "hybrid", other, how=how)))
+            first, second = ((method, estimate, refined) for method in ("hybrid", other))
+            if values := paired(results, first, second):
+                words = ESTIMATES[estimate, refined]
+                lines.append((other, words, values, difference(results, first, second)))
     if not lines:
         return ""
     scale = Scale.over(value for _, _, values, _ in lines for value in values)
     rows = "".join(
         f'<div><b>Hybrid &minus; {NAMES[other]}</b><br><span class="note">{words}</span></div>'
-        f'<div class="value"><b>{found.mean:+.2f} dB</b><br>'
-        f'<span class="note">{found.low:+.2f} to {found.high:+.2f}</span></div>'
-        f'<div class="strip-cell" style="--c:var(--{other})">{strip(values, found, scale)}</div>'
-        for other, words, values, found in lines
+        f'<div class="value"><b>{gap.mean:+.2f} dB</b><br>'
+        f'<span class="note">{gap.low:+.2f} to {gap.high:+.2f}</span></div>'
+        f'<div class="strip-cell" style="--c:var(--{other})">{strip(values, gap, scale)}</div>'
+        for other, words, values, gap in lines
     )
     return (
         f'<div class="paired">{rows}{ticks(scale)}<div class="ends note"><span>&larr; the other is '
         "better</span><span>the hybrid is better &rarr;</span></div></div>"
-        '<p class="note">A small point is a chunk: how many dB the hybrid is above the '
-        "other on it. Large points are means, lines their 95% intervals.</p>"
+        '<p class="note">A small point is a chunk: the SDR of the hybrid minus the SDR of '
+        "the other system. Large points are means, lines their 95% intervals.</p>"
     )
 
 
 def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
-    """The hybrid beside the other two, and a system beside what needs no training."""
-    found = [_comparison(results, "hybrid", other) for other in ("lqvae", "lass")]
-    answer = " ".join(text for text in found if text) or (
-        "The scores do not hold the hybrid and another of the three: the question is open here."
+    """Compare the hybrid with the other two systems, and one system with the baselines."""
+    sentences = [_comparison(results, "hybrid", other) for other in ("lqvae", "lass")]
+    answer = " ".join(text for text in sentences if text) or (
+        "The question is open: the results lack the hybrid or both other systems."
     )
     methods = {row["method"] for row in results["rows"]}
     systems = [method for method in reversed(SYSTEMS) if method in methods]
@@ -106,8 +104,8 @@ def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
-    """A sentence on the paired difference; none where a method is missing."""
-    interval = difference(results, first, second)
+    """Return a sentence on the paired difference; empty if a method is missing."""
+    interval = difference(results, default_line(first), default_line(second))
     if interval.n == 0:
         return ""
     if interval.low > 0:
@@ -129,7 +127,7 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
 
 
 def about_data(results: Mapping[str, Any]) -> str:
-    """What the scores are of; they are not those of another data set."""
+    """Describe the songs and models of the scores."""
     meta = results["meta"]
     presets = {m.get("preset") for m in meta.get("models", {}).values()} - {None}
     sizes = (
@@ -140,15 +138,14 @@ def about_data(results: Mapping[str, Any]) -> str:
         True: "composed and rendered by scripts.make_synthetic, so these are not scores on "
         "Slakh2100",
         False: "recorded as not generated",
-        None: "whose manifest does not say where the songs are from, so take these as scores on "
-        "Slakh2100 only if you prepared it from there",
+        None: "whose manifest does not record the origin of the songs, so these are scores on "
+        "Slakh2100 only if you prepared them from it",
     }[meta.get("data", {}).get("generated")]
     return (
-        f"Songs: those of the folder <code>{name}</code>, {origin}.{sizes} Scores of one data set "
-        "say nothing about another: only the order and the differences are the subject here. The "
-        "intervals are over chunks: that another training would end elsewhere is not in them. The "
-        "answer over more songs, two trainings and other music is in the project's "
-        "<code>docs/results.md</code>."
+        f"Songs: folder <code>{name}</code>, {origin}.{sizes} Scores do not carry "
+        "over to other data sets; look at the order and the differences. The intervals cover the "
+        "choice of chunks, not the randomness of training. The project's "
+        "<code>docs/results.md</code> has results on more songs, two trainings and other music."
     )
 
 

@@ -1,4 +1,4 @@
-"""Means with intervals as pictures a line high, that take the page's colours and width."""
+"""Pictures of means with intervals, one line high, in the page's colours and width."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from jukebox_core.evaluation.bootstrap import Interval
 
 __all__ = ["Scale", "span", "strip", "ticks"]
 
-_MARGIN = 3.0  # per cent of both sides, so that marks at the ends are whole
+_MARGIN = 3.0  # per cent on both sides, so that marks at the ends are complete
 
 
 class Scale(NamedTuple):
-    """The values at the left and right end of every picture of a column."""
+    """The values at the left and right ends of a column's pictures."""
 
     low: float
     high: float
 
     @classmethod
     def over(cls, values: Iterable[float]) -> Scale:
-        """Whole numbers around the finite ones of `values`, and zero."""
-        known = [0.0, *(v for v in values if math.isfinite(v))]
-        low, high = math.floor(min(known)), math.ceil(max(known))
+        """Return whole numbers that enclose zero and the finite `values`."""
+        finite = [0.0, *(v for v in values if math.isfinite(v))]
+        low, high = math.floor(min(finite)), math.ceil(max(finite))
         return cls(low, max(high, low + 1))
 
     def at(self, value: float) -> str:
-        """Where a value lies in a picture, in per cent of its width, whatever that is."""
+        """Return the position of a value, in per cent of the picture's width."""
         share = (value - self.low) / (self.high - self.low)
         return f"{_MARGIN + (100 - 2 * _MARGIN) * share:.2f}%"
 
 
-def span(found: Interval, scale: Scale, told: bool = False) -> str:
-    """SVG of a mean and its 95% interval; a hollow mark is of what was `told` the truth."""
-    if not math.isfinite(found.mean):
+def span(interval: Interval, scale: Scale, hollow: bool = False) -> str:
+    """Return SVG of a mean and its 95% interval."""
+    if not math.isfinite(interval.mean):
         return ""
-    low, mid, high, zero = (scale.at(x) for x in (found.low, found.mean, found.high, 0.0))
-    mark = ' class="told"' if told else ""
+    low, mid, high, zero = (scale.at(x) for x in (interval.low, interval.mean, interval.high, 0.0))
+    mark = ' class="hollow"' if hollow else ""
     return _svg(
         24,
         f'<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="24"/>'
@@ -46,11 +46,11 @@ def span(found: Interval, scale: Scale, told: bool = False) -> str:
     )
 
 
-def strip(values: Sequence[float], found: Interval, scale: Scale) -> str:
-    """SVG of every value as a point, with their mean and its 95% interval below."""
-    if not math.isfinite(found.mean):
+def strip(values: Sequence[float], interval: Interval, scale: Scale) -> str:
+    """Return SVG of all values as points, with their mean and its 95% interval below."""
+    if not math.isfinite(interval.mean):
         return ""
-    low, mid, high, zero = (scale.at(x) for x in (found.low, found.mean, found.high, 0.0))
+    low, mid, high, zero = (scale.at(x) for x in (interval.low, interval.mean, interval.high, 0.0))
     # Three lines of points, so that neighbours in value do not hide each other.
     points = "".join(
         f'<circle cx="{scale.at(value)}" cy="{6 + 6 * (i % 3)}" r="3"/>'
@@ -66,7 +66,7 @@ def strip(values: Sequence[float], found: Interval, scale: Scale) -> str:
 
 
 def ticks(scale: Scale) -> str:
-    """The scale's ends and zero, in words where they lie."""
+    """Return the scale's ends and zero as text at their positions."""
     shown = "".join(
         f'<span style="left:{scale.at(value)}">{value:g}</span>'
         for value in sorted({scale.low, 0.0, scale.high})

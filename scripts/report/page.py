@@ -1,38 +1,32 @@
-"""The page around the report's sections: style, script, a policy that lets nothing in or out."""
+"""The page around the report's sections: style, script, and a policy against network access."""
 
 from __future__ import annotations
 
 import html
 from pathlib import Path
 
-from jukebox_core.files import marked
+from scripts._outputs import REPORT_MARK
 
-__all__ = ["SCRIPT", "STYLE", "TITLE", "document", "is_report", "missing"]
-
-TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
-"""Title of the report."""
+__all__ = ["SCRIPT", "STYLE", "document", "missing"]
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
 """The report's style sheet."""
 SCRIPT = (_HERE / "report.js").read_text(encoding="utf-8")
-"""Its players; without it, or where there is no Web Audio, the browser's own are shown."""
+"""The script of the players; without it or Web Audio, the browser's players appear."""
 
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data:; media-src data:"
 )
-_GENERATOR = '<meta name="generator" content="latent-separation report">'
-is_report = marked("<!doctype html>", _GENERATOR, f"<title>{html.escape(TITLE)}</title>")
-"""For `files.check_replaceable`: whether it is a report; older ones have only the title."""
 
 
 def document(title: str, body: str) -> str:
-    """A whole page that needs no other file: the browser itself refuses what is not in it."""
+    """Return a page that needs no other file; its policy forbids the browser to load any."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{_GENERATOR}\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{REPORT_MARK}\n'
         f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n'
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
@@ -40,5 +34,5 @@ def document(title: str, body: str) -> str:
 
 
 def missing(text: str) -> str:
-    """A remark that something is not there."""
+    """Return a note that something is missing."""
     return f'<p class="missing">{html.escape(text)}</p>'

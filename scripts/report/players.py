@@ -1,10 +1,8 @@
-"""The report's players: audio as MP3 inside the page, each with its spectrogram."""
+"""Players of the report: audio as MP3 inside the page, each with its spectrogram."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,87 +11,90 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from torch import Tensor
 
 from jukebox_core import audio as audio_io
-from scripts._results import NAMES, SYSTEMS, series
-from scripts.report import plots
+from jukebox_core.audio import pictures
+from jukebox_core.audio.mp3 import mp3
+from jukebox_core.evaluation.results import Line, series
+from jukebox_core.files import data_uri
+from scripts._results import NAMES, SYSTEMS, default_line
 from scripts.report.page import missing
 
-__all__ = ["PLAYERS", "examples", "listen"]
+__all__ = ["listen"]
 
-PLAYERS = (
-    "Press a picture to hear it, another one to switch: the position stays, to the sample. Stems "
-    "stand as loud as in the mixture. Keys: <kbd>Tab</kbd> to the pictures, arrows to switch, "
+_HELP = (
+    "Press a picture to hear it, another one to switch: playback continues at the same sample. "
+    "Stems are as loud as in the mixture. Keys: <kbd>Tab</kbd> to the pictures, arrows to switch, "
     "<kbd>Space</kbd> to play and pause, <kbd>Shift</kbd> with arrows to move half a second, "
-    "<kbd>Home</kbd> to the start. Spectrograms: 40 Hz to half the sample rate, logarithmic, one "
-    "scale of loudness for all."
-)
-"""How to listen, as HTML."""
-_UNDECIDED = (
-    "<em>Undecided</em>: how far the candidates disagree on whose a sound is, from black (they "
-    "agree, which does not make them right, or it is quiet) to yellow (half of them say one "
-    "source, half the other)."
+    "<kbd>Home</kbd> to the start. Spectrograms reach from 40 Hz to half the sample rate on a "
+    "logarithmic scale, with the same colours for the same level. <em>Uncertainty</em>: how much "
+    "the candidates differ on which source a sound belongs to, from black (they agree, which does "
+    "not make them right, or the sound is quiet) to yellow (half of the candidates assign it to "
+    "one source, half to the other)."
 )
 _ICONS = (
     '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'
     '<svg class="stop" viewBox="0 0 16 16" aria-hidden="true">'
     '<path d="M3 1.5h3.5v13H3zM9.5 1.5H13v13H9.5z"/></svg>'
 )
+_EMPTY = '<div class="uncertainty"></div>'  # keeps the rows of a song on one grid
 
 
 def listen(results: Mapping[str, Any], folder: Path) -> str:
-    """The section with the examples of an evaluation; `folder` holds the results."""
-    songs = examples(results, folder)
-    if not songs:
-        return (
-            f'<section id="listen"><h2>Listen</h2>{missing("No examples were written.")}</section>'
-        )
-    return f'<section id="listen"><h2>Listen</h2><p>{PLAYERS} {_UNDECIDED}</p>{songs}</section>'
+    """Return the section with the examples of an evaluation; `folder` holds results.json."""
+    songs = "".join(
+        _song(results, example, folder) for example in results["meta"].get("examples", [])
+    )
+    body = f"<p>{_HELP}</p>{songs}" if songs else missing("There are no examples.")
+    return f'<section id="listen"><h2>Listen</h2>{body}</section>'
 
 
-def examples(results: Mapping[str, Any], folder: Path) -> str:
-    """A synchronised player per song: a row per system, a column per source, spectrograms."""
-    rate = results["meta"].get("data", {}).get("sample_rate", 1)
-    songs = []
-    for example in results["meta"].get("examples", []):
-        files = example["files"]
-        unsure = example.get("uncertainty", {})  # results of before it was there have none
-        mixture = folder / files["mixture"]
-        rows = [_row("Mixture", _track(mixture, "Mixture", "mixture", wide=True))]
-        rows.append(_row("Truth", _tracks(results, example, folder, "truth") + _unsure("")))
-        there = [method for method in SYSTEMS if method in files]
-        for m in there:
-            picture = _uncertainty(folder / unsure[m], mixture) if m in unsure else _unsure("")
-            rows.append(_row(NAMES[m], _tracks(results, example, folder, m) + picture, m))
-        for m in ("nmf", "supervised"):
-            if m in files:
-                tracks = _tracks(results, example, folder, m, refined=False)
-                rows.append(_row(NAMES[m], tracks + _unsure("")))
-        best = "".join(
-            _row(NAMES[m], _tracks(results, example, folder, m, "_oracle") + _unsure(""), m)
-            for m in there
-            if m + "_oracle" in files
-        )
-        if best:
-            rows.append(
-                "<details><summary>Raw decodes, the best candidate chosen with the truth</summary>"
-                f"{best}</details>"
+def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) -> str:
+    """Return a synchronised player: a row per system, a column per source."""
+    files = example["files"]
+    maps = example.get("uncertainty", {})  # results of early versions have none
+    mixture = folder / files["mixture"]
+
+    def row(
+        title: str, name: str, line: Line | None = None, end: str = _EMPTY, detail: str = ""
+    ) -> str:
+        colour = f' style="--c:var(--{line[0]})"' if line and line[0] in SYSTEMS else ""
+        tracks = "".join(
+            _track(
+                folder / path,
+                f"{title}{detail}: {source}",
+                source,
+                _score(results, example, line, source),
             )
-        title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
-        songs.append(_song(f"song-{example['chunk']}", title, mixture, rows, len(files["truth"])))
-    return "".join(songs)
+            for source, path in files[name].items()
+        )
+        return f'<div class="row"{colour}><h4>{title}</h4>{tracks}{end}</div>'
 
-
-def _song(name: str, title: str, mixture: Path, rows: list[str], columns: int) -> str:
-    """A player of everything in its rows."""
-    about = soundfile.info(mixture) if mixture.is_file() else None
-    seconds = about.duration if about else 0.0
+    systems = [m for m in SYSTEMS if m in files]
+    first = _track(mixture, "Mixture", "mixture", wide=True)
+    rows = [f'<div class="row"><h4>Mixture</h4>{first}</div>', row("Truth", "truth")]
+    for m in systems:
+        end = _uncertainty(folder / maps[m], mixture) if m in maps else _EMPTY
+        rows.append(row(NAMES[m], m, default_line(m), end))
+    rows += [row(NAMES[m], m, default_line(m)) for m in ("nmf", "supervised") if m in files]
+    best = [
+        row(NAMES[m], f"{m}_oracle", (m, "oracle", False), detail=", best raw candidate")
+        for m in systems
+        if f"{m}_oracle" in files
+    ]
+    if best:
+        rows.append(
+            "<details><summary>Raw decodes of the best candidate, chosen with the truth</summary>"
+            f"{''.join(best)}</details>"
+        )
+    rate = results["meta"].get("data", {}).get("sample_rate", 1)
+    title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
+    seconds = soundfile.info(mixture).duration if mixture.is_file() else 0.0
     return (
-        f'<article class="song" id="{name}" data-seconds="{seconds:.4f}" '
-        f'style="--columns:{columns}"><div class="transport" role="group" aria-label="{title}">'
-        f'<button type="button" class="play" aria-label="Play">{_ICONS}</button>'
-        f'<div class="now" aria-live="polite"></div><h3>{title}</h3>'
+        f'<article class="song" id="song-{example["chunk"]}" data-seconds="{seconds:.4f}" '
+        f'style="--columns:{len(files["truth"])}"><div class="transport" role="group" '
+        f'aria-label="{title}"><button type="button" class="play" aria-label="Play">{_ICONS}'
+        f'</button><div class="now" aria-live="polite"></div><h3>{title}</h3>'
         f'<input class="seek" type="range" min="0" max="{seconds:.4f}" step="any" value="0" '
         'aria-label="Position in seconds"><span class="clock"></span>'
         '<label class="again"><input type="checkbox" checked> loop</label></div>'
@@ -101,85 +102,48 @@ def _song(name: str, title: str, mixture: Path, rows: list[str], columns: int) -
     )
 
 
-def _row(title: str, players: str, method: str = "") -> str:
-    colour = f' style="--c:var(--{method})"' if method else ""
-    return f'<div class="row"{colour}><h4>{title}</h4>{players}</div>'
-
-
-def _tracks(
-    results: Mapping[str, Any],
-    example: Mapping[str, Any],
-    folder: Path,
-    method: str,
-    suffix: str = "",
-    refined: bool = True,
-) -> str:
-    """A track per source."""
-    how = ("oracle", False) if suffix else ("selected", refined)
-    system = NAMES.get(method, "Truth") + (", best raw candidate" if suffix else "")
-    return "".join(
-        _track(
-            folder / path,
-            f"{system}: {source}",
-            source,
-            _score(results, example, (method, *how), source),
-        )
-        for source, path in example["files"][method + suffix].items()
-    )
-
-
 def _score(
-    results: Mapping[str, Any],
-    example: Mapping[str, Any],
-    line: tuple[str, str, bool],
-    source: str,
+    results: Mapping[str, Any], example: Mapping[str, Any], line: Line | None, source: str
 ) -> str:
-    """The SDR of an example; nothing where it has none, as the truth."""
-    value = series(results, *line, source, "sdr").get(example["chunk"], math.nan)
+    """Format the SDR of an example; empty for the truth and where there is no score."""
+    values = {} if line is None else series(results, *line, source, "sdr")
+    value = values.get(example["chunk"], math.nan)
     return "" if math.isnan(value) else f"{value:.2f} dB"
 
 
 def _track(path: Path, name: str, label: str, score: str = "", wide: bool = False) -> str:
-    """Audio and its spectrogram, both inside the page."""
+    """Return audio and its spectrogram, both inside the page."""
     name, label = html.escape(name), html.escape(label)
     place = "track wide" if wide else "track"
     if not path.is_file():
         return f"<div>{missing(f'{path.name} is missing.')}</div>"
     samples, rate = audio_io.load(path)
-    mono = audio_io.to_mono(samples)
+    picture = data_uri(pictures.spectrogram(_levels(samples, rate)), "image/png")
+    sound = data_uri(mp3(audio_io.to_mono(samples), rate), "audio/mpeg")
     return (
         f'<div class="{place}" data-name="{name}">'
         f'<button type="button" class="tile" aria-label="{name} {score}" aria-pressed="false">'
-        f'<span class="about"><span>{label}</span><span class="score">{score}</span></span>'
-        f'<span class="picture"><img alt="" src="{plots.spectrogram(mono, rate)}"></span></button>'
-        f'<audio controls preload="none" src="{_mp3(mono, rate)}"></audio></div>'
+        f'<span class="label"><span>{label}</span><span class="score">{score}</span></span>'
+        f'<span class="picture"><img alt="" src="{picture}"></span></button>'
+        f'<audio controls preload="none" src="{sound}"></audio></div>'
     )
 
 
 def _uncertainty(path: Path, mixture: Path) -> str:
-    """A picture of where the candidates disagree."""
-    for needed in (path, mixture):
-        if not needed.is_file():
-            return _unsure(missing(f"{needed.name} is missing."))
+    """Return the picture of a system's uncertainty (npz, see `Separator.uncertainty`)."""
+    for file in (path, mixture):
+        if not file.is_file():
+            return f'<div class="uncertainty">{missing(f"{file.name} is missing.")}</div>'
     samples, rate = audio_io.load(mixture)
     with np.load(path) as stored:
-        values, hertz, seconds = (stored[name] for name in ("uncertainty", "hertz", "seconds"))
-    picture = plots.uncertainty(
-        torch.from_numpy(values), audio_io.to_mono(samples), rate, float(hertz), float(seconds)
+        values = torch.from_numpy(stored["uncertainty"]).float()
+        rows = pictures.log_rows(values, float(stored["hertz"]), rate / 2, "mean")
+    picture = data_uri(pictures.uncertainty(rows, _levels(samples, rate)), "image/png")
+    return (
+        '<div class="uncertainty"><span class="label">uncertainty</span>'
+        f'<span class="picture"><img alt="uncertainty" src="{picture}"></span></div>'
     )
-    return _unsure(
-        '<span class="about">undecided</span><span class="picture">'
-        f'<img alt="where the candidates disagree" src="{picture}"></span>'
-    )
 
 
-def _unsure(inside: str) -> str:
-    return f'<div class="unsure">{inside}</div>'
-
-
-def _mp3(audio: Tensor, rate: int) -> str:
-    """[T] as a data URI."""
-    buffer = io.BytesIO()
-    samples = audio.numpy().clip(-1, 1).astype(np.float32)
-    soundfile.write(buffer, samples, rate, format="MP3", subtype="MPEG_LAYER_III")
-    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _levels(samples: torch.Tensor, rate: int) -> torch.Tensor:
+    return pictures.levels([samples], samples.shape[-1], rate, rate / 2)

@@ -1,8 +1,7 @@
-"""Plots of the report as SVG or PNG, ready to stand in a page."""
+"""Plots of the report as SVG for a page."""
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import re
@@ -10,27 +9,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.image
 
 matplotlib.use("Agg")
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from jukebox_core.audio.spectra import stft
+from jukebox_core.evaluation.results import series, sources_of
 from jukebox_core.training.tracking import Row
-from scripts._results import NAMES, SYSTEMS, series, sources_of
+from scripts._results import NAMES, SYSTEMS
 
 COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
 _MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
-_INK = "#010203"  # becomes the colour of the text around
+_INK = "#010203"  # replaced by the colour of the surrounding text
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
 _THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "currentColor"}
 
 
 def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
-    """SDR of the second source over that of the first, a point per chunk, a colour per method."""
+    """Plot the SDR of the second source against the first, a point per chunk."""
     sources = sources_of(results)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -60,7 +56,7 @@ def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str
 
 
 def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") -> str:
-    """A metric over the steps, per run: thin for training, thick for validation."""
+    """Plot a metric over the steps of each run: thin for training, thick for validation."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     colours = [COLOURS["lass"], COLOURS["lqvae"], COLOURS["hybrid"], COLOURS["mixture"]]
@@ -83,52 +79,6 @@ def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") 
     return _svg(figure, title)
 
 
-def spectrogram(audio: Tensor, rate: int) -> str:
-    """Log-magnitude spectrogram of [T] as a data URI of a PNG: 80 dB, logarithmic frequency."""
-    n_fft, hop = 2048, 512
-    window = torch.hann_window(n_fft)
-    spectrum = torch.stft(
-        audio, n_fft, hop, window=window, pad_mode="constant", return_complex=True
-    ).abs()
-    # Full scale: of a sine at amplitude 1. A fixed range makes all pictures of a page comparable.
-    level = 20 * (spectrum / (n_fft / 4)).clamp_min(1e-6).log10()  # [F, frames]
-    return _picture(level.numpy(), rate / n_fft, "magma", (-90, -10))
-
-
-def uncertainty(values: Tensor, audio: Tensor, rate: int, hertz: float, seconds: float) -> str:
-    """Picture of `Separator.uncertainty` [F, frames], drawn like `spectrogram`.
-
-    Black: 0, or a bin 40 dB under the mixture's loudest; yellow: 0.5.
-
-    Args:
-        values: bins `hertz` apart, frames `seconds` apart.
-        audio: [T], the mixture.
-        rate: its sample rate, in Hz.
-        hertz: between bins.
-        seconds: between frames.
-    """
-    level = stft(audio, round(rate / hertz), round(rate * seconds)).abs()
-    loud = level > 1e-2 * level.max()
-    return _picture((values.float() * loud).numpy(), hertz, "inferno", (0, 0.5))
-
-
-def _picture(values: np.ndarray, hertz: float, colours: str, scale: tuple[float, float]) -> str:
-    """[F, frames] over logarithmic frequency, from 40 Hz to the last bin's."""
-    last = len(values) - 1
-    wanted = np.geomspace(40, last * hertz, 96) / hertz
-    picture = png(values[wanted.round().astype(int).clip(max=last)], colours, scale)
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-def png(values: np.ndarray, colours: str, scale: tuple[float, float]) -> bytes:
-    """A pixel for each of [rows, columns], row 0 at the bottom; `colours` is Matplotlib's name."""
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(
-        buffer, values[::-1], cmap=colours, vmin=scale[0], vmax=scale[1], format="png"
-    )
-    return buffer.getvalue()
-
-
 def _legend(axes: Any) -> None:
     for spine in axes.spines.values():
         spine.set_color(_INK)
@@ -142,10 +92,12 @@ def _legend(axes: Any) -> None:
 
 
 def _svg(figure: Figure, salt: str, names: Mapping[str, str] | None = None) -> str:
-    """The figure as an <svg> element in the page's font and colours; it refers to nothing outside.
+    """Return the figure as an <svg> element in the page's font and colours.
 
-    salt: makes the figure's names differ from those of others on a page.
-    names: {gid of an artist: what is said where the pointer rests on it}.
+    Args:
+        figure: is drawn.
+        salt: makes the ids of this figure unique in the page.
+        names: {gid of an artist: its tooltip}.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
@@ -155,7 +107,7 @@ def _svg(figure: Figure, salt: str, names: Mapping[str, str] | None = None) -> s
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     for gid, name in (names or {}).items():
         text = text.replace(f'<g id="{gid}">', f"<g><title>{html.escape(name)}</title>")
-    used = set(re.findall(r"#([\w-]+)", text))  # names that several figures of a page may share
+    used = set(re.findall(r"#([\w-]+)", text))  # ids that are referred to
     text = re.sub(r' id="([\w-]+)"', lambda at: at[0] if at[1] in used else "", text)
     text = re.sub(r"(font(?:-family)?: [^;\"]*?)'[^;\"]*", r"\1inherit", text)
     for colour, themed in _THEMED.items():

@@ -1,10 +1,10 @@
-"""One self-contained page of a run's results: answer, table, plots, audio.
+"""Write one self-contained page of a run's results: answer, tables, plots, audio.
 
     python -m scripts.report --runs runs/demo --output runs/demo/report.html
 
-RUNS holds what scripts.demo makes: results.json (with results_audio/ beside it) and
-models/{reconstruction,linearisation}/{vqvae,prior_SOURCE}/metrics.csv. What is missing is named in
-the page. The page asks for nothing from outside: audio, plots and style are in it.
+RUNS is a folder as scripts.demo writes it: results.json (with results_audio/) and
+models/{reconstruction,linearisation}/{vqvae,prior_SOURCE}/metrics.csv. The page names missing files
+and contains its audio, plots and style, so that it loads nothing.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from __future__ import annotations
 import html
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jukebox_core.evaluation.results import load_results, sources_of
 from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
 from jukebox_core.training.tracking import Row, read_metrics
 from scripts._cli import program
-from scripts._results import describing, load_results, sources_of
+from scripts._outputs import REPORT_TITLE, is_report
 from scripts.report import plots, tables
 from scripts.report.answer import headline
-from scripts.report.page import TITLE, document, is_report, missing
+from scripts.report.page import document, missing
 from scripts.report.players import listen
 
 QUESTION = (
-    "LQ-VAE trains its codec so that sums of latents are latents of sums and scores pairs of codes "
-    "by a Gaussian; LASS leaves the codec as it is and counts which codes mix to which. "
+    "LQ-VAE trains its codec so that latents add up like signals, and scores pairs of codes by a "
+    "Gaussian; LASS leaves the codec as it is and counts which codes mix to which. "
     "Does the hybrid, the LQ-VAE's codec with LASS's counts times the LQ-VAE's Gaussian, separate "
     "better than either?"
 )
@@ -41,8 +43,8 @@ SECTIONS = {
     "listen": "Listen",
     "parts": "Parts",
     "training": "Training",
-    "measured": "How measured",
-    "again": "Make it again",
+    "measured": "Definitions",
+    "again": "Reproduce",
 }
 PICTURE = Path(__file__).parents[2] / "images" / "how_it_works.svg"
 FAMILIES = {
@@ -69,25 +71,40 @@ def main(args: Args) -> None:
     print(args.output)
 
 
-def build_page(runs: Path) -> str:
-    """The page of a folder of runs.
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Name the file in the errors of a block that takes values from it.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: a file in it is not what its name says.
+        ValueError: the file does not hold `what`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} does not hold {what} ({error!r})") from error
+
+
+def build_page(runs: Path) -> str:
+    """Return the page of a folder of runs.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: a file has unexpected content.
     """
     if not runs.is_dir():
         raise FileNotFoundError(f"there is no folder {runs}")
     path = runs / "results.json"
     if path.is_file():
         results = load_results(path)
-        with describing(path, "does not hold the results of scripts.evaluate"):
+        with _reading(path, "the results of an evaluation"):
             parts = [headline(results), _how(), tables.scores(results), _scatters(results)]
             parts += [listen(results, path.parent)]
             last = [_method(results), _again(results, runs)]
         parts += [_ablation(runs), _curves(runs), *last]
     else:
-        parts = [missing("There are no scores yet: results.json is missing."), _curves(runs)]
+        parts = [missing("There are no scores: results.json is missing."), _curves(runs)]
     body = "\n".join(parts)
     links = "".join(
         f'<a href="#{name}">{words}</a>'
@@ -95,15 +112,15 @@ def build_page(runs: Path) -> str:
         if f'id="{name}"' in body
     )
     return document(
-        TITLE,
-        f'<header class="hero"><h1>{html.escape(TITLE)}</h1>'
+        REPORT_TITLE,
+        f'<header class="hero"><h1>{html.escape(REPORT_TITLE)}</h1>'
         f'<p class="lead">{html.escape(QUESTION)}</p></header>'
         f'<nav aria-label="Sections">{links}</nav>\n<main>\n{body}\n</main>',
     )
 
 
 def _how() -> str:
-    """The method as a picture; nothing where the project's pictures are not there."""
+    """Return the picture of the method; empty without the checkout's images."""
     if not PICTURE.is_file():
         return ""
     return (
@@ -113,11 +130,11 @@ def _how() -> str:
 
 
 def _ablation(runs: Path) -> str:
-    """What scripts.ablate found, if it was run into RUNS/ablation."""
+    """Return the section of the ablation in RUNS/ablation, if there is one."""
     path = runs / "ablation" / "ablation.json"
     if not path.is_file():
         return ""
-    with describing(path, "does not hold the tables of scripts.ablate"):
+    with _reading(path, "the tables of an ablation"):
         return tables.ablation(json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -131,23 +148,23 @@ def _scatters(results: Mapping[str, Any]) -> str:
     figures = "".join(f"<figure>{picture}</figure>" for picture in pictures)
     return (
         f'<section id="plots"><h2>Both sources at once</h2><div class="plots">{figures}</div>'
-        "<p>A small mark is a chunk, a large one a method's mean; crosses: the mixture as the "
-        "estimate. A good separation lies up and to the right. Rest on a mark to see its "
+        "<p>A small mark is a chunk, a large mark a method's mean; crosses show the mixture as "
+        "the estimate. A good separation lies at the top right. Rest on a mark to see its "
         "song.</p></section>"
     )
 
 
 def _curves(runs: Path) -> str:
-    """Loss curves of codecs and priors."""
+    """Return the section with the loss curves of codecs and priors."""
     figures, absent = [], []
     groups: dict[str, dict[str, list[Row]]] = {}
     for family, name in FAMILIES.items():
         folder = runs / "models" / family
-        found = sorted(path.name for path in folder.glob("prior_*")) or [
+        priors = sorted(path.name for path in folder.glob("prior_*")) or [
             "prior_bass",
             "prior_drums",
         ]
-        for run in ("vqvae", *found):
+        for run in ("vqvae", *priors):
             path = folder / run / METRICS_FILE
             if not path.is_file():
                 absent.append(f"{family}/{run}")
@@ -160,13 +177,13 @@ def _curves(runs: Path) -> str:
     note = missing(f"No training curves of: {', '.join(absent)}.") if absent else ""
     return (
         f'<section id="training"><h2>Training</h2><div class="plots">{"".join(figures)}</div>{note}'
-        "<p>Thin lines: training; thick lines: validation. The two codecs' losses are made of "
-        "different terms and are not comparable with each other.</p></section>"
+        "<p>Thin lines: training; thick lines: validation. The losses of the two codecs consist of "
+        "different terms and cannot be compared.</p></section>"
     )
 
 
 def _method(results: Mapping[str, Any]) -> str:
-    """How the scores came about."""
+    """Return the section on how the scores are measured."""
     meta = results["meta"]
     data, machine = meta.get("data", {}), meta.get("machine", {})
     facts = {
@@ -196,10 +213,10 @@ def _method(results: Mapping[str, Any]) -> str:
 def _again(results: Mapping[str, Any], runs: Path) -> str:
     meta = results["meta"]
     command = html.escape(str(meta.get("command", "python -m scripts.evaluate --help")))
-    commit = html.escape(str(meta.get("git_commit") or "not known"))
+    commit = html.escape(str(meta.get("git_commit") or "unknown"))
     folder = html.escape(shlex.quote(runs.as_posix()))
     return (
-        '<section id="again"><h2>Make it again</h2><p>Everything, from generated songs on:</p>'
+        '<section id="again"><h2>Reproduce</h2><p>Everything, beginning with the songs:</p>'
         "<pre><code>make demo</code></pre><p>These scores and this page, from trained models:</p>"
         f"<pre><code>{command}\npython -m scripts.report --runs {folder} "
         f"--output {folder}/report.html</code></pre><p>Commit: <code>{commit}</code></p></section>"
@@ -211,7 +228,7 @@ def _n(values: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Nested values as words."""
+    """Format nested values as text."""
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items()) or "-"
     if isinstance(value, list):

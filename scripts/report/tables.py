@@ -1,4 +1,4 @@
-"""The report's tables: scores with intervals, other metrics, what each part adds."""
+"""Tables of the report: scores with intervals, other metrics, what each part adds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jukebox_core.evaluation.bootstrap import Interval
+from jukebox_core.evaluation.results import as_interval, find_row, sources_of
+from jukebox_core.evaluation.scores import MUSEVAL
 from scripts._results import (
-    MUSEVAL,
     NAMES,
-    SEED_NOTE,
-    SEED_TABLE,
+    REFERENCE_NOTE,
+    REFERENCE_TABLE,
     SYSTEMS,
-    as_interval,
-    find_row,
     line_name,
-    sources_of,
     table_lines,
 )
 from scripts.ablate.plots import shown
@@ -26,7 +24,7 @@ __all__ = ["ablation", "scores"]
 
 
 def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
-    """Every method and way to estimate, with intervals in figures and as a picture."""
+    """Return the section with the scores of all methods and estimates."""
     sources = sources_of(results)
     head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
     lines = table_lines(results)
@@ -43,7 +41,7 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
             for source in (*sources, "mean")
         )
         seconds = results.get("seconds_per_chunk", {}).get(line[0])
-        picture = span(as_interval(mean), scale, told=line[1] == "oracle")
+        picture = span(as_interval(mean), scale, hollow=line[1] == "oracle")
         body.append(
             f'<tr class="{" ".join(classes)}" style="--c:{_colour(line[0])}"><th>{name}</th>'
             f'<td class="left">{what}</td>{cells}'
@@ -52,37 +50,37 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
         )
     return (
         '<section id="scores"><h2>Scores</h2><div class="scroll"><table><caption>'
-        "SDR of whole chunks in dB, mean [95% interval]; the picture is of the sources' mean, "
-        "hollow where the truth is used</caption><thead><tr><th>method</th>"
+        "SDR of whole chunks in dB, mean [95% interval]; the picture shows the mean of the "
+        "sources, hollow if the estimate uses the truth</caption><thead><tr><th>method</th>"
         f'<th class="left">estimate</th>{head}<th class="left">{scale.low:g} to {scale.high:g} dB'
         f"</th><th>s / chunk</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         "<p><em>What you get</em> averages all candidates into a mask of the mixture. "
-        "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> is the one "
-        "whose spectrum fits the mixture best, the <em>oracle pick</em> is chosen per source with "
-        "the truth in hand, as in the original report. Seconds are of the clock, beside whatever "
-        "else ran: for costs side by side there is <code>benchmarks.bench_methods</code>.</p>"
-        f"{_seed_table()}{_other_metrics(results)}</section>"
+        "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> fits the "
+        "mixture's spectrum best; the <em>oracle pick</em> is the best per source by comparison "
+        "with the truth, as in the reference report. Seconds are wall-clock time, possibly beside "
+        "other programs; <code>benchmarks.bench_methods</code> compares the costs.</p>"
+        f"{_reference_table()}{_other_metrics(results)}</section>"
     )
 
 
-def _seed_table() -> str:
+def _reference_table() -> str:
     rows = "".join(
         f'<tr style="--c:{_colour(method)}"><th>{NAMES[method]}</th><td>{row["bass"]:.2f}</td>'
         f"<td>{row['drums']:.2f}</td><td>{row['seconds']:.1f}</td></tr>"
-        for method, row in SEED_TABLE.items()
+        for method, row in REFERENCE_TABLE.items()
     )
     return (
-        '<details open><summary>The original report</summary><div class="scroll"><table>'
-        f"<caption>{SEED_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
+        '<details open><summary>The reference report</summary><div class="scroll"><table>'
+        f"<caption>{REFERENCE_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
         f"<th>s</th></tr></thead><tbody>{rows}</tbody></table></div><p>Its data, models and "
-        "machine were others: its numbers are context, not a comparison.</p></details>"
+        "machine differ from these: take its numbers as context, not as a comparison.</p></details>"
     )
 
 
 def _other_metrics(results: Mapping[str, Any]) -> str:
-    """The means of the other metrics, folded away."""
+    """Return the means of the other metrics, collapsed."""
     labels = {
-        "sdr_seed": "SDR, museval windows",
+        "sdr_bsseval": "SDR, museval windows",
         MUSEVAL: "SDR by museval",
         "si_sdr": "SI-SDR",
         "si_sdri": "SI-SDR gain",
@@ -112,17 +110,21 @@ def _other_metrics(results: Mapping[str, Any]) -> str:
     )
 
 
-def ablation(found: Mapping[str, Any]) -> str:
-    """What scripts.ablate wrote: what each part adds, and the paired differences.
+def ablation(content: Mapping[str, Any]) -> str:
+    """Return the section of an ablation: what each part adds, and the paired differences.
 
     Raises:
-        KeyError: it is something else.
+        KeyError: the content is not an ablation.
     """
-    parts = [line for line in found["rows"] if line["row"].startswith("parts: ")]
-    sources = [name for name in found["rows"][0]["sdr"] if name != "mean"]
-    study = found["study"]
-    about = (
-        f"{study['chunks']} chunks, {study['candidates']} candidates, samplings: {study['seeds']}; "
+    added = [
+        (line["row"].removeprefix("parts: "), line["sdr"])
+        for line in content["rows"]
+        if line["row"].startswith("parts: ")
+    ]
+    sources = [name for name in content["rows"][0]["sdr"] if name != "mean"]
+    sweep = content["study"]
+    caption = (
+        f"{sweep['chunks']} chunks, {sweep['candidates']} candidates, samplings: {sweep['seeds']}; "
         "SDR in dB, refined"
     )
     differences = [
@@ -130,16 +132,16 @@ def ablation(found: Mapping[str, Any]) -> str:
             " &minus; ".join(html.escape(shown(item[key])) for key in ("first", "second")),
             item["difference"],
         )
-        for item in found["comparisons"]
+        for item in content["comparisons"]
     ]
     tables = [
-        _spans(about, sources, [(line["row"][7:], line["sdr"]) for line in parts]) if parts else "",
+        _spans(caption, sources, added) if added else "",
         "<details><summary>Paired differences</summary>"
         f"{_spans('in dB, mean [95% interval]', sources, differences, '+')}</details>",
     ]
     return (
-        '<section id="parts"><h2>What each part adds</h2><p>From the hybrid as published to what '
-        f"you get, one part after the other.</p>{''.join(tables)}</section>"
+        '<section id="parts"><h2>What each part adds</h2><p>The parts are added one by one, from '
+        f"the published hybrid to what you get.</p>{''.join(tables)}</section>"
     )
 
 
@@ -149,7 +151,7 @@ def _spans(
     lines: Sequence[tuple[str, Mapping[str, Any]]],
     sign: str = "",
 ) -> str:
-    """A table of {source: mean and interval} per line, with pictures of the mean."""
+    """Return a table of {source: mean and interval} per line, with pictures of the mean."""
     found = [{name: Interval(**value) for name, value in of.items()} for _, of in lines]
     scale = Scale.over(x for each in found for x in each["mean"][:3])
     head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
@@ -166,11 +168,11 @@ def _spans(
     )
 
 
-def _cell(found: Interval, sign: str = "") -> str:
-    if found.n == 0:
+def _cell(interval: Interval, sign: str = "") -> str:
+    if interval.n == 0:
         return "-"
-    low, high = (format(x, f"{sign}.2f") for x in (found.low, found.high))
-    return f"{format(found.mean, f'{sign}.2f')} <i>[{low}, {high}]</i>"
+    low, high = (format(x, f"{sign}.2f") for x in (interval.low, interval.high))
+    return f"{format(interval.mean, f'{sign}.2f')} <i>[{low}, {high}]</i>"
 
 
 def _group(method: str) -> str:

@@ -1,4 +1,4 @@
-"""The output files of an evaluation, and which existing files belong to a former one.
+"""Files that an evaluation and a report write, and how to recognise files of earlier runs.
 
     OUTPUT                              the results, which name their examples
     OUTPUT.parts/METHOD.json            results of a finished method, until all are done
@@ -11,6 +11,7 @@ are never replaced or removed.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -20,12 +21,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jukebox_core.files import check_replaceable, check_writable, json_with, write_json
+from jukebox_core.files import check_replaceable, check_writable, json_with, marked, write_json
 from jukebox_core.kept import is_kept
 from scripts._methods import METHODS
 from scripts._results import NAMES
 
-__all__ = ["EXAMPLES", "HEARD", "PLAYED", "Outputs"]
+__all__ = [
+    "EXAMPLES",
+    "HEARD",
+    "PLAYED",
+    "REPORT_MARK",
+    "REPORT_TITLE",
+    "Outputs",
+    "is_report",
+]
+
+REPORT_TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
+REPORT_MARK = '<meta name="generator" content="latent-separation report">'
+is_report = marked("<!doctype html>", REPORT_MARK, f"<title>{html.escape(REPORT_TITLE)}</title>")
+"""For `files.check_replaceable`: recognise a report; old reports have only the title."""
 
 EXAMPLES = 3
 """Default number of chunks whose audio is written."""
