@@ -20,7 +20,7 @@ from commands import blocks, calls, flags, known_flags
 from conftest import made_once
 from safetensors import safe_open
 
-from scripts._settings import BUILT_IN, Settings
+from jukebox_core.separation.settings import DEFAULTS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -250,8 +250,9 @@ def test_the_settings_are_those_of_the_code():
     page = (DOCS / "inference.md").read_text(encoding="utf-8")
     table = rows(page.partition("## Settings")[2].partition("\n## ")[0])
     shown = {flag: cells[0] for flag, cells in table.items() if flag.startswith("--")}
-    assert shown == {f"--{k.replace('_', '-')}": str(v) for k, v in BUILT_IN.items()}
-    assert set(BUILT_IN) == set(vars(Settings()))
+    assert set(shown) == {f"--{name.replace('_', '-')}" for name in vars(Settings())}
+    for name, value in DEFAULTS.explicit().items():
+        assert shown[f"--{name.replace('_', '-')}"] == str(value)
 
 
 def test_the_files_hold_what_the_page_says(tiny_models, tiny_data):

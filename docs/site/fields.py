@@ -1,6 +1,6 @@
-"""What docstrings write for a terminal, put so that Markdown shows it alike in the reference.
+"""Converts docstrings, which are written for a terminal, to Markdown for the reference.
 
-Fields named one per line, `name: what it is`, become a list; a list gets the blank line before it.
+Fields, one per line as `name: description`, become a list; a blank line is inserted before a list.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _FIELD = re.compile(r"^([a-z]\w*(?:, [a-z]\w*)*): (?=\S)")
 
 
 class Fields(griffe.Extension):
-    """Rewrites the docstrings of everything that is loaded."""
+    """Rewrites the docstrings of all loaded objects."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Called once per module, class, function and attribute."""
+        """Rewrite one docstring; called once per module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = listed(obj.docstring.value)
 
 
 def listed(text: str) -> str:
-    """The text with its fields as items, but for the first paragraph."""
+    """Turn the fields of a text into list items, except in the first paragraph."""
     summary, *rest = text.split("\n\n")
     return "\n\n".join([summary, *map(_items, rest)])
 

@@ -1,7 +1,7 @@
-"""What the site adds to docs/*.md: the reference, flags, equations as MathML, links that lead on.
+"""Adds to docs/*.md the reference, the flags of all commands and equations as MathML.
 
-The pages read well on a Git host as they are; their links to files beside docs/ become, on the
-site, links to the reference, to the commands or to a copy of the file.
+On the site, links to files outside docs/ become links to the reference, to the commands or to a
+copy of the file. On a Git host the pages need none of this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = HERE.parent.parent
 
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data")
 COPIED = ("images/*.png", "images/*.svg", "*.ipynb")
-"""Files beside docs/ that pages show or offer."""
+"""Files outside docs/ that pages show or link to."""
 
 _LINK = re.compile(r"\[(`?)([^\]`]+)\1\]\(\.\./([\w/.]+)\)")
 _MATH = re.compile(
@@ -37,7 +37,7 @@ _FLAG = re.compile(r"--[\w.-]+")
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of every public module, packages before what is in them."""
+    """(dotted name, file) of every public module, packages before their modules."""
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py"), key=_order):
             name = dotted(path.relative_to(ROOT))
@@ -46,20 +46,20 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def _order(path: Path) -> tuple[Any, ...]:
-    """Modules before the packages beside them, a package's own page first."""
+    """Sort key: a package's own page, then its modules, then its subpackages."""
     parts = path.relative_to(ROOT).parts
     inside = path.name == "__init__.py"
     return (*((1, part) for part in parts[:-1]), (0, "" if inside else path.name))
 
 
 def dotted(path: Path) -> str:
-    """The module's name of a path relative to the root."""
+    """Dotted module name of a path relative to the root."""
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def page_of(name: str) -> str:
-    """Where the reference of a module is."""
+    """Path of a module's page in the reference."""
     inside = (ROOT.joinpath(*name.split(".")) / "__init__.py").is_file()
     return f"api/{name.replace('.', '/')}{'/index' if inside else ''}.md"
 
@@ -88,8 +88,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the reference, the style, and the files beside docs/ that pages show."""
-    rows = ["# Reference", "", "Of every public module, from its docstrings.", ""]
+    """Add the pages of the reference, the style sheet, and the copied files."""
+    rows = ["# Reference", "", "All public modules, documented by their docstrings.", ""]
     rows += ["| module | |", "|---|---|"]
     for name, path in modules():
         text = f"# {name}\n\n::: {name}\n"
@@ -105,7 +105,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links that lead out of docs/ into links of the site, and add the commands' flags."""
+    """Turn links to files outside docs/ into links within the site; add the commands' flags."""
     markdown = _LINK.sub(_led_on, markdown)
     if page.file.src_uri == "commands.md":
         markdown += "\n" + commands()
@@ -127,7 +127,7 @@ def _led_on(link: re.Match[str]) -> str:
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Equations as MathML, which browsers show without any script; flags that do not break."""
+    """Convert equations to MathML, which needs no script, and keep flags on one line."""
     content = _MATH.sub(_mathml, content)
     return _CODE.sub(lambda code: _FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), content)
 
@@ -136,5 +136,5 @@ def _mathml(equation: re.Match[str]) -> str:
     block = equation[1] == "div"
     shown = convert(html.unescape(equation[2]).strip(), display="block" if block else "inline")
     if "\\" in shown:
-        LOG.warning("an equation with a command that is not known: %s", equation[2].strip())
+        LOG.warning("unknown command in an equation: %s", equation[2].strip())
     return f'<div class="equation">{shown}</div>' if block else shown

@@ -1,4 +1,4 @@
-"""Take the pictures of docs/images from a finished run: its report, and the app at work.
+"""Take the screenshots in docs/images from a finished run: its report, and the app.
 
     python docs/site/screenshots.py --runs runs/demo
 
@@ -16,7 +16,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from browsing import DESKTOP, PHONE, chromium, free_port  # noqa: E402 - found by the line above
+from browsing import DESKTOP, PHONE, chromium, free_port  # noqa: E402 - needs the path set above
 
 from scripts import app  # noqa: E402
 
@@ -24,7 +24,7 @@ IMAGES = ROOT / "docs" / "images"
 
 
 def main() -> None:
-    """Write the pictures."""
+    """Write the screenshots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("runs/demo"))
     runs = parser.parse_args().runs
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def report(browser, path: Path) -> None:
-    """The report's first screen, light and dark, its players while one plays, on a phone."""
+    """Take the report: light, dark and on a phone, and its players while one plays."""
     for name, viewport, scheme in (
         ("desktop", DESKTOP, "light"),
         ("dark", DESKTOP, "dark"),
@@ -63,7 +63,7 @@ def report(browser, path: Path) -> None:
 
 
 def separate(browser, runs: Path) -> None:
-    """The app after it separated an example, on a desktop and, dark, on a phone."""
+    """Take the app after it separated an example: light on a desktop, dark on a phone."""
     args = app.Args(models=runs / "models", port=free_port(), examples=(runs / "data",))
     with app.opened(args) as address:
         for name, size, scheme in (("desktop", DESKTOP, "light"), ("phone", PHONE, "dark")):
