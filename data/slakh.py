@@ -52,7 +52,7 @@ from jukebox_core.files import (
     sha256,
     write_json,
 )
-from jukebox_core.separation.memory import free_bytes, is_out_of_memory
+from jukebox_core.machine import free_bytes, is_out_of_memory
 
 __all__ = ["Prepared", "prepare", "quantise_sources"]
 

@@ -48,7 +48,7 @@ from data.render import Renderer, block_powers, check_header, loudness
 from jukebox_core import audio
 from jukebox_core.checks import one_line, require, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
-from jukebox_core.separation.memory import free_bytes
+from jukebox_core.machine import free_bytes
 
 __all__ = ["MOST_SECONDS", "SyntheticData", "make_synthetic"]
 

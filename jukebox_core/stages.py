@@ -1,4 +1,4 @@
-"""Run stages, each a program of the project, side by side as their turn comes and the cores allow.
+"""Run stages, each a program in a process of its own, side by side as far as the cores allow.
 
 A stage runs again if its command changed, its product is missing or a stage before it ran again.
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from jukebox_core.files import check_replaceable, write_json
 from jukebox_core.training.tracking import METRICS
@@ -24,7 +25,7 @@ __all__ = ["Runner", "Stage"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: `python -m scripts.NAME FLAGS`."""
+    """One command: `python -m PACKAGE.NAME FLAGS`."""
 
     name: str
     command: tuple[str, ...]
@@ -55,19 +56,22 @@ class Stage:
 class Runner:
     """Runs a plan and prints its progress; a second run of the same plan resumes."""
 
-    def __init__(self, plan: Sequence[Stage], output: Path, cores: int):
+    def __init__(self, plan: Sequence[Stage], output: Path, cores: int, package: ModuleType):
         """Read the record of finished stages.
 
         Args:
             plan: the stages; among those that are ready, the first starts first.
             output: folder of the record, stages.json, and of the logs.
             cores: number of CPU cores that the stages share.
+            package: of the programs.
 
         Raises:
             FileExistsError: a log or the record would replace a file of another kind.
             OSError: these cannot be written.
         """
         self._plan, self._output, self._cores = list(plan), output, cores
+        self._package = package.__name__
+        self._root = str(Path(str(package.__file__)).parents[1])
         self._record = output / "stages.json"
         check_replaceable(self._record, _is_record, "a record of stages")
         resumed = self._record.is_file()
@@ -122,17 +126,19 @@ class Runner:
 
     def _start(self, stage: Stage) -> None:
         threads = str(max(1, round(self._cores * stage.share)))
+        path = os.pathsep.join(filter(None, [self._root, os.environ.get("PYTHONPATH")]))
         script, *flags = stage.command
         with open(self._log(stage), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"scripts.{script}", *flags],
+                [sys.executable, "-m", f"{self._package}.{script}", *flags],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                env=os.environ
+                | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path},
             )
         self._running[stage.name] = (stage, process, time.monotonic())
-        self._print(f"{stage.name}: python -m scripts.{script} {' '.join(flags)}")
+        self._print(f"{stage.name}: python -m {self._package}.{script} {' '.join(flags)}")
 
     def _collect(self) -> None:
         for name, (stage, process, began) in list(self._running.items()):

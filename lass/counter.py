@@ -20,7 +20,7 @@ import torch
 
 from jukebox_core.checks import require
 from jukebox_core.files import is_temporary, write_json
-from jukebox_core.separation.memory import free_bytes
+from jukebox_core.machine import free_bytes
 from jukebox_core.tables import table_of
 from lass.counts import KIND, CountsFile, save_blocks, to_keys
 from lass.external_sort import HELD, Block, Run, SpoolRun, merged, merged_blocks, write_run

@@ -15,8 +15,8 @@ from torch import Tensor
 from jukebox_core.checks import require, require_fields
 from jukebox_core.datasets.crops import AudioCache, long_enough
 from jukebox_core.datasets.manifest import Track
+from jukebox_core.machine import free_bytes
 from jukebox_core.prior.codes import WINDOW_SECONDS, encoder_reach
-from jukebox_core.separation.memory import free_bytes
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]

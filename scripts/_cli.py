@@ -153,7 +153,7 @@ def _unwinding_on_sigterm() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    from jukebox_core.separation.memory import is_out_of_memory  # imports PyTorch, which is slow
+    from jukebox_core.machine import is_out_of_memory  # imports PyTorch, which is slow
 
     return is_out_of_memory(error)
 

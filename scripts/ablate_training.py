@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+import scripts
 from jukebox_core.checkpoints import load_codec, provenance
 from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import TrainConfig
@@ -34,10 +35,10 @@ from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.results import find_row, load_results, series
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
 from jukebox_core.presets import PRESETS, PresetName
+from jukebox_core.stages import Runner, Stage
 from jukebox_core.training.tracking import METRICS, read_metrics
 from scripts._cli import program
 from scripts._results import text_table
-from scripts._stages import Runner, Stage
 
 BASE = "base"
 TWO_LEVELS: tuple[str, ...] = (
@@ -127,7 +128,7 @@ def main(args: Args) -> None:
     check_replaceable(table, json_with("variants.0.codec_sdr_mixtures"), "a table of variants")
     first, rest = ([name for name in names if name in group] for group in (CODEC, PRIOR))
     codecs, priors = (
-        Runner([s for name in some for s in stages(args, name, sources)], at, cores)
+        Runner([s for name in some for s in stages(args, name, sources)], at, cores, scripts)
         for some, at in ((first, args.output), (rest, args.output / "priors"))
     )
     codecs.run()

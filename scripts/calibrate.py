@@ -21,10 +21,9 @@ from jukebox_core.checks import require_fields
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import check_replaceable
+from jukebox_core.machine import pick_device, set_threads
 from jukebox_core.separation.calibration import CalibrationMeter, save_calibration
-from jukebox_core.separation.loading import pick_device
 from jukebox_core.tables import table_of
-from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 
 BATCH = 4

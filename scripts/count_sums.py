@@ -35,9 +35,8 @@ from tqdm import tqdm
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
-from jukebox_core.separation.loading import pick_device
-from jukebox_core.separation.memory import free_bytes
-from jukebox_core.training.distributed import Ranks, set_threads
+from jukebox_core.machine import free_bytes, pick_device, set_threads
+from jukebox_core.training.distributed import Ranks
 from jukebox_core.vqvae.model import VQVAE
 from lass.counter import BUFFER, TripleCounter, check_spool
 from lass.counts import CountsFile, check_output, merge_counts

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.files import check_replaceable
+from jukebox_core.machine import set_threads
 from jukebox_core.tables import table_of
-from jukebox_core.training.distributed import set_threads
 from lqvae.sums import ALPHA, code_sums, save_sums
 from scripts._cli import program
 

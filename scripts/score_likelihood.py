@@ -40,6 +40,7 @@ from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.likelihood import Information, pair_logs
 from jukebox_core.files import check_replaceable, json_with, write_json
+from jukebox_core.machine import free_bytes, set_threads
 from jukebox_core.separation.likelihood import (
     Likelihood,
     check_exponent,
@@ -47,8 +48,6 @@ from jukebox_core.separation.likelihood import (
     check_smoothing,
 )
 from jukebox_core.separation.loading import prior_folders
-from jukebox_core.separation.memory import free_bytes
-from jukebox_core.training.distributed import set_threads
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall

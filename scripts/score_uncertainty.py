@@ -29,12 +29,12 @@ from jukebox_core.evaluation.bootstrap import bootstrap_mean
 from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.estimates import draw_candidates
 from jukebox_core.files import check_replaceable, json_with, write_json
+from jukebox_core.machine import set_threads
 from jukebox_core.separation.samplers import SamplerName
 from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.selection import PosteriorMean
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
-from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 from scripts._results import text_table

@@ -26,13 +26,10 @@ from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
+from jukebox_core.machine import set_threads
 from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.files import check_input, write_stems
-from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import Settings
-from jukebox_core.training.distributed import Ranks, set_threads
-from scripts._cli import program
-from scripts._inputs import (
+from jukebox_core.separation.jobs import (
     Failure,
     Job,
     assign,
@@ -45,6 +42,10 @@ from scripts._inputs import (
     owned_files,
     write_record,
 )
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import Settings
+from jukebox_core.training.distributed import Ranks
+from scripts._cli import program
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 
 

@@ -16,10 +16,11 @@ from test_trainer import Noise
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.datasets import batches as batches_module
 from jukebox_core.datasets.crops import Batches
+from jukebox_core.machine import set_threads
 from jukebox_core.presets import PRESETS
 from jukebox_core.training import distributed as runtime
 from jukebox_core.training import memory as training_memory
-from jukebox_core.training.distributed import make_fabric, set_threads
+from jukebox_core.training.distributed import make_fabric
 from jukebox_core.training.memory import require_memory
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective

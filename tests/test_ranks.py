@@ -4,7 +4,8 @@ test_separate_script.py for several."""
 import pytest
 import torch
 
-from jukebox_core.training.distributed import Ranks, share_of_cores
+from jukebox_core.machine import share_of_cores
+from jukebox_core.training.distributed import Ranks
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 

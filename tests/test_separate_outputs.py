@@ -11,8 +11,8 @@ import pytest
 from test_separate_script import FAST, REPOSITORY, music, separate, written
 
 from jukebox_core import audio
+from jukebox_core.separation.jobs import RECORD, Job, check_same_song, find_jobs
 from scripts import _inputs as _separation
-from scripts._inputs import RECORD, Job, check_same_song, find_jobs
 
 RATE = 22_050
 

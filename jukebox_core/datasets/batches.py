@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jukebox_core.checks import require
 from jukebox_core.datasets.bad_files import warn_on_stderr
-from jukebox_core.training.distributed import available_cores
+from jukebox_core.machine import available_cores
 
 __all__ = ["Batches", "Items", "collate"]
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import torch
-
 from jukebox_core.checkpoints import (
     fingerprint,
     load_codec_config,
@@ -32,31 +30,11 @@ __all__ = [
     "calibration_of",
     "family_folder",
     "fingerprints",
-    "pick_device",
     "prior_folders",
     "sizes_of",
 ]
 
 _SHIFTS = 4
-
-
-def pick_device(device: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, then Apple's MPS, then the CPU.
-
-    Raises:
-        ValueError: there is no such device.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-        torch.zeros(1, device=picked).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason})") from error
-    return picked
 
 
 def family_folder(models: str | Path, family: str) -> Path:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from pathlib import Path
-
-import psutil
 import torch
 
+from jukebox_core.machine import free_bytes
 from jukebox_core.prior.joint import JointPriors
 
 __all__ = [
     "TooLarge",
     "decoded_bytes",
-    "free_bytes",
-    "is_out_of_memory",
-    "release",
     "windows_that_fit",
 ]
 
@@ -28,7 +22,6 @@ CPU_SEQUENCES = 256
 GPU_SEQUENCES = 4096
 """Pairs of sequences decoded together from which a GPU gains little by more."""
 
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 _LOGITS = 16  # float32 rows [K] of a sequence: logits, log-probabilities, the draw's intermediates
 _TABLES = 3  # float32 tables [K, K] of a window's step
 
@@ -72,38 +65,3 @@ def windows_that_fit(
 def decoded_bytes(candidates: int, samples: int) -> int:
     """Bytes of a window's candidates of both sources, as float32 audio."""
     return 2 * 4 * candidates * samples
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a device in bytes; the host's for devices that do not report it."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What PyTorch holds and does not use is free as well.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + held
-    return min(psutil.virtual_memory().available, _container_bytes())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception reports a lack of memory, on any device."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _WORDS)
-
-
-def release(device: torch.device) -> None:
-    """Release the memory that PyTorch caches."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Free bytes within a container's limit; without a limit, more than any machine has."""
-    try:
-        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
-        if limit.isdigit():
-            return max(0, int(limit) - int((folder / "memory.current").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass
-    return 1 << 62

@@ -15,15 +15,10 @@ from jukebox_core.checkpoints import (
     load_prior,
     run_part,
 )
+from jukebox_core.machine import pick_device
 from jukebox_core.prior.joint import Precision, accelerate
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.loading import (
-    calibration_of,
-    family_folder,
-    pick_device,
-    prior_folders,
-    sizes_of,
-)
+from jukebox_core.separation.loading import calibration_of, family_folder, prior_folders, sizes_of
 from jukebox_core.separation.samplers import OPTIONS
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned

@@ -12,17 +12,11 @@ from torch import Tensor
 from jukebox_core import audio as audio_io
 from jukebox_core.audio.stream import BLOCK
 from jukebox_core.checks import require, require_seed
+from jukebox_core.machine import free_bytes, is_out_of_memory, release
 from jukebox_core.prior.joint import JointPriors, Prior, as_joint
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.memory import (
-    TooLarge,
-    decoded_bytes,
-    free_bytes,
-    is_out_of_memory,
-    release,
-    windows_that_fit,
-)
+from jukebox_core.separation.memory import TooLarge, decoded_bytes, windows_that_fit
 from jukebox_core.separation.samples import (
     Candidates,
     Progress,

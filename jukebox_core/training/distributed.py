@@ -28,19 +28,17 @@ from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from jukebox_core.checks import require
+from jukebox_core.machine import available_cores
 
 __all__ = [
     "Precision",
     "Ranks",
     "Signals",
-    "available_cores",
     "generator_states",
     "launch",
     "make_fabric",
     "seed_everything",
     "set_generator_states",
-    "set_threads",
-    "share_of_cores",
 ]
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -248,38 +246,6 @@ class Ranks:
         index = self.local_rank % torch.cuda.device_count()
         torch.cuda.set_device(index)
         return f"cuda:{index}"
-
-
-def share_of_cores(processes: int) -> int | None:
-    """CPU threads for one of `processes` on this machine; None: PyTorch's default, for one."""
-    return None if processes == 1 else max(1, available_cores() // processes)
-
-
-def available_cores() -> int:
-    """CPU cores that this process may run on."""
-    own = getattr(os, "sched_getaffinity", None)
-    return len(own(0)) if own else os.cpu_count() or 1
-
-
-def set_threads(threads: int | None, processes: int = 1) -> None:
-    """Set the CPU threads of PyTorch in this process.
-
-    Args:
-        threads: number of threads; None: this process's share of the cores, or PyTorch's default
-            for one process.
-        processes: number of processes that share this machine.
-
-    Raises:
-        ValueError: the number is invalid, or so large that starting the threads may kill the
-            process.
-    """
-    if threads is not None:
-        cores = available_cores()
-        hint = f"this machine has {cores} cores"
-        require("threads", threads, whole=True, at_least=1, at_most=max(256, cores), hint=hint)
-    count = share_of_cores(processes) if threads is None else threads
-    if count is not None:
-        torch.set_num_threads(count)
 
 
 def _nodes(world: int, local: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jukebox_core.audio.spectra import _hann
-from jukebox_core.separation.memory import free_bytes
+from jukebox_core.machine import free_bytes
 from jukebox_core.vqvae.bottleneck import Bottleneck
 
 __all__ = [

@@ -25,15 +25,10 @@ from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import OptimConfig, TrainConfig, to_dict
 from jukebox_core.datasets.crops import Batches, Items, split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
+from jukebox_core.machine import set_threads
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
 from jukebox_core.training.audio_logging import AudioTracker, Clips
-from jukebox_core.training.distributed import (
-    Precision,
-    launch,
-    make_fabric,
-    seed_everything,
-    set_threads,
-)
+from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
 from jukebox_core.training.memory import crops_that_fit, require_memory
 from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker, Trackers
 from jukebox_core.training.trainer import CollapseWatch, Trainer

@@ -22,12 +22,12 @@ from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.files import check_input, write_stems
+from jukebox_core.separation.jobs import failure_of
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
-from scripts._inputs import failure_of
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 
 __all__ = ["Cancelled", "Job", "JobQueue", "Limits", "Refused", "Result", "usable"]

@@ -24,14 +24,13 @@ import tyro
 
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.excerpts import write_excerpt
+from jukebox_core.machine import pick_device, set_threads
 from jukebox_core.prior.joint import Precision
-from jukebox_core.separation.loading import pick_device
+from jukebox_core.separation.jobs import find_jobs
 from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
-from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
-from scripts._inputs import find_jobs
 from scripts._methods import METHODS, MethodName
 from scripts.app.jobs import JobQueue, Limits, usable
 

@@ -27,12 +27,12 @@ from jukebox_core.datasets.manifest import Manifest, load_manifest
 from jukebox_core.evaluation.chunks import check_mixtures, choose_chunks, silence_rule
 from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.evaluation.scores import check_museval
+from jukebox_core.machine import pick_device, set_threads
 from jukebox_core.prior.joint import Precision
-from jukebox_core.separation.loading import fingerprints, pick_device
+from jukebox_core.separation.loading import fingerprints
 from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
-from jukebox_core.training.distributed import set_threads
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
 from scripts._outputs import EXAMPLES, Outputs

@@ -1,4 +1,4 @@
-"""Audio files to separate: which, where their stems go, who separates them, which are finished."""
+"""Jobs of separating files: which files, where their stems go, which process, what is finished."""
 
 from __future__ import annotations
 
@@ -131,12 +131,12 @@ def _separable(jobs: Sequence[Job], failures: list[Failure]) -> list[Job]:
         outer = next((parent for parent in job.folder.parents if parent in by_folder), None)
         inside = inputs.get(_resolved(job.folder))
         if others:
-            why = f"the stems of {others[0]} would go there too: choose one --output for each"
+            why = f"the stems of {others[0]} would go there too: choose one output folder for each"
         elif outer is not None:
             first = by_folder[outer][0].path
-            why = f"the stems of {first} go to {outer}: choose one --output for each"
+            why = f"the stems of {first} go to {outer}: choose one output folder for each"
         elif inside is not None:
-            why = f"the input {inside} is there: choose another --output"
+            why = f"the input {inside} is there: choose another output folder"
         else:
             left.append(job)
             continue
@@ -233,12 +233,12 @@ def check_same_song(job: Job) -> None:
     ):
         raise FileExistsError(
             f"{job.path}: {job.folder} holds the stems of {before['path']}: choose another "
-            "--output, or replace them with --overwrite"
+            "output folder, or overwrite them"
         )
     if "files" not in record:
         raise FileExistsError(
             f"{job.path}: the stems in {job.folder} have no recorded checksums, so they may have "
-            "been edited: choose another --output, or replace them with --overwrite"
+            "been edited: choose another output folder, or overwrite them"
         )
 
 
