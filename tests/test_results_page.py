@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
-from scripts.ablate import compare, difference_cells, interval_cell, kind_of
 from scripts.ablate.plots import shown
+from scripts.ablate.tables import compare, difference_cells, interval_cell, kind_of
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")
