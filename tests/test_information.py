@@ -86,7 +86,7 @@ def test_bases_are_distributions_over_the_mixture_codes(parts, name):
 
 
 def gaussian_table(book, sums, sigma, share, counts):
-    """q(m | z1, z2) of the Gaussian base, [K, K, K], m last: float64, as loops over its definition."""
+    """q(m | z1, z2) of the Gaussian base, float64 [K, K, K], m last, as loops."""
     seen = np.full(K, 0.5)
     for m, n in zip(counts.mixture, counts.counts, strict=True):
         seen[m] += n

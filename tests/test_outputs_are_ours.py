@@ -386,10 +386,12 @@ def test_tune(models, tiny_data, tmp_path, capsys, monkeypatch):
     flags += ["--method", "lqvae", "--candidates", "2", "--chunk-codes", "64", "--budget", "1"]
     for _ in range(2):
         assert tune.main([str(flag) for flag in flags]) == 0
-    (scores,) = models.glob("tuned/lqvae.parts/*.json")
+    defaults, masks = models.glob("tuned/lqvae.parts/*.json")
     monkeypatch.setattr(Method, "load_separator", never)
-    put(scores)
-    refused(capsys, tmp_path, tune.main, flags, scores)
+    for scores in (defaults, masks):
+        own = scores.read_bytes()
+        refused(capsys, tmp_path, tune.main, flags, put(scores))
+        put(scores, own)
     put(tuned_path(models, "lqvae"), {"options": {"sigma": 0.3}})  # chosen by hand
     refused(capsys, tmp_path, tune.main, flags, tuned_path(models, "lqvae"))
 

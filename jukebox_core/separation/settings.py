@@ -48,7 +48,7 @@ class Settings:
     temperature: float | None = None
     """Temperature of the priors; default 1."""
     top_k: int | None = None
-    """Ancestral sampling: draw among the k most probable pairs of codes per step; 0 (default): all."""
+    """Ancestral sampling: draw among the k most probable pairs per step; 0 (default): all."""
     top_p: float | None = None
     """Ancestral sampling: draw among the most probable pairs of codes of this mass; default 1."""
     sigma: float | None = None
