@@ -139,3 +139,9 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
     """Format cells as a Markdown table."""
     lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
+
+
+def row_name(row: str) -> str:
+    """Return a row's name with the label of its system."""
+    method, comma, rest = row.partition(",")
+    return NAMES[method] + comma + rest if method in SYSTEMS else row

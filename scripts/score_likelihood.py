@@ -97,7 +97,7 @@ class Args:
         """Refuse values out of range."""
         require_fields(self, "iterations", "compared", whole=True, at_least=1)
         for name, check in (
-            ("smoothings", check_smoothing),
+            ("smoothings", partial(check_smoothing, or_none=False)),
             ("sigmas", check_sigma),
             ("exponents", check_exponent),
         ):

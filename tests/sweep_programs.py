@@ -117,8 +117,8 @@ BASES: Mapping[str, Base] = {
     ),
     "report": Base("--runs in/runs --output out.html"),
     "score_likelihood": Base(
-        "--models in/models --data in/data --output out.json --iterations 1 --strengths 3"
-        " --sigmas 0.4 --weights 1 --compared 64 --threads 1"
+        "--models in/models --data in/data --output out.json --iterations 1 --smoothings 3"
+        " --sigmas 0.4 --exponents 1 --compared 64 --threads 1"
     ),
     "score_uncertainty": Base(f"{_STUDY} --output out.json --method hybrid"),
     "separate": Base(

@@ -28,11 +28,11 @@ BASE = "base"
 
 # What may be meant, by the last part of a flag's name; everything else must be refused.
 ZERO_MEANT = frozenset(
-    """alpha attn-order backoff bandwidth-seconds betas code-shifts commit compression
-    context decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
+    """alpha attn-order bandwidth-seconds betas code-shifts commit compression
+    decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
     init-scale keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
-    multispectral port revival-threshold seed shifts silence-dbfs spectral split top-k
-    transpose-semitones validate-batches warmup-steps weight weight-decay weights within
+    multispectral port revival-threshold seed shifts silence-dbfs smoothing spectral split top-k
+    transpose-semitones validate-batches warmup-steps weight-decay within
     workers""".split()
 )
 ZERO_REFUSED = frozenset(
@@ -67,9 +67,9 @@ NONE_MEANT = frozenset(
         "baselines",
         "sources",
         "methods",
-        "strengths",
+        "smoothings",
+        "exponents",
         "sizes",
-        "weights",
         "sigmas",
     }
 )

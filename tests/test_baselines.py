@@ -11,6 +11,7 @@ from jukebox_core.evaluation.baselines import hpss, ideal_ratio_mask, mixture_as
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.nmf import nmf
 from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.samples import Candidates
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
 
@@ -60,11 +61,11 @@ def test_hpss_needs_drums_and_one_more(sources):
         hpss(mix(sources), {"bass": 0.4, "drums": 0.3, "piano": 0.3})
 
 
-def test_ideal_ratio_mask_is_the_refinement_with_the_truth(sources):
-    mixture, mask = mix(sources), RatioMask(power=1.0)
+def test_ideal_ratio_mask_is_the_mask_of_the_truth(sources):
+    mixture, mask = mix(sources), RatioMask(1.0, 2048, 512)
     estimates = ideal_ratio_mask(mixture, sources, ALPHA, mask)
-    truth = {name: x[:, None] for name, x in sources.items()}
-    expected = mask(mixture, truth, torch.ones(1, 1), ALPHA)
+    truth = Candidates({name: x[:, None] for name, x in sources.items()}, ALPHA)
+    expected = mask(mixture, truth, torch.ones(1, 1))
     for name, x in estimates.items():
         assert torch.equal(x, expected[name]) and x.shape == mixture.shape
         assert sdr(sources[name], x) > sdr(sources[name], mixture) + 8

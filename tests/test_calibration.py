@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from scripts._models import build_separator
 
+import lqvae
 from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.datasets.crops import CropDataset
@@ -19,6 +19,8 @@ from jukebox_core.separation.calibration import (
     save_calibration,
 )
 from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.samples import Candidates
+from jukebox_core.separation.settings import Settings
 from scripts import calibrate
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
@@ -109,13 +111,14 @@ def test_a_calibrated_mask_is_the_mask_of_calibrated_powers():
     calibration = made(129)
     plain, mask = RatioMask(2.5, 256, 64, 0.5), RatioMask(2.5, 256, 64, 0.5, calibration)
     audio = {name: noise(2, 3, 2000, seed=n) for n, name in enumerate(ALPHA)}
+    candidates = Candidates(audio, ALPHA)
     weights = torch.full((2, 3), 1 / 3)
-    powers = plain.mean_powers(audio, weights, ALPHA)
+    powers = plain.mean_powers(candidates, weights)
     expected = {n: calibration(n, p, ALPHA[n]) for n, p in powers.items()}
-    found = mask.mean_powers(audio, weights, ALPHA)
+    found = mask.mean_powers(candidates, weights)
     assert all(torch.equal(found[n], expected[n]) for n in ALPHA)
     mixture = sum(ALPHA[n] * audio[n][:, 0] for n in ALPHA)
-    stems = mask(mixture, audio, weights, ALPHA)
+    stems = mask(mixture, candidates, weights)
     assert torch.allclose(sum(ALPHA[n] * stems[n] for n in ALPHA), mixture, atol=1e-5)
     assert mask.settings["calibration"] == repr(calibration)
     assert plain.settings["calibration"] is None
@@ -145,8 +148,13 @@ def test_files_keep_it_and_know_their_codec(tmp_path):
     )
     with pytest.raises(ValueError, match="another codec"):
         load_calibration(path, "that")
-    with pytest.raises(ValueError, match="lacks piano"):
+    with pytest.raises(ValueError, match="piano"):
         load_calibration(path, "this", ("bass", "piano"))
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_calibration(tmp_path / "other")
+    path.write_bytes(b"no")
+    with pytest.raises(ValueError, match="is not a readable calibration"):
+        load_calibration(path)
 
 
 def test_the_command_measures_round_trips_and_separation_takes_them(
@@ -154,7 +162,7 @@ def test_the_command_measures_round_trips_and_separation_takes_them(
 ):
     family = shutil.copytree(tiny_models / "linearisation", tmp_path / "linearisation")
     path = family / "calibration.safetensors"
-    before = build_separator("lqvae", tmp_path)
+    before = lqvae.load_separator(tmp_path)
     flags = ["--vqvae", str(family / "vqvae"), "--data", str(tiny_data), "--output", str(path)]
     flags += ["--crops", "5", "--codes", "256", "--n-fft", "512", "--device", "cpu"]
     assert calibrate.main(flags) == 0
@@ -171,19 +179,23 @@ def test_the_command_measures_round_trips_and_separation_takes_them(
     for name in manifest.sources:
         torch.testing.assert_close(found.gain[name], expected.gain[name], rtol=5e-3, atol=1e-6)
         torch.testing.assert_close(found.floor[name], expected.floor[name], rtol=5e-3, atol=1e-6)
-    assert before.refinement.calibration is None
-    after = build_separator("lqvae", tmp_path)
-    assert repr(after.refinement.calibration) == repr(found)
+    assert before.mask.calibration is None
+    after = lqvae.load_separator(tmp_path)
+    assert repr(after.mask.calibration) == repr(found)
     mixture = 0.1 * noise(1, 6000)
     rate = manifest.sample_rate
     changed, same, without = (
         separator(mixture, rate, seed=0)["bass"]
-        for separator in (after, before, build_separator("lqvae", tmp_path, calibration=False))
+        for separator in (
+            after,
+            before,
+            lqvae.load_separator(tmp_path, Settings(calibration=False)),
+        )
     )
     assert torch.equal(without, same) and not torch.allclose(changed, same, atol=1e-4)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="is missing"):
-        build_separator("lqvae", tmp_path, calibration=True)
+        lqvae.load_separator(tmp_path, Settings(calibration=True))
 
 
 def test_flags_that_cannot_be(tiny_models, tiny_data, tmp_path, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_up_runs import write_runs
 
 from scripts import report
-from scripts.ablate import compare
+from scripts.ablate.tables import compare
 
 BAD = st.sampled_from([None, 0, -1, 1e30, math.nan, 10**25, True, "", "nonsense", [], {}, [None]])
 INTERVAL = {"mean": 1.0, "low": 0.5, "high": 1.5}
@@ -100,6 +100,6 @@ def test_a_report_with_a_damaged_ablation_names_it(runs, place, value):
     stored = runs / "ablation/ablation.json"
     stored.write_text(json.dumps(changed(ablation(), place, value)))
     with pytest.MonkeyPatch.context() as patch:  # players take long
-        patch.setattr(report, "listen", lambda *_: "")
+        patch.setattr("scripts.report.program.listen", lambda *_: "")
         refused(report.main, ["--runs", str(runs), "--output", str(runs / "r.html")], stored.name)
     stored.unlink()

@@ -21,6 +21,7 @@ from conftest import made_once
 from safetensors import safe_open
 
 from jukebox_core.separation.settings import DEFAULTS, Settings
+from scripts._methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -246,13 +247,15 @@ def test_the_presets_are_those_of_the_code():
     assert "\n".join(lines[:half]) in page and "\n".join(lines[half:]) in page
 
 
-def test_the_settings_are_those_of_the_code():
+def test_the_settings_have_these_defaults():
     page = (DOCS / "inference.md").read_text(encoding="utf-8")
     table = rows(page.partition("## Settings")[2].partition("\n## ")[0])
     shown = {flag: cells[0] for flag, cells in table.items() if flag.startswith("--")}
-    assert set(shown) == {f"--{name.replace('_', '-')}" for name in vars(Settings())}
-    for name, value in DEFAULTS.explicit().items():
-        assert shown[f"--{name.replace('_', '-')}"] == str(value)
+    names = {name: f"--{name.replace('_', '-')}" for name in vars(Settings())}
+    assert set(shown) == set(names.values())
+    for defaults in (DEFAULTS, *(method.resolve(Settings()) for method in METHODS.values())):
+        for name, value in defaults.explicit().items():
+            assert str(value) in shown[names[name]].replace("`", ""), name
 
 
 def test_the_files_hold_what_the_page_says(tiny_models, tiny_data):

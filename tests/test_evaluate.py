@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scripts._models import build_separator
 
+import hybrid
 from jukebox_core import audio as audio_io
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
-from jukebox_core.evaluation.estimates import choose_chunks, museval_sdr
+from jukebox_core.evaluation.chunks import choose_chunks
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.results import chunk_value, difference
-from jukebox_core.evaluation.scores import METRICS
+from jukebox_core.evaluation.scores import METRICS, museval_sdr
 from scripts import evaluate, train_mask
 from scripts._results import default_line, format_table
 from scripts.evaluate import scoring
-from scripts.evaluate.scoring import Run
+from scripts.evaluate.scoring import Scoring
 from tests.conftest import tone_and_noise, write_data_set
 
 SOURCES = ("bass", "drums")
@@ -96,10 +96,10 @@ def test_meta_says_how_the_numbers_came_about(results, tiny_data):
     assert {"oracle", "selected", "single", "irm", "codec", "scale"} <= set(meta["definitions"])
     assert data["generated"] is None  # nothing is claimed that the manifest does not say
     described = meta["models"]
-    assert (described["lqvae"]["sigma"], described["lqvae"]["weight"]) == (0.4, None)
-    assert (described["hybrid"]["sigma"], described["hybrid"]["weight"]) == (0.4, 1.0)
-    assert (described["lass"]["sigma"], described["lass"]["weight"]) == (None, 3.0)
-    assert described["hybrid"]["backoff"] == described["lass"]["backoff"] == 3.0
+    assert described["lqvae"]["sigma"] == 0.4 and "exponent" not in described["lqvae"]
+    assert (described["hybrid"]["sigma"], described["hybrid"]["exponent"]) == (0.4, 1.0)
+    assert described["lass"]["exponent"] == 3.0 and "sigma" not in described["lass"]
+    assert described["hybrid"]["smoothing"] == described["lass"]["smoothing"] == 3.0
     assert any("several chunks per song" in note for note in meta["notes"])
     for codec, value in meta["codec_sdr"].items():
         assert value == np.mean([chunk_value(i, "mean", "sdr") for i in items(results, codec)])
@@ -183,7 +183,7 @@ def test_examples_are_written_at_the_scores(results, folder):
 
 
 def test_the_uncertainty_of_examples_is_that_of_the_candidates(results, folder, models):
-    separator = build_separator("hybrid", models, candidates=3)
+    separator = hybrid.load_separator(models, candidates=3)
     generator = torch.Generator().manual_seed(0)
     for example in results["meta"]["examples"]:
         mixture = audio_io.load(folder / example["files"]["mixture"])[0]
@@ -191,8 +191,8 @@ def test_the_uncertainty_of_examples_is_that_of_the_candidates(results, folder, 
         expected = separator.uncertainty(mixture, candidates)[0].numpy()
         with np.load(folder / example["uncertainty"]["hybrid"]) as stored:
             np.testing.assert_allclose(stored["uncertainty"], expected, atol=2e-3)
-            assert stored["hertz"] == 22_050 / separator.refinement.n_fft
-            assert stored["seconds"] == separator.refinement.hop / 22_050
+            assert stored["hertz"] == 22_050 / separator.mask.n_fft
+            assert stored["seconds"] == separator.mask.hop / 22_050
 
 
 def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys):
@@ -205,7 +205,6 @@ def test_parts_are_gone_and_the_table_shows_the_numbers(results, folder, capsys)
             ("selected", True),
         }:
             assert f"{row['mean']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]" in table
-    assert "Slakh2100, oracle of 64, Colab T4; context only" in table
     assert "4.72" in table and "5.41" in table and "nan" not in table.lower()
     interval = difference(results, default_line("hybrid"), default_line("lqvae"))
     assert interval.n == 3 and math.isfinite(interval.mean)
@@ -223,13 +222,13 @@ def test_same_seed_same_numbers_and_a_stopped_run_goes_on(
     whole = json.loads((tmp_path / "whole.json").read_text())
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "baselines", _stop)
+        patch.setattr(Scoring, "baselines", _stop)
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 130
     assert not (tmp_path / "stopped.json").exists()
     assert (tmp_path / "stopped.json.parts" / "lqvae.json").is_file()
 
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "system_estimates", _stop)  # it must not be done again
+        patch.setattr(scoring, "draw_candidates", _stop)  # it must not be done again
         assert run(models, tiny_data, tmp_path / "stopped.json", *flags) == 0
     resumed = json.loads((tmp_path / "stopped.json").read_text())
     assert strip(resumed) == strip(whole)
@@ -250,7 +249,7 @@ def test_parts_of_other_settings_are_not_taken(models, tiny_data, tmp_path, monk
     output, fresh = tmp_path / "results.json", tmp_path / "fresh.json"
     flags = ["--methods", "lqvae"]
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "baselines", _stop)
+        patch.setattr(Scoring, "baselines", _stop)
         assert run(models, tiny_data, output, *flags) == 130
     flags += ["--temperature", "0.5"]
     assert run(models, tiny_data, output, *flags) == 0
@@ -320,13 +319,10 @@ def test_fewer_chunks_than_asked_for_and_fewer_baselines_are_said(models, tiny_d
     results = json.loads((tmp_path / "r.json").read_text())
     count = results["meta"]["data"]["chunks"]
     assert 2 < count < 1000
-    assert f"1000 chunks were asked for, the songs have {count}" in results["meta"]["notes"]
+    assert any("1000 chunks" in n and str(count) in n for n in results["meta"]["notes"])
     assert {row["method"] for row in results["rows"]} == {"lass", "mixture", "codec"}
     assert results["meta"]["examples"] == [] and not (tmp_path / "r_audio").exists()
-    assert (
-        "Codec ceiling: the truth through the codec of LASS (reconstruction)"
-        in results["meta"]["notes"]
-    )
+    assert any("LASS (reconstruction)" in note for note in results["meta"]["notes"])
 
 
 def test_the_supervised_baseline_is_scored_where_it_is(tiny_models, tiny_data, tmp_path, capsys):
@@ -365,7 +361,7 @@ def test_the_supervised_baseline_is_scored_where_it_is(tiny_models, tiny_data, t
     not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
     reason="museval imports only where ffmpeg and ffprobe are installed",
 )
-def test_museval_agrees_with_the_seed_score(models, tiny_data, tmp_path):
+def test_museval_agrees_with_the_framewise_sdr(models, tiny_data, tmp_path):
     pytest.importorskip("museval")
     flags = ["--methods", "lass", "--baselines", "mixture", "--museval", "--chunks", "1"]
     assert run(models, tiny_data, tmp_path / "r.json", *flags, "--candidates", "2") == 0
@@ -387,4 +383,4 @@ def test_museval_without_its_tools_is_one_line(models, tiny_data, tmp_path, monk
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert run(models, tiny_data, tmp_path / "r.json", "--museval") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: --museval needs ffmpeg and ffprobe on the PATH")
+    assert line.startswith("error: ") and "ffmpeg and ffprobe" in line

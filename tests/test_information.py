@@ -45,7 +45,7 @@ def log_table(likelihood):
 def test_information_equals_its_definition(parts, name):
     counts, gaussian, (first, second, mixture), others = parts
     likelihood = {
-        "smoothed": SmoothedLikelihood(counts, Marginals(counts), 1.0, strength=2.0),
+        "smoothed": SmoothedLikelihood(counts, Marginals(counts), 1.0, concentration=2.0),
         "gaussian": gaussian,
         "counted": CountLikelihood(counts, 1.0, symmetric=False),
     }[name]
@@ -71,22 +71,22 @@ def test_information_equals_its_definition(parts, name):
         assert bits == pytest.approx(total / sum(possible))
 
 
-@pytest.mark.parametrize("name", ("overall", "marginals", "kernel"))
-def test_back_offs_are_distributions_over_the_mixture_codes(parts, name):
+@pytest.mark.parametrize("name", ("overall", "marginals", "gaussian"))
+def test_bases_are_distributions_over_the_mixture_codes(parts, name):
     counts, gaussian, _, _ = parts
-    backoff = {
+    base = {
         "overall": lambda: Overall(counts),
         "marginals": lambda: Marginals(counts),
-        "kernel": lambda: GaussianBase(gaussian, counts),
+        "gaussian": lambda: GaussianBase(gaussian, counts),
     }[name]()
-    given = torch.stack([backoff.given(m) for m in range(K)])
-    torch.testing.assert_close(given.sum(0), torch.ones(K * K))
-    given[0] += 1  # what a caller writes stays with the caller
-    torch.testing.assert_close(backoff.given(0), given[0] - 1)
+    q = torch.stack([base.probabilities(m) for m in range(K)])
+    torch.testing.assert_close(q.sum(0), torch.ones(K * K))
+    q[0] += 1  # what a caller writes stays with the caller
+    torch.testing.assert_close(base.probabilities(0), q[0] - 1)
 
 
-def kernel_table(book, sums, sigma, share, counts):
-    """q(m | z1, z2) of the kernel, [K, K, K], m last: float64, as loops over its definition."""
+def gaussian_table(book, sums, sigma, share, counts):
+    """q(m | z1, z2) of the Gaussian base, float64 [K, K, K], m last, as loops."""
     seen = np.full(K, 0.5)
     for m, n in zip(counts.mixture, counts.counts, strict=True):
         seen[m] += n
@@ -102,32 +102,32 @@ def kernel_table(book, sums, sigma, share, counts):
 
 @pytest.mark.parametrize("scale", (1.0, 200.0))  # far apart, the Gaussian alone is 0 or 1
 @pytest.mark.parametrize("share", (None, 0.3))
-def test_the_kernel_is_the_gaussian_and_a_share_of_the_overall_frequency(parts, scale, share):
+def test_the_base_is_the_gaussian_and_a_share_of_the_overall_frequency(parts, scale, share):
     counts = parts[0]
     book = scale * torch.randn(K, 4)
     sums = code_sums(book)
     gaussian = LatentGaussianLikelihood(book, sums, 0.8)
-    kernel = (
+    base = (
         GaussianBase(gaussian, counts) if share is None else GaussianBase(gaussian, counts, share)
     )
-    table = kernel_table(book, sums, 0.8, SHARE if share is None else share, counts)
+    table = gaussian_table(book, sums, 0.8, SHARE if share is None else share, counts)
     np.testing.assert_allclose(table.sum(2), 1, rtol=1e-12)
     for m in range(K):
-        np.testing.assert_allclose(kernel.given(m).view(K, K), table[:, :, m], rtol=1e-5)
+        np.testing.assert_allclose(base.probabilities(m).view(K, K), table[:, :, m], rtol=1e-5)
     if scale > 1:
         assert (gaussian.log_density.softmax(0) == 0).any()
     assert (table > 0).all()
 
 
-def test_every_code_costs_a_finite_number_of_bits_where_the_kernel_is_sure_of_another(parts):
+def test_every_code_costs_a_finite_number_of_bits(parts):
     counts, _, (first, second, mixture), others = parts
     book = 200 * torch.randn(K, 4)
     sums = code_sums(book)
-    kernel = GaussianBase(LatentGaussianLikelihood(book, sums, 0.8), counts)
-    likelihood = SmoothedLikelihood(counts, kernel, 1.0, strength=2.0)
+    base = GaussianBase(LatentGaussianLikelihood(book, sums, 0.8), counts)
+    likelihood = SmoothedLikelihood(counts, base, 1.0, concentration=2.0)
     seen = np.zeros((K, K, K))
     np.add.at(seen, (counts.first, counts.second, counts.mixture), counts.counts)
-    table = kernel_table(book, sums, 0.8, SHARE, counts)
+    table = gaussian_table(book, sums, 0.8, SHARE, counts)
     p = (seen + 2 * table) / (seen.sum(2, keepdims=True) + 2)
     np.testing.assert_allclose(p.sum(2), 1, rtol=1e-12)
     for m in range(K):
@@ -139,21 +139,21 @@ def test_every_code_costs_a_finite_number_of_bits_where_the_kernel_is_sure_of_an
     assert found.bits_per_code == pytest.approx(-np.log2(p[first, second, mixture]).mean())
 
 
-def test_a_kernel_without_meaning_is_refused(parts):
+def test_an_invalid_share_is_refused(parts):
     counts, gaussian, _, _ = parts
     for share in (0.0, -0.1, 1.5, math.nan):
         with pytest.raises(ValueError, match="^share is .* above 0 and at most 1"):
             GaussianBase(gaussian, counts, share)
-    with pytest.raises(ValueError, match="counts over 2 codes, a kernel over 6"):
+    with pytest.raises(ValueError, match="2 codes.* 6"):
         GaussianBase(gaussian, count_triples(2, *[np.arange(2)] * 3))
 
 
 def test_a_guess_without_knowledge_costs_the_logarithm_of_the_codes(parts):
     counts, _, (first, second, mixture), others = parts
     flat = SmoothedLikelihood(
-        count_triples(K, *[np.arange(K)] * 3), Overall(counts), 1.0, strength=1e12
+        count_triples(K, *[np.arange(K)] * 3), Overall(counts), 1.0, concentration=1e12
     )
-    flat.backoff.given = lambda code: torch.full((K * K,), 1 / K)
+    flat.base.probabilities = lambda code: torch.full((K * K,), 1 / K)
     found = pair_logs(flat, first, second, mixture, others).information()
     assert found.bits_per_code == pytest.approx(math.log2(K), abs=1e-4)
     assert found.pair_bits[1.0] == pytest.approx(0, abs=1e-4)

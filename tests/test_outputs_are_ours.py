@@ -19,12 +19,14 @@ import torch
 from full_disk import files_up_to
 from made_up_runs import write_runs
 from matplotlib.figure import Figure
-from scripts._settings import tuned_path
 from upstream_files import CODEC_HPS, codec_tensors, convert, save_checkpoint
 
 from jukebox_core import audio
 from jukebox_core.datasets.excerpts import write_excerpt
+from jukebox_core.evaluation.estimates import Oracle
 from jukebox_core.evaluation.figures import is_figure_of
+from jukebox_core.separation.method import Method
+from jukebox_core.separation.settings import tuned_path
 from jukebox_core.upstream.checkpoints import export_codec, import_codec
 from scripts import (
     _notebook,
@@ -40,9 +42,10 @@ from scripts import (
     tune,
 )
 from scripts._outputs import Outputs
-from scripts._sweep import Draw, Oracle, Study, run_draws
+from scripts._sweep import Draw, Sweep, run_draws
+from scripts.ablate import program as ablate_program
+from scripts.ablate.tables import compare, markdown
 from scripts.check_parity.fixtures import Row
-from scripts.evaluate import scoring
 
 REPOSITORY = Path(__file__).parent.parent
 MINE = b"not ours"
@@ -138,7 +141,7 @@ def test_evaluate_keeps_a_users_files_beside_its_own(tiny_models, tiny_data, tmp
 def test_evaluate_refuses_to_replace_what_it_did_not_write(
     tiny_models, tiny_data, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(evaluate, "_build", never)
+    monkeypatch.setattr(Method, "load_separator", never)
     results = tmp_path / "test.json"
     flags = evaluation(tiny_models, tiny_data, results)
     for name, content in {
@@ -195,7 +198,7 @@ def test_an_evaluation_that_was_stopped_knows_its_examples(
     assert evaluate.main(evaluation(tiny_models, tiny_data, out, "--examples", "2")) == 0
     mine = put(tmp_path / "test_audio" / "mine.flac")
     with monkeypatch.context() as patch:
-        patch.setattr(scoring, "write_json", stop)  # of a part: the examples are written
+        patch.setattr("jukebox_core.kept.write_json", stop)  # the examples are written
         other = evaluation(tiny_models, tiny_data, out, "--examples", "1", "--seed", "1")
         other = [flag.replace("lqvae", "hybrid") for flag in other]
         assert evaluate.main(other) == 130
@@ -271,7 +274,7 @@ def test_report_replaces_reports_alone(runs, tmp_path, capsys, monkeypatch):
     assert page.read_text().count(generator) == 1
     page.write_text(page.read_text().replace(generator, ""))  # as earlier versions wrote them
     assert report.main([*map(str, flags), str(page)]) == 0
-    monkeypatch.setattr(report, "build_page", never)
+    monkeypatch.setattr("scripts.report.program.build_page", never)
     put(tmp_path / "mine.html", b"<!doctype html>\n<title>LQ-VAE, LASS and their hybrid</title>")
     metrics = runs / "models" / "reconstruction" / "vqvae" / "metrics.csv"
     (tmp_path / "link.html").symlink_to(metrics)
@@ -341,7 +344,7 @@ def test_the_repositorys_figures_are_known():
 
 def likelihood(folder, data, output):
     flags = ["--models", folder, "--data", data, "--output", output, "--iterations", "1"]
-    flags += ["--strengths", "3", "--sigmas", "0.4", "--weights", "1", "--compared", "32"]
+    flags += ["--smoothings", "3", "--sigmas", "0.4", "--exponents", "1", "--compared", "32"]
     return list(map(str, flags))
 
 
@@ -372,7 +375,7 @@ def test_score_uncertainty(tiny_models, tiny_data, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(score_uncertainty, "VARIANTS", (("ancestral", 1),))
     for _ in range(2):
         assert score_uncertainty.main([*map(str, flags), str(out)]) == 0
-    monkeypatch.setattr(score_uncertainty, "build_separator", never)
+    monkeypatch.setattr(Method, "load_separator", never)
     for content in ({"variants": {}, "asked": {"compared": 1, "iterations": 1}}, [], MINE):
         put(out, content)
         refused(capsys, tmp_path, score_uncertainty.main, [*flags, out], out)
@@ -384,23 +387,25 @@ def test_tune(models, tiny_data, tmp_path, capsys, monkeypatch):
     flags += ["--method", "lqvae", "--candidates", "2", "--chunk-codes", "64", "--budget", "1"]
     for _ in range(2):
         assert tune.main([str(flag) for flag in flags]) == 0
-    (scores,) = models.glob("tuned/lqvae.parts/*.json")
-    monkeypatch.setattr("scripts._sweep.build_separator", never)
-    put(scores)
-    refused(capsys, tmp_path, tune.main, flags, scores)
+    defaults, masks = models.glob("tuned/lqvae.parts/*.json")
+    monkeypatch.setattr(Method, "load_separator", never)
+    for scores in (defaults, masks):
+        own = scores.read_bytes()
+        refused(capsys, tmp_path, tune.main, flags, put(scores))
+        put(scores, own)
     put(tuned_path(models, "lqvae"), {"options": {"sigma": 0.3}})  # chosen by hand
     refused(capsys, tmp_path, tune.main, flags, tuned_path(models, "lqvae"))
 
 
 def test_scores_of_draws_replace_scores_alone(tiny_models, tiny_data, tmp_path, monkeypatch):
-    study = Study(tiny_models, tiny_data, "test", 1, chunk_codes=64)
-    draws = {Draw.of("lqvae", candidates=2): {"oracle": Oracle()}}
-    run_draws(study, draws, tmp_path, 1)
+    sweep = Sweep(tiny_models, tiny_data, "test", 1, chunk_codes=64)
+    draws = {Draw("lqvae", candidates=2): {"oracle": Oracle()}}
+    run_draws(sweep, draws, tmp_path, 1)
     (path,) = tmp_path.iterdir()
     put(path, {"values": "mine"})
-    monkeypatch.setattr("scripts._sweep.build_separator", never)
+    monkeypatch.setattr(Method, "load_separator", never)
     with pytest.raises(FileExistsError, match=path.name):
-        run_draws(study, draws, tmp_path, 1)
+        run_draws(sweep, draws, tmp_path, 1)
     assert json.loads(path.read_text()) == {"values": "mine"}
 
 
@@ -408,7 +413,7 @@ def test_scores_of_draws_replace_scores_alone(tiny_models, tiny_data, tmp_path, 
 
 
 def test_ablate(models, tiny_data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ablate, "run_draws", never)
+    monkeypatch.setattr(ablate_program, "run_draws", never)
     out = tmp_path / "out"
     flags = ["--models", models, "--data", tiny_data, "--output", out]
     user = Figure()
@@ -425,20 +430,20 @@ def test_ablate(models, tiny_data, tmp_path, capsys, monkeypatch):
 
 
 def test_an_ablation_goes_on_over_its_own(tmp_path):
-    """Those of earlier versions list no files, and their plots bear no mark."""
+    """Ablations of earlier versions list no files, and their plots have no mark."""
     images = REPOSITORY / "images"
     shutil.copy(REPOSITORY / "docs" / "data" / "ablation.json", tmp_path)
     rows = json.loads((tmp_path / "ablation.json").read_text())["rows"]
-    (tmp_path / "ablation.md").write_text(ablate.markdown(rows, list(ablate.compare(rows))))
+    (tmp_path / "ablation.md").write_text(markdown(rows, list(compare(rows))))
     for name in ("ablation.png", "sdr_scatter.png"):
         shutil.copy(images / name, tmp_path)
-    ablate.check_outputs(tmp_path, ("bass", "drums"))
+    ablate_program.check_outputs(tmp_path, ("bass", "drums"))
     figure = Figure()
     figure.savefig(tmp_path / "ablation.png")
-    ablate.check_outputs(tmp_path, ("bass", "drums"))
+    ablate_program.check_outputs(tmp_path, ("bass", "drums"))
     put(tmp_path / "ablation.json", {"rows": rows, "comparisons": [], "files": ["ablation.png"]})
     with pytest.raises(FileExistsError, match=r"ablation\.png"):
-        ablate.check_outputs(tmp_path, ("bass", "drums"))
+        ablate_program.check_outputs(tmp_path, ("bass", "drums"))
 
 
 def test_ablate_training(tiny_data, tmp_path, capsys, monkeypatch):
@@ -481,13 +486,13 @@ def test_check_parity(tmp_path, capsys, monkeypatch):
     fixture = put(tmp_path / "vqvae.json", {"name": "vqvae", "hps": {}})
     rows = [Row("vqvae", "codec", 0.0, 1e-5, True, "")]
     table, page = tmp_path / "parity.json", tmp_path / "parity.md"
-    monkeypatch.setattr(check_parity, "run", lambda _: rows)
+    monkeypatch.setattr("scripts.check_parity.program.run", lambda _: rows)
     flags = ["--fixtures", tmp_path, "--output", table, "--markdown", page]
     for _ in range(2):
         assert check_parity.main([str(flag) for flag in flags]) == 0
     shutil.copy(REPOSITORY / "docs" / "parity.md", page)
     assert check_parity.main([str(flag) for flag in flags]) == 0
-    monkeypatch.setattr(check_parity, "run", never)
+    monkeypatch.setattr("scripts.check_parity.program.run", never)
     notes = put(tmp_path / "notes.md", b"# Parity\n\nmine")
     commands = Path(shutil.copy(REPOSITORY / "docs" / "commands.md", tmp_path))
     odd = odd_outputs(tmp_path)
@@ -625,11 +630,11 @@ def test_a_killed_evaluation_is_repeated(tiny_models, tiny_data, tmp_path):
 import os, sys
 from scripts import evaluate
 from scripts.evaluate import scoring
-scoring.Run._write_uncertainty = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})
+scoring.Scoring._write_uncertainty = lambda *_: os.kill(os.getpid(), {signal.SIGKILL:d})
 evaluate.main(sys.argv[1:])
 """
     flags = evaluation(tiny_models, tiny_data, out, "--examples", "1")
-    command = [sys.executable, "-c", script.replace("_write_uncertainty", "_entry"), *flags]
+    command = [sys.executable, "-c", script, *flags]
     killed = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL and list((tmp_path / "test_audio").iterdir())
     assert evaluate.main(flags) == 0

@@ -9,8 +9,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from jukebox_core import audio
+from jukebox_core.separation import method as method_module
+from jukebox_core.separation.settings import Settings, tuned_path
 from scripts import (
-    _models,
     ablate,
     app,
     calibrate,
@@ -20,8 +21,8 @@ from scripts import (
     separate,
     tune,
 )
-from scripts._models import build_separator
-from scripts._settings import tuned_path
+from scripts._methods import METHODS
+from scripts.ablate import program as ablate_program
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def unread(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    for module in (_models, ablate, score_likelihood):
+    for module in (method_module, ablate_program, score_likelihood):
         monkeypatch.setattr(module, "load_codec", fail)
 
 
@@ -68,15 +69,14 @@ VALUES = [
         "--shifts": ("0", "-1", "3", "1000000000"),
         "--candidates": ("0", "-1", "1000000000", "99999999999999999999"),
         "--window": ("0", "-1", "1000000000"),
-        "--context": ("-1", "1000000000"),
         "--batch": ("0", "-1", "99999999999999999999"),
         "--seed": ("-1", "99999999999999999999"),
     }.items()
     for value in values
 ]
 OTHERS = [
-    (("--method", "lass", "--weight"), ("0", "-1", "inf", "nan", "1e300")),
-    (("--method", "lass", "--backoff"), ("-1", "inf", "nan", "1e-300", "1e300")),
+    (("--method", "lass", "--exponent"), ("0", "-1", "inf", "nan", "1e300")),
+    (("--method", "lass", "--smoothing"), ("-1", "inf", "nan", "1e-300", "1e300")),
     (("--sampler", "ancestral", "--top-k"), ("-1", "99999999999999999999")),
     (("--sampler", "ancestral", "--top-p"), ("0", "-1", "2", "inf", "nan")),
 ]
@@ -87,7 +87,7 @@ VALUES += [((*flags,), value) for flags, values in OTHERS for value in values]
 def test_values_of_a_separation(tiny_models, mixture, capsys, unread, flags, value):
     flags = (flags,) if isinstance(flags, str) else flags
     field = flags[-1].strip("-").replace("-", "_")
-    shown = value if field in {"candidates", "window", "context", "batch", "seed"} else None
+    shown = value if field in {"candidates", "window", "batch", "seed"} else None
     if shown is None:
         shown = value if "fft" in field or field in {"shifts", "top_k"} else repr(float(value))
     status = separated(tiny_models, mixture, *flags, value)
@@ -99,25 +99,25 @@ def test_values_of_a_separation(tiny_models, mixture, capsys, unread, flags, val
 
 IDLE = [
     ("--method lass --sigma 0.3", "sigma"),
-    ("--method lass --kernel True", "kernel"),
-    ("--method lass --kernel False", "kernel"),
-    ("--method lqvae --weight 2", "weight"),
-    ("--method lqvae --backoff 3", "backoff"),
-    ("--method lqvae --backoff 0", "backoff"),
-    ("--method lqvae --back-off-to overall", "back_off_to"),
+    ("--method lass --gaussian True", "gaussian"),
+    ("--method lass --gaussian False", "gaussian"),
+    ("--method lqvae --exponent 2", "exponent"),
+    ("--method lqvae --smoothing 3", "smoothing"),
+    ("--method lqvae --smoothing 0", "smoothing"),
+    ("--method lqvae --smoothing-base overall", "smoothing_base"),
     ("--method lqvae --symmetric True", "symmetric"),
-    ("--method lqvae --kernel True", "kernel"),
-    ("--method hybrid --kernel False --sigma 0.3", "sigma"),
-    ("--method hybrid --kernel False --backoff 0 --sigma 0.3", "sigma"),
-    ("--method hybrid --kernel False --back-off-to overall --sigma 0.3", "sigma"),
-    ("--method hybrid --backoff 0 --back-off-to kernel", "back_off_to"),
-    ("--method lass --backoff 0 --back-off-to overall", "back_off_to"),
+    ("--method lqvae --gaussian True", "gaussian"),
+    ("--method hybrid --gaussian False --sigma 0.3", "sigma"),
+    ("--method hybrid --gaussian False --smoothing 0 --sigma 0.3", "sigma"),
+    ("--method hybrid --gaussian False --smoothing-base overall --sigma 0.3", "sigma"),
+    ("--method hybrid --smoothing 0 --smoothing-base gaussian", "smoothing_base"),
+    ("--method lass --smoothing 0 --smoothing-base overall", "smoothing_base"),
     ("--top-k 3", "top_k"),
     ("--sampler beam --top-p 0.5", "top_p"),
-    ("--sampler greedy --top-k 0", "top_k"),
-    ("--pick rejection", "pick"),
-    ("--average bayes-risk --compression 0.5", "compression"),
-    ("--no-refine --average bayes-risk", "average"),
+    ("--sampler beam --top-k 0", "top_k"),
+    ("--selection rejection", "selection"),
+    ("--weights bayes-risk --compression 0.5", "compression"),
+    ("--no-refine --weights bayes-risk", "weights"),
     ("--no-refine --mask-power 3", "mask_power"),
     ("--no-refine --mask-n-fft 1024", "mask_n_fft"),
     ("--no-refine --compression 0.5", "compression"),
@@ -137,11 +137,11 @@ def test_settings_without_effect(tiny_models, mixture, capsys, unread, flags, fi
     "flags",
     [
         "--method lqvae --sigma 0.3",
-        "--method lass --weight 2 --backoff 1 --back-off-to overall --symmetric True",
-        "--method hybrid --kernel False --back-off-to kernel --sigma 0.3",
-        "--context 16 --window 64 --pick log-posterior",
-        "--no-refine --pick rejection-pair",
-        "--sampler ancestral --shifts 1 --backoff 0 --kernel False --weight 3 --no-refine",
+        "--method lass --exponent 2 --smoothing 1 --smoothing-base overall --symmetric True",
+        "--method hybrid --gaussian False --smoothing-base gaussian --sigma 0.3",
+        "--window 64 --weights log-posterior",
+        "--no-refine --selection rejection-pair",
+        "--sampler ancestral --shifts 1 --smoothing 0 --gaussian False --exponent 3 --no-refine",
     ],
 )
 def test_settings_with_an_effect(tiny_models, mixture, flags):
@@ -160,21 +160,21 @@ def test_an_evaluation_gives_settings_to_the_methods_that_use_them(
     out = tmp_path / "out" / "results.json"
     for flags, field, value in (
         (("--methods", "lass", "--sigma", "0.3"), "sigma", "0.3"),
-        (("--methods", "lqvae", "--weight", "2"), "weight", "2.0"),
-        (("--methods", "lqvae", "lass", "--kernel", "True"), "kernel", "True"),
+        (("--methods", "lqvae", "--exponent", "2"), "exponent", "2.0"),
+        (("--methods", "lqvae", "lass", "--gaussian", "True"), "gaussian", "True"),
         (("--top-k", "3"), "top_k", "3"),
-        (("--weight", "inf"), "weight", "inf"),
+        (("--exponent", "inf"), "exponent", "inf"),
         (("--batch", "0"), "batch", "0"),
         (("--chunk-codes", "-1"), "chunk_codes", "-1"),
         (("--seed", "-1"), "seed", "-1"),
     ):
         refused(capsys, evaluated(tiny_models, tiny_data, out, *flags), field, value, tmp_path)
     monkeypatch.undo()
-    flags = ("--methods", "lqvae", "lass", "--sigma", "0.3", "--weight", "2")
+    flags = ("--methods", "lqvae", "lass", "--sigma", "0.3", "--exponent", "2")
     assert evaluated(tiny_models, tiny_data, out, *flags) == 0
     models = json.loads(out.read_text())["meta"]["models"]
-    assert (models["lqvae"]["sigma"], models["lqvae"]["weight"]) == (0.3, None)
-    assert (models["lass"]["sigma"], models["lass"]["weight"]) == (None, 2.0)
+    assert models["lqvae"]["sigma"] == 0.3 and "exponent" not in models["lqvae"]
+    assert models["lass"]["exponent"] == 2.0 and "sigma" not in models["lass"]
 
 
 def test_other_programs_refuse_before_they_work(tiny_models, tiny_data, tmp_path, capsys, unread):
@@ -195,9 +195,9 @@ def test_other_programs_refuse_before_they_work(tiny_models, tiny_data, tmp_path
         (score_likelihood.main, ["--iterations", "0"], "iterations"),
         (score_likelihood.main, ["--iterations", "1000000000"], "iterations"),
         (score_likelihood.main, ["--compared", "1000000000"], "compared"),
-        (score_likelihood.main, ["--strengths", "3", "0"], "strengths[1]"),
+        (score_likelihood.main, ["--smoothings", "3", "0"], "smoothings[1]"),
         (score_likelihood.main, ["--sigmas", "inf"], "sigmas[0]"),
-        (score_likelihood.main, ["--weights", "nan"], "weights[0]"),
+        (score_likelihood.main, ["--exponents", "nan"], "exponents[0]"),
         (score_uncertainty.main, ["--within", "nan"], "within"),
         (score_uncertainty.main, ["--candidates", "6"], "candidates"),
         (score_uncertainty.main, ["--chunks", "-1"], "chunks"),
@@ -222,7 +222,7 @@ def test_the_app_takes_settings_that_one_of_its_methods_uses(tiny_models, tmp_pa
     only = tmp_path / "models"
     shutil.copytree(tiny_models / "reconstruction", only / "reconstruction")
     for models, flags, field in (
-        (tiny_models, ["--pick", "rejection"], "pick"),
+        (tiny_models, ["--selection", "rejection"], "selection"),
         (only, ["--sigma", "0.3"], "sigma"),
         (tiny_models, ["--sigma", "nan"], "sigma"),
         (tiny_models, ["--port", "-1"], "port"),
@@ -247,7 +247,7 @@ def test_the_app_takes_settings_that_one_of_its_methods_uses(tiny_models, tmp_pa
         ({"sigma": float("nan")}, "sigma is nan"),
         ({"temperature": 0}, "temperature is 0"),
         ({"mask_n_fft": 4096.0}, "mask_n_fft is 4096.0"),
-        ({"kernel": 1}, "kernel is 1"),
+        ({"kernel": 1}, "gaussian is 1"),
         ({"sampler": []}, "sampler is \\[\\]"),
         ({"shifts": 0}, "shifts is 0"),
         ({"speed": 3}, "unknown settings speed"),
@@ -262,7 +262,7 @@ def test_tuned_values_are_checked_and_named_by_their_file(tiny_models, tmp_path,
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"options": options}))
     with pytest.raises(ValueError, match=words) as caught:
-        build_separator("lqvae", models)
+        METHODS["lqvae"].load_separator(models)
     assert str(caught.value).startswith(str(path))
 
 
@@ -272,16 +272,20 @@ def test_tuned_values_without_effect_are_left_out(tiny_models, tmp_path):
     path.parent.mkdir(exist_ok=True)
     stored = {"sigma": 0.2, "kernel": True, "weight": 2, "sampler": "ancestral", "top_k": 5}
     path.write_text(json.dumps({"options": stored | {"temperature": None}}))
-    separator = build_separator("lass", models, candidates=2)
-    assert separator.likelihood.weight == 2 and separator.sampler.top_k == 5
-    beams = build_separator("lass", models, candidates=2, sampler="beam")
+    load = METHODS["lass"].load_separator
+    separator = load(models, candidates=2)
+    assert separator.likelihood.exponent == 2 and separator.sampler.top_k == 5
+    beams = load(models, Settings(sampler="beam"), candidates=2)
     assert type(beams.sampler).__name__ == "BeamSampler"
 
 
-def test_zero_is_no_default(tiny_models):
+def test_zero_is_not_unset(tiny_models):
+    load = METHODS["hybrid"].load_separator
     for name in ("candidates", "window", "shifts"):
         with pytest.raises(ValueError, match=f"{name} is 0"):
-            build_separator("hybrid", tiny_models, **{name: 0})
+            if name == "shifts":
+                load(tiny_models, Settings(shifts=0))
+            load(tiny_models, **{name: 0})
 
 
 def damage(path, **changed):

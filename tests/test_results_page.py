@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
-from scripts.ablate.plots import shown
+from scripts._results import row_name
 from scripts.ablate.tables import compare, difference_cells, interval_cell, kind_of
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +88,7 @@ def test_the_page_shows_what_was_measured():
     for name in MEASURED:
         table = cells(told_of(name))
         for line in MEASURED[name]["rows"]:
-            row = table[shown(line["row"])]
+            row = table[row_name(line["row"])]
             assert row[:3] == [interval_cell(line["sdr"][n]) for n in NAMES]
             spread, seconds = line["seed_spread"], line["seconds"]
             assert row[3] == ("-" if spread is None else f"{spread:.2f}")

@@ -10,7 +10,7 @@ from scripts import score_likelihood
 def test_the_json_holds_the_table(tiny_models, tiny_data, tmp_path, capsys):
     path = tmp_path / "new" / "likelihood.json"
     flags = ["--models", str(tiny_models), "--data", str(tiny_data), "--iterations", "1"]
-    flags += ["--strengths", "3", "--sigmas", "0.4", "--weights", "0.5", "3", "--compared", "64"]
+    flags += ["--smoothings", "3", "--sigmas", "0.4", "--exponents", "0.5", "3", "--compared", "64"]
     assert score_likelihood.main([*flags, "--threads", "1", "--output", str(path)]) == 0
     said = capsys.readouterr().out
     stored = json.loads(path.read_text(), parse_constant=pytest.fail)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean
-from jukebox_core.evaluation.estimates import Chunk
+from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.separation.mask import RatioMask
-from jukebox_core.separation.samples import Candidates, JointSamples
+from jukebox_core.separation.samples import Candidates
 from scripts import score_uncertainty
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
@@ -22,14 +22,13 @@ def truth():
     return {name: torch.randn(4000, generator=g) for name in ALPHA}
 
 
-def stand_in(audio, unsure=None):
-    """A separator that draws these candidates {source: [N, T]} of anything."""
-    candidates = SimpleNamespace(audio={n: x[None] for n, x in audio.items()}, weights=None)
+def stand_in(audio, uncertainty=None):
+    """A separator whose candidates are {source: [N, T]}, whatever the mixture."""
+    candidates = Candidates({n: x[None] for n, x in audio.items()}, ALPHA)
     return SimpleNamespace(
-        alpha=ALPHA,
-        refinement=MASK,
-        candidates=lambda mixture, generator: candidates,
-        uncertainty=lambda mixture, found: unsure,
+        mask=MASK,
+        candidates=lambda mixture, generator, progress: candidates,
+        uncertainty=lambda mixture, found: uncertainty,
     )
 
 
@@ -38,10 +37,11 @@ def test_the_error_is_none_for_the_truth_and_the_shares_distance_for_its_exchang
     exchanged = {"bass": truth["drums"], "drums": truth["bass"]}
     for audio, distance in ((truth, 0.0), (exchanged, None)):
         drawn = {name: x.expand(1, 3, -1) for name, x in audio.items()}
-        candidates = Candidates(drawn, JointSamples({}, {}, torch.zeros(1, 3)))
+        candidates = Candidates(drawn, ALPHA)
         found = score_uncertainty.mask_error(stand_in(truth), mixture, candidates, truth)
         ones = torch.ones(1, 1)
-        powers = MASK.mean_powers({n: x[None, None] for n, x in truth.items()}, ones, ALPHA)
+        true = Candidates({n: x[None, None] for n, x in truth.items()}, ALPHA)
+        powers = MASK.mean_powers(true, ones)
         share = MASK.masks(powers)["bass"][0]
         expected = torch.zeros_like(share) if distance == 0 else (2 * share - 1).abs()
         assert torch.allclose(found, expected, atol=1e-4)
@@ -52,7 +52,7 @@ def test_loud_bins_are_those_within_so_many_decibels():
     loud = torch.sin(2 * torch.pi * 1000 * time)
     soft = 10 ** (-30 / 20) * torch.sin(2 * torch.pi * 2000 * time)
     bins = {n: round(hertz * 256 / 8000) for n, hertz in (("loud", 1000), ("soft", 2000))}
-    separator = SimpleNamespace(refinement=MASK)
+    separator = SimpleNamespace(mask=MASK)
     for within, heard in ((20, False), (40, True)):
         found = score_uncertainty.loud_bins(separator, (loud + soft)[None], within)
         assert found[bins["loud"], 20:100].all()
@@ -66,8 +66,7 @@ def test_correlations_of_an_uncertainty_that_knows_its_error(truth, sign, expect
     wrong = torch.rand(129, 63)
     separator = stand_in({n: x[None] for n, x in truth.items()}, sign * wrong.exp()[None])
     monkeypatch.setattr(score_uncertainty, "mask_error", lambda *_: wrong)
-    monkeypatch.setattr(score_uncertainty, "one_of", lambda drawn, b: drawn)
-    chunks = [Chunk("song", 0, mixture, truth)] * 2
+    chunks = [Chunk("song", 0, mixture, truth, ALPHA)] * 2
     found, typical = score_uncertainty.correlations(separator, chunks, 60.0, 0)
     assert found == pytest.approx([expected] * 2)
     assert typical * sign > 1

@@ -399,8 +399,8 @@ def test_converted_models_separate(tmp_path, method):
     audio.save(tmp_path / "song.wav", 0.1 * torch.randn(2, 1000), 22_050)
     flags = ["--method", method, "--models", str(tmp_path / "models"), "--candidates", "2"]
     flags += ["--output", str(tmp_path / "out"), "--device", "cpu", str(tmp_path / "song.wav")]
-    if method == "hybrid":  # upstream has no code sums, which the kernel would need
-        flags += ["--kernel", "False", "--backoff", "0"]
+    if method == "hybrid":  # upstream has no code sums, which the Gaussian needs
+        flags += ["--gaussian", "False", "--smoothing", "0"]
     assert separate(flags) == 0
     stems = [audio.load(tmp_path / "out/song" / f"{name}.wav")[0] for name in ("bass", "drums")]
     mixture = audio.load(tmp_path / "song.wav")[0]

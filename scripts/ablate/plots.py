@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jukebox_core.evaluation.figures import save_figure
-from scripts._results import NAMES, SYSTEMS
+from scripts._results import NAMES, SYSTEMS, row_name
 
-__all__ = ["plot_names", "shown", "write_plots"]
+__all__ = ["plot_names", "write_plots"]
 
 _BARS, _SCATTER = "ablation.png", "sdr_scatter.png"
 
@@ -45,7 +45,7 @@ def _bars(lines: Sequence[Mapping[str, Any]]) -> Figure:
         before, group = group, re.split("[,:]", line["row"])[0]
         if before not in (None, group):
             axes.axhline(y - 0.5, color="grey", lw=0.5)
-    axes.set_yticks(range(len(lines)), [shown(line["row"]) for line in lines], fontsize=7)
+    axes.set_yticks(range(len(lines)), [row_name(line["row"]) for line in lines], fontsize=7)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(alpha=0.3, axis="x")
     axes.tick_params(labelsize=7)
@@ -53,12 +53,6 @@ def _bars(lines: Sequence[Mapping[str, Any]]) -> Figure:
         "SDR, mean of the sources, dB (95% interval; orange uses the truth)", fontsize=8
     )
     return figure
-
-
-def shown(row: str) -> str:
-    """Return a row's name with the label of its system."""
-    method, comma, rest = row.partition(",")
-    return NAMES[method] + comma + rest if method in SYSTEMS else row
 
 
 def _scatter(lines: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> Figure:

@@ -10,9 +10,8 @@ import numpy as np
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 from scripts._methods import METHODS
-from scripts._results import markdown_table
+from scripts._results import markdown_table, row_name
 from scripts._sweep import Draw, Scores
-from scripts.ablate.plots import shown
 from scripts.ablate.rows import Row, seeded
 
 __all__ = ["Table", "compare", "difference_cells", "interval_cell", "kind_of", "markdown"]
@@ -132,7 +131,7 @@ def row_cells(line: Mapping[str, Any]) -> list[str]:
     """A row's name, scores, spread between seeds and seconds per chunk."""
     spread = "-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}"
     seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
-    return [shown(line["row"]), *map(interval_cell, line["sdr"].values()), spread, seconds]
+    return [row_name(line["row"]), *map(interval_cell, line["sdr"].values()), spread, seconds]
 
 
 def kind_of(item: Mapping[str, Any]) -> str:
@@ -143,7 +142,7 @@ def kind_of(item: Mapping[str, Any]) -> str:
 
 def difference_cells(item: Mapping[str, Any]) -> list[str]:
     """A comparison's name and intervals."""
-    first, second = shown(item["first"]), shown(item["second"])
+    first, second = row_name(item["first"]), row_name(item["second"])
     name = f"{first} − {second}"
     if kind_of(item) == "step":
         name = first.removeprefix("parts: ")

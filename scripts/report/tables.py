@@ -15,9 +15,9 @@ from scripts._results import (
     REFERENCE_TABLE,
     SYSTEMS,
     line_name,
+    row_name,
     table_lines,
 )
-from scripts.ablate.plots import shown
 from scripts.report.intervals import Scale, span
 
 __all__ = ["ablation", "scores"]
@@ -129,7 +129,7 @@ def ablation(content: Mapping[str, Any]) -> str:
     )
     differences = [
         (
-            " &minus; ".join(html.escape(shown(item[key])) for key in ("first", "second")),
+            " &minus; ".join(html.escape(row_name(item[key])) for key in ("first", "second")),
             item["difference"],
         )
         for item in content["comparisons"]
