@@ -11,8 +11,8 @@ import pytest
 from test_separate_script import FAST, REPOSITORY, music, separate, written
 
 from jukebox_core import audio
+from jukebox_core.separation import jobs as jobs
 from jukebox_core.separation.jobs import RECORD, Job, check_same_song, find_jobs
-from scripts import _inputs as _separation
 
 RATE = 22_050
 
@@ -160,8 +160,8 @@ def test_the_stems_of_a_name_in_another_case_are_kept_where_case_does_not_count(
     folder = tmp_path / "out" / "t"
     folder.mkdir(parents=True)
     (folder / "bass.wav").write_text("")
-    identity = _separation.identify_input(tmp_path / "t.wav")
-    _separation.write_record(folder, {}, ["bass.wav"], input=identity)
+    identity = jobs.identify_input(tmp_path / "t.wav")
+    jobs.write_record(folder, {}, ["bass.wav"], input=identity)
     check_same_song(Job(tmp_path / "t.wav", folder))
     with pytest.raises(FileExistsError, match=r"holds the stems of .*t\.wav"):
         check_same_song(Job(tmp_path / "T.wav", folder))
@@ -170,14 +170,14 @@ def test_the_stems_of_a_name_in_another_case_are_kept_where_case_does_not_count(
 def test_inputs_inside_the_output_are_found_and_stems_are_not(tmp_path):
     out = tmp_path / "out"
     inputs = [song(out / "album" / name, n) for n, name in enumerate(("a.wav", "b.wav"))]
-    jobs, failures = find_jobs([out / "album"], out)
-    assert [job.path for job in jobs] == inputs and not failures
-    assert [job.folder for job in jobs] == [out / "a", out / "b"]
+    found, failures = find_jobs([out / "album"], out)
+    assert [job.path for job in found] == inputs and not failures
+    assert [job.folder for job in found] == [out / "a", out / "b"]
     stem = song(out / "a" / "bass.wav")
-    identity = _separation.identify_input(inputs[0])
-    _separation.write_record(out / "a", {}, ["bass.wav"], input=identity)
-    jobs, _ = find_jobs([out], out)
-    assert stem not in [job.path for job in jobs] and inputs[0] in [job.path for job in jobs]
+    identity = jobs.identify_input(inputs[0])
+    jobs.write_record(out / "a", {}, ["bass.wav"], input=identity)
+    found, _ = find_jobs([out], out)
+    assert stem not in [job.path for job in found] and inputs[0] in [job.path for job in found]
 
 
 def test_a_name_that_no_file_can_have_does_not_stop_the_others(tiny_models, tmp_path, capsys):
