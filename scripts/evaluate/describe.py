@@ -18,7 +18,7 @@ from jukebox_core.separation.method import Method
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import load_tuned
 
-__all__ = ["DEFINITIONS", "command_flags", "describe_data", "describe_model", "machine"]
+__all__ = ["DEFINITIONS", "describe_data", "describe_model", "machine"]
 
 DEFINITIONS = {
     "scale": "references are the sources x_i; the mixture is y = sum alpha_i x_i; an estimate of "
@@ -109,21 +109,3 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": name,
     }
-
-
-def command_flags(args: Any) -> list[str]:
-    """The flags that differ from their defaults, as they would be typed."""
-    flags = []
-    for name, default in type(args).__dataclass_fields__.items():
-        value = getattr(args, name)
-        if value == default.default:
-            continue
-        if name == "settings":
-            flags += command_flags(value)
-            continue
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            flags.append(flag if value else f"--no-{flag[2:]}")
-        else:
-            flags += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return flags

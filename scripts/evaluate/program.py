@@ -13,7 +13,6 @@ refined as a mask of the mixture.
 from __future__ import annotations
 
 import datetime
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +38,6 @@ from scripts._outputs import EXAMPLES, Outputs
 from scripts._results import format_table
 from scripts.evaluate.describe import (
     DEFINITIONS,
-    command_flags,
     describe_data,
     describe_model,
     machine,
@@ -107,18 +105,23 @@ class Args:
 
 
 @program
-def main(args: Args) -> None:
+def main(args: Args, command: str) -> None:
     """Evaluate, write the JSON, print the table."""
     set_threads(args.threads)
-    results = evaluate(args)
+    results = evaluate(args, command)
     if args.parts_only:
         return
     print(format_table(results))
     print(f"\n{args.output}")
 
 
-def evaluate(args: Args) -> dict[str, Any]:
-    """Score everything; the results are also written to `args.output` (not with `parts_only`)."""
+def evaluate(args: Args, command: str) -> dict[str, Any]:
+    """Score everything and write the results (not with `parts_only`).
+
+    Args:
+        args: the flags.
+        command: the command line, for the record.
+    """
     if args.museval:
         check_museval()
     methods = {name: METHODS[name] for name in args.methods}
@@ -201,7 +204,7 @@ def evaluate(args: Args) -> dict[str, Any]:
         "definitions": DEFINITIONS,
         "examples": run.examples(),
         "machine": machine(device),
-        "command": shlex.join(["python", "-m", "scripts.evaluate", *command_flags(args)]),
+        "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **provenance(),
     }
