@@ -4,6 +4,7 @@ python -m tests.test_imports        rooms, arrows and circles of scripts and juk
 """
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -145,6 +146,16 @@ def test_no_method_name_decides_inside_the_core():
                     if isinstance(n, ast.Constant) and isinstance(n.value, str)
                 }
                 assert not strings & methods, f"{path}:{node.lineno} names a method"
+
+
+def test_errors_of_the_library_name_no_program_and_no_flag():
+    for package in ("jukebox_core", "lqvae", "lass", "hybrid"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Raise):
+                    text = ast.unparse(node).replace("docker run --shm-size", "")
+                    assert "scripts." not in text, f"{path}:{node.lineno}"
+                    assert not re.search(r"[\s']--[a-z]", text), f"{path}:{node.lineno}"
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Posterior sampling of source codes, selection, refinement and scores."""
+"""Separation: posterior sampling of the sources' codes, selection, masks, whole songs."""

@@ -40,7 +40,7 @@ SmoothingBase = Literal["marginals", "overall", "gaussian"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a separation. None: the value tuned for the models, else the default."""
+    """Settings of a separation. Unset: the value tuned for the models, else the default."""
 
     sampler: SamplerName | None = None
     """Search for candidates: particle (default): weighted draws from the posterior over whole
