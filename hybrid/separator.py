@@ -36,7 +36,7 @@ class Hybrid(Method):
     settings = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
 
     def defaults(self, settings: Settings) -> Settings:
-        """Smoothed counts times the Gaussian."""
+        """Smoothed counts times the Gaussian, exponent 1; without the Gaussian, exponent 3."""
         gaussian = settings.gaussian is not False
         smoothing = SMOOTHING if settings.smoothing is None else settings.smoothing
         return Settings(

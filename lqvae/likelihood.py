@@ -57,7 +57,7 @@ class LatentGaussianLikelihood:
             )
 
     def scores(self, mixture_code: int) -> PairScores:
-        """The log-density of the mixture code's vector given every sum, and every pair's sum."""
+        """Log-densities of the mixture code per sum code, and the sum code of every pair."""
         return PairScores(self.log_density[mixture_code], lookup=self.sum_codes)
 
     @property

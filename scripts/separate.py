@@ -4,10 +4,10 @@
     torchrun --nproc-per-node 4 -m scripts.separate --models ... --output out album/
     mpiexec -n 4 python -m scripts.separate --models ... --output out album/
 
-Writes OUTPUT/SONG/SOURCE.wav for every file, of any length: the rate, length and channel count of
-the input. The stems are masks of the mixture and sum to it; --no-refine writes the raw decode of
-one candidate. A folder stands for all audio files in it. Several processes share the files; a file
-that fails is reported at the end. Run again, finished files are left as they are.
+Writes OUTPUT/SONG/SOURCE.wav for every file, of any length, with the rate, length and channel count
+of the input. Each stem is the masked mixture, and the stems sum to the mixture; --no-refine writes
+the decode of one candidate instead. A folder stands for all audio files in it. Several processes
+share the files. Files that fail are reported at the end; a second run skips finished files.
 """
 
 from __future__ import annotations

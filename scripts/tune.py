@@ -3,15 +3,15 @@
     python -m scripts.tune --method hybrid --models runs/demo/models --data runs/demo/data
 
 Settings are tuned one after the other: each takes the value with the highest mean SDR of the masked
-mixture (what a user gets, no oracle), with the others at the best values so far. The sampling comes
-first, each value one draw of candidates on all chunks; then the mask, all variants from one draw of
-the best sampling. What is left of the budget scores other numbers of candidates, for information. A
-value is only taken if it beats the current one. Writes MODELS/tuned/METHOD.json, from which
-scripts.separate, scripts.evaluate and `load_separator` take their defaults (explicit flags take
-precedence; delete the file to undo). The budget limits the number of draws; a stopped run resumes.
+mixture (what a user gets, no oracle), with the others at the best values so far. Sampling settings
+are tuned first, with one sampling run per value. Any remaining budget scores other numbers of
+candidates, for information. Then all variants of the mask are scored on one sampling run with the
+best settings. A value is only taken if it beats the current one.
 
-Tuning starts from the default settings, whatever was tuned before, and uses the calibration of
-spectra if it was measured. The file also holds everything that was tried, chunk by chunk.
+Writes MODELS/tuned/METHOD.json, from which scripts.separate, scripts.evaluate and `load_separator`
+take their defaults; explicit flags take precedence, and without the file the defaults apply again.
+The file also holds everything that was tried, chunk by chunk. Tuning starts from the defaults,
+whatever was tuned before. A stopped run resumes.
 
 The test split is refused: its songs are for the final measurement only.
 """
@@ -84,8 +84,8 @@ class Args:
     candidates: int | None = None
     """Joint candidates per chunk; default: the number of the models' preset."""
     budget: int = 16
-    """Maximum number of draws, besides one for the masks; once it is spent, the remaining settings
-    keep their defaults."""
+    """Maximum number of sampling runs, excluding one for the masks; once it is spent, the remaining
+    settings keep their defaults."""
     seed: int = 0
     """Random seed for the choice of chunks and for sampling."""
     chunk_codes: int = 1024
@@ -93,8 +93,8 @@ class Args:
     jobs: int = 4
     """Processes, of one thread each."""
     sizes: tuple[int, ...] = (8, 16, 64)
-    """Other numbers of candidates to score with the tuned settings and the rest of the budget; none
-    is chosen, because more candidates trade time for quality."""
+    """Other numbers of candidates to score with the rest of the budget; none is chosen, because they
+    trade time for quality."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and the test songs."""

@@ -15,7 +15,7 @@ from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.posterior import draw_chunks
 from jukebox_core.separation.samples import JointSamples
-from jukebox_core.separation.sampling import SamplingTask
+from jukebox_core.separation.sampling_task import SamplingTask
 from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
 
 PAGE = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")

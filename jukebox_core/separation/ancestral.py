@@ -13,7 +13,7 @@ from jukebox_core.prior.joint import JointPriors, Prior
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import Draw, FullTable, PairTable, draw_chunks
 from jukebox_core.separation.samples import JointSamples, Progress
-from jukebox_core.separation.sampling import SamplingTask, check_temperature
+from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import Truncation, draw_truncated
 
 __all__ = ["AncestralSampler"]

@@ -19,7 +19,7 @@ from jukebox_core.prior.joint import JointPriors, Prior
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
 from jukebox_core.separation.samples import JointSamples, Progress
-from jukebox_core.separation.sampling import SamplingTask, check_temperature
+from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import leading, top_k_bound
 
 __all__ = ["BeamSampler", "Best", "best_entries"]

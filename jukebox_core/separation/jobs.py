@@ -221,8 +221,8 @@ def check_same_song(job: Job) -> None:
     """Refuse a folder with the stems of another input, or with stems that cannot be checked.
 
     Raises:
-        FileExistsError: a former run separated another file into the job's folder, or did not
-            record checksums, as earlier versions did.
+        FileExistsError: a former run separated another file into the job's folder, or, like
+            earlier versions, recorded no checksums.
     """
     record = _read_record(job.folder)
     if record is None:

@@ -113,16 +113,7 @@ class Method(ABC):
         )
         full = chosen.over(self.defaults(chosen).over(DEFAULTS))
         unused = {
-            name: f"the method is {self.name}"
-            for name in (
-                "sigma",
-                "exponent",
-                "smoothing",
-                "smoothing_base",
-                "symmetric",
-                "gaussian",
-            )
-            if name not in self.settings
+            name: f"the method is {self.name}" for name in _LIKELIHOOD if name not in self.settings
         }
         unused |= self.unused(full)
         assert full.sampler is not None

@@ -15,7 +15,7 @@ from jukebox_core.separation.likelihood import check_exponent, check_sigma, chec
 from jukebox_core.separation.mask import RatioMask, check_compression, check_n_fft, check_power
 from jukebox_core.separation.samplers import OPTIONS, SAMPLERS, SamplerName, make_sampler
 from jukebox_core.separation.samples import Sampler
-from jukebox_core.separation.sampling import check_temperature
+from jukebox_core.separation.sampling_task import check_temperature
 from jukebox_core.separation.selection import (
     SELECTIONS,
     WEIGHTS,
@@ -50,27 +50,27 @@ class Settings:
     top_k: int | None = None
     """Ancestral: draw among the k most probable pairs of codes per step; default 0: all."""
     top_p: float | None = None
-    """Ancestral sampling: draw among the most probable pairs of codes of this mass; default 1."""
+    """Ancestral: draw among the fewest pairs of codes with this total probability; default 1."""
     sigma: float | None = None
     """Standard deviation of the LQ-VAE's Gaussian likelihood, also in the hybrid; default 0.4."""
     exponent: float | None = None
     """Exponent (lambda) of the counted likelihood; default 3, or 1 with the hybrid's Gaussian."""
     smoothing: float | None = None
-    """Pseudo-observations per pair of codes (Dirichlet smoothing of counts); default 3. 0: no
-    smoothing, as published for LASS."""
+    """Pseudocounts per pair of codes (Dirichlet smoothing); default 3. 0: no smoothing, as published
+    for LASS."""
     smoothing_base: SmoothingBase | None = None
     """Base distribution of the smoothing: the mean of p(m | z1) and p(m | z2) (marginals, default),
     p(m) (overall) or, only in the hybrid, the LQ-VAE's Gaussian (gaussian)."""
     symmetric: bool | None = None
-    """Count every triple for both orders of the sources; default: only without smoothing, as
-    published for LASS."""
+    """Count every triple for both orders of the sources; default: True without smoothing (as in
+    LASS), else False."""
     gaussian: bool | None = None
-    """Multiply the hybrid's counted likelihood by the LQ-VAE's Gaussian; default yes."""
+    """Multiply the hybrid's counted likelihood by the LQ-VAE's Gaussian; default True."""
     shifts: int | None = None
-    """Positions within a code that a window is encoded at; the candidates are divided among them.
-    Default: 4, or a smaller number that divides the candidates."""
+    """Number of time offsets below one code at which a window is encoded; the candidates are split
+    among them. Default: 4, or a smaller number that divides the candidates."""
     selection: SelectionName | None = None
-    """Which candidate the raw decode takes; default spectral-fit."""
+    """Criterion by which the raw decode (--no-refine) takes its candidate; default spectral-fit."""
     weights: WeightsName | None = None
     """Weights of the candidates for the mask; default posterior-mean."""
     mask_power: float | None = None
@@ -78,9 +78,9 @@ class Settings:
     mask_n_fft: int | None = None
     """STFT size of the ratio mask, in samples; the hop is a quarter of it; default 4096."""
     compression: float | None = None
-    """Exponent under which candidates' powers are averaged; default 1: the mean power."""
+    """Exponent of the power mean over the candidates' power spectra; default 1: the mean."""
     calibration: bool | None = None
-    """Calibrate candidates' spectra for the codec's errors; default: if one was measured."""
+    """Calibrate candidates' spectra for the codec's errors; default: if there is a calibration."""
 
     def __post_init__(self) -> None:
         """Refuse values that no method can use, whatever the models."""

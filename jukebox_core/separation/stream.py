@@ -162,7 +162,7 @@ class Run:
 
 
 def part_of(progress: Progress | None, part: int, parts: int) -> Progress | None:
-    """Progress of one of several equal parts, in steps of all of them."""
+    """Map the progress of one of several equal parts onto the total of all parts."""
     if progress is None or parts == 1:
         return progress
     return lambda done, of: progress(part * of + done, parts * of)

@@ -1,13 +1,13 @@
-"""Score the three systems and the baselines on the same chunks of a data set.
+"""Score the methods and the baselines on the same chunks of a data set.
 
     python -m scripts.evaluate --models runs/demo/models --data runs/demo/data --output results.json
 
-Writes results.json, and examples to listen to in results_audio/ beside it. Stopped, the same
-command goes on after the last method that was done (results.json.parts/ holds them).
+Writes results.json, and examples to listen to in results_audio/ beside it. If interrupted, run the
+same command again: it resumes after the last finished method (results.json.parts/).
 
-Estimates of a system: `oracle` is the best of N candidates per source by SDR against the truth,
-`selected` what the system gives without the truth, `single` its first candidate; each raw, and
-refined as a mask of the mixture.
+Estimates of a method: `oracle` takes the best of N candidates per source by SDR against the true
+source, `selected` takes what a user gets, `single` takes the first candidate; each both raw and
+refined by masking the mixture.
 """
 
 from __future__ import annotations
