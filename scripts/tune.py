@@ -93,8 +93,8 @@ class Args:
     jobs: int = 4
     """Processes, of one thread each."""
     sizes: tuple[int, ...] = (8, 16, 64)
-    """Other numbers of candidates to score with the rest of the budget; none is chosen, because they
-    trade time for quality."""
+    """Other numbers of candidates to score with the rest of the budget; none is chosen,
+    because they trade time for quality."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and the test songs."""

@@ -56,8 +56,8 @@ class Settings:
     exponent: float | None = None
     """Exponent (lambda) of the counted likelihood; default 3, or 1 with the hybrid's Gaussian."""
     smoothing: float | None = None
-    """Pseudocounts per pair of codes (Dirichlet smoothing); default 3. 0: no smoothing, as published
-    for LASS."""
+    """Pseudocounts per pair of codes (Dirichlet smoothing); default 3. 0: no smoothing,
+    as published for LASS."""
     smoothing_base: SmoothingBase | None = None
     """Base distribution of the smoothing: the mean of p(m | z1) and p(m | z2) (marginals, default),
     p(m) (overall) or, only in the hybrid, the LQ-VAE's Gaussian (gaussian)."""
