@@ -3,14 +3,14 @@ import itertools
 import pytest
 import torch
 
-from jukebox_core.separation.windows import CrossFade, Layout, batches, windows
+from jukebox_core.separation.windows import CrossFade, Layout, batches
 
 
 @pytest.mark.parametrize("length", (1, 63, 64, 255, 256, 257, 448, 449, 1000, 5001))
 @pytest.mark.parametrize("overlap", (0, 64, 100))
 def test_cross_faded_windows_rebuild_the_signal(length, overlap):
     signal = torch.randn(2, length)
-    layout = windows(length, 256, overlap, 64)
+    layout = Layout(256, overlap, 64).finish(length)
     stop = layout[-1].stop
     assert layout[0].start == 0 and stop >= length and stop % 64 == 0
     padded = torch.nn.functional.pad(signal, (0, stop - length))
@@ -21,11 +21,11 @@ def test_cross_faded_windows_rebuild_the_signal(length, overlap):
 
 
 def test_every_window_has_the_same_length_and_the_overlap_asked_for():
-    layout = windows(5001, 256, 64, 64)
+    layout = Layout(256, 64, 64).finish(5001)
     assert {w.stop - w.start for w in layout} == {256}
     for a, b in itertools.pairwise(layout[:-1]):
         assert a.stop - b.start == 64 == a.fade_out == b.fade_in
-    assert windows(100, 256, 64, 64) == [(0, 128, 0, 0)]
+    assert Layout(256, 64, 64).finish(100) == [(0, 128, 0, 0)]
 
 
 def test_fades_are_complementary_ramps():
@@ -39,13 +39,13 @@ def test_fades_are_complementary_ramps():
 
 def test_bad_layouts_are_refused():
     with pytest.raises(ValueError, match="under half the window"):
-        windows(1000, 256, 128, 64)
+        Layout(256, 128, 64).finish(1000)
     with pytest.raises(ValueError, match="cannot cover 0 samples"):
-        windows(0, 256, 64, 64)
+        Layout(256, 64, 64).finish(0)
 
 
 def test_batches_keep_order():
-    layout = windows(5001, 256, 64, 64)
+    layout = Layout(256, 64, 64).finish(5001)
     assert [w for group in batches(layout, 3) for w in group] == layout
 
 
@@ -63,13 +63,13 @@ def test_a_layout_that_grows_is_the_layout_of_the_whole(length, overlap, step):
         assert known - layout.next_start <= 2 * 256 + step  # what must be kept is bounded
     rest = layout.finish(length)
     assert rest[0].start == layout.next_start
-    assert found + rest == windows(length, 256, overlap, 64)
+    assert found + rest == Layout(256, overlap, 64).finish(length)
 
 
 @pytest.mark.parametrize("length", (300, 1000, 5001))
 def test_a_cross_fade_gives_away_what_no_window_reaches_any_more(length):
     signal = torch.randn(2, length)
-    layout = windows(length, 256, 100, 64)
+    layout = Layout(256, 100, 64).finish(length)
     padded = torch.nn.functional.pad(signal, (0, layout[-1].stop - length))
     fade, whole = CrossFade((2,)), CrossFade((2,))
     taken = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from jukebox_core.separation.likelihood import PairScores
 
 __all__ = [
+    "Bound",
     "Draw",
     "FullTable",
     "PairTable",
@@ -31,6 +32,9 @@ __all__ = [
     "redraw",
     "uniform_numbers",
 ]
+
+Bound = Callable[[Tensor, Tensor], Tensor]
+"""Maps log joints [n, P] and their total log-mass [n] to the smallest kept log joint [n]."""
 
 _SMALLEST = -87.0  # logarithm; smaller values count as zero
 _LOST = -63.0  # log-mass below which values counted as zero may matter in float32
@@ -240,30 +244,43 @@ def redraw(
     return drawn._replace(lost=None)
 
 
-def draw_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
-    """The same draw from the explicit joint, in float64 where the device has it.
+def draw_joint(
+    log_p1: Tensor,
+    log_p2: Tensor,
+    scores: PairScores,
+    uniform: Tensor,
+    bound: Bound | None = None,
+) -> Draw:
+    """The same draw from the explicit joint, in float64 if the device has it.
 
-    Slow, and correct for any probabilities; arguments as in `draw`.
+    Slow, and correct for any probabilities.
+
+    Args:
+        log_p1: [N, K] log-probabilities of the first source's next code.
+        log_p2: [N, K] log-probabilities of the second source's next code.
+        scores: the pairs' log-likelihoods.
+        uniform: [N, 2]; the first of the two numbers is used.
+        bound: the smallest log joint that may be drawn; None: all pairs may be drawn.
     """
     precise = _precise(log_p1.device)
     scores = scores.explicit()
-    values = scores.values.to(precise)
-    size = max(1, _ENTRIES // max(1, len(values)))
-    chosen, totals = [], []
-    for i in range(0, len(log_p1), size):
-        part = slice(i, i + size)
-        joint = log_joint(
-            log_p1[part].to(precise), log_p2[part].to(precise), PairScores(values, scores.pairs)
-        )
-        found, total = categorical(joint, uniform[part, 0])
-        chosen.append(found)
+    values = PairScores(scores.values.to(precise), scores.pairs)
+    size = max(1, _ENTRIES // max(1, len(scores.values)))
+    indices, totals = [], []
+    for p1, p2, u in zip(*(x.split(size) for x in (log_p1, log_p2, uniform)), strict=True):
+        joint = log_joint(p1.to(precise), p2.to(precise), values)
+        if bound is not None:
+            least = bound(joint, joint.logsumexp(1))
+            joint = joint.masked_fill(joint < least.unsqueeze(1), -math.inf)
+        index, total = categorical(joint, u[:, 0])
+        indices.append(index)
         totals.append(total)
-    flat = torch.cat(chosen)
+    index = torch.cat(indices)
     if scores.pairs is None:
-        first, second = flat // log_p2.shape[1], flat % log_p2.shape[1]
+        first, second = index // log_p2.shape[1], index % log_p2.shape[1]
     else:
-        first, second = scores.pairs[0][flat], scores.pairs[1][flat]
-    return Draw(first, second, scores.values[flat], torch.cat(totals).to(log_p1.dtype))
+        first, second = scores.pairs[:, index].long()
+    return Draw(first, second, scores.values[index], torch.cat(totals).to(log_p1.dtype))
 
 
 def log_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:

@@ -9,7 +9,7 @@ equals the explicit joint's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.separation.posterior import Draw, FullTable, PairTable, categorical, log_joint
+from jukebox_core.separation.posterior import (
+    Bound,
+    Draw,
+    FullTable,
+    PairTable,
+    categorical,
+    draw_joint,
+)
 
 __all__ = [
     "Leading",
@@ -36,9 +43,6 @@ _FIRST_SORTED = 256  # pairs sorted at first in search of a mass
 _MARGIN = 1e-4  # in nats: above the error of the marginals, which are in float32
 _SMALLEST = -87.0  # in nats: smaller values are subnormal in float32, which is slow
 _SAFE = -60.0  # log-mass above which no factor of a pair was flushed to zero in float32
-
-Bound = Callable[[Tensor, Tensor], Tensor]
-"""Maps log joints [n, P] and their total log-mass [n] to the smallest kept log joint [n]."""
 
 
 def check_top_k(name: str, value: object) -> None:
@@ -217,14 +221,13 @@ def draw_truncated(
         uniform: [B, N, 2]; the first of the two numbers is used.
         truncation: the pairs kept.
     """
-    precise = uniform.dtype  # float64 where the device has it
     draws = []
-    for b, table in enumerate(tables):
-        rest = log_p1[b].to(precise), log_p2[b].to(precise), uniform[b, :, 0], truncation
+    for table, p1, p2, u in zip(tables, log_p1, log_p2, uniform, strict=True):
         if isinstance(table, FullTable):
-            draws.append(_draw_full(table, *rest))
+            precise = u.dtype  # float64 if the device has it
+            draws.append(_draw_full(table, p1.to(precise), p2.to(precise), u[:, 0], truncation))
         else:
-            draws.append(_draw_stored(table, *rest))
+            draws.append(draw_joint(p1, p2, table.explicit(), u, truncation.bound))
     first, second, score, log_total = (
         torch.stack(field) for field in zip(*(drawn[:4] for drawn in draws), strict=True)
     )
@@ -243,21 +246,3 @@ def _draw_full(
         codes[:, found.candidates] = torch.stack(found.codes(rows, chosen))
     score = table.rows(codes[0]).gather(1, codes[1].unsqueeze(1)).squeeze(1)
     return Draw(codes[0], codes[1], score, log_total)
-
-
-def _draw_stored(
-    table: PairTable, log_p1: Tensor, log_p2: Tensor, uniform: Tensor, truncation: Truncation
-) -> Draw:
-    """By inversion over the kept pairs in the order they are stored in."""
-    scores = table.explicit()
-    chosen, totals = [], []
-    parts = max(1, _ENTRIES // max(1, len(table.values)))
-    for p1, p2, u in zip(*(x.split(parts) for x in (log_p1, log_p2, uniform)), strict=True):
-        joint = log_joint(p1, p2, scores)
-        least = truncation.bound(joint, joint.logsumexp(1))
-        index, total = categorical(joint.masked_fill(joint < least.unsqueeze(1), -math.inf), u)
-        chosen.append(index)
-        totals.append(total)
-    index = torch.cat(chosen)
-    first, second = table.pairs[:, index].long()
-    return Draw(first, second, table.values[index], torch.cat(totals))

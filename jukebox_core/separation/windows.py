@@ -81,15 +81,6 @@ class Layout:
         return Window(start, start + self.window, self._overlap if start else 0, fade_out)
 
 
-def windows(length: int, window: int, overlap: int, multiple: int) -> list[Window]:
-    """All windows that cover [0, length); see `Layout`.
-
-    Raises:
-        ValueError: the overlap is not smaller than half a window, or nothing to cover.
-    """
-    return Layout(window, overlap, multiple).finish(length)
-
-
 class CrossFade:
     """Adds up windows with linear fades; the weights of every sample sum to one.
 
