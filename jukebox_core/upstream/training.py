@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,15 +95,8 @@ def mono(audio: Tensor, weights: Tensor | None = None) -> Tensor:
     return weights * audio[..., 0] + (1 - weights) * audio[..., 1]
 
 
-class AudioItems(Protocol):
-    """A data set that is indexed by item."""
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Audio [C, T]."""
-
-
 def bandwidths(
-    items: AudioItems,
+    items: Mapping[int, Tensor] | Sequence[Tensor],
     seconds: float,
     rate: int,
     stft: tuple[int, int, int] = (2048, 256, 1536),
@@ -114,7 +107,7 @@ def bandwidths(
     It ends after `seconds` times `rate` samples, counted over all channels.
 
     Args:
-        items: the training data.
+        items: audio [C, T] by item of the training data.
         seconds: duration to measure (600 for codecs, 1 for priors).
         rate: sample rate in Hz.
         stft: n_fft, hop and window of the spectrogram.
