@@ -23,7 +23,7 @@ from lass.counts import (
     symmetrise,
     to_keys,
 )
-from lass.external_sort import SpoolRun, merged_blocks, write_run
+from lass.external_sort import SpoolRun, merged, write_run
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 9
@@ -271,7 +271,7 @@ def test_merged_blocks_are_sorted_final_and_complete(tmp_path):
         unique = np.unique(rng.integers(0, 150, n), return_counts=True)
         write_run(tmp_path / str(n), [unique])
         runs.append(SpoolRun(tmp_path / str(n)))
-    blocks = list(merged_blocks(runs, block=5))
+    blocks = list(merged(runs, block=5))
     keys = np.concatenate([k for k, _ in blocks])
     assert (np.diff(keys) > 0).all()
     expected = Counter()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lqvae.sums import _Search, code_sums, save_sums
+from lqvae import sums
+from lqvae.sums import code_sums, save_sums
 
 SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -28,7 +29,7 @@ def random_book(n, d, seed=0, scale=1.0):
 @pytest.mark.parametrize("alpha", ((0.5, 0.5), (0.7, 0.3), (0.3, 0.7), (1.0, 1.0), (1.0, 0.0)))
 @pytest.mark.parametrize("scale", (1e-3, 1.0, 1e3))
 def test_equals_brute_force(alpha, scale, monkeypatch):
-    monkeypatch.setattr(_Search, "_PART", 1000)
+    monkeypatch.setattr(sums, "_PART", 1000)
     book = random_book(97, 3, scale=scale)  # few dimensions: other codes often lie in between
     table = code_sums(book, alpha)
     assert table.dtype == torch.int64
