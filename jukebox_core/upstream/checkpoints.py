@@ -319,10 +319,9 @@ def _native_part(path: Path, native: Any) -> tuple[dict[str, Any] | None, dict[s
         return None, {}
     try:
         meta, tensors = json.loads(native["meta"]), dict(native["tensors"])
-    except (KeyError, TypeError, ValueError) as error:
+        meta.keys()  # a dictionary
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a damaged entry `native`; remove it") from error
-    if not isinstance(meta, dict):
-        raise ValueError(f"{path} has a damaged entry `native`; remove it")
     _check_tensors(path, tensors)
     return meta, tensors
 

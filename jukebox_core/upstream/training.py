@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -145,9 +145,8 @@ def non_silent_chunks(
     kept = []
     for number, start in enumerate(range(0, length, longest)):
         chunks = [source[..., start : min(start + longest, length)] for source in sources]
-        if chunks[0].shape[-1] < shortest:
-            continue
-        if not any(reference_is_silent(chunk, threshold) for chunk in chunks):
+        silent = any(reference_is_silent(chunk, threshold) for chunk in chunks)
+        if chunks[0].shape[-1] >= shortest and not silent:
             kept.append(number)
     return kept
 
@@ -185,17 +184,12 @@ class UpstreamAdam(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         """Update all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
-        return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

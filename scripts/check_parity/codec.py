@@ -61,11 +61,10 @@ def make_objective(
     cls: type[ReconstructionObjective], codec: VQVAE, info: dict[str, Any]
 ) -> ReconstructionObjective:
     """The objective of a side-car."""
-    loss, bandwidths = loss_of(info)
     alpha = info.get("alpha", info["config"].get("alpha"))
     if alpha is not None and issubclass(cls, LinearisationObjective):
-        return cls(codec, loss, bandwidths, alpha)
-    return cls(codec, loss, bandwidths)
+        return cls(codec, *loss_of(info), alpha)
+    return cls(codec, *loss_of(info))
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -94,19 +93,10 @@ def vqvae_forward(fixture: Fixture) -> None:
         fixture.close("VQVAE.decode", decoded, f"out/decoded_from_level{level}")
 
 
-@check("vqvae_loss")
-def vqvae_loss(fixture: Fixture) -> None:
-    """The plain objective, in evaluation and training mode."""
-    _objective(fixture, ReconstructionObjective)
-
-
-@check("lqvae_loss")
-def lqvae_loss(fixture: Fixture) -> None:
-    """The objective with latent linearisation, in evaluation and training mode."""
-    _objective(fixture, LinearisationObjective)
-
-
-def _objective(fixture: Fixture, cls: type[ReconstructionObjective]) -> None:
+@check("vqvae_loss|lqvae_loss")
+def codec_loss(fixture: Fixture) -> None:
+    """The objective, plain or with latent linearisation, in evaluation and training mode."""
+    cls = LinearisationObjective if fixture.name == "lqvae_loss" else ReconstructionObjective
     audio = fixture.tensor("in/x").squeeze(-1)
     for mode in ("eval", "train"):
         codec = codec_from(fixture)
