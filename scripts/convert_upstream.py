@@ -87,7 +87,7 @@ def _prior(args: Args) -> str:
     hps = _hps(args.hps)
     if len(args.sources) > 1:
         raise ValueError(f"a prior has one source, --sources names {len(args.sources)}")
-    extra = dict(zip(["source"], args.sources, strict=False))
+    extra = {"source": args.sources[0]} if args.sources else {}
     if args.vqvae is not None:
         _check_codebook(args, load_codec(args.vqvae), hps)
         extra["vqvae_fingerprint"] = fingerprint(args.vqvae)
