@@ -23,7 +23,7 @@ from jukebox_core.files import is_temporary, write_json
 from jukebox_core.machine import free_bytes
 from jukebox_core.tables import table_of
 from lass.counts import KIND, CountsFile, save_blocks, to_keys
-from lass.external_sort import HELD, Block, Run, SpoolRun, merged, merged_blocks, write_run
+from lass.external_sort import HELD, Block, Run, SpoolRun, merged, write_run
 
 __all__ = ["BUFFER", "TripleCounter", "check_spool"]
 
@@ -199,7 +199,7 @@ class TripleCounter:
     def _merged(self, runs: Sequence[Run], share: int = 1) -> Iterator[Block]:
         """The merged blocks of runs; all together hold at most 1 / `share` of the buffer's keys."""
         held = min(HELD, max(_LEAST, len(self._buffer)))
-        return merged_blocks(runs, max(1, held // (share * len(runs))))
+        return merged(runs, max(1, held // (share * len(runs))))
 
     def _new_run(self, level: int) -> Path:
         self._next += 1

@@ -104,14 +104,10 @@ def count_triples(
 
 def symmetrise(counts: Counts) -> Counts:
     """Add 1 at (i, j, m) and at (j, i, m) for every counted triple, as LASS does."""
-    k = counts.n_codes
-    keys = np.concatenate(
-        [
-            to_keys(k, counts.first, counts.second, counts.mixture),
-            to_keys(k, counts.second, counts.first, counts.mixture),
-        ]
-    )
-    return from_keys(k, *add_up(keys, np.concatenate([counts.counts, counts.counts])))
+    one, two, mixture = counts.first, counts.second, counts.mixture
+    both = [np.concatenate(pair) for pair in ((one, two), (two, one), (mixture, mixture))]
+    keys = to_keys(counts.n_codes, *both)
+    return from_keys(counts.n_codes, *add_up(keys, np.tile(counts.counts, 2)))
 
 
 def swap(counts: Counts) -> Counts:

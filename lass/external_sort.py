@@ -10,7 +10,7 @@ import numpy as np
 
 from jukebox_core.files import atomic_path
 
-__all__ = ["Block", "Run", "SpoolRun", "add_up", "merged", "merged_blocks", "write_run"]
+__all__ = ["Block", "Run", "SpoolRun", "add_up", "merged", "write_run"]
 
 Block = tuple[np.ndarray, np.ndarray]
 """Sorted unique keys and their counts, int64."""
@@ -59,13 +59,14 @@ class SpoolRun:
         return part[:, 0], part[:, 1]
 
 
-def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
+def merged(runs: Sequence[Run], block: int | None = None) -> Iterator[Block]:
     """Merge runs into blocks of sorted keys, each key once, and their added counts.
 
     Each round takes, from every run, the keys up to the least of the blocks' last keys. It then has
     all smaller keys of all runs, so a merged block is final. At most `block` keys of each run are
-    in memory.
+    in memory, by default `HELD` of all runs.
     """
+    block = block or max(1, HELD // len(runs))
     positions = [0] * len(runs)
     while True:
         heads = [run.read(p, p + block) for run, p in zip(runs, positions, strict=True)]
@@ -79,11 +80,6 @@ def merged_blocks(runs: Sequence[Run], block: int) -> Iterator[Block]:
             np.concatenate([k[:stop] for (k, _), stop in zip(heads, stops, strict=True)]),
             np.concatenate([c[:stop] for (_, c), stop in zip(heads, stops, strict=True)]),
         )
-
-
-def merged(runs: Sequence[Run]) -> Iterator[Block]:
-    """`merged_blocks` with at most `HELD` keys in memory for any number of runs."""
-    return merged_blocks(runs, max(1, HELD // len(runs)))
 
 
 def write_run(path: Path, blocks: Iterable[Block]) -> None:

@@ -232,17 +232,12 @@ class _Songs:
     def windows(self, pairs: tuple[list[_Crop], list[_Crop]]) -> Tensor:
         """Read the crops and their surroundings, [2, pairs, (crop + 2 margin) * hop]."""
         length = (self._plan.crop + 2 * self.margin) * self._hop
-        return torch.stack(
-            [
-                torch.stack(
-                    [
-                        self._read(name, c, (c.start - self.margin) * self._hop, length)
-                        for c in crops
-                    ]
-                )
-                for name, crops in zip(self._sources, pairs, strict=True)
-            ]
-        )
+        rows = [
+            self._read(name, c, (c.start - self.margin) * self._hop, length)
+            for name, crops in zip(self._sources, pairs, strict=True)
+            for c in crops
+        ]
+        return torch.stack(rows).view(2, -1, length)
 
     def encode(self, windows: Tensor) -> np.ndarray:
         """Encode crops with their surroundings, [B, L] samples to [B, crop] codes."""
@@ -250,22 +245,20 @@ class _Songs:
         codes = np.concatenate(list(self._map(self._encode, parts)))
         return codes[:, self.margin : self.margin + self._plan.crop]
 
-    def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> list[np.ndarray]:
-        """Cut the crops' codes, [pairs, crop] per source, out of the songs' tiles."""
-        rows = [
-            [self._around(name, c) for c in crops]
+    def codes(self, pairs: tuple[list[_Crop], list[_Crop]]) -> np.ndarray:
+        """Cut the crops' codes, [2, pairs, crop], out of the songs' tiles."""
+        parts = [
+            self._around(name, c)
             for name, crops in zip(self._sources, pairs, strict=True)
+            for c in crops
         ]
-        tiles = self._encode_tiles({tile for row in rows for part in row for tile in part})
-
-        def cut(crop: _Crop, part: list[_Tile]) -> np.ndarray:
+        tiles = self._encode_tiles({tile for part in parts for tile in part})
+        rows = []
+        for crop, part in zip([*pairs[0], *pairs[1]], parts, strict=True):
             start = crop.start - part[0].number * self._size
-            return np.concatenate([tiles[t] for t in part])[start : start + self._plan.crop]
-
-        return [
-            np.stack([cut(c, part) for c, part in zip(*row, strict=True)])
-            for row in zip(pairs, rows, strict=True)
-        ]
+            whole = np.concatenate([tiles[tile] for tile in part])
+            rows.append(whole[start : start + self._plan.crop])
+        return np.stack(rows).reshape(2, -1, self._plan.crop)
 
     def _around(self, name: str, crop: _Crop) -> list[_Tile]:
         """The tiles that a crop overlaps."""

@@ -14,6 +14,7 @@ from jukebox_core.tables import read_table, write_table
 
 ALPHA = (0.5, 0.5)
 KIND = "code_sums"
+_PART = 1 << 18  # elements searched at a time: they stay in the cache
 
 
 def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
@@ -34,11 +35,33 @@ def code_sums(codebook: Tensor, alpha: Sequence[float] = ALPHA) -> Tensor:
     if codebook.ndim != 2 or not torch.isfinite(codebook).all():
         raise ValueError(f"codebook is {tuple(codebook.shape)}, expected [K, D] of finite numbers")
     _check_weights(alpha)
-    search = _Search(codebook.detach().cpu().double().numpy(), (float(alpha[0]), float(alpha[1])))
-    table = np.stack([search.row(i) for i in range(len(codebook))])
-    if search.symmetric:
-        table = np.triu(table) + np.triu(table, 1).T
-    return torch.from_numpy(table)
+    a, b = map(float, alpha)
+    vectors = codebook.detach().cpu().double().numpy()
+    # |a e_i + b e_j - e_k|^2, without the terms that are equal for all k, is the sum of a function
+    # of (i, k) and a function of (j, k): two tables [K, K]. They are searched in float32; all codes
+    # that may be nearest or tied, allowing for rounding, are compared in float64.
+    norms, products, n_codes = np.square(vectors).sum(1), vectors @ vectors.T, len(vectors)
+    scale = norms.max()
+    # Both tables and their sum are rounded: three errors of half an ulp per value.
+    largest, tolerance = (1 + 2 * a + 2 * b) * scale, 1e-9 * scale
+    slack = np.float32(tolerance + 4 * np.finfo(np.float32).eps * largest)
+    if not largest < np.finfo(np.float32).max / 4:
+        raise ValueError(f"alpha is {(a, b)}, too large for this codebook: use smaller weights")
+    by_first = (norms - 2 * a * products).astype(np.float32)
+    by_second = (-2 * b * products).astype(np.float32)
+    table = np.zeros((n_codes, n_codes), np.int64)
+    size = max(1, _PART // n_codes)
+    for i in range(n_codes):
+        for start in range(i if a == b else 0, n_codes, size):  # equal weights: a symmetric table
+            distances = by_first[i] + by_second[start : start + size]  # [j, k]
+            near = distances <= distances.min(1, keepdims=True) + slack
+            j, k = np.divmod(np.flatnonzero(near), n_codes)  # sorted by j, then k
+            exact = norms[k] - 2 * (a * products[i, k] + b * products[start + j, k])
+            starts = np.flatnonzero(np.diff(j, prepend=-1))
+            least = np.repeat(np.minimum.reduceat(exact, starts), np.diff(starts, append=len(j)))
+            tied = np.where(exact <= least + tolerance, k, n_codes)
+            table[i, start : start + size] = np.minimum.reduceat(tied, starts)
+    return torch.from_numpy(np.triu(table) + np.triu(table, 1).T if a == b else table)
 
 
 def _check_weights(alpha: Sequence[float]) -> None:
@@ -48,56 +71,6 @@ def _check_weights(alpha: Sequence[float]) -> None:
         require(f"alpha[{index}]", weight, at_least=0)
     if not any(alpha):
         raise ValueError(f"alpha is {tuple(alpha)}, expected at least one weight above 0")
-
-
-class _Search:
-    """Nearest codes of weighted sums.
-
-    |a0 e_i + a1 e_j - e_k|^2, without the terms that are equal for all k, is the sum of a function
-    of (i, k) and a function of (j, k): two tables [K, K]. They are searched in float32; all codes
-    that may be nearest or tied, allowing for rounding, are compared in float64.
-    """
-
-    _PART = 1 << 18  # elements searched at a time: they stay in the cache
-
-    def __init__(self, codebook: np.ndarray, alpha: tuple[float, float]):
-        self._alpha = alpha
-        self._norms = np.square(codebook).sum(1)
-        self._products = codebook @ codebook.T
-        self.symmetric = alpha[0] == alpha[1]
-        """If so, row i has only the columns from i on."""
-        scale = self._norms.max()
-        self._tolerance = 1e-9 * scale
-        # Both tables and their sum are rounded: three errors of half an ulp per value.
-        largest = (1 + 2 * abs(alpha[0]) + 2 * abs(alpha[1])) * scale
-        self._slack = np.float32(self._tolerance + 4 * np.finfo(np.float32).eps * largest)
-        if not largest < np.finfo(np.float32).max / 4:
-            raise ValueError(f"alpha is {alpha}, too large for this codebook: use smaller weights")
-        self._by_first = (self._norms - 2 * alpha[0] * self._products).astype(np.float32)
-        self._by_second = (-2 * alpha[1] * self._products).astype(np.float32)
-
-    def row(self, i: int) -> np.ndarray:
-        """int64 [K], the codes of the sums of code i and every code."""
-        n_codes = len(self._norms)
-        codes = np.zeros(n_codes, np.int64)
-        size = max(1, self._PART // n_codes)
-        for start in range(i if self.symmetric else 0, n_codes, size):
-            distances = self._by_first[i] + self._by_second[start : start + size]  # [j, k]
-            near = distances <= distances.min(1, keepdims=True) + self._slack
-            j, k = np.divmod(np.flatnonzero(near), n_codes)  # sorted by j, then k
-            codes[start : start + size] = self._nearest(i, start + j, k)
-        return codes
-
-    def _nearest(self, i: int, j: np.ndarray, k: np.ndarray) -> np.ndarray:
-        """For every j, the candidate k nearest in float64; the lowest if tied."""
-        alpha, products = self._alpha, self._products
-        exact = self._norms[k] - 2 * (alpha[0] * products[i, k] + alpha[1] * products[j, k])
-        starts = np.flatnonzero(np.diff(j, prepend=-1))
-        least = np.minimum.reduceat(exact, starts)
-        least = np.repeat(least, np.diff(starts, append=len(j)))
-        return np.minimum.reduceat(
-            np.where(exact <= least + self._tolerance, k, len(self._norms)), starts
-        )
 
 
 def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:

@@ -41,14 +41,12 @@ from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import ALPHA, load_sums, save_sums
 from scripts._cli import program
 
-Kind = Literal["codec", "prior", "counts", "sums"]
-
 
 @dataclass(frozen=True)
 class Args:
     """Flags of scripts.convert_upstream."""
 
-    kind: Kind
+    kind: Literal["codec", "prior", "counts", "sums"]
     """Kind of file."""
     input: Path
     """Upstream file; with --back, native run folder or file."""
@@ -70,36 +68,26 @@ class Args:
 def main(args: Args) -> None:
     """Convert one file; write nothing if it is invalid."""
     check_new(args.output)
-    convert = {
-        ("codec", False): _codec,
-        ("codec", True): _codec_back,
-        ("prior", False): _prior,
-        ("prior", True): _prior_back,
-        ("counts", False): _counts,
-        ("counts", True): _counts_back,
-        ("sums", False): _sums,
-        ("sums", True): _sums_back,
-    }[args.kind, args.back]
-    print(f"{args.output}: {convert(args)}")
+    convert = {"codec": _codec, "prior": _prior, "counts": _counts, "sums": _sums}
+    print(f"{args.output}: {convert[args.kind](args)}")
 
 
 def _codec(args: Args) -> str:
+    if args.back:
+        export_codec(args.input, args.output)
+        return "upstream codec checkpoint"
     config = import_codec(args.input, args.output, _hps(args.hps))
     return f"codec of {config.levels} levels, {config.l_bins} codes, hop {config.hop}"
 
 
-def _codec_back(args: Args) -> str:
-    export_codec(args.input, args.output)
-    return "upstream codec checkpoint"
-
-
 def _prior(args: Args) -> str:
+    if args.back:
+        export_prior(args.input, args.output, args.vqvae)
+        return "upstream prior checkpoint"
     hps = _hps(args.hps)
-    extra: dict[str, Any] = {}
     if len(args.sources) > 1:
         raise ValueError(f"a prior has one source, --sources names {len(args.sources)}")
-    if args.sources:
-        extra["source"] = args.sources[0]
+    extra = {"source": args.sources[0]} if args.sources else {}
     if args.vqvae is not None:
         _check_codebook(args, load_codec(args.vqvae), hps)
         extra["vqvae_fingerprint"] = fingerprint(args.vqvae)
@@ -108,38 +96,29 @@ def _prior(args: Args) -> str:
     return f"prior of {config.depth} layers, context {config.n_ctx}, {config.embedding}{note}"
 
 
-def _prior_back(args: Args) -> str:
-    export_prior(args.input, args.output, args.vqvae)
-    return "upstream prior checkpoint"
-
-
 def _counts(args: Args) -> str:
-    counts, stored = read_upstream_counts(args.input)
-    if len(args.sources) not in (0, 2):
-        raise ValueError(f"counts have two sources, --sources names {len(args.sources)}")
-    metadata = stored | _identity(args, counts.n_codes)
-    if args.sources:
-        metadata["sources"] = " ".join(args.sources)
-    save_counts(args.output, counts, metadata)
-    return f"{len(counts.counts)} triples of {counts.n_codes} codes"
-
-
-def _counts_back(args: Args) -> str:
-    counts, metadata = load_counts(args.input)
-    write_upstream_counts(args.output, counts, metadata)
+    if args.back:
+        counts, metadata = load_counts(args.input)
+        write_upstream_counts(args.output, counts, metadata)
+    else:
+        counts, metadata = read_upstream_counts(args.input)
+        if len(args.sources) not in (0, 2):
+            raise ValueError(f"counts have two sources, --sources names {len(args.sources)}")
+        metadata |= _identity(args, counts.n_codes)
+        if args.sources:
+            metadata["sources"] = " ".join(args.sources)
+        save_counts(args.output, counts, metadata)
     return f"{len(counts.counts)} triples of {counts.n_codes} codes"
 
 
 def _sums(args: Args) -> str:
-    table = read_sums(args.input)
-    identity = _identity(args, len(table)).get("codec", "")
-    save_sums(args.output, table, identity, args.alpha)
-    return f"{len(table)} x {len(table)} sums"
-
-
-def _sums_back(args: Args) -> str:
-    table = load_sums(args.input)
-    write_sums(args.output, table)
+    if args.back:
+        table = load_sums(args.input)
+        write_sums(args.output, table)
+    else:
+        table = read_sums(args.input)
+        identity = _identity(args, len(table)).get("codec", "")
+        save_sums(args.output, table, identity, args.alpha)
     return f"{len(table)} x {len(table)} sums"
 
 

@@ -110,14 +110,13 @@ class Task(NamedTuple):
 def main(args: Args) -> None:
     """Count, or merge."""
     ranks = Ranks()
-    report = ranks.on_first(lambda: _merge(args)) if args.merge else _count(args, ranks)
+    if args.merge:
+        triples = ranks.on_first(lambda: merge_counts(args.merge, args.output))
+        report = f"{args.output}: {triples} triples of {len(args.merge)} files"
+    else:
+        report = _count(args, ranks)
     if ranks.rank == 0:
         print(report, flush=True)
-
-
-def _merge(args: Args) -> str:
-    triples = merge_counts(args.merge, args.output)
-    return f"{args.output}: {triples} triples of {len(args.merge)} files"
 
 
 def _count(args: Args, ranks: Ranks) -> str:
@@ -237,13 +236,16 @@ def _open(args: Args, device: str) -> Task:
     codec = load_codec(args.vqvae, pick_device(device))
     args.counting.check_fits(codec)
     manifest = _open_data(args.data, codec.config.sample_rate)
+    tracks, digest = manifest.split("train"), hashlib.sha256()
+    for track in tracks:
+        digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
     metadata = {
         "codec": fingerprint(args.vqvae),
         "sources": " ".join(manifest.sources),
         "alpha": " ".join(repr(manifest.alpha[name]) for name in manifest.sources),
-        "counting": f"{args.counting} of {_songs(manifest)}",
+        "counting": f"{args.counting} of {len(tracks)} songs ({digest.hexdigest()[:16]})",
     }
-    return Task(codec, manifest.split("train"), manifest.alpha, metadata)
+    return Task(codec, tracks, manifest.alpha, metadata)
 
 
 def _open_data(folder: Path, sample_rate: int) -> Manifest:
@@ -259,15 +261,6 @@ def _open_data(folder: Path, sample_rate: int) -> Manifest:
             f"data at {sample_rate} Hz"
         )
     return manifest
-
-
-def _songs(manifest: Manifest) -> str:
-    """`84 songs (fingerprint)` of the training songs' audio."""
-    tracks = manifest.split("train")
-    digest = hashlib.sha256()
-    for track in tracks:
-        digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
-    return f"{len(tracks)} songs ({digest.hexdigest()[:16]})"
 
 
 @contextmanager

@@ -116,9 +116,7 @@ def test_one_process_at_a_time_counts(codec, tiny_data, tmp_path, capsys):
     command = flags(codec, tiny_data, output, "--iterations", "2")
     with count_sums._locked(count_sums.spool_of(output)):
         assert count_sums.main(command) == 1
-        assert capsys.readouterr().err == (
-            f"error: another process counts in {output}.spool: wait for its end\n"
-        )
+        assert f"another process counts in {output}.spool" in capsys.readouterr().err
     assert count_sums.main(command) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["counts"]
 

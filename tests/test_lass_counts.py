@@ -1,6 +1,5 @@
 """Counting in bounded memory against collections.Counter."""
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from lass.counts import (
     symmetrise,
     to_keys,
 )
-from lass.external_sort import SpoolRun, merged_blocks, write_run
+from lass.external_sort import SpoolRun, merged, write_run
 
-SHARED = Path(os.environ.get("LATENT_SEPARATION_SHARED", Path(__file__).parents[2] / "shared"))
 K = 9
 HELD = 60
 
@@ -271,7 +269,7 @@ def test_merged_blocks_are_sorted_final_and_complete(tmp_path):
         unique = np.unique(rng.integers(0, 150, n), return_counts=True)
         write_run(tmp_path / str(n), [unique])
         runs.append(SpoolRun(tmp_path / str(n)))
-    blocks = list(merged_blocks(runs, block=5))
+    blocks = list(merged(runs, block=5))
     keys = np.concatenate([k for k, _ in blocks])
     assert (np.diff(keys) > 0).all()
     expected = Counter()
@@ -395,20 +393,3 @@ def test_spool_of_other_settings_and_bad_codes_are_refused(tmp_path):
         count_triples(K, *(np.array([x]) for x in (0, 9, 0)))
     with pytest.raises(ValueError, match="expected the same"):
         count_triples(K, np.zeros(2, int), np.zeros(3, int), np.zeros(2, int))
-
-
-@pytest.mark.parametrize("iterations", (4, 12))
-def test_upstream_counts(tmp_path, iterations):
-    path = SHARED / "fixtures" / "sum_counts.npz"
-    if not path.is_file():
-        pytest.skip("no fixtures/sum_counts.npz: set LATENT_SEPARATION_SHARED to the folder above")
-    with np.load(path) as file:
-        arrays = dict(file)
-    counter = TripleCounter(32, tmp_path, buffer=100)
-    for i in range(iterations):
-        counter.add(*(arrays[f"in/{name}"][i] for name in ("x1", "x2", "mix")))
-    counts = symmetrise(from_keys(32, *counter.result()))
-    coords = arrays[f"out/coords_iter{iterations}"].T.tolist()
-    numbers = arrays[f"out/counts_iter{iterations}"].tolist()
-    expected = {tuple(c): n for c, n in zip(coords, numbers, strict=True)}
-    assert as_dict(counts) == expected

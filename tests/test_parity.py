@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from parity_fixtures import SHARED
+from parity_fixtures import SHARED, needs_fixtures, one_thread, upstream_steps  # noqa: F401
 from upstream_files import CODEC_HPS, PRIOR_HPS, K, codec_tensors, prior_tensors
 
 from jukebox_core.prior.objective import PriorObjective
@@ -21,7 +21,6 @@ from jukebox_core.upstream.layout import (
 )
 from jukebox_core.upstream.layout import codec_tensors as native_codec_tensors
 from jukebox_core.upstream.layout import prior_tensors as native_prior_tensors
-from jukebox_core.upstream.training import UpstreamAdam, clip_gradients, lr_factor
 from scripts.check_parity import main, run
 from scripts.check_parity.fixtures import (
     Row,
@@ -32,15 +31,6 @@ from scripts.check_parity.fixtures import (
 )
 
 RECORDED = [] if SHARED is None else find_fixtures(SHARED / "fixtures")
-needs_fixtures = pytest.mark.skipif(SHARED is None, reason="the recorded tensors are not here")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @needs_fixtures
@@ -129,17 +119,7 @@ def trajectory_fixture(folder):
     train = {"lr": 0.01, "lr_warmup": 2.0, "clip": 0.1, "betas": [0.9, 0.99], "eps": 1e-8}
     train["weight_decay"] = 0.05
     arrays = {f"sd_before/{name}": tensor for name, tensor in named(prior).items()}
-    optimizer = UpstreamAdam(prior.parameters(), 0.01, (0.9, 0.99), 1e-8, 0.05)
-    objective, steps = PriorObjective(None, prior), []
-    for step in range(4):
-        optimizer.param_groups[0]["lr"] = 0.01 * lr_factor(step, 2.0)
-        optimizer.zero_grad()
-        loss = objective(codes).loss
-        loss.backward()
-        norm, _ = clip_gradients(prior.parameters(), 0.1)
-        optimizer.step()
-        rate = optimizer.param_groups[0]["lr"]
-        steps.append({"loss": loss.item(), "grad_norm": norm, "lr": rate})
+    steps = upstream_steps(PriorObjective(None, prior), codes, train, 4)
     arrays |= {f"sd_after/{name}": tensor for name, tensor in named(prior).items()}
     arrays["in/z"] = codes
     info = {"config": PRIOR_INFO, "fork": "lqvae", "train": train, "steps": steps}

@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 import torch
 from loss_by_hand import terms, total
-from parity_fixtures import SHARED
+from parity_fixtures import SHARED, needs_fixtures, one_thread, upstream_steps  # noqa: F401
 
 from jukebox_core.config import Bandwidths, LossConfig, VQVAEConfig
 from jukebox_core.upstream.layout import build_codec, codec_hps, codec_names, codec_tensors
 from jukebox_core.upstream.loss import loss_config
-from jukebox_core.upstream.training import UpstreamAdam, clip_gradients, lr_factor
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from scripts.check_parity import main, run
 from scripts.check_parity.fixtures import Fixture
 from scripts.check_parity.seeds import drawn_codec
-
-needs_fixtures = pytest.mark.skipif(SHARED is None, reason="the recorded tensors are not here")
 
 LOSS = {
     "loss_fn": "lmix",
@@ -38,14 +35,6 @@ LOSS = {
 }
 STFT = {"n_fft": 200, "hop_length": 45, "win_length": 130}
 WEIGHTS = {"commit": 0.3, "spectral": 0.5, "multispectral": 0.7}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 CONFIG = VQVAEConfig(
@@ -203,24 +192,13 @@ def trajectory(folder, loss, bandwidths):
     arrays = {f"sd_before/{name}": t.clone() for name, t in tensors.items()}
     arrays["in/x"] = audio.unsqueeze(-1)
     train = {"lr": 1e-3, "lr_warmup": 2.0, "clip": 0.5, "betas": [0.9, 0.99], "eps": 1e-8}
-    parameters, steps = list(codec.parameters()), []
-    optimizer = UpstreamAdam(parameters, 1e-3, (0.9, 0.99), 1e-8, 0.0)
-    for step in range(2):
-        optimizer.param_groups[0]["lr"] = rate = 1e-3 * lr_factor(step, 2.0)
-        optimizer.zero_grad()
-        out = objective(audio)
-        out.loss.backward()
-        norm, _ = clip_gradients(parameters, 0.5)
-        optimizer.step()
-        recons = out.metrics["recons_loss"].item()
-        steps.append({"loss": out.loss.item(), "grad_norm": norm, "lr": rate})
-        steps[-1]["recons_loss"] = recons
+    train["weight_decay"] = 0.0
+    steps = upstream_steps(objective, audio, train, 2)
     state = codec.state_dict()
     names = codec_names(config).items()
     arrays |= {f"sd_after/{upstream}": state[name] for name, upstream in names}
     info = {"config": codec_hps(config) | WEIGHTS | {"mu": config.l_mu}, "fork": "lass"}
-    info["train"] = train | {"weight_decay": 0.0}
-    info |= {"steps": steps, "restore_k_num_tokens": [40 * config.l_bins] * 2}
+    info |= {"train": train, "steps": steps, "restore_k_num_tokens": [40 * config.l_bins] * 2}
     np.savez(folder / "train_traj_vqvae_lass.npz", **{k: v.numpy() for k, v in arrays.items()})
     (folder / "train_traj_vqvae_lass.json").write_text(json.dumps(info))
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,21 +48,23 @@ from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import code_sums, load_sums, save_sums
 from scripts.separate import main as separate
 
+CONFIG = VQVAEConfig(
+    levels=2,
+    downs_t=(2, 1),
+    strides_t=(2, 3),
+    l_bins=K,
+    emb_width=D,
+    l_mu=0.98,
+    width=4,
+    depth=2,
+    m_conv=0.5,
+    multipliers=(2, 1),
+)
+
 
 def native_codec(folder):
     torch.manual_seed(0)
-    config = VQVAEConfig(
-        levels=2,
-        downs_t=(2, 1),
-        strides_t=(2, 3),
-        l_bins=K,
-        emb_width=D,
-        width=4,
-        depth=2,
-        m_conv=0.5,
-        multipliers=(2, 1),
-        dilation_cycle=1,
-    )
+    config = replace(CONFIG, dilation_cycle=1)
     codec = VQVAE(config).train()
     codec(torch.randn(2, 12 * 16))  # codebooks, and averages that are not what a file implies
     codec(torch.randn(2, 12 * 16))
@@ -101,18 +104,7 @@ def test_codec(tmp_path, module, legacy):
     path = save_checkpoint(tmp_path / "c.pth.tar", tensors, CODEC_HPS, module=module, legacy=legacy)
     assert convert("codec", path, tmp_path / "codec") == 0
     codec = load_codec(tmp_path / "codec")
-    assert codec.config == VQVAEConfig(
-        levels=2,
-        downs_t=(2, 1),
-        strides_t=(2, 3),
-        l_bins=K,
-        emb_width=D,
-        l_mu=0.98,
-        width=4,
-        depth=2,
-        m_conv=0.5,
-        multipliers=(2, 1),
-    )
+    assert codec.config == CONFIG
     name = "encoders.1.level_blocks.1.model.0.1.model.1.model.3.weight"
     ours = codec.encoder(1).stages[1][0][1][1].pointwise.weight
     assert torch.equal(ours, tensors[name])

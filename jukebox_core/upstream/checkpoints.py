@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +35,11 @@ from jukebox_core.config import (
     to_dict,
 )
 from jukebox_core.files import atomic_folder, durable_path
-from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.tables import save_tensors
 from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
+    codebooks,
     codec_config,
     codec_hps,
     codec_names,
@@ -55,7 +54,6 @@ from jukebox_core.upstream.layout import (
 )
 from jukebox_core.upstream.loss import bandwidths_of, loss_config, loss_hps
 from jukebox_core.upstream.tables import check_new, read_torch
-from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
     "Checkpoint",
@@ -85,24 +83,21 @@ class Checkpoint:
     native_meta: dict[str, Any] | None = None
     native_tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def expect(self, kind: str) -> None:
-        """Raise ValueError unless this is a checkpoint of `kind` (vqvae or prior)."""
-        actual = kind_of(self.tensors)
-        if actual != kind:
-            raise ValueError(f"{self.path} holds a model of kind {actual}, expected {kind}")
 
-
-def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, hps: Mapping[str, Any] | None = None, kind: str | None = None
+) -> Checkpoint:
     """Read a codec's or a prior's checkpoint; tensors stay on the disk until they are used.
 
     Args:
         path: the `.pth.tar`.
         hps: hyper-parameters that the file lacks.
+        kind: of the model, vqvae or prior; None accepts any.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, asks for more than data, is not a checkpoint, or contradicts
-            `hps`.
+        ValueError: it is damaged, asks for more than data, is not a checkpoint, holds a model of
+            another kind, or contradicts `hps`.
     """
     path = Path(path)
     content = read_torch(path)
@@ -117,12 +112,14 @@ def read_checkpoint(path: str | Path, hps: Mapping[str, Any] | None = None) -> C
     for name, value in (hps or {}).items():
         if own.get(name) is not None and own[name] != _plain(value):
             raise ValueError(f"{path} has {name} {own[name]} in its hps, not {value}")
-    step = content.get("step", 0)
+    step, tensors = content.get("step", 0), without_prefixes(tensors)
+    if kind is not None and kind_of(tensors) != kind:
+        raise ValueError(f"{path} holds a model of kind {kind_of(tensors)}, expected {kind}")
     native_meta, native_tensors = _native_part(path, content.get("native"))
     return Checkpoint(
         path=path,
         hps={**own, **(hps or {})},
-        tensors=without_prefixes(tensors),
+        tensors=tensors,
         step=int(step) if isinstance(step, int | float | np.number) else 0,
         native_meta=native_meta,
         native_tensors=native_tensors,
@@ -139,16 +136,7 @@ def import_codec(
         ValueError: it cannot be read, or contradicts its hps; nothing is written.
     """
     check_new(output)
-    checkpoint = read_checkpoint(path, hps)
-    checkpoint.expect("vqvae")
-    codec, meta = codec_of(checkpoint)
-    with atomic_folder(output) as folder:
-        save_model(folder, codec, meta)
-    return codec.config
-
-
-def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
-    """The codec of a checkpoint, and its native metadata."""
+    checkpoint = read_checkpoint(path, hps, "vqvae")
     with _named(checkpoint.path):
         config = codec_config(checkpoint.hps, checkpoint.tensors)
         native = codec_tensors(checkpoint.tensors, config, USAGE)
@@ -161,7 +149,10 @@ def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
             loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
             meta |= {"loss": to_dict(loss)} if loss else {}
             meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
-        return build_codec(native, config), meta
+        codec = build_codec(native, config)
+    with atomic_folder(output) as folder:
+        save_model(folder, codec, meta)
+    return config
 
 
 def import_prior(
@@ -184,20 +175,7 @@ def import_prior(
             implemented; nothing is written.
     """
     check_new(output)
-    checkpoint = read_checkpoint(path, hps)
-    checkpoint.expect("prior")
-    prior, meta = prior_of(checkpoint)
-    lower = {str(k): t.float() for k, t in lower_codebooks(checkpoint.tensors).items()}
-    with atomic_folder(output) as folder:
-        save_model(folder, prior, {**meta, **(extra or {})})
-        if prior.config.embedding == "codebook":
-            with durable_path(folder / CODEBOOKS) as temporary:
-                save_tensors(temporary, lower)
-    return prior.config
-
-
-def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any]]:
-    """The prior of a checkpoint, and its native metadata."""
+    checkpoint = read_checkpoint(path, hps, "prior")
     with _named(checkpoint.path):
         config = prior_config(checkpoint.hps, checkpoint.tensors)
         meta = _meta("prior", config, checkpoint)
@@ -210,14 +188,14 @@ def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any
                 emb_width=before.emb_width if table else config.emb_width,
             )
             meta["config"] = to_dict(config)
-        return build_prior(prior_tensors(checkpoint.tensors, config), config), meta
-
-
-def lower_codebooks(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
-    """{level: codebook} of the levels below the top among a prior's upstream tensors."""
-    pattern = re.compile(r"bottleneck\.level_blocks\.(\d+)\.k")
-    books = {int(m[1]): t for name, t in tensors.items() if (m := pattern.fullmatch(name))}
-    return {level: t for level, t in sorted(books.items()) if level != max(books)}
+        prior = build_prior(prior_tensors(checkpoint.tensors, config), config)
+    lower = list(codebooks(checkpoint.tensors).items())[:-1]
+    with atomic_folder(output) as folder:
+        save_model(folder, prior, {**meta, **(extra or {})})
+        if config.embedding == "codebook":
+            with durable_path(folder / CODEBOOKS) as temporary:
+                save_tensors(temporary, {str(level): t.float() for level, t in lower})
+    return config
 
 
 def export_codec(run: str | Path, path: str | Path) -> None:
@@ -341,10 +319,9 @@ def _native_part(path: Path, native: Any) -> tuple[dict[str, Any] | None, dict[s
         return None, {}
     try:
         meta, tensors = json.loads(native["meta"]), dict(native["tensors"])
-    except (KeyError, TypeError, ValueError) as error:
+        meta.keys()  # a dictionary
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a damaged entry `native`; remove it") from error
-    if not isinstance(meta, dict):
-        raise ValueError(f"{path} has a damaged entry `native`; remove it")
     _check_tensors(path, tensors)
     return meta, tensors
 

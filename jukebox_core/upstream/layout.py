@@ -7,19 +7,21 @@ must agree with it. A missing, unknown or differently shaped tensor is an error 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from jukebox_core.config import ATTENTION_PATTERNS, PriorConfig, VQVAEConfig
+from jukebox_core.config import ATTENTION_PATTERNS, PriorConfig, VQVAEConfig, to_dict
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = [
     "build_codec",
     "build_prior",
+    "codebooks",
     "codec_config",
     "codec_hps",
     "codec_names",
@@ -33,6 +35,8 @@ __all__ = [
     "upstream_tensors",
     "without_prefixes",
 ]
+
+M = TypeVar("M", VQVAE, AutoregressivePrior)
 
 _CODEC_RULES = [
     (r"^((?:en|de)coders\.\d+)\.stages\.(\d+)\.", r"\1.level_blocks.\2.model."),
@@ -60,18 +64,14 @@ _NOT_IMPLEMENTED = {
     r"^y_emb\.": "label conditioning",
     r"^(x_cond|conditioner_blocks)\b": "conditioning on another level's codes",
 }
-_CODEC_ALIASES = {
-    "sample_rate": ("sr",),
-    "l_mu": ("mu",),
-    "multipliers": ("hvqvae_multipliers",),
-    "reverse_decoder_dilation": ("vqvae_reverse_decoder_dilation",),
+# {field of the configuration: upstream's name} of the hyper-parameters that differ.
+_CODEC_HPS = {
+    "sample_rate": "sr",
+    "reverse_decoder_dilation": "vqvae_reverse_decoder_dilation",
+    "multipliers": "hvqvae_multipliers",
 }
-_PRIOR_ALIASES = {
-    "width": ("prior_width",),
-    "depth": ("prior_depth",),
-    "l_bins": ("bins",),
-}
-_CODEBOOK = re.compile(r"^bottleneck\.level_blocks\.(\d+)\.k$")
+_PRIOR_HPS = {"width": "prior_width", "depth": "prior_depth"}
+_CODEBOOK = "bottleneck.level_blocks.{}.k"  # of a level
 
 
 def python_value(value: Any) -> Any:
@@ -103,27 +103,20 @@ def codec_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VQVAE
     Raises:
         ValueError: hps lack a value or contradict the tensors.
     """
-    get = _Reader(hps, _CODEC_ALIASES)
-    multipliers = get("multipliers", None)
-    levels = get("levels")
-    config = VQVAEConfig(
-        sample_rate=get("sample_rate"),
-        levels=levels,
-        downs_t=tuple(get("downs_t")),
-        strides_t=tuple(get("strides_t")),
-        l_bins=get("l_bins"),
-        emb_width=get("emb_width"),
-        l_mu=get("l_mu", 0.99),
-        width=get("width"),
-        depth=get("depth"),
-        m_conv=get("m_conv"),
-        dilation_growth_rate=get("dilation_growth_rate"),
-        dilation_cycle=get("dilation_cycle", None),
-        reverse_decoder_dilation=get("reverse_decoder_dilation", True),
-        multipliers=tuple(multipliers) if multipliers else (1,) * levels,
-        revival_threshold=get("revival_threshold", 1.0),
-    )
-    _confirm(tensors, {upstream: shape for _, upstream, shape in _codec_layout(config)})
+    defaults = {
+        "l_mu": 0.99,
+        "dilation_cycle": None,
+        "reverse_decoder_dilation": True,
+        "multipliers": None,
+        "revival_threshold": 1.0,
+    }
+    get = _Reader(hps, _CODEC_HPS | {"l_mu": "mu"}, defaults)
+    names = [field.name for field in fields(VQVAEConfig) if field.name != "top_only"]
+    values = {name: get(name) for name in names}
+    values["multipliers"] = values["multipliers"] or (1,) * values["levels"]
+    config = VQVAEConfig(**values)
+    state = _skeleton(VQVAE, config).state_dict()
+    _confirm(tensors, upstream_tensors(state, codec_names(config), turn=False))
     return config
 
 
@@ -138,41 +131,33 @@ def prior_config(hps: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prior
             another level, which are not implemented.
     """
     _refuse_conditioning(tensors)
-    get = _Reader(hps, _PRIOR_ALIASES)
+    books = codebooks(tensors)
+    top, table = max(books, default=0), "x_emb.weight" in tensors
+    defaults = {"blocks": None, "init_scale": 1.0, "level": top}
+    get = _Reader(hps, _PRIOR_HPS | {"l_bins": "bins"}, defaults)
     order = get("attn_order")
     if order not in ATTENTION_PATTERNS:
         raise ValueError(
             f"attn_order {order} is not implemented (no lyrics, no encoder attention); expected "
             f"one of {', '.join(map(str, ATTENTION_PATTERNS))}"
         )
-    table = "x_emb.weight" in tensors
-    codebooks = _codebook_levels(tensors)
-    if not table and not codebooks:
+    if not table and not books:
         raise ValueError("the tensor bottleneck.level_blocks.2.k (the top codebook) is missing")
-    if not table and get("level", max(codebooks)) != max(codebooks):
+    if not table and get("level") != top:
         raise ValueError(
-            f"a prior of level {get('level')} is not implemented, only of the top level, "
-            f"{max(codebooks)}"
+            f"a prior of level {get('level')} is not implemented, only of the top level, {top}"
         )
-    emb_width = 64 if table else tensors[_codebook_name(max(codebooks))].shape[-1]
-    config = PriorConfig(
-        n_ctx=get("n_ctx"),
-        l_bins=get("l_bins"),
-        width=get("width"),
-        depth=get("depth"),
-        heads=get("heads"),
-        blocks=get("blocks", None) or 1,
-        attn_order=order,
-        m_attn=get("m_attn"),
-        m_mlp=get("m_mlp"),
-        init_scale=get("init_scale", 1.0),
-        embedding="table" if table else "codebook",
-        emb_width=emb_width,
-    )
-    expected = {
-        upstream: shape for _, upstream, shape in _prior_layout(config, max(codebooks, default=0))
+    derived: dict[str, Any] = {
+        "blocks": get("blocks") or 1,
+        "embedding": "table" if table else "codebook",
+        "emb_width": 64 if table else books[top].shape[-1],
+        "dropout": 0.0,
     }
-    _confirm(tensors, expected | {_codebook_name(level): None for level in codebooks})
+    names = [field.name for field in fields(PriorConfig) if field.name not in derived]
+    config = PriorConfig(**{name: get(name) for name in names}, **derived)
+    state = _skeleton(AutoregressivePrior, config).state_dict()
+    expected = upstream_tensors(state, prior_names(config, top), turn=True)
+    _confirm(tensors, {**expected, **{_CODEBOOK.format(level): None for level in books}})
     if table and not torch.equal(tensors["x_emb.weight"], tensors["x_out.weight"]):
         raise ValueError(
             "x_out.weight differs from x_emb.weight: a merged decoder with an output layer of its "
@@ -189,7 +174,7 @@ def codec_tensors(
     The files lack the codebooks' averages, which start as if every code had been used `usage`
     times.
     """
-    native = {name: tensors[upstream].float() for name, upstream, _ in _codec_layout(config)}
+    native = {name: tensors[upstream].float() for name, upstream in codec_names(config).items()}
     for level in config.built_levels:
         codebook = native[f"bottlenecks.{level}.codebook"]
         native[f"bottlenecks.{level}.ema_sum"] = codebook * usage
@@ -200,25 +185,20 @@ def codec_tensors(
 
 def prior_tensors(tensors: Mapping[str, Tensor], config: PriorConfig) -> dict[str, Tensor]:
     """Tensors of an upstream prior under their native names, linear weights as [out, in]."""
-    top = max(_codebook_levels(tensors), default=0)
-    return {
-        name: _transposed(name, tensors[upstream].float())
-        for name, upstream, _ in _prior_layout(config, top)
-    }
+    names = prior_names(config, max(codebooks(tensors), default=0))
+    return {name: _transposed(name, tensors[own].float()) for name, own in names.items()}
 
 
 def build_codec(native: Mapping[str, Tensor], config: VQVAEConfig) -> VQVAE:
     """Build a codec on these tensors, without copies, in eval mode."""
-    with torch.device("meta"):
-        codec = VQVAE(config)
+    codec = _skeleton(VQVAE, config)
     codec.load_state_dict(dict(native), strict=True, assign=True)
     return codec.eval().requires_grad_(False)
 
 
 def build_prior(native: Mapping[str, Tensor], config: PriorConfig) -> AutoregressivePrior:
     """Build a prior on these tensors, without copies, in eval mode."""
-    with torch.device("meta"):
-        prior = AutoregressivePrior(config)
+    prior = _skeleton(AutoregressivePrior, config)
     prior.load_state_dict(dict(native), strict=True, assign=True)
     if config.embedding == "table":
         assert isinstance(prior.embed, torch.nn.Embedding)
@@ -228,12 +208,16 @@ def build_prior(native: Mapping[str, Tensor], config: PriorConfig) -> Autoregres
 
 def codec_names(config: VQVAEConfig) -> dict[str, str]:
     """{native name: upstream name} of the tensors that both formats hold."""
-    return {name: upstream for name, upstream, _ in _codec_layout(config)}
+    own = (".ema_sum", ".ema_count", ".initialised")
+    names = [name for name in _skeleton(VQVAE, config).state_dict() if not name.endswith(own)]
+    return {name: _renamed(name, _CODEC_RULES) for name in names}
 
 
 def prior_names(config: PriorConfig, top: int = 2) -> dict[str, str]:
     """{native name: upstream name, without `prior.`}; `top` is the number of the top level."""
-    return {name: upstream for name, upstream, _ in _prior_layout(config, top)}
+    rules = [*_PRIOR_RULES, (r"^embed\.codebook$", _CODEBOOK.format(top))]
+    names = _skeleton(AutoregressivePrior, config).state_dict()
+    return {name: _renamed(name, rules) for name in names}
 
 
 def upstream_tensors(
@@ -251,81 +235,41 @@ def upstream_tensors(
 
 def codec_hps(config: VQVAEConfig) -> dict[str, Any]:
     """Hyper-parameters under upstream's names."""
-    return {
-        "sr": config.sample_rate,
-        "levels": config.levels,
-        "downs_t": config.downs_t,
-        "strides_t": config.strides_t,
-        "l_bins": config.l_bins,
-        "emb_width": config.emb_width,
-        "l_mu": config.l_mu,
-        "width": config.width,
-        "depth": config.depth,
-        "m_conv": config.m_conv,
-        "dilation_growth_rate": config.dilation_growth_rate,
-        "dilation_cycle": config.dilation_cycle,
-        "vqvae_reverse_decoder_dilation": config.reverse_decoder_dilation,
-        "hvqvae_multipliers": config.multipliers,
-        "revival_threshold": config.revival_threshold,
-        "use_bottleneck": True,
-    }
+    hps = {_CODEC_HPS.get(name, name): value for name, value in to_dict(config).items()}
+    del hps["top_only"]
+    return hps | {"use_bottleneck": True}
 
 
 def prior_hps(config: PriorConfig) -> dict[str, Any]:
     """Hyper-parameters under upstream's names."""
-    return {
-        "n_ctx": config.n_ctx,
-        "l_bins": config.l_bins,
-        "prior_width": config.width,
-        "prior_depth": config.depth,
-        "heads": config.heads,
-        "blocks": config.blocks,
-        "attn_order": config.attn_order,
-        "m_attn": config.m_attn,
-        "m_mlp": config.m_mlp,
-        "init_scale": config.init_scale,
-        "emb_width": config.emb_width,
-        "labels": False,
-    }
+    hps = {_PRIOR_HPS.get(name, name): value for name, value in to_dict(config).items()}
+    del hps["embedding"], hps["dropout"]
+    return hps | {"labels": False}
 
 
 class _Reader:
-    """Look up hyper-parameters by their native or upstream names."""
+    """Look up hyper-parameters by their upstream or native names."""
 
-    def __init__(self, hps: Mapping[str, Any], aliases: Mapping[str, Sequence[str]]):
-        self._hps = hps
-        self._aliases = aliases
+    def __init__(
+        self, hps: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]
+    ):
+        self._hps, self._names, self._defaults = hps, names, defaults
 
-    def __call__(self, name: str, *default: Any) -> Any:
-        for alias in (*self._aliases.get(name, ()), name):
-            if alias in self._hps and (self._hps[alias] is not None or default):
+    def __call__(self, name: str) -> Any:
+        aliases = dict.fromkeys((self._names.get(name, name), name))
+        for alias in aliases:
+            if alias in self._hps and (self._hps[alias] is not None or name in self._defaults):
                 return python_value(self._hps[alias])
-        if default:
-            return default[0]
-        names = " or ".join((*self._aliases.get(name, ()), name))
+        if name in self._defaults:
+            return self._defaults[name]
+        names = " or ".join(aliases)
         raise ValueError(f"its hps lack {names}; supply it as a further hyper-parameter")
 
 
-def _codec_layout(config: VQVAEConfig) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(native name, upstream name, upstream shape) of every tensor."""
+def _skeleton(cls: Callable[[Any], M], config: VQVAEConfig | PriorConfig) -> M:
+    """A model without memory for its tensors."""
     with torch.device("meta"):
-        native = VQVAE(config).state_dict()
-    return [
-        (name, _renamed(name, _CODEC_RULES), tuple(tensor.shape))
-        for name, tensor in native.items()
-        if not name.endswith((".ema_sum", ".ema_count", ".initialised"))
-    ]
-
-
-def _prior_layout(config: PriorConfig, top: int) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(native name, upstream name, upstream shape) of every tensor."""
-    with torch.device("meta"):
-        native = AutoregressivePrior(config).state_dict()
-    rules = [*_PRIOR_RULES, (r"^embed\.codebook$", _codebook_name(top))]
-    return [
-        (name, _renamed(name, rules), tuple(_transposed(name, tensor).shape))
-        for name, tensor in native.items()
-    ]
+        return cls(config)
 
 
 def _renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -341,13 +285,11 @@ def _transposed(name: str, tensor: Tensor) -> Tensor:
     return tensor.T if re.search(r"\.(qkv|out|up|down)\.weight$", name) else tensor
 
 
-def _codebook_name(level: int) -> str:
-    return f"bottleneck.level_blocks.{level}.k"
-
-
-def _codebook_levels(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Levels whose codebooks are among a prior's tensors."""
-    return sorted(int(match[1]) for match in map(_CODEBOOK.match, tensors) if match)
+def codebooks(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """{level: codebook} among a prior's upstream tensors, finest first."""
+    pattern = re.compile(re.escape(_CODEBOOK).replace(r"\{\}", r"(\d+)"))
+    books = {int(m[1]): t for name, t in tensors.items() if (m := pattern.fullmatch(name))}
+    return dict(sorted(books.items()))
 
 
 def _refuse_conditioning(tensors: Mapping[str, Tensor]) -> None:
@@ -362,8 +304,8 @@ def _refuse_conditioning(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _confirm(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...] | None]) -> None:
-    """Raise ValueError unless the tensors are the expected ones (a shape None fits any)."""
+def _confirm(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -> None:
+    """Raise ValueError unless names and shapes are the expected ones (None fits any shape)."""
     for what, names in (
         ("is missing", set(expected) - set(tensors)),
         ("is unknown", set(tensors) - set(expected)),
@@ -371,10 +313,12 @@ def _confirm(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise ValueError(f"the tensor {min(names)}{more} {what}: its hps do not describe it")
-    for name, shape in expected.items():
+    for name, model in expected.items():
         stored = tuple(tensors[name].shape)
-        if shape is not None and stored != shape:
-            raise ValueError(f"the tensor {name} is {stored}, expected {shape} by its hps")
+        if model is not None and stored != model.shape:
+            raise ValueError(
+                f"the tensor {name} is {stored}, expected {tuple(model.shape)} by its hps"
+            )
         if not tensors[name].is_floating_point():
             raise ValueError(f"the tensor {name} is {tensors[name].dtype}, expected floating point")
     for name, tensor in tensors.items():

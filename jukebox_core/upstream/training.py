@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,15 +95,8 @@ def mono(audio: Tensor, weights: Tensor | None = None) -> Tensor:
     return weights * audio[..., 0] + (1 - weights) * audio[..., 1]
 
 
-class AudioItems(Protocol):
-    """A data set that is indexed by item."""
-
-    def __getitem__(self, index: int) -> Tensor:
-        """Audio [C, T]."""
-
-
 def bandwidths(
-    items: AudioItems,
+    items: Mapping[int, Tensor] | Sequence[Tensor],
     seconds: float,
     rate: int,
     stft: tuple[int, int, int] = (2048, 256, 1536),
@@ -114,7 +107,7 @@ def bandwidths(
     It ends after `seconds` times `rate` samples, counted over all channels.
 
     Args:
-        items: the training data.
+        items: audio [C, T] by item of the training data.
         seconds: duration to measure (600 for codecs, 1 for priors).
         rate: sample rate in Hz.
         stft: n_fft, hop and window of the spectrogram.
@@ -152,9 +145,8 @@ def non_silent_chunks(
     kept = []
     for number, start in enumerate(range(0, length, longest)):
         chunks = [source[..., start : min(start + longest, length)] for source in sources]
-        if chunks[0].shape[-1] < shortest:
-            continue
-        if not any(reference_is_silent(chunk, threshold) for chunk in chunks):
+        silent = any(reference_is_silent(chunk, threshold) for chunk in chunks)
+        if chunks[0].shape[-1] >= shortest and not silent:
             kept.append(number)
     return kept
 
@@ -192,17 +184,12 @@ class UpstreamAdam(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self) -> None:  # type: ignore[override]  # without a closure
         """Update all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._update(parameter, group)
-        return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -16,15 +15,16 @@ from jukebox_core.vqvae.losses import reconstruction_terms
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
 from lqvae.objective import LinearisationObjective
-from scripts.check_parity.fixtures import FORWARD, GRADIENT, Fixture, Report, check, sub_config
+from scripts.check_parity.fixtures import FORWARD, Fixture, check
 
 RATE = 22_050  # side-cars do not state one, and no compared number depends on it
+CODEBOOK_STATE = {"k": "codebook", "k_sum": "ema_sum", "k_elem": "ema_count"}
 
 
 def codec_from(fixture: Fixture, prefix: str = "sd/") -> VQVAE:
     """The codec of a fixture's state dict, trainable, its averages as if used once."""
     tensors = fixture.under(prefix)
-    config = codec_config(sub_config(fixture.info, sr=RATE), tensors)
+    config = codec_config(fixture.config(sr=RATE), tensors)
     codec = build_codec(codec_tensors(tensors, config, usage=1.0), config)
     for level in codec.levels:
         codec.bottleneck(level).restore_averages()
@@ -61,11 +61,10 @@ def make_objective(
     cls: type[ReconstructionObjective], codec: VQVAE, info: dict[str, Any]
 ) -> ReconstructionObjective:
     """The objective of a side-car."""
-    loss, bandwidths = loss_of(info)
     alpha = info.get("alpha", info["config"].get("alpha"))
     if alpha is not None and issubclass(cls, LinearisationObjective):
-        return cls(codec, loss, bandwidths, alpha)
-    return cls(codec, loss, bandwidths)
+        return cls(codec, *loss_of(info), alpha)
+    return cls(codec, *loss_of(info))
 
 
 def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ def squared_distances(latents: Tensor, codebook: Tensor) -> Tensor:
 
 @check("vqvae_forward")
 @torch.no_grad()
-def vqvae_forward(fixture: Fixture, report: Report) -> None:
+def vqvae_forward(fixture: Fixture) -> None:
     """Encoder stages, codes, dequantised latents and decoded audio of every level."""
     codec = codec_from(fixture).eval()
     audio = fixture.tensor("in/x").squeeze(-1)  # [B, T]
@@ -83,93 +82,79 @@ def vqvae_forward(fixture: Fixture, report: Report) -> None:
         latents = codec.latents(audio, level)
         for stage, output in enumerate(codec.encoder(level).stage_outputs(audio.unsqueeze(1))):
             key = f"out/enc_level{level}_stage{stage}"
-            report.close("VQVAE.encoder.stage_outputs", output, fixture.tensor(key))
+            fixture.close("VQVAE.encoder.stage_outputs", output, key)
         recorded = fixture.tensor(f"out/z_level{level}")
         distances = squared_distances(latents, codec.bottleneck(level).codebook)
         margin = fixture.tensor(f"out/code_margin_level{level}")
-        report.codes("VQVAE.encode", codec.encode(audio, level), recorded, distances, margin)
+        fixture.codes("VQVAE.encode", codec.encode(audio, level), recorded, distances, margin)
         dequantised = codec.bottleneck(level).decode(recorded)
-        report.equal(
-            "Bottleneck.decode", dequantised, fixture.tensor(f"out/dequantised_level{level}")
-        )
-        decoded = fixture.tensor(f"out/decoded_from_level{level}").squeeze(-1)
-        report.close("VQVAE.decode", codec.decode(recorded, level), decoded)
+        fixture.equal("Bottleneck.decode", dequantised, f"out/dequantised_level{level}")
+        decoded = codec.decode(recorded, level).unsqueeze(-1)
+        fixture.close("VQVAE.decode", decoded, f"out/decoded_from_level{level}")
 
 
-@check("vqvae_loss")
-def vqvae_loss(fixture: Fixture, report: Report) -> None:
-    """The plain objective, in evaluation and training mode."""
-    _objective(fixture, report, ReconstructionObjective)
-
-
-@check("lqvae_loss")
-def lqvae_loss(fixture: Fixture, report: Report) -> None:
-    """The objective with latent linearisation, in evaluation and training mode."""
-    _objective(fixture, report, LinearisationObjective)
-
-
-def _objective(fixture: Fixture, report: Report, cls: type[ReconstructionObjective]) -> None:
+@check("vqvae_loss|lqvae_loss")
+def codec_loss(fixture: Fixture) -> None:
+    """The objective, plain or with latent linearisation, in evaluation and training mode."""
+    cls = LinearisationObjective if fixture.name == "lqvae_loss" else ReconstructionObjective
     audio = fixture.tensor("in/x").squeeze(-1)
     for mode in ("eval", "train"):
-        codec = codec_from(fixture).train(mode == "train")
+        codec = codec_from(fixture)
         for level in codec.levels if mode == "train" else ():
             bottleneck = codec.bottleneck(level)
             bottleneck.ema_sum.copy_(fixture.tensor(f"in/train/k_sum_level{level}"))
             bottleneck.ema_count.copy_(fixture.tensor(f"in/train/k_elem_level{level}"))
+        objective = make_objective(cls, codec, fixture.info)
+        slack: dict[str, float] = {}
         with torch.no_grad():
             codec.eval()
             decoded = {level: out.audio for level, out in codec(audio).items()}
-            objective = make_objective(cls, codec, fixture.info)
-            slack = {}
             if isinstance(objective, LinearisationObjective) and mode == "eval":
                 slack = _tie_slack(objective, audio)
         objective.train(mode == "train")
         out = objective(audio)
         out.loss.backward()
         name = f"{cls.__name__} ({mode})"
-        _compare_losses(fixture, report, name, mode, out, decoded, slack)
-        finest = decoded[min(decoded)]
-        report.close(f"{name} audio", finest, fixture.tensor(f"out/{mode}/x_out").squeeze(-1))
-        _compare_gradients(fixture, report, name, f"out/{mode}/", codec)
+        metrics, note = _metrics(fixture, out, decoded)
+        for key, value in fixture.info[f"{mode}_metrics"].items():
+            if key not in metrics:
+                fixture.fail(f"{name} metrics", f"no metric is called {key}")
+                continue
+            tie = slack.get(key, 0.0)
+            fixture.close(f"{name} metrics", metrics[key], value, FORWARD, note, tie)
+        recorded, tie = fixture.info[f"{mode}_loss"], slack.get("loss", 0.0)
+        fixture.close(f"{name} loss", out.loss, recorded, slack=tie)
+        finest = decoded[min(decoded)].unsqueeze(-1)
+        fixture.close(f"{name} audio", finest, f"out/{mode}/x_out")
+        parameters, names = dict(codec.named_parameters()), codec_names(codec.config)
+        fixture.gradients(
+            name, f"out/{mode}/", {names[own]: tensor for own, tensor in parameters.items()}
+        )
         for level in codec.levels:
-            _compare_codebook(
-                fixture, report, f"{name} codebook", f"out/{mode}/after/", codec, level
-            )
+            for upstream, attribute in CODEBOOK_STATE.items():
+                key = f"out/{mode}/after/{upstream}_level{level}"
+                if key in fixture.arrays:
+                    own = getattr(codec.bottleneck(level), attribute)
+                    fixture.close(f"{name} codebook", own, key)
 
 
-def _compare_losses(
-    fixture: Fixture,
-    report: Report,
-    name: str,
-    mode: str,
-    out: ObjectiveOutput,
-    decoded: dict[int, Tensor],
-    slack: dict[str, float],
-) -> None:
-    loss, bandwidths = loss_of(fixture.info)
-    audio = fixture.tensor("in/x").squeeze(-1)
-    metrics, note = dict(out.metrics), ""
+def _metrics(
+    fixture: Fixture, out: ObjectiveOutput, decoded: dict[int, Tensor]
+) -> tuple[dict[str, Tensor], str]:
+    """The objective's metrics, with upstream's further ones, and a note about these."""
+    metrics, notes = dict(out.metrics), []
     if "spectral_loss" not in metrics:  # training does not compute it if its weight is 0
-        spectral = {
-            f"spectral_loss_l{level + 1}": reconstruction_terms(audio, x, loss, bandwidths)[
-                "spectral_loss"
-            ]
-            for level, x in decoded.items()
-        }
-        metrics |= spectral | {"spectral_loss": torch.stack(list(spectral.values())).sum()}
-        note = "spectral_loss through losses.reconstruction_terms"
+        audio, loss = fixture.tensor("in/x").squeeze(-1), loss_of(fixture.info)
+        for level, x in decoded.items():
+            terms = reconstruction_terms(audio, x, *loss)
+            metrics[f"spectral_loss_l{level + 1}"] = terms["spectral_loss"]
+        levels = [metrics[f"spectral_loss_l{level + 1}"] for level in decoded]
+        metrics["spectral_loss"] = torch.stack(levels).sum()
+        notes.append("spectral_loss through losses.reconstruction_terms")
     if "latent_loss_l1" in metrics:
         metrics["latent_loss"] = metrics["latent_loss_l1"]
-        note = "; ".join(filter(None, [note, "recorded latent_loss is level 1's"]))
-    recorded = fixture.info[f"{mode}_metrics"]
-    for key, value in recorded.items():
-        if key not in metrics:
-            report.fail(f"{name} metrics", f"no metric is called {key}")
-            continue
-        report.close(f"{name} metrics", metrics[key], value, FORWARD, note, slack.get(key, 0.0))
-    report.close(
-        f"{name} loss", out.loss, fixture.info[f"{mode}_loss"], slack=slack.get("loss", 0.0)
-    )
+        notes.append("recorded latent_loss is level 1's")
+    return metrics, "; ".join(notes)
 
 
 def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, float]:
@@ -191,39 +176,9 @@ def _tie_slack(objective: LinearisationObjective, audio: Tensor) -> dict[str, fl
         tied = distances <= distances.min(-1, keepdim=True).values + 1e-6
         highest = losses.masked_fill(~tied, -torch.inf).amax(-1)
         lowest = losses.masked_fill(~tied, torch.inf).amin(-1)
-        slack[f"latent_loss_l{level + 1}"] = (
-            (highest - lowest).sum() / quantised[: len(q0)].numel()
-        ).item()
+        slack[f"latent_loss_l{level + 1}"] = ((highest - lowest).sum() / q0.numel()).item()
     slack |= {"loss": sum(slack.values()), "latent_loss": slack["latent_loss_l1"]}
     return slack
-
-
-def _compare_gradients(
-    fixture: Fixture, report: Report, name: str, prefix: str, codec: VQVAE
-) -> None:
-    native = {upstream: name for name, upstream in codec_names(codec.config).items()}
-    parameters = dict(codec.named_parameters())
-    norms = fixture.tensor(f"{prefix}grad_norms")
-    for expected, upstream in zip(
-        norms.tolist(), fixture.info["param_names_for_grad_norms"], strict=True
-    ):
-        gradient = parameters[native[upstream]].grad
-        got = -1.0 if gradient is None else gradient.norm().item()
-        report.close(f"{name} gradient norms", got, expected, GRADIENT)
-    for upstream, expected_gradient in fixture.under(f"{prefix}grad/").items():
-        gradient = parameters[native[upstream]].grad
-        report.close(f"{name} gradients", gradient, expected_gradient, GRADIENT)
-
-
-def _compare_codebook(
-    fixture: Fixture, report: Report, name: str, prefix: str, codec: VQVAE, level: int
-) -> None:
-    bottleneck = codec.bottleneck(level)
-    parts = {"k": "codebook", "k_sum": "ema_sum", "k_elem": "ema_count"}
-    for upstream, attribute in parts.items():
-        key = f"{prefix}{upstream}_level{level}"
-        if key in fixture:
-            report.close(name, getattr(bottleneck, attribute), fixture.tensor(key))
 
 
 class _Replayed(Bottleneck):
@@ -242,23 +197,22 @@ class _Replayed(Bottleneck):
 
 
 @check("bottleneck_ema")
-def bottleneck_ema(fixture: Fixture, report: Report) -> None:
+def bottleneck_ema(fixture: Fixture) -> None:
     """The codebook's exponential averages: updates, restarts, initialisation."""
     config = fixture.info["config"]
     for case, steps in fixture.info["cases"].items():
         threshold = config.get("threshold", 1.0)
         bottleneck = _Replayed(config["k_bins"], config["emb_width"], config["mu"], threshold)
-        if f"{case}/before/k_elem" in fixture:
+        if f"{case}/before/k_elem" in fixture.arrays:
             bottleneck.restore_averages()
-            bottleneck.codebook.copy_(fixture.tensor(f"{case}/before/k"))
-            bottleneck.ema_sum.copy_(fixture.tensor(f"{case}/before/k_sum"))
-            bottleneck.ema_count.copy_(fixture.tensor(f"{case}/before/k_elem"))
+            for key, attribute in CODEBOOK_STATE.items():
+                getattr(bottleneck, attribute).copy_(fixture.tensor(f"{case}/before/{key}"))
         for step, info in enumerate(steps):
-            _bottleneck_step(fixture, report, f"{case}/step{step}/", bottleneck, info)
+            _bottleneck_step(fixture, f"{case}/step{step}/", bottleneck, info)
 
 
 def _bottleneck_step(
-    fixture: Fixture, report: Report, prefix: str, bottleneck: _Replayed, info: dict[str, Any]
+    fixture: Fixture, prefix: str, bottleneck: _Replayed, info: dict[str, Any]
 ) -> None:
     expected = fixture.under(prefix)
     bottleneck.drawn.clear()
@@ -269,25 +223,22 @@ def _bottleneck_step(
     before = expected.get("init_k_rand", bottleneck.codebook.clone())
     out = bottleneck(latents)
     (0.5 * out.latents.sum() + out.commit).backward()
-    name = "Bottleneck"
     distances = squared_distances(latents.detach(), before)
     nearest = distances.topk(2, largest=False).values
     margin = nearest[..., 1] - nearest[..., 0]
-    report.codes(f"{name} codes", out.codes, expected["codes"], distances, margin)
-    report.close(f"{name} latents", out.latents, expected["x_d"])
-    report.close(f"{name} metrics", out.commit, expected["commit"])
+    fixture.codes("Bottleneck codes", out.codes, expected["codes"], distances, margin)
+    fixture.close("Bottleneck latents", out.latents, expected["x_d"])
+    fixture.close("Bottleneck metrics", out.commit, expected["commit"])
     # The mean distance is a difference of squared norms; where the codes equal the latents, only
     # their rounding remains.
     norms = latents.detach().square().sum(1).mean().item()
     slacks = {"dk": 1e-9, "fit": 2 * torch.finfo(torch.float32).eps * norms}
-    for key, value in expected.items():
-        if match := re.fullmatch(r"metric/(\w+)", key):
-            slack = slacks.get(match[1], 0.0)
-            report.close(f"{name} metrics", out.metrics[match[1]], value, slack=slack)
+    for key, value in fixture.under(f"{prefix}metric/").items():
+        fixture.close("Bottleneck metrics", out.metrics[key], value, slack=slacks.get(key, 0.0))
     gradient = expected["grad_x_of_half_sum_xd_plus_commit"]
-    report.close(f"{name} gradient", latents.grad, gradient)
-    for key, attribute in (("k", "codebook"), ("k_sum", "ema_sum"), ("k_elem", "ema_count")):
-        report.close(f"{name} state", getattr(bottleneck, attribute), expected[f"after/{key}"])
+    fixture.close("Bottleneck gradient", latents.grad, gradient)
+    for key, attribute in CODEBOOK_STATE.items():
+        fixture.close("Bottleneck state", getattr(bottleneck, attribute), expected[f"after/{key}"])
     draws = "after torch.manual_seed, by the same random permutation"
     for drawn, recorded in zip(bottleneck.drawn, bottleneck.recorded, strict=True):
-        report.close(f"{name} random latents", drawn, recorded, note=draws)
+        fixture.close("Bottleneck random latents", drawn, recorded, note=draws)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +29,6 @@ TRAJECTORY = 1e-3
 MARGIN = 1e-4
 """Codes nearer to a tie than this (squared distance) are left to rounding."""
 EXACT = 0.0
-
-
-class Fixture:
-    """Recorded inputs and outputs; a listing of parameters has only a side-car."""
-
-    def __init__(self, path: Path):
-        self.name = path.stem
-        self.path = path
-        self.arrays: dict[str, np.ndarray] = {}
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                self.arrays = {key: file[key] for key in file.files}
-        side_car = path.with_suffix(".json")
-        self.info: dict[str, Any] = {}
-        if side_car.is_file():
-            self.info = json.loads(side_car.read_text(encoding="utf-8"))
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.arrays
-
-    def tensor(self, key: str) -> Tensor:
-        """A recorded tensor."""
-        if key not in self.arrays:
-            raise ValueError(f"{self.path.name} has no tensor {key}")
-        return torch.from_numpy(self.arrays[key].copy())
-
-    def under(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors whose names start with `prefix`, by the rest of their names."""
-        return {
-            key.removeprefix(prefix): self.tensor(key)
-            for key in self.arrays
-            if key.startswith(prefix)
-        }
 
 
 @dataclass(frozen=True)
@@ -82,22 +50,62 @@ class Row:
         return "ok" if self.ok else "FAIL"
 
 
-class Report:
-    """Collects comparisons of one fixture; per function the worst one is kept."""
+class Fixture:
+    """Recorded inputs and outputs, and the rows of what was compared with them.
 
-    def __init__(self, fixture: str):
-        self.fixture = fixture
+    Per function the worst comparison is kept. A listing of parameters has only a side-car.
+    """
+
+    def __init__(self, path: Path):
+        self.name, self.path = path.stem, path
         self._worst: dict[str, Row] = {}
+
+    @cached_property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The recorded tensors by name."""
+        if self.path.suffix != ".npz":
+            return {}
+        with np.load(self.path, allow_pickle=False) as file:
+            return dict(file)
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """The side-car."""
+        return self.side_car(self.name)
 
     @property
     def rows(self) -> list[Row]:
         """One row per function."""
         return list(self._worst.values())
 
+    def side_car(self, name: str) -> dict[str, Any]:
+        """The side-car of this or another fixture in the folder, empty where there is none."""
+        path = self.path.with_name(f"{name}.json")
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def config(self, **defaults: Any) -> dict[str, Any]:
+        """The side-car's `config` over defaults."""
+        return {**defaults, **self.info.get("config", {})}
+
+    def tensor(self, key: str) -> Tensor:
+        """A recorded tensor."""
+        if key not in self.arrays:
+            raise ValueError(f"{self.path.name} has no tensor {key}")
+        return torch.from_numpy(self.arrays[key].copy())
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors whose names start with `prefix`, by the rest of their names."""
+        own = [key for key in self.arrays if key.startswith(prefix)]
+        return {key.removeprefix(prefix): self.tensor(key) for key in own}
+
+    def matching(self, pattern: str) -> list[re.Match[str]]:
+        """Matches of a regular expression with whole names of tensors, sorted."""
+        return [match for key in sorted(self.arrays) if (match := re.fullmatch(pattern, key))]
+
     def error(self, function: str, error: float, tolerance: float, note: str = "") -> None:
         """Record an error that was measured."""
         ok = bool(error <= tolerance)  # NaN is not
-        row = Row(self.fixture, function, error, tolerance, ok, note)
+        row = Row(self.name, function, error, tolerance, ok, note)
         before = self._worst.get(function)
         if before is None or _badness(row) > _badness(before):
             self._worst[function] = row
@@ -115,9 +123,10 @@ class Report:
     ) -> None:
         """Record the largest difference relative to the scale of `expected`.
 
-        `slack` is an absolute difference that ties explain. It is subtracted, and noted, only if
-        the error exceeds the tolerance.
+        `expected` is a value or the name of a recorded tensor. `slack` is an absolute difference
+        that ties explain. It is subtracted, and noted, only if the error exceeds the tolerance.
         """
+        expected = self.tensor(expected) if isinstance(expected, str) else expected
         error = relative_error(got, expected)
         if error > tolerance and slack:
             error = relative_error(got, expected, slack)
@@ -125,12 +134,13 @@ class Report:
         self.error(function, error, tolerance, note)
 
     def equal(self, function: str, got: Any, expected: Any, note: str = "") -> None:
-        """Record the number of entries that differ; none may."""
-        got, expected = torch.as_tensor(got), torch.as_tensor(expected)
+        """Record the number of entries that differ from a value or a recorded tensor."""
+        got = torch.as_tensor(got)
+        expected = self.tensor(expected) if isinstance(expected, str) else torch.as_tensor(expected)
         if got.shape != expected.shape:
             self.fail(function, f"shape {tuple(got.shape)}, recorded {tuple(expected.shape)}")
-            return
-        self.error(function, float((got != expected).sum()), EXACT, note)
+        else:
+            self.error(function, float((got != expected).sum()), EXACT, note)
 
     def codes(
         self, function: str, got: Tensor, expected: Tensor, distances: Tensor, margin: Tensor
@@ -151,16 +161,29 @@ class Report:
         note = f"{near} of {margin.numel()} within {MARGIN:g} of a tie" if near else ""
         self.error(function, float(wrong.sum()), EXACT, note)
 
+    def gradients(self, name: str, prefix: str, parameters: Mapping[str, Tensor]) -> None:
+        """Compare gradient norms and gradients, by upstream's names without `prior.`."""
+        norms = self.tensor(f"{prefix}grad_norms")
+        for listed, norm in zip(self.info["param_names_for_grad_norms"], norms, strict=True):
+            gradient = parameters[listed.removeprefix("prior.")].grad
+            got = -1.0 if gradient is None else gradient.norm()
+            self.close(f"{name} gradient norms", got, norm, GRADIENT)
+        for listed, expected in self.under(f"{prefix}grad/").items():
+            gradient = parameters[listed.removeprefix("prior.")].grad
+            assert gradient is not None
+            gradient = gradient.T if listed.endswith(".w") else gradient
+            self.close(f"{name} gradients", gradient, expected.reshape(gradient.shape), GRADIENT)
+
     def fail(self, function: str, note: str) -> None:
         """Record that something could not be compared."""
-        self._worst[function] = Row(self.fixture, function, float("nan"), EXACT, False, note)
+        self._worst[function] = Row(self.name, function, float("nan"), EXACT, False, note)
 
     def listed(self, function: str, note: str) -> None:
         """List a variant that is not implemented."""
-        self._worst[function] = Row(self.fixture, function, None, None, True, note)
+        self._worst[function] = Row(self.name, function, None, None, True, note)
 
 
-Check = Callable[[Fixture, Report], None]
+Check = Callable[[Fixture], None]
 CHECKS: dict[str, Check] = {}
 """{regular expression of the fixture's whole name: check}"""
 
@@ -177,17 +200,17 @@ def check(pattern: str) -> Callable[[Check], Check]:
 
 def run_fixture(path: Path) -> list[Row]:
     """The rows of one fixture file."""
-    name = path.stem
+    fixture = Fixture(path)
+    name = fixture.name
     function = next((c for pattern, c in CHECKS.items() if re.fullmatch(pattern, name)), None)
-    report = Report(name)
     if function is None:
-        report.fail("-", "there is no check for this fixture")
-        return report.rows
+        fixture.fail("-", "there is no check for this fixture")
+        return fixture.rows
     try:
-        function(Fixture(path), report)
+        function(fixture)
     except Exception as error:  # a check that breaks is a failure of that fixture, not of the rest
-        report.fail(function.__name__, f"{type(error).__name__}: {one_line(error)}"[:300])
-    return report.rows
+        fixture.fail(function.__name__, f"{type(error).__name__}: {one_line(error)}"[:300])
+    return fixture.rows
 
 
 def find_fixtures(folder: Path) -> list[Path]:
@@ -237,29 +260,11 @@ def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def as_json(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows, ready for JSON."""
-    return {
-        "ok": all(row.ok for row in rows),
-        "rows": [
-            {
-                "fixture": row.fixture,
-                "function": row.function,
-                "error": _finite(row.error),
-                "tolerance": row.tolerance,
-                "ok": row.ok,
-                "note": row.note,
-            }
-            for row in rows
-        ],
-    }
-
-
-def sub_config(info: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    """The side-car's `config` over defaults."""
-    return {**defaults, **info.get("config", {})}
-
-
-def _finite(value: float | None) -> float | str | None:
-    return value if value is None or np.isfinite(value) else str(value)
+    listed = [asdict(row) for row in rows]
+    for row in listed:
+        if row["error"] is not None and not np.isfinite(row["error"]):
+            row["error"] = str(row["error"])
+    return {"ok": all(row.ok for row in rows), "rows": listed}
 
 
 def _numbers(row: Row) -> tuple[str, str]:

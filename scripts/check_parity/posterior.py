@@ -13,17 +13,17 @@ from jukebox_core.separation.posterior import keep_top_k, log_joint
 from lass.counts import Counts, from_keys, to_keys
 from lass.likelihood import CountLikelihood
 from lqvae.likelihood import LatentGaussianLikelihood
-from scripts.check_parity.fixtures import Fixture, Report, check, sub_config
+from scripts.check_parity.fixtures import Fixture, check
 from scripts.check_parity.prior import prior_from
 
 
-class Steps(NamedTuple):
-    """A walk along forced codes. joint: per step [N, P]. log_p: per source [N]."""
+class Step(NamedTuple):
+    """A step along forced codes. joint: [N, P]. logits, log_p: per source [N, K] and [N]."""
 
-    joint: list[Tensor]
-    pairs: list[Tensor | None]
-    logits: list[tuple[Tensor, Tensor]]
-    log_p: tuple[Tensor, Tensor]
+    joint: Tensor
+    pairs: Tensor | None
+    logits: list[Tensor]
+    log_p: list[Tensor]
 
 
 @torch.no_grad()
@@ -33,25 +33,25 @@ def walk(
     mixture: Tensor,
     codes: tuple[Tensor, Tensor],
     temperature: float = 1.0,
-) -> Steps:
+) -> list[Step]:
     """One-step posteriors along forced codes [N, T] of both sources."""
     n, steps = codes[0].shape
     caches = [prior.new_cache(n, steps) for prior in priors]
-    result = Steps([], [], [], (torch.zeros(n), torch.zeros(n)))
+    result = []
     for step in range(steps):
-        last = [codes[i][:, step - 1] if step else None for i in range(2)]
+        last = [own[:, step - 1] if step else None for own in codes]
         logits = [
             prior.step(code, cache) / temperature
             for prior, code, cache in zip(priors, last, caches, strict=True)
         ]
         log_p = [x.log_softmax(-1) for x in logits]
         scores = likelihood.scores(int(mixture[step]))
-        result.logits.append((logits[0], logits[1]))
-        result.joint.append(log_joint(log_p[0], log_p[1], scores))
-        result.pairs.append(scores.pairs)
-        for source in range(2):
-            step_log_p = log_p[source].gather(1, codes[source][:, step : step + 1])
-            result.log_p[source].add_(step_log_p.squeeze(1))
+        forced = [
+            x.gather(1, own[:, step : step + 1]).squeeze(1)
+            for x, own in zip(log_p, codes, strict=True)
+        ]
+        joint = log_joint(log_p[0], log_p[1], scores)
+        result.append(Step(joint, scores.pairs, logits, forced))
     return result
 
 
@@ -78,58 +78,55 @@ def counts_from(fixture: Fixture, n_codes: int) -> Counts:
 
 def two_priors(fixture: Fixture) -> tuple[Prior, Prior]:
     """The priors of a fixture, in eval mode."""
-    config = sub_config(fixture.info)
+    config = fixture.config()
     first, second = (prior_from(fixture.under(f"prior{i}/"), config).eval() for i in range(2))
     return first, second
 
 
 @check("hybrid_posterior")
-def hybrid_posterior(fixture: Fixture, report: Report) -> None:
+def hybrid_posterior(fixture: Fixture) -> None:
     """The hybrid's one-step posteriors and accumulated log-probabilities."""
-    priors = two_priors(fixture)
-    counts = counts_from(fixture, priors[0].n_codes)
-    likelihood = CountLikelihood(counts, fixture.info["lambda_coeff"], symmetric=False)
-    mixture = fixture.tensor("in/z_mixture").flatten()
-    temperature = fixture.info.get("temperature", 1.0)
-    name = "log_joint of CountLikelihood"
-    sparse_posteriors(fixture, report, name, "out/", priors, likelihood, mixture, temperature)
+    sparse_posteriors(fixture, "out", "in/z_mixture")
 
 
 def sparse_posteriors(
-    fixture: Fixture,
-    report: Report,
-    name: str,
-    prefix: str,
-    priors: tuple[Prior, Prior],
-    likelihood: Likelihood,
-    mixture: Tensor,
-    temperature: float,
-) -> None:
-    """Compare the posterior of every recorded step."""
-    codes = fixture.tensor(f"{prefix}x0"), fixture.tensor(f"{prefix}x1")
+    fixture: Fixture, prefix: str, mixture_key: str
+) -> tuple[tuple[Prior, Prior], CountLikelihood, Tensor, float]:
+    """Compare the posterior of every recorded step.
+
+    Returns:
+        Priors, likelihood, mixture and temperature of the fixture.
+    """
+    priors = two_priors(fixture)
+    counts = counts_from(fixture, priors[0].n_codes)
+    likelihood = CountLikelihood(counts, fixture.info["lambda_coeff"], symmetric=False)
+    mixture = fixture.tensor(mixture_key).flatten()
+    temperature = fixture.info.get("temperature", 1.0)
+    codes = fixture.tensor(f"{prefix}/x0"), fixture.tensor(f"{prefix}/x1")
     steps = walk(priors, likelihood, mixture, codes, temperature)
-    for step, (joint, pairs) in enumerate(zip(steps.joint, steps.pairs, strict=True)):
-        expected = fixture.tensor(f"{prefix}step{step}/posterior_unnormalised")
-        recorded = fixture.tensor(f"{prefix}step{step}/coords")
-        if pairs is None:
-            report.fail(name, f"mixture code {int(mixture[step])} was never counted")
+    name = "log_joint of CountLikelihood"
+    for number, step in enumerate(steps):
+        recorded = fixture.tensor(f"{prefix}/step{number}/coords")
+        if step.pairs is None:
+            fixture.fail(name, f"mixture code {int(mixture[number])} was never counted")
             continue
-        report.close(name, in_order(joint, pairs, recorded, priors[0].n_codes), expected)
+        joint = in_order(step.joint, step.pairs, recorded, counts.n_codes)
+        fixture.close(name, joint, f"{prefix}/step{number}/posterior_unnormalised")
     for source in range(2):
-        key = f"{prefix}log_p_{source}_sum"
-        if key in fixture:
-            report.close("summed log-probabilities", steps.log_p[source], fixture.tensor(key))
+        if (key := f"{prefix}/log_p_{source}_sum") in fixture.arrays:
+            fixture.close("summed log-probabilities", sum(s.log_p[source] for s in steps), key)
+    return priors, likelihood, mixture, temperature
 
 
 @check("lqvae_posterior")
-def lqvae_posterior(fixture: Fixture, report: Report) -> None:
+def lqvae_posterior(fixture: Fixture) -> None:
     """LQ-VAE's one-step posteriors over all pairs, with and without top-k."""
     priors = two_priors(fixture)
     k = priors[0].n_codes
     codebook = fixture.tensor("in/codebook_top")
     mixture = fixture.tensor("in/z_mixture").flatten()
     latents = fixture.tensor("in/m_latent")[0].T
-    report.close("codebook lookup of the mixture", codebook[mixture], latents)
+    fixture.close("codebook lookup of the mixture", codebook[mixture], latents)
     for case in fixture.info["cases"]:
         tag = case["tag"]
         table = fixture.tensor(f"in/{tag.split('/')[1]}/sum_table").view(k, k)
@@ -138,18 +135,18 @@ def lqvae_posterior(fixture: Fixture, report: Report) -> None:
         codes = fixture.tensor(f"{tag}/x0"), fixture.tensor(f"{tag}/x1")
         steps = walk(priors, likelihood, mixture, codes, case["temp"])
         for source in range(2):
-            logits = torch.stack([both[source] for both in steps.logits])
-            recorded = fixture.tensor(f"{tag}/prior{source}_logits_over_temp")
-            report.close("AutoregressivePrior.step", logits, recorded)
-            total = fixture.tensor(f"{tag}/log_p_{source}_sum")
-            report.close("summed log-probabilities", steps.log_p[source], total)
+            logits = torch.stack([step.logits[source] for step in steps])
+            fixture.close(
+                "AutoregressivePrior.step", logits, f"{tag}/prior{source}_logits_over_temp"
+            )
+            total = sum(step.log_p[source] for step in steps)
+            fixture.close("summed log-probabilities", total, f"{tag}/log_p_{source}_sum")
         expected = fixture.tensor(f"{tag}/posterior_logits_in")  # flat index x1 * K + x0
         normalised = fixture.tensor(f"{tag}/posterior_logits_normalised")
         name = "log_joint of LatentGaussianLikelihood"
-        for step, joint in enumerate(steps.joint):
-            kept = keep_top_k(joint, case["top_k_posterior"])
+        for step, recorded, total in zip(steps, expected, normalised, strict=True):
+            full = step.joint.view(-1, k, k).transpose(1, 2).flatten(1)
+            kept = keep_top_k(step.joint, case["top_k_posterior"])
             flat = kept.view(-1, k, k).transpose(1, 2).flatten(1)
-            full = joint.view(-1, k, k).transpose(1, 2).flatten(1)
-            before = flat if expected[step].isinf().any() else full
-            report.close(name, before, expected[step])
-            report.close(f"{name}, normalised", flat.log_softmax(-1), normalised[step])
+            fixture.close(name, flat if recorded.isinf().any() else full, recorded)
+            fixture.close(f"{name}, normalised", flat.log_softmax(-1), total)

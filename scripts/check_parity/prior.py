@@ -19,10 +19,11 @@ from jukebox_core.upstream.layout import (
     prior_config,
     prior_names,
     prior_tensors,
+    upstream_tensors,
     without_prefixes,
 )
 from jukebox_core.vqvae.model import VQVAE
-from scripts.check_parity.fixtures import FORWARD, GRADIENT, Fixture, Report, check, sub_config
+from scripts.check_parity.fixtures import EXACT, Fixture, check
 
 SMALL_PRIOR_ORDER = 2  # default of side-cars without one: both upstream systems use it
 
@@ -34,12 +35,10 @@ def prior_from(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Auto
     return build_prior(prior_tensors(own, built), built).requires_grad_(True)
 
 
-def native_parameters(prior: AutoregressivePrior, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """{upstream name without prefix: native name} of the tensors of a fixture."""
-    own = without_prefixes(tensors)
-    levels = sum(name.startswith("bottleneck.level_blocks.") for name in own)
-    native = prior_names(prior.config, top=max(levels - 1, 0))
-    return {upstream: name for name, upstream in native.items()}
+def names_of(prior: AutoregressivePrior, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """{native name: upstream name without prefix} of a prior of these upstream tensors."""
+    levels = sum("bottleneck.level_blocks." in name for name in tensors)
+    return prior_names(prior.config, top=max(levels - 1, 0))
 
 
 @torch.no_grad()
@@ -51,58 +50,45 @@ def stepwise(prior: AutoregressivePrior, codes: Tensor) -> Tensor:
 
 
 @check("(lqvae_)?prior_forward")
-def prior_forward(fixture: Fixture, report: Report) -> None:
+def prior_forward(fixture: Fixture) -> None:
     """Logits, loss and gradients of one prior."""
     tensors = fixture.under("sd/")
-    prior = prior_from(tensors, sub_config(fixture.info))
+    prior = prior_from(tensors, fixture.config())
     codes = fixture.tensor("in/z")
-    _compare(report, "AutoregressivePrior", prior, codes, fixture, "out/logits_teacher_forced")
-    recorded = fixture.tensor("out/logits_stepwise")
-    report.close("AutoregressivePrior.step", stepwise(prior, codes), recorded)
+    with torch.no_grad():
+        fixture.close("AutoregressivePrior", prior(codes), "out/logits_teacher_forced")
+    fixture.close("AutoregressivePrior.step", stepwise(prior, codes), "out/logits_stepwise")
     bits = prior.bits_per_code(codes)
-    loss = fixture.tensor("out/loss_bits_per_token")
-    report.close("AutoregressivePrior.bits_per_code", bits, loss)
+    fixture.close("AutoregressivePrior.bits_per_code", bits, "out/loss_bits_per_token")
     bits.backward()
-    native = native_parameters(prior, tensors)
-    parameters = dict(prior.named_parameters())
-    listed = [name.removeprefix("prior.") for name in fixture.info["param_names_for_grad_norms"]]
-    norms = fixture.tensor("out/grad_norms").tolist()
-    for name, expected in zip(listed, norms, strict=True):
-        gradient = parameters[_tied(native[name], parameters)].grad
-        got = -1.0 if gradient is None else gradient.norm()
-        report.close("AutoregressivePrior gradient norms", got, expected, GRADIENT)
-    for name, expected_gradient in fixture.under("out/grad/").items():
-        gradient = parameters[_tied(native[name.removeprefix("prior.")], parameters)].grad
-        assert gradient is not None
-        if name.endswith(".w"):
-            gradient = gradient.T
-        expected_gradient = expected_gradient.reshape(gradient.shape)
-        report.close("AutoregressivePrior gradients", gradient, expected_gradient, GRADIENT)
+    names, parameters = names_of(prior, tensors), prior.named_parameters(remove_duplicate=False)
+    fixture.gradients(
+        "AutoregressivePrior", "out/", {names[own]: tensor for own, tensor in parameters}
+    )
 
 
 @check("prior_orders")
-def prior_orders(fixture: Fixture, report: Report) -> None:
+def prior_orders(fixture: Fixture) -> None:
     """Attention kinds 0 to 3; variants with lyrics, labels or an encoder must be refused."""
     for variant, info in fixture.info["variants"].items():
         tensors = fixture.under(f"{variant}/sd/")
-        config = sub_config(fixture.info) | info
-        needs = [k for k in ("encoder_dims", "prime_len", "x_cond", "y_cond") if info.get(k)]
-        needs += ["merged_decoder"] if info.get("merged_decoder") else []
+        config = fixture.config() | info
+        conditions = ("encoder_dims", "prime_len", "x_cond", "y_cond", "merged_decoder")
+        needs = [key for key in conditions if info.get(key)]
         if needs or info["attn_order"] not in ATTENTION_PATTERNS:
-            _refused(report, variant, tensors, config, needs)
+            _refused(fixture, variant, tensors, config, needs)
             continue
         prior = prior_from(tensors, config)
         codes = fixture.tensor(f"{variant}/in/z")
-        name = f"AutoregressivePrior ({variant})"
-        _compare(report, name, prior, codes, fixture, f"{variant}/out/logits")
-        recorded = fixture.tensor(f"{variant}/out/logits")
-        report.close(f"{name} step", stepwise(prior, codes), recorded)
-        bits = prior.bits_per_code(codes)
-        report.close(f"{name} bits", bits, fixture.tensor(f"{variant}/out/loss"))
+        name, logits = f"AutoregressivePrior ({variant})", f"{variant}/out/logits"
+        with torch.no_grad():
+            fixture.close(name, prior(codes), logits)
+            fixture.close(f"{name} step", stepwise(prior, codes), logits)
+            fixture.close(f"{name} bits", prior.bits_per_code(codes), f"{variant}/out/loss")
 
 
 def _refused(
-    report: Report,
+    fixture: Fixture,
     variant: str,
     tensors: Mapping[str, Tensor],
     config: Mapping[str, Any],
@@ -114,74 +100,39 @@ def _refused(
         prior_from(tensors, config)
     except ValueError as error:
         if "not implemented" in str(error):
-            report.listed(variant, f"{what}: no system here uses it, loading is refused")
-            return
-        report.fail(variant, f"{what} is refused with an unclear message: {error}")
-        return
-    report.fail(variant, f"{what} is not implemented, yet its weights were accepted")
+            fixture.listed(variant, f"{what}: no system here uses it, loading is refused")
+        else:
+            fixture.fail(variant, f"{what} is refused with an unclear message: {error}")
+    else:
+        fixture.fail(variant, f"{what} is not implemented, yet its weights were accepted")
 
 
 @check("param_listing_.+")
-def param_listing(fixture: Fixture, report: Report) -> None:
+def param_listing(fixture: Fixture) -> None:
     """Names, shapes and numbers of parameters of the full-size presets."""
-    counts = {
-        "vqvae": fixture.info.get("n_params_vqvae"),
-        "prior": fixture.info.get("n_params_prior"),
-    }
     for title, listed in fixture.info.items():
-        kind = "vqvae" if title.startswith("vqvae") else "prior"
-        if not title.startswith(("vqvae", "small_prior")):
-            continue
-        table = "prior.x_emb.weight" in listed
-        preset = PRESETS["jukebox_5b" if table else "paper"]
-        downs = re.search(r"downs ([\d,]+)", title)
-        codec = PRESETS["paper"].vqvae
-        if downs is not None:
-            codec = replace(codec, downs_t=tuple(map(int, downs[1].split(","))))
-        with torch.device("meta"):
-            if kind == "vqvae":
+        if title.startswith("vqvae"):
+            kind, prefix = "vqvae", ""
+            codec = PRESETS["paper"].vqvae
+            if downs := re.search(r"downs ([\d,]+)", title):
+                codec = replace(codec, downs_t=tuple(map(int, downs[1].split(","))))
+            with torch.device("meta"):
                 model: torch.nn.Module = VQVAE(codec)
-                names = codec_names(codec)
-            else:
+            names = codec_names(codec)
+        elif title.startswith("small_prior"):
+            kind, prefix = "prior", "prior."
+            preset = PRESETS["jukebox_5b" if "prior.x_emb.weight" in listed else "paper"]
+            with torch.device("meta"):
                 model = AutoregressivePrior(preset.prior)
-                names = prior_names(preset.prior)
-        ours = _upstream_shapes(model, names, prefix="" if kind == "vqvae" else "prior.")
+            names = prior_names(preset.prior)
+        else:
+            continue
+        tensors = upstream_tensors(model.state_dict(), names, turn=kind == "prior")
+        ours = {prefix + name: tuple(tensor.shape) for name, tensor in tensors.items()}
         lower = {n for n in listed if n.startswith("prior.bottleneck.") and n not in ours}
         theirs = {n: tuple(shape) for n, (shape, _) in listed.items() if n not in lower}
         different = {n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)}
-        report.error(f"preset {kind} names and shapes", float(len(different)), 0.0)
-        if counts[kind] is not None:
+        fixture.error(f"preset {kind} names and shapes", float(len(different)), EXACT)
+        if (recorded := fixture.info.get(f"n_params_{kind}")) is not None:
             total = sum(parameter.numel() for parameter in model.parameters())
-            report.equal(f"preset {kind} number of parameters", total, counts[kind])
-
-
-def _upstream_shapes(
-    model: torch.nn.Module, names: Mapping[str, str], prefix: str
-) -> dict[str, tuple[int, ...]]:
-    """{upstream name: shape}, linear weights turned where upstream's are."""
-    shapes = {}
-    for name, tensor in model.state_dict().items():
-        if name not in names:
-            continue
-        shape = tuple(tensor.shape)
-        if name == "start":
-            shape = (1, *shape)
-        shapes[prefix + names[name]] = shape[::-1] if names[name].endswith(".w") else shape
-    return shapes
-
-
-def _compare(
-    report: Report,
-    name: str,
-    prior: AutoregressivePrior,
-    codes: Tensor,
-    fixture: Fixture,
-    key: str,
-) -> None:
-    with torch.no_grad():
-        report.close(name, prior(codes), fixture.tensor(key), FORWARD)
-
-
-def _tied(name: str, parameters: Mapping[str, Any]) -> str:
-    """The parameter's name: a tied weight has only the first of its names."""
-    return name if name in parameters else "head.weight"
+            fixture.equal(f"preset {kind} number of parameters", total, recorded)

@@ -135,39 +135,24 @@ def markdown(rows: Sequence[Row]) -> str:
     return f"{introduction}\n{markdown_table(HEAD, cells(rows))}\n{summary(rows)}\n"
 
 
-def check_outputs(args: Args) -> None:
-    """Refuse to replace a file that this program did not write.
-
-    Raises:
-        FileExistsError: There is another file, or something that is not a regular file.
-        OSError: A file cannot be written there.
-        ValueError: Both tables have the same name.
-    """
-    if args.output is not None:
-        check_replaceable(args.output, json_with("ok", "rows.0.fixture"), "a table of parity")
-    if args.markdown is not None:
-        check_replaceable(args.markdown, _IS_MARKDOWN, "a table of parity")
-    if args.output is not None and args.markdown is not None:
-        if args.output.resolve() == args.markdown.resolve():
-            raise ValueError(f"output and markdown are both {args.output}: choose two files")
-
-
 def summary(rows: Sequence[Row]) -> str:
     """Summarise the rows in one sentence."""
-    compared = [row for row in rows if row.error is not None]
-    failed = sum(not row.ok for row in rows)
-    fixtures = len({row.fixture for row in rows})
-    listed = len(rows) - len(compared)
+    listed = sum(row.error is None for row in rows)
     return (
-        f"{fixtures} fixtures, {len(compared)} comparisons, {failed} out of tolerance, "
-        f"{listed} variants not implemented."
+        f"{len({row.fixture for row in rows})} fixtures, {len(rows) - listed} comparisons, "
+        f"{sum(not row.ok for row in rows)} out of tolerance, {listed} variants not implemented."
     )
 
 
 @program
 def main(args: Args) -> int:
     """Run, print and write the table; return 1 if anything is out of tolerance."""
-    check_outputs(args)
+    if args.output is not None:
+        check_replaceable(args.output, json_with("ok", "rows.0.fixture"), "a table of parity")
+    if args.markdown is not None:
+        check_replaceable(args.markdown, _IS_MARKDOWN, "a table of parity")
+        if args.output is not None and args.output.resolve() == args.markdown.resolve():
+            raise ValueError(f"output and markdown are both {args.output}: choose two files")
     rows = run(args.fixtures)
     if args.json:
         print(json.dumps(as_json(rows), indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -15,9 +15,8 @@ from jukebox_core.separation.beam import BeamSampler, best_entries
 from jukebox_core.separation.likelihood import Likelihood, PairScores
 from jukebox_core.separation.posterior import keep_top_k
 from jukebox_core.separation.rejection import pair_posterior
-from lass.likelihood import CountLikelihood
-from scripts.check_parity.fixtures import EXACT, FORWARD, Fixture, Report, check
-from scripts.check_parity.posterior import counts_from, sparse_posteriors, two_priors, walk
+from scripts.check_parity.fixtures import EXACT, FORWARD, Fixture, check
+from scripts.check_parity.posterior import sparse_posteriors, walk
 
 MOST_BEAMS = 20_000  # of the search without pruning
 
@@ -25,28 +24,19 @@ MOST_BEAMS = 20_000  # of the search without pruning
 class MarkovPrior:
     """A prior whose next code depends only on the last one; code 0 precedes the first."""
 
+    n_ctx = 1 << 30
+
     def __init__(self, transitions: Tensor):
         self.n_codes = len(transitions)
-        self.n_ctx = 1 << 30
         self._log_p = transitions.log()
 
-    def new_cache(self, batch_size: int, length: int) -> _NoCache:
+    def new_cache(self, batch_size: int, length: int) -> SimpleNamespace:
         """A cache of only the number of sequences."""
-        return _NoCache(batch_size)
+        return SimpleNamespace(batch_size=batch_size, reorder=lambda parents: None)
 
-    def step(self, codes: Tensor | None, cache: _NoCache) -> Tensor:
+    def step(self, codes: Tensor | None, cache: SimpleNamespace) -> Tensor:
         """Logits [B, K]."""
-        if codes is None:
-            codes = torch.zeros(cache.batch_size, dtype=torch.int64)
-        return self._log_p[codes]
-
-
-class _NoCache:
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-
-    def reorder(self, parents: Tensor) -> None:
-        """Nothing to reorder."""
+        return self._log_p[torch.zeros(cache.batch_size).long() if codes is None else codes]
 
 
 class SparseLikelihood:
@@ -63,69 +53,45 @@ class SparseLikelihood:
         return PairScores(self._data[mixture_code], self._coords[mixture_code])
 
 
-class Beams(NamedTuple):
-    """codes: [N, T] per source. score: [N], float64, ascending."""
+class Problem(NamedTuple):
+    """What a search is about. mixture: [T]."""
 
-    first: Tensor
-    second: Tensor
-    score: Tensor
+    priors: tuple[Prior, Prior]
+    likelihood: Likelihood
+    mixture: Tensor
+    temperature: float
 
+    def search(self, beams: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Codes of `BeamSampler` [N, T] per source and float64 scores [N], ascending."""
+        named = {"x0": self.priors[0], "x1": self.priors[1]}
+        mixture = self.mixture.unsqueeze(0)
+        samples = BeamSampler(self.temperature)(named, self.likelihood, mixture, beams)
+        score = samples.log_likelihood + samples.log_prior["x0"] + samples.log_prior["x1"]
+        return {name: codes[0] for name, codes in samples.codes.items()}, score[0]
 
-def beam_search(
-    priors: tuple[Prior, Prior],
-    likelihood: Likelihood,
-    mixture: Tensor,
-    beams: int,
-    temperature: float,
-) -> Beams:
-    """`BeamSampler` on one mixture [T]."""
-    named: Mapping[str, Prior] = {"first": priors[0], "second": priors[1]}
-    samples = BeamSampler(temperature)(named, likelihood, mixture.unsqueeze(0), beams)
-    score = samples.log_likelihood + samples.log_prior["first"] + samples.log_prior["second"]
-    return Beams(samples.codes["first"][0], samples.codes["second"][0], score[0])
-
-
-def scores_of(
-    priors: tuple[Prior, Prior],
-    likelihood: Likelihood,
-    mixture: Tensor,
-    codes: tuple[Tensor, Tensor],
-    temperature: float,
-) -> Tensor:
-    """Joint log-scores [N] of sequences [N, T]; -inf where a pair is impossible."""
-    steps = walk(priors, likelihood, mixture, codes, temperature)
-    total = torch.zeros(len(codes[0]), dtype=torch.float64)
-    k = priors[0].n_codes
-    for step, (joint, pairs) in enumerate(zip(steps.joint, steps.pairs, strict=True)):
-        flat = codes[0][:, step] * k + codes[1][:, step]
-        if pairs is None:
-            total += joint.gather(1, flat.unsqueeze(1)).squeeze(1)
-        else:
-            match = (pairs[0] * k + pairs[1]) == flat.unsqueeze(1)  # [N, P]
-            total += joint.masked_fill(~match, -torch.inf).amax(1)
-    return total
+    def scores(self, codes: tuple[Tensor, Tensor]) -> Tensor:
+        """Joint log-scores [N] of sequences [N, T]; -inf where a pair is impossible."""
+        total = torch.zeros(len(codes[0]), dtype=torch.float64)
+        k = self.priors[0].n_codes
+        for number, step in enumerate(walk(*self[:3], codes, self.temperature)):
+            flat = (codes[0][:, number] * k + codes[1][:, number]).unsqueeze(1)
+            if step.pairs is None:
+                total += step.joint.gather(1, flat).squeeze(1)
+            else:
+                match = (step.pairs[0] * k + step.pairs[1]) == flat  # [N, P]
+                total += step.joint.masked_fill(~match, -torch.inf).amax(1)
+        return total
 
 
 @check("lass_e2e")
-def lass_e2e(fixture: Fixture, report: Report) -> None:
+def lass_e2e(fixture: Fixture) -> None:
     """LASS's one-step posteriors, and a beam search at least as good as the recorded one."""
-    info = fixture.info
-    priors = two_priors(fixture)
-    counts = counts_from(fixture, priors[0].n_codes)
-    likelihood = CountLikelihood(counts, info["lambda_coeff"], symmetric=False)
-    mixture = fixture.tensor("in/mixture").flatten()
-    temperature = info.get("temperature", 1.0)
-    name = "log_joint of CountLikelihood"
-    sparse_posteriors(
-        fixture, report, name, "out/sampled/", priors, likelihood, mixture, temperature
-    )
+    problem = Problem(*sparse_posteriors(fixture, "out/sampled", "in/mixture"))
     for prefix in sorted({key.rsplit("/", 1)[0] for key in fixture.arrays if "/beam" in key}):
         beams = fixture.tensor(f"{prefix}/x0"), fixture.tensor(f"{prefix}/x1")
-        theirs = scores_of(priors, likelihood, mixture, beams, temperature).max().item()
-        ours = (
-            beam_search(priors, likelihood, mixture, len(beams[0]), temperature).score.max().item()
-        )
-        report.error(
+        theirs = problem.scores(beams).max().item()
+        ours = problem.search(len(beams[0]))[1].max().item()
+        fixture.error(
             "BeamSampler below the recorded beams",
             max(theirs - ours, 0.0) / abs(theirs),
             FORWARD,
@@ -134,93 +100,60 @@ def lass_e2e(fixture: Fixture, report: Report) -> None:
 
 
 @check("beam_search")
-def beam_search_check(fixture: Fixture, report: Report) -> None:
+def beam_search_check(fixture: Fixture) -> None:
     """Beam search on Markov priors, against reference beams and all sequences enumerated."""
     transitions = (fixture.tensor("in/P0"), fixture.tensor("in/P1"))
     priors = cast(tuple[Prior, Prior], tuple(MarkovPrior(p) for p in transitions))
     likelihood = SparseLikelihood(fixture.tensor("in/ll_coords"), fixture.tensor("in/ll_data"))
     mixture = fixture.tensor("in/mixture")
-    for prefix in sorted({key.rsplit("/", 1)[0] for key in fixture.arrays if "/map_score" in key}):
-        match = re.fullmatch(r"out/T(\d+)_temp([\d.]+)", prefix)
-        assert match is not None
-        codes, temperature = mixture[: int(match[1])], float(match[2])
-        _best_sequences(fixture, report, prefix, priors, likelihood, codes, temperature)
-        for sub in {k.rsplit("/", 1)[0] for k in fixture.arrays if k.startswith(f"{prefix}/beams")}:
-            beams = int(sub.rsplit("beams", 1)[1])
-            ours = beam_search(priors, likelihood, codes, beams, temperature)
-            _same_beams(fixture, report, "BeamSampler", f"{sub}/correct_", ours)
-            upstream = fixture.tensor(f"{sub}/upstream_x0"), fixture.tensor(f"{sub}/upstream_x1")
-            report.close(
+    for match in fixture.matching(r"(out/T(\d+)_temp([\d.]+))/map_score"):
+        problem = Problem(priors, likelihood, mixture[: int(match[2])], float(match[3]))
+        _best_sequences(fixture, match[1], problem)
+        for scores in fixture.matching(rf"({re.escape(match[1])}/beams(\d+))/correct_scores"):
+            _same_beams(fixture, scores[1], *problem.search(int(scores[2])))
+            upstream = tuple(fixture.tensor(f"{scores[1]}/upstream_{x}") for x in ("x0", "x1"))
+            fixture.close(
                 "score of the recorded beams",
-                scores_of(priors, likelihood, codes, upstream, temperature),
-                fixture.tensor(f"{sub}/upstream_true_scores"),
+                problem.scores((upstream[0], upstream[1])),
+                f"{scores[1]}/upstream_true_scores",
                 note="the recorded search's own ranking is defective and not reproduced",
             )
-    _sampled(fixture, report, priors, likelihood, mixture)
+    temperature = fixture.info["sampled"]["temperature"]
+    for match in fixture.matching(r"(out/sampled_topk(\w+))/posterior_unnormalised"):
+        codes = fixture.tensor(f"{match[1]}/x0"), fixture.tensor(f"{match[1]}/x1")
+        steps = walk(priors, likelihood, mixture, codes, temperature)
+        top_k = 0 if match[2] == "None" else int(match[2])
+        for step, expected in zip(steps, fixture.tensor(match[0]), strict=True):
+            fixture.close("log_joint, keep_top_k", keep_top_k(step.joint, top_k), expected)
     best = best_entries(fixture.tensor("in/get_topk_x"), len(fixture.tensor("out/get_topk_rows")))
-    for part in ("values", "rows", "columns"):
-        key = "out/get_topk_" + ("cols" if part == "columns" else part)
-        report.close("best_entries", getattr(best, part), fixture.tensor(key), EXACT)
+    for part, key in {"values": "values", "rows": "rows", "columns": "cols"}.items():
+        fixture.close("best_entries", getattr(best, part), f"out/get_topk_{key}", EXACT)
 
 
-def _best_sequences(
-    fixture: Fixture,
-    report: Report,
-    prefix: str,
-    priors: tuple[Prior, Prior],
-    likelihood: SparseLikelihood,
-    codes: Tensor,
-    temperature: float,
-) -> None:
+def _best_sequences(fixture: Fixture, prefix: str, problem: Problem) -> None:
     """With as many beams as there are shorter sequences nothing is pruned."""
     pairs = fixture.tensor("in/ll_data").shape[1]
-    every = min(pairs ** (len(codes) - 1), MOST_BEAMS)
-    ours = beam_search(priors, likelihood, codes, every, temperature)
+    codes, score = problem.search(min(pairs ** (len(problem.mixture) - 1), MOST_BEAMS))
     name = "BeamSampler without pruning"
-    report.close(name, ours.score[-1], fixture.tensor(f"{prefix}/map_score"))
-    for source, sequences in (("x0", ours.first), ("x1", ours.second)):
-        report.equal(f"{name}, codes", sequences[-1], fixture.tensor(f"{prefix}/map_{source}"))
-    forced = {key: key for key in fixture.arrays if key.startswith(f"{prefix}/bruteforce")}
-    for key in forced:
-        if not key.endswith("_scores"):
-            continue
-        expected = fixture.tensor(key).sort().values
-        report.close(f"{name}, best {len(expected)}", ours.score[-len(expected) :], expected)
+    fixture.close(name, score[-1], f"{prefix}/map_score")
+    for source, sequences in codes.items():
+        fixture.equal(f"{name}, codes", sequences[-1], f"{prefix}/map_{source}")
+    for match in fixture.matching(rf"{re.escape(prefix)}/bruteforce.*_scores"):
+        expected = fixture.tensor(match[0]).sort().values
+        fixture.close(f"{name}, best {len(expected)}", score[-len(expected) :], expected)
 
 
-def _same_beams(fixture: Fixture, report: Report, name: str, prefix: str, ours: Beams) -> None:
-    expected = fixture.tensor(f"{prefix}scores")
-    live = ours.score[-len(expected) :]
-    report.close(f"{name} scores", live, expected)
-    gaps = expected.diff().abs().min() if len(expected) > 1 else torch.tensor(1.0)
-    if gaps > 1e-6:  # equal scores may come in any order
-        for source, sequences in (("x0", ours.first), ("x1", ours.second)):
-            recorded = fixture.tensor(f"{prefix}{source}")
-            report.equal(f"{name} codes", sequences[-len(expected) :], recorded)
-
-
-def _sampled(
-    fixture: Fixture,
-    report: Report,
-    priors: tuple[Prior, Prior],
-    likelihood: SparseLikelihood,
-    mixture: Tensor,
-) -> None:
-    temperature = fixture.info["sampled"]["temperature"]
-    for key in fixture.arrays:
-        match = re.fullmatch(r"out/sampled_topk(\w+)/posterior_unnormalised", key)
-        if not match:
-            continue
-        top_k = 0 if match[1] == "None" else int(match[1])
-        prefix = key.rsplit("/", 1)[0]
-        codes = fixture.tensor(f"{prefix}/x0"), fixture.tensor(f"{prefix}/x1")
-        steps = walk(priors, likelihood, mixture[: codes[0].shape[1]], codes, temperature)
-        for joint, expected in zip(steps.joint, fixture.tensor(key), strict=True):
-            report.close("log_joint, keep_top_k", keep_top_k(joint, top_k), expected)
+def _same_beams(fixture: Fixture, prefix: str, codes: dict[str, Tensor], score: Tensor) -> None:
+    expected = fixture.tensor(f"{prefix}/correct_scores")
+    fixture.close("BeamSampler scores", score[-len(expected) :], expected)
+    if len(expected) < 2 or expected.diff().abs().min() > 1e-6:  # equal ones come in any order
+        for source, sequences in codes.items():
+            recorded = f"{prefix}/correct_{source}"
+            fixture.equal("BeamSampler codes", sequences[-len(expected) :], recorded)
 
 
 @check("rejection_sampling")
-def rejection_sampling(fixture: Fixture, report: Report) -> None:
+def rejection_sampling(fixture: Fixture) -> None:
     """Upstream's choice among all pairs of candidates."""
     for number, case in enumerate(fixture.info["cases"]):
         inputs, expected = fixture.under(f"case{number}/in/"), fixture.under(f"case{number}/out/")
@@ -231,40 +164,35 @@ def rejection_sampling(fixture: Fixture, report: Report) -> None:
             tuple(case["alpha"]),
             case["n_samples"],
         )
-        report.close("pair_posterior", pairs.posterior, expected["posterior"])
-        report.close("pair_posterior variance", pairs.variance, expected["sigma_squared"])
-        best = torch.tensor(pairs.best)
-        report.equal("PairPosterior.best", best[0], expected["argmax_0"])
-        report.equal("PairPosterior.best", best[1], expected["argmax_1"])
+        fixture.close("pair_posterior", pairs.posterior, expected["posterior"])
+        fixture.close("pair_posterior variance", pairs.variance, expected["sigma_squared"])
+        for source, best in enumerate(pairs.best):
+            fixture.equal("PairPosterior.best", best, expected[f"argmax_{source}"])
         for source, marginal in enumerate(pairs.marginals()):
             ordered, order = marginal.sort()
-            recorded = expected[f"marginal_{source}_sorted"]
-            report.close("PairPosterior.marginals", ordered, recorded)
-            report.equal(
-                "PairPosterior.marginals order", order, expected[f"marginal_{source}_idx_sorted"]
-            )
+            key = f"marginal_{source}"
+            fixture.close("PairPosterior.marginals", ordered, expected[f"{key}_sorted"])
+            fixture.equal("PairPosterior.marginals order", order, expected[f"{key}_idx_sorted"])
 
 
 @check("sdr")
-def sdr_check(fixture: Fixture, report: Report) -> None:
+def sdr_check(fixture: Fixture) -> None:
     """SDR of whole signals and windows, and of all candidates against their references."""
     for number, case in enumerate(fixture.info["cases"]):
         reference, estimate = (
             _audio(fixture, f"case{number}/{which}_int16") for which in ("ref", "est")
         )
-        report.close("framewise_sdr", framewise_sdr(reference, estimate)[0], case["sdr"])
+        fixture.close("framewise_sdr", framewise_sdr(reference, estimate)[0], case["sdr"])
         windows = case["plain_snr_per_44100_window"]
         length = min(44_100, reference.shape[-1])
         frames = [x.unfold(-1, length, length)[0] for x in (reference, estimate)]
-        report.close("sdr of every window", sdr(*frames), windows)
+        fixture.close("sdr of every window", sdr(*frames), windows)
     references, candidates = (_audio(fixture, f"evaluate/{w}_int16") for w in ("gt", "cand"))
     for source in range(len(references)):
-        scores = framewise_sdr(references[source], candidates[:, source])
-        report.close(
-            "framewise_sdr of candidates", scores, fixture.tensor(f"evaluate/sdr_{source}")
-        )
-        order = fixture.tensor(f"evaluate/sdr_{source}_sorted_idx")
-        report.equal("framewise_sdr of candidates, order", scores.argsort(), order)
+        scores, key = framewise_sdr(references[source], candidates[:, source]), "evaluate/sdr_"
+        fixture.close("framewise_sdr of candidates", scores, f"{key}{source}")
+        order = scores.argsort()
+        fixture.equal("framewise_sdr of candidates, order", order, f"{key}{source}_sorted_idx")
 
 
 def _audio(fixture: Fixture, key: str) -> Tensor:

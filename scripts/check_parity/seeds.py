@@ -8,10 +8,10 @@ that correlate with the recorded ones, which training moved only a little.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -37,22 +37,22 @@ def drawn_codec(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
     tensors = fixture.under("sd_before/")
     names = [name for name in tensors if not name.startswith("bottleneck.")]
     levels = sorted({name.split(".")[1] for name in names}, key=int)
-    reversed_stacks = fixture.info["config"].get("reverse_decoder_dilation", True)
     parts = [f"{part}.{level}." for level in levels for part in ("encoders", "decoders")]
     built = [n for part in parts for n in names if n.startswith(part)]
-    if reversed_stacks:
+    if fixture.info["config"].get("reverse_decoder_dilation", True):
         built = _as_built(built)
     for seed in _seeds(fixture.path.parent):
-        first = _uniform(_generator(seed), tensors[built[0]].shape)
-        if _correlation(first, tensors[built[0]]) < 0.9:
+        recorded = tensors[built[0]]
+        first = _uniform(torch.Generator().manual_seed(seed), recorded.shape)
+        if torch.stack([first.flatten(), recorded.flatten()]).corrcoef()[0, 1] < 0.9:
             continue
-        generator = _generator(seed)
+        generator = torch.Generator().manual_seed(seed)
         start, fan = {}, 1
         for name in built:
             if name.endswith("weight"):
                 fan = tensors[name][0].numel()
             start[name] = _uniform(generator, tensors[name].shape, fan)
-        scale = _ratio(tensors[built[0]], start[built[0]])
+        scale = round(float((recorded * first).sum() / first.square().sum()), 2)
         for name in names:  # the weights were enlarged, the biases drawn anew
             if name.endswith("weight"):
                 start[name] = start[name] * scale
@@ -74,30 +74,24 @@ def drawn_prior(fixture: Fixture) -> tuple[dict[str, Tensor], int] | None:
     drawn = [embedding, "start_token", "pos_emb.pos_emb"]
     drawn += [f"transformer._attn_mods.{layer}.{part}" for layer in range(depth) for part in linear]
     before = sum(own[name].numel() for name in drawn[: drawn.index(first)])
-    codec = drawn_codec_seed(fixture.path.parent)
-    for seed in [] if codec is None else range(codec, codec + 60):
-        for offset in _offsets(seed, own[first]):
-            generator = _generator(seed)
-            torch.rand(max(offset - before, 0), generator=generator)
-            start = _initial(own, drawn, fixture.info["config"]["init_scale"], generator)
-            if embedding == "x_emb.weight":
-                start["x_out.weight"] = start["x_emb.weight"]
-            else:
-                shape = own["x_out.weight"].shape
-                start["x_out.weight"] = _uniform(generator, shape, shape[1])
-            named = {f"prior.{name}": tensor for name, tensor in start.items()}
-            if _within_reach(fixture, named):
-                return named, seed
-    return None
-
-
-def drawn_codec_seed(folder: Path) -> int | None:
-    """The seed of a codec's trajectory in the same folder; the prior's is a few numbers higher."""
-    for path in sorted(folder.glob("train_traj_vqvae_*.npz")):
-        fixture = Fixture(path)
-        start = drawn_codec(fixture) if recorded_by_reference(fixture) else None
-        if start:
-            return start[1]
+    folder = fixture.path.parent
+    codecs = map(Fixture, sorted(folder.glob("train_traj_vqvae_*.npz")))
+    starts = (drawn_codec(codec) for codec in codecs if recorded_by_reference(codec))
+    codec = next(filter(None, starts), None)  # the prior's seed is a few numbers higher
+    for seed in range(codec[1], codec[1] + 60) if codec else ():
+        offset = _offset(seed, own[first])
+        if offset is None:
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        torch.rand(max(offset - before, 0), generator=generator)
+        start = _initial(own, drawn, fixture.info["config"]["init_scale"], generator)
+        if embedding == "x_emb.weight":
+            start["x_out.weight"] = start["x_emb.weight"]
+        else:
+            start["x_out.weight"] = _uniform(generator, own["x_out.weight"].shape)
+        named = {f"prior.{name}": tensor for name, tensor in start.items()}
+        if _within_reach(fixture, named):
+            return named, seed
     return None
 
 
@@ -117,9 +111,9 @@ def _initial(
     return start
 
 
-def _offsets(seed: int, weight: Tensor) -> list[int]:
-    """Offset of `weight` in a seed's stream of normal numbers, by correlation; [] if none fits."""
-    stream = torch.rand(STREAM + 16, generator=_generator(seed))
+def _offset(seed: int, weight: Tensor) -> int | None:
+    """Offset of `weight` in a seed's stream of normal numbers, by correlation."""
+    stream = torch.rand(STREAM + 16, generator=torch.Generator().manual_seed(seed))
     target = weight.flatten() / weight.norm()
     size = STREAM + len(target)
     spectrum = torch.fft.rfft(target, size).conj()
@@ -132,7 +126,7 @@ def _offsets(seed: int, weight: Tensor) -> list[int]:
         peak = int(match.argmax())
         if float(match[peak]) > best:
             best, where = float(match[peak]), peak + shift
-    return [where] if best > MATCH else []
+    return where if best > MATCH else None
 
 
 def _within_reach(fixture: Fixture, start: Mapping[str, Tensor]) -> bool:
@@ -146,57 +140,24 @@ def _within_reach(fixture: Fixture, start: Mapping[str, Tensor]) -> bool:
 
 def _as_built(names: list[str]) -> list[str]:
     """Residual stacks of decoders were built in order of dilation, then reversed."""
+    block = re.compile(r"(decoders\..*\.0\.model\.)(\d+)\.model\.")
     order: list[str] = []
-    stacks: dict[str, list[list[str]]] = {}
-    for name in names:
-        match = re.match(r"(decoders\..*\.0\.model\.)(\d+)\.model\.", name)
-        if match is None:
-            order.append(name)
-            continue
-        blocks = stacks.setdefault(match[1], [])
-        if not blocks:
-            order.append(match[1])
-        if not blocks or not blocks[-1][0].startswith(match[0]):
-            blocks.append([])
-        blocks[-1].append(name)
-    return [
-        name
-        for entry in order
-        for name in (
-            [n for block in reversed(stacks[entry]) for n in block] if entry in stacks else [entry]
-        )
-    ]
+    for stack, group in groupby(names, lambda name: (m := block.match(name)) and m[1]):
+        own = list(group)
+        if stack:
+            own.sort(key=lambda name: int(name.removeprefix(stack).split(".")[0]), reverse=True)
+        order += own
+    return order
 
 
 def _seeds(folder: Path) -> range:
     """Seeds to try, near the seeds in the folder's side-cars."""
-    named: list[int] = []
-    for path in sorted(folder.glob("*.json")):
-        text = path.read_text(encoding="utf-8")
-        named += [int(seed) for seed in re.findall(r'"manual_seed": (\d+)', text)]
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob("*.json")]
+    named = [int(seed) for seed in re.findall(r'"manual_seed": (\d+)', "\n".join(texts))]
     return range(max(0, min(named) - REACH), max(named) + REACH) if named else range(0)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def _uniform(generator: torch.Generator, shape: torch.Size, fan: int | None = None) -> Tensor:
     """Torch's default initialisation of convolutions and linear layers."""
     bound = 1 / math.sqrt(fan or math.prod(shape[1:]))
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
-
-
-def _correlation(drawn: Tensor, recorded: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([drawn.flatten(), recorded.flatten()]))[0, 1])
-
-
-def _ratio(recorded: Tensor, drawn: Tensor) -> float:
-    """The factor, to two decimals, between two tensors that are nearly proportional."""
-    return round(float((recorded * drawn).sum() / drawn.square().sum()), 2)
-
-
-def sibling_info(fixture: Fixture, name: str) -> dict:
-    """The side-car of another fixture in the folder, empty where there is none."""
-    path = fixture.path.with_name(f"{name}.json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.prior.objective import PriorObjective
-from jukebox_core.upstream.layout import codec_names, prior_names, upstream_tensors
+from jukebox_core.upstream.layout import codec_names, upstream_tensors
 from jukebox_core.upstream.training import (
     LossScale,
     UpstreamAdam,
@@ -19,7 +19,6 @@ from jukebox_core.upstream.training import (
     clip_gradients,
     lr_factor,
 )
-from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
 from scripts.check_parity.codec import codec_from, make_objective
@@ -27,24 +26,21 @@ from scripts.check_parity.fixtures import (
     EXACT,
     TRAJECTORY,
     Fixture,
-    Report,
     check,
     relative_error,
-    sub_config,
 )
-from scripts.check_parity.prior import prior_from
+from scripts.check_parity.prior import names_of, prior_from
 from scripts.check_parity.seeds import (
     drawn_codec,
     drawn_prior,
     recorded_by_reference,
-    sibling_info,
 )
 
 EXTRAPOLATION = 2e-2
 
 
 @check("optim_ema")
-def optim_ema(fixture: Fixture, report: Report) -> None:
+def optim_ema(fixture: Fixture) -> None:
     """Adam steps with clipping, both weight averages, schedule and loss scale."""
     config = fixture.info["config"]
     parameter = nn.Parameter(fixture.tensor("in/p0"))
@@ -52,27 +48,25 @@ def optim_ema(fixture: Fixture, report: Report) -> None:
         [parameter], config["lr"], tuple(config["betas"]), config["eps"], config["wd"]
     )
     averages = {"ema": UpstreamWeightAverage([parameter], config["mu"])}
-    for key in fixture.arrays:
-        if match := re.fullmatch(r"out/(cpu_ema_freq(\d+)_)0", key):
-            every = int(match[2])
-            averages[match[1]] = UpstreamWeightAverage([parameter], config["mu"], every, "cpu")
+    for match in fixture.matching(r"out/(cpu_ema_freq(\d+)_)0"):
+        every = int(match[2])
+        averages[match[1]] = UpstreamWeightAverage([parameter], config["mu"], every, "cpu")
     for step, info in enumerate(fixture.info["steps"]):
         parameter.grad = fixture.tensor(f"in/grad{step}")
         norm, scale = clip_gradients([parameter], config["clip"])
-        report.close("clip_gradients", norm, info["grad_norm"])
-        report.close("clip_gradients", scale, info["scale"])
+        fixture.close("clip_gradients", norm, info["grad_norm"])
+        fixture.close("clip_gradients", scale, info["scale"])
         optimizer.step()
         note = _shrink_as_recorded(parameter, fixture.tensor(f"out/p{step}"), config["mu"])
-        report.close("UpstreamAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
+        fixture.close("UpstreamAdam", parameter, fixture.tensor(f"out/p{step}"), note=note)
         for name, average in averages.items():
             average.update()
-            recorded = fixture.tensor(f"out/{name}{step}")
-            report.close("UpstreamWeightAverage", average.values[0], recorded)
-    state = optimizer.state[parameter]
+            fixture.close("UpstreamWeightAverage", average.values[0], f"out/{name}{step}")
     for name in ("exp_avg", "exp_avg_sq"):
-        report.close("UpstreamAdam moments", state[name], fixture.tensor(f"out/{name}"))
-    _schedules(fixture, report)
-    _loss_scale(fixture, report)
+        state = optimizer.state[parameter][name]
+        fixture.close("UpstreamAdam moments", state, f"out/{name}")
+    _schedules(fixture)
+    _loss_scale(fixture)
 
 
 @torch.no_grad()
@@ -90,7 +84,7 @@ def _shrink_as_recorded(parameter: Tensor, recorded: Tensor, mu: float) -> str:
     return "after a CPU average that shared the parameters' memory took (1 - mu)^2 away"
 
 
-def _schedules(fixture: Fixture, report: Report) -> None:
+def _schedules(fixture: Fixture) -> None:
     for key, values in fixture.info.items():
         if not key.startswith("lr_schedule"):
             continue
@@ -99,20 +93,20 @@ def _schedules(fixture: Fixture, report: Report) -> None:
         if "start" in numbers:
             arguments |= {"decay_start": numbers["start"], "decay": numbers["decay"]}
         for step, factor in values.items():
-            report.close("lr_factor", lr_factor(int(step), **arguments), factor)
+            fixture.close("lr_factor", lr_factor(int(step), **arguments), factor)
 
 
-def _loss_scale(fixture: Fixture, report: Report) -> None:
+def _loss_scale(fixture: Fixture) -> None:
     info = fixture.info["loss_scaler"]
     factor = str(info.get("scale_factor", "2**(1/250)"))
     root = re.fullmatch(r"2 ?\*\* ?\(1(?:\.0)? ?/ ?([\d.]+)\)", factor)
     scale = LossScale(info["init"], 2 ** (1 / float(root[1])) if root else float(factor))
     for overflow, after in zip(info["overflow_sequence"], info["scale_after"], strict=True):
-        report.close("LossScale", scale.update(bool(overflow)), after)
+        fixture.close("LossScale", scale.update(bool(overflow)), after)
 
 
 @check("train_traj_vqvae_.+")
-def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
+def train_traj_vqvae(fixture: Fixture) -> None:
     """Codec training steps: loss, gradient norm, metrics of every step, weights after the last."""
     info = fixture.info
     codec = codec_from(fixture, "sd_before/").train()
@@ -123,21 +117,19 @@ def train_traj_vqvae(fixture: Fixture, report: Report) -> None:
     cls = ReconstructionObjective if info["fork"] == "lass" else LinearisationObjective
     objectives = [make_objective(cls, codec, possible) for possible in _with_losses(fixture)]
     if not objectives:
-        report.fail("objective", "neither this side-car nor a sibling's has a loss_config")
+        fixture.fail("objective", "neither this side-car nor a sibling's has a loss_config")
         return
-    objective = objectives[0]
-    audio = fixture.tensor("in/x").squeeze(-1)
-    names = codec_names(codec.config)
-    if recorded_by_reference(fixture):
-        native = {upstream: name for name, upstream in names.items()}
-        if not _go_back(fixture, report, codec, native, drawn_codec(fixture)):
-            codec.load_state_dict(_with_codebooks_after(fixture, codec), strict=False)
-            _last_loss(fixture, report, objective, audio)
-            return
+    audio, names = fixture.tensor("in/x").squeeze(-1), codec_names(codec.config)
+    if recorded_by_reference(fixture) and not _go_back(fixture, codec, names, drawn_codec(fixture)):
+        native, after = {n: name for name, n in names.items()}, fixture.under("sd_after/")
+        books = {native[n]: t for n, t in after.items() if n.startswith("bottleneck.")}
+        codec.load_state_dict(books, strict=False)
+        _last_loss(fixture, objectives[0], audio)
+        return
     objective = min(objectives, key=lambda each: _first_error(each, audio, info["steps"][0]))
-    _trajectory(fixture, report, cls.__name__, objective, audio)
+    _trajectory(fixture, objective, audio)
     after = upstream_tensors(codec.state_dict(), names, turn=False)
-    _compare_weights(fixture, report, f"{cls.__name__} weights", after)
+    _compare_weights(fixture, f"{cls.__name__} weights", after)
 
 
 def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
@@ -152,7 +144,7 @@ def _with_losses(fixture: Fixture) -> list[dict[str, Any]]:
     names = ["vqvae_loss", "lqvae_loss"]
     candidates = []
     for name in names if info["fork"] == "lass" else reversed(names):
-        sibling = sibling_info(fixture, name)
+        sibling = fixture.side_car(name)
         if loss := sibling.get("loss_config"):
             keys = sibling.keys() & {"loss_config", "spectral_stft", "alpha"}
             candidates.append(info | {key: sibling[key] for key in keys})
@@ -168,62 +160,51 @@ def _first_error(objective: nn.Module, audio: Tensor, recorded: Mapping[str, flo
     return max(relative_error(terms[k], v) for k, v in recorded.items() if k in terms)
 
 
-def _with_codebooks_after(fixture: Fixture, codec: VQVAE) -> dict[str, Tensor]:
-    native = {upstream: name for name, upstream in codec_names(codec.config).items()}
-    after = fixture.under("sd_after/")
-    return {native[name]: t for name, t in after.items() if name.startswith("bottleneck.")}
-
-
 @check("train_traj_prior_.+")
-def train_traj_prior(fixture: Fixture, report: Report) -> None:
+def train_traj_prior(fixture: Fixture) -> None:
     """Prior training steps: loss and gradient norm of every step, weights after the last."""
     tensors = fixture.under("sd_before/")
-    prior = prior_from(tensors, sub_config(fixture.info)).train()
+    prior = prior_from(tensors, fixture.config()).train()
     objective, codes = PriorObjective(None, prior), fixture.tensor("in/z")
-    levels = sum("bottleneck.level_blocks" in name for name in tensors)
-    names = prior_names(prior.config, top=max(levels - 1, 0))
-    if recorded_by_reference(fixture):
-        native = {f"prior.{upstream}": name for name, upstream in names.items()}
-        if not _go_back(fixture, report, prior, native, drawn_prior(fixture)):
-            _last_loss(fixture, report, objective, codes)
-            return
-    _trajectory(fixture, report, "PriorObjective", objective, codes)
+    names = {name: f"prior.{upstream}" for name, upstream in names_of(prior, tensors).items()}
+    if recorded_by_reference(fixture) and not _go_back(fixture, prior, names, drawn_prior(fixture)):
+        _last_loss(fixture, objective, codes)
+        return
+    _trajectory(fixture, objective, codes)
     after = upstream_tensors(prior.state_dict(), names, turn=True)
-    named = {f"prior.{name}": tensor for name, tensor in after.items()}
-    _compare_weights(fixture, report, "PriorObjective weights", named)
+    _compare_weights(fixture, "PriorObjective weights", after)
 
 
 @torch.no_grad()
 def _go_back(
     fixture: Fixture,
-    report: Report,
     model: nn.Module,
-    native: Mapping[str, str],
+    names: Mapping[str, str],
     drawn: tuple[dict[str, Tensor], int] | None,
 ) -> bool:
     """Put a model back to its start, drawn again; False if no seed fits."""
     if drawn is None:
         return False
     start, seed = drawn
-    state = model.state_dict()
+    state = {names[name]: own for name, own in model.state_dict().items() if name in names}
     for name, tensor in start.items():
-        own = state[native[name]]
+        own = state[name]
         own.copy_(tensor.T if name.endswith(".w") else tensor.reshape(own.shape))
     text = "sd_before holds the weights after training; its start, drawn again from seed"
-    report.error("start", 0.0, EXACT, f"{text} {seed}")
+    fixture.error("start", 0.0, EXACT, f"{text} {seed}")
     return True
 
 
-def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Tensor) -> None:
+def _last_loss(fixture: Fixture, objective: nn.Module, batch: Tensor) -> None:
     """Without a start: the loss at the recorded end against the extrapolated recorded losses."""
     losses = [step["loss"] for step in fixture.info["steps"]]
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = fixture.info["train"]["lr"] * lr_factor(step, fixture.info["train"]["lr_warmup"])
-        report.close("learning rate", rate, recorded["lr"])
+        fixture.close("learning rate", rate, recorded["lr"])
     expected = 3 * losses[-1] - 3 * losses[-2] + losses[-3] if len(losses) > 2 else losses[-1]
     with torch.no_grad():
         loss = objective(batch).loss
-    report.close(
+    fixture.close(
         "loss after the last step",
         loss,
         expected,
@@ -233,11 +214,9 @@ def _last_loss(fixture: Fixture, report: Report, objective: nn.Module, batch: Te
     )
 
 
-def _trajectory(
-    fixture: Fixture, report: Report, name: str, objective: nn.Module, batch: Tensor
-) -> None:
+def _trajectory(fixture: Fixture, objective: nn.Module, batch: Tensor) -> None:
     """Train on one batch by upstream's optimiser, with the side-car's settings."""
-    train = fixture.info["train"]
+    name, train = type(objective).__name__, fixture.info["train"]
     parameters = [p for p in objective.parameters() if p.requires_grad]
     optimizer = UpstreamAdam(
         parameters, train["lr"], tuple(train["betas"]), train["eps"], train["weight_decay"]
@@ -245,25 +224,25 @@ def _trajectory(
     note = "every step builds on the rounding of the steps before"
     for step, recorded in enumerate(fixture.info["steps"]):
         rate = train["lr"] * lr_factor(step, train["lr_warmup"])
-        report.close(f"{name} learning rate", rate, recorded["lr"])
+        fixture.close(f"{name} learning rate", rate, recorded["lr"])
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
         out = objective(batch)
         out.loss.backward()
         norm, _ = clip_gradients(parameters, train["clip"])
         optimizer.step()
-        report.close(f"{name} losses", out.loss, recorded["loss"], TRAJECTORY, note)
-        report.close(f"{name} gradient norms", norm, recorded["grad_norm"], TRAJECTORY, note)
+        fixture.close(f"{name} losses", out.loss, recorded["loss"], TRAJECTORY, note)
+        fixture.close(f"{name} gradient norms", norm, recorded["grad_norm"], TRAJECTORY, note)
         metrics = dict(out.metrics)
         if "latent_loss_l1" in metrics:
             metrics["latent_loss"] = metrics["latent_loss_l1"]
         for key in recorded.keys() & metrics.keys() - {"loss", "grad_norm", "lr"}:
-            report.close(f"{name} metrics", metrics[key], recorded[key], TRAJECTORY, note)
+            fixture.close(f"{name} metrics", metrics[key], recorded[key], TRAJECTORY, note)
 
 
-def _compare_weights(fixture: Fixture, report: Report, name: str, after: dict[str, Tensor]) -> None:
+def _compare_weights(fixture: Fixture, name: str, after: dict[str, Tensor]) -> None:
     for key, recorded in fixture.under("sd_after/").items():
         if key in after:
-            report.close(name, after[key], recorded, TRAJECTORY)
+            fixture.close(name, after[key], recorded, TRAJECTORY)
         elif not key.startswith("prior.bottleneck."):
-            report.fail(name, f"no tensor is called {key}")
+            fixture.fail(name, f"no tensor is called {key}")
