@@ -58,7 +58,7 @@ class _Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class PairCounting:
-    """Settings of a counting. Iteration i depends only on the seed and on i.
+    """Counting settings. Iteration i depends only on the seed and on i.
 
     All crops are encoded with as much surrounding audio as the encoder sees, so that they have the
     codes of whole songs, without edge effects. The codes of a source are cut out of tiles at fixed

@@ -8,7 +8,7 @@
 FILE is MODELS/reconstruction/counts.safetensors for LASS and
 MODELS/linearisation/counts.safetensors for the hybrid. Only training songs are counted.
 
-The number of iterations does not change the memory. Several processes share the iterations, each on
+Memory use does not depend on --iterations. Several processes share the iterations, each on
 its own GPU or its share of the cores; the result is the same as with one process, byte for byte.
 After an interruption the same command continues from the last flush (a folder beside the output
 holds the partial counts), with any number of processes; with more --iterations it continues a
@@ -65,7 +65,7 @@ class Args:
     buffer: int = BUFFER
     """Triples that the first process holds in memory."""
     kept: int = KEPT >> 20
-    """MiB of codes that each process caches; it encodes other crops again at every draw."""
+    """Code cache per process, in MiB; crops that do not fit are encoded again each time."""
     flush_seconds: float = 20.0
     """Seconds between two flushes to disk; a crash loses the counts since the last one."""
     max_seconds: float | None = None
