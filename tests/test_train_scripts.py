@@ -182,9 +182,9 @@ def test_flags_of_another_run_are_refused(tiny_models, tiny_data, capsys):
     said = error_of(capsys, train_vqvae.main(flags))
     assert "holds another run" in said
     assert "config.l_bins is 32 there, now 64" in said
-    assert "optim.lr is 0.0003 there, 0.0001 asked for" in said
+    assert "optim.lr is 0.0003 there, now 0.0001" in said
     said = error_of(capsys, train_vqvae.main(codec_flags(tiny_data, run, "--seed", "1")))
-    assert "train.seed is 0 there, 1 asked for" in said
+    assert "train.seed is 0 there, now 1" in said
 
 
 def test_every_configuration_field_is_a_flag(tmp_path, tiny_data):
@@ -278,8 +278,8 @@ def test_a_mask_estimator_is_trained_and_resumes(tmp_path, tiny_data, capsys):
     assert "is already finished" in capsys.readouterr().out
     flags = mask_flags(tiny_data, parts, "--mask.hidden", "8", "--pairing", "song")
     said = error_of(capsys, train_mask.main(flags))
-    assert "config.hidden is 16 there, 8 asked for" in said
-    assert "pairing is 'random' there, 'song' asked for" in said
+    assert "config.hidden is 16 there, now 8" in said
+    assert "pairing is 'random' there, now 'song'" in said
 
 
 def test_a_mask_estimator_learns_and_starts_from_the_features(tmp_path, tiny_data):

@@ -65,8 +65,8 @@ class Batches:
     def __post_init__(self) -> None:
         """Refuse a batch size that does not divide and too many workers."""
         cores = available_cores()
-        most = max(16, 4 * cores)
         hint = f"this machine has {cores} cores"
+        most = max(16, 4 * cores)
         require("workers", self.workers, whole=True, at_least=0, at_most=most, hint=hint)
         unit = self.items.rows * self.processes * self.accumulate
         if self.batch_size < 1 or self.batch_size % unit:
@@ -107,7 +107,7 @@ class Batches:
         self.require_shared_memory()
         loader: DataLoader = DataLoader(
             _Batch(self.items),
-            sampler=_Sampler(lambda: self.indices(start, stop)),
+            sampler=self.indices(start, stop),  # lazy: all indices may not fit in memory
             batch_size=None,  # the sampler's elements are batches
             collate_fn=_as_it_is,
             num_workers=self.workers,
@@ -165,16 +165,6 @@ class _Loaded(NamedTuple):
 
     batch: Tensor | ValueError
     files: dict[str, tuple[str, str]]
-
-
-class _Sampler:
-    """Indices for a data loader, made lazily: all of them may not fit in memory."""
-
-    def __init__(self, indices: Callable[[], Iterator[list[int]]]):
-        self._indices = indices
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._indices()
 
 
 class _Batch(Dataset):
