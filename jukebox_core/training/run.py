@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,12 @@ from jukebox_core.checkpoints import (
 )
 from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import OptimConfig, TrainConfig, to_dict
-from jukebox_core.datasets.crops import Batches, Items, split_for_validation
+from jukebox_core.datasets.batches import Batches, Items
+from jukebox_core.datasets.crops import CropDataset, split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
+from jukebox_core.prior.codes import CodeDataset
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
 from jukebox_core.training.memory import crops_that_fit, require_memory
@@ -95,7 +97,7 @@ class RunSettings:
         require_fields(self, "devices", "num_nodes", whole=True, at_least=1)
         require_fields(self, "keep", "keep_media", whole=True, at_least=0)
         require_fields(self, "max_seconds", optional=True, above=0)
-        require_fields(self, "seed", optional=True, whole=True, at_least=0, at_most=2**63 - 1)
+        require_fields(self, "seed", optional=True, whole=True, at_least=0)
         if isinstance(self.batch, int):
             require_fields(self, "batch", whole=True, at_least=1)
 
@@ -145,23 +147,16 @@ def parts_of_batch(items: int, rows: int, crops: int) -> int:
     return next(n for n in range(1, items + 1) if not items % n and rows * items // n <= crops)
 
 
+@dataclass
 class _Blank:
     """Items of zeros, of the size of the training items."""
 
-    def __init__(self, rows: int, length: int, dtype: torch.dtype):
-        self.rows = rows
-        self._length = length
-        self._dtype = dtype
+    rows: int
+    length: int
+    dtype: torch.dtype
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.zeros(self.rows, self._length, dtype=self._dtype)
-
-
-class TrainingItems(Items, Protocol):
-    """Items with the total length of their songs."""
-
-    samples: int
-    """Samples of all songs."""
+        return torch.zeros(self.rows, self.length, dtype=self.dtype)
 
 
 class Run:
@@ -283,7 +278,7 @@ class Run:
         self,
         objective: nn.Module,
         model: nn.Module,
-        items: TrainingItems,
+        items: CropDataset | CodeDataset,
         validation: Callable[[], Items],
         meta: Mapping[str, Any],
         collapse: CollapseWatch | None = None,
@@ -302,16 +297,17 @@ class Run:
         """
         settings = self.settings
         parts = self._parts(objective, items)
+        full_meta = {**meta, "parts": parts}
         batches, held_out = self._batches(items, parts), self._validation(validation, parts)
         if self.fabric.is_global_zero:
-            begin_run(settings.output, {**meta, "parts": parts})
+            begin_run(settings.output, full_meta)
         tracker = self._tracker(meta)
         trainer = Trainer(
             self.fabric,
             self.optim,
             self.train,
             settings.output,
-            meta={**meta, "parts": parts},
+            meta=full_meta,
             tracker=tracker,
             max_seconds=settings.max_seconds,
             collapse=collapse,
@@ -322,8 +318,9 @@ class Run:
         if settings.compile:
             compile_layers(model)
         try:
-            samples = items.samples
-            result = trainer.fit(objective, model, batches, held_out, samples_per_epoch=samples)
+            result = trainer.fit(
+                objective, model, batches, held_out, samples_per_epoch=items.samples
+            )
         finally:
             tracker.close()
         if self.fabric.is_global_zero:

@@ -52,6 +52,9 @@ TIMINGS = ("steps_per_second", "crops_per_second", "gpu_memory_gb")
 """Metrics of the machine, which differ between identical trainings."""
 
 
+_PROGRESS = ("step", "elapsed", "nonfinite", "count", "metrics")
+
+
 class Result(NamedTuple):
     """The last step of a run, and the last metrics {split: {metric: value}}."""
 
@@ -297,24 +300,17 @@ class Trainer:
             return
         metrics = self._mean(self._sums, self._count)
         metrics["lr"] = self._optimizer.param_groups[0]["lr"]
-        metrics |= self._speed()
+        if self._busy:
+            rate = self._timed_steps / self._busy
+            metrics |= {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
+        if self.fabric.device.type == "cuda":
+            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.fabric.device) / 1e9
         warning = self.collapse(metrics) if self.collapse else None
         self._log("train", metrics)
         if warning:
             self._tracker.warn(warning)
         self._sums, self._count = {}, 0
         self._busy, self._timed_steps = 0.0, 0
-
-    def _speed(self) -> dict[str, float]:
-        """The metrics in `TIMINGS`."""
-        speed = {}
-        if self._busy:
-            rate = self._timed_steps / self._busy
-            speed = {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
-        if self.fabric.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.fabric.device)
-            speed["gpu_memory_gb"] = peak / 1e9
-        return speed
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> None:
@@ -431,13 +427,8 @@ class Trainer:
         }
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "elapsed": self._elapsed,
-            "nonfinite": self._nonfinite,
+        return {name: getattr(self, f"_{name}") for name in _PROGRESS} | {
             "sums": self._sums,
-            "count": self._count,
-            "metrics": self._metrics,
             "collapse": self.collapse.low if self.collapse else 0,
             "objective": self._bare.state_dict(),
             "optimizer": self._state_of.state_dict(),
@@ -458,7 +449,7 @@ class Trainer:
             self._set_generators(state["generators"], state["step"])
             device = self.fabric.device
             self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-            for name in ("step", "elapsed", "nonfinite", "count", "metrics"):
+            for name in _PROGRESS:
                 setattr(self, f"_{name}", state[name])
             self._saved = self._step
             if self.collapse:
@@ -469,8 +460,7 @@ class Trainer:
                 f"{self.folder / STATE} does not fit this run ({reason}); delete the folder to "
                 "train from scratch"
             ) from error
-        broken = self._nonfinite_tensor()
-        if broken is not None:
+        if (broken := self._nonfinite_tensor()) is not None:
             raise ValueError(
                 f"{self.folder / STATE}: tensor {broken} has NaN or infinite values; delete the "
                 "folder to start the training again"
