@@ -36,30 +36,6 @@ from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.tables import save_tensors
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = [
-    "FORMAT",
-    "META",
-    "STATE",
-    "WEIGHTS",
-    "Snapshots",
-    "begin_run",
-    "fingerprint",
-    "first_nonfinite",
-    "load_codec",
-    "load_config",
-    "load_meta",
-    "load_model",
-    "load_prior",
-    "load_state",
-    "open_run",
-    "provenance",
-    "run_part",
-    "save_meta",
-    "save_model",
-    "save_state",
-    "stored_prior",
-]
-
 M = TypeVar("M", bound=nn.Module)
 
 FORMAT = 1

@@ -9,15 +9,6 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = [
-    "one_line",
-    "require",
-    "require_choice",
-    "require_fields",
-    "require_seed",
-    "require_types",
-]
-
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: largest float32
 
 

@@ -66,7 +66,6 @@ class VQVAEConfig:
     """Build and train only the top level: the same separation for a third of the cost."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         # The largest rate of FLAC, in which data sets are stored.
         require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
@@ -164,7 +163,6 @@ class LossConfig:
     """n_fft, hop and window of every scale of the multi-scale spectral loss."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "commit", "spectral", "multispectral", "linearisation", at_least=0)
         require_fields(self, "lmix_l1", "lmix_l2", "lmix_linf", at_least=0)
@@ -191,7 +189,6 @@ class Bandwidths:
     spec: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a bandwidth that would turn the loss into inf or NaN."""
         for name, value in vars(self).items():
             # A float32 loss divided by a smaller bandwidth can become infinite.
             require(
@@ -242,7 +239,6 @@ class PriorConfig:
     """Dropout of the embeddings and of the residual branches."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         if self.attn_order not in ATTENTION_PATTERNS:
             raise ValueError(
@@ -303,7 +299,6 @@ class MaskEstimatorConfig:
     """Dropout between the LSTM layers."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
         require_fields(self, "n_fft", "hop", whole=True, at_least=1, at_most=_LONGEST)
@@ -338,7 +333,6 @@ class OptimConfig:
     """Decay of the weight average per step; 0: no averaging."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "lr", "weight_decay", "grad_clip", at_least=0)
         require_fields(self, "betas", at_least=0, below=1)
@@ -372,7 +366,6 @@ class TrainConfig:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps", "crop", whole=True, at_least=1)
         require_fields(self, "batch_size", whole=True, at_least=1, at_most=1_000_000)

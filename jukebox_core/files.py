@@ -26,23 +26,6 @@ import psutil
 
 from jukebox_core.checks import one_line
 
-__all__ = [
-    "atomic_folder",
-    "atomic_path",
-    "check_owned",
-    "check_replaceable",
-    "check_writable",
-    "durable_path",
-    "is_temporary",
-    "json_with",
-    "marked",
-    "remove_leftovers",
-    "remove_owned",
-    "sha256",
-    "write_json",
-    "write_text",
-]
-
 
 def _host() -> str:
     """Hash of the scope of process ids: the machine and, in a container, its namespace of ids."""

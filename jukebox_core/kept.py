@@ -19,8 +19,6 @@ import torch
 
 from jukebox_core.files import check_replaceable, json_with, write_json
 
-__all__ = ["code_digest", "is_kept", "key_of", "kept", "read_kept"]
-
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid")
 
 is_kept = json_with("key", "result")

@@ -11,16 +11,6 @@ import torch
 
 from jukebox_core.checks import require
 
-__all__ = [
-    "available_cores",
-    "free_bytes",
-    "is_out_of_memory",
-    "pick_device",
-    "release",
-    "set_threads",
-    "share_of_cores",
-]
-
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 

@@ -16,8 +16,6 @@ from jukebox_core.config import (
     VQVAEConfig,
 )
 
-__all__ = ["DEFAULT_PRESET", "PRESETS", "Preset", "PresetName"]
-
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
 DEFAULT_PRESET: PresetName = "demo"
 
@@ -44,7 +42,6 @@ class Preset:
     """Recompute the prior's activations in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, and a window longer than the prior's context."""
         require_types(self)
         require_fields(self, "candidates", whole=True, at_least=1)
         most = self.prior.n_ctx

@@ -46,8 +46,6 @@ from tyro.constructors import (
 import scripts
 from jukebox_core.checks import one_line, require_seed
 
-__all__ = ["Program", "program"]
-
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 _LONGEST = 100  # characters of the user's words that an error repeats
 _FLAGS = ConstructorRegistry()  # how all programs parse flags and show them in --help

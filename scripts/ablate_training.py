@@ -99,7 +99,6 @@ class Args:
     """CPU cores to use; without it all."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps_share", above=0, at_most=1)
         counts = ("count_iterations", "chunks", "candidates", "chunk_codes")

@@ -53,7 +53,6 @@ class Args:
     """CPU threads; without it PyTorch's default."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_fields(self, "crops", whole=True, at_least=1, at_most=1_000_000)
         require_fields(self, "codes", whole=True, at_least=1)
         CalibrationMeter(self.n_fft)

@@ -16,7 +16,8 @@ from typing import Literal
 import tyro
 
 from jukebox_core.config import MaskEstimatorConfig, OptimConfig, TrainConfig, to_dict
-from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.training.run import Run, RunSettings

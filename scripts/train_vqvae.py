@@ -33,7 +33,8 @@ from jukebox_core.config import (
     from_dict,
     to_dict,
 )
-from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.training.audio_logging import reconstructions
 from jukebox_core.training.run import Run, RunSettings
 from jukebox_core.training.trainer import CollapseWatch
@@ -70,7 +71,6 @@ class Args:
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        """Refuse values out of range that no other class checks."""
         require_fields(self, "bandwidth_seconds", above=0)
 
 

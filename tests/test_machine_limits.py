@@ -15,7 +15,7 @@ from test_trainer import Noise
 
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.datasets import batches as batches_module
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import PRESETS
 from jukebox_core.training import distributed as runtime

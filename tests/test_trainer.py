@@ -14,7 +14,7 @@ from torch import nn
 
 from jukebox_core.checkpoints import Snapshots, load_meta, load_state, open_run, save_meta
 from jukebox_core.config import Bandwidths, LossConfig, OptimConfig, TrainConfig
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.presets import PRESETS
 from jukebox_core.training.distributed import make_fabric, seed_everything
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate

@@ -19,8 +19,6 @@ from jukebox_core.checks import require
 from jukebox_core.datasets.bad_files import warn_on_stderr
 from jukebox_core.machine import available_cores
 
-__all__ = ["Batches", "Items", "collate"]
-
 SHARED_MEMORY = Path("/dev/shm")
 """Linux keeps the memory that processes share here."""
 PREFETCHED = 2
@@ -63,7 +61,6 @@ class Batches:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide and too many workers."""
         cores = available_cores()
         hint = f"this machine has {cores} cores"
         most = max(16, 4 * cores)

@@ -9,8 +9,6 @@ from torch.utils.data import get_worker_info
 
 from jukebox_core import audio
 
-__all__ = ["AudioCache"]
-
 
 class AudioCache:
     """Reads parts of mono files; keeps decoded files in memory up to a budget in bytes.

@@ -9,14 +9,6 @@ from typing import Any
 
 from jukebox_core.checks import require
 
-__all__ = [
-    "MANIFEST_NAME",
-    "MANIFEST_VERSION",
-    "Manifest",
-    "Track",
-    "load_manifest",
-]
-
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
@@ -34,7 +26,6 @@ class Track:
     """SHA-256 of every source file, and of the mixture under `mixture`."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         for name in ("name", "split"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
@@ -52,7 +43,6 @@ class Manifest:
     tracks: tuple[Track, ...]
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require("sample_rate", self.sample_rate, whole=True, at_least=1)
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ValueError(f"sources are {list(self.sources)}, expected different names")

@@ -30,17 +30,6 @@ from torch.nn.parallel import DistributedDataParallel
 from jukebox_core.checks import require, require_choice
 from jukebox_core.machine import available_cores
 
-__all__ = [
-    "Precision",
-    "Ranks",
-    "Signals",
-    "generator_states",
-    "launch",
-    "make_fabric",
-    "seed_everything",
-    "set_generator_states",
-]
-
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 T = TypeVar("T")
 

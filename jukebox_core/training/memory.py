@@ -14,16 +14,6 @@ from jukebox_core.audio.spectra import _hann
 from jukebox_core.machine import free_bytes
 from jukebox_core.vqvae.bottleneck import Bottleneck
 
-__all__ = [
-    "SHARE",
-    "TrainingBytes",
-    "crops_that_fit",
-    "fake_tensors",
-    "require_memory",
-    "saved_bytes",
-    "training_bytes",
-]
-
 SHARE = 0.7
 """Fraction of free memory to plan for; the rest covers temporaries."""
 

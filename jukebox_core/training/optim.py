@@ -15,8 +15,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jukebox_core.config import OptimConfig
 
-__all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
-
 
 def build_optimizer(
     module: nn.Module, config: OptimConfig, *, fused: bool, sharded: bool = False

@@ -36,8 +36,6 @@ from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker, 
 from jukebox_core.training.trainer import CollapseWatch, Trainer
 from jukebox_core.training.wandb import WandbConfig, WandbTracker
 
-__all__ = ["Data", "Run", "RunSettings", "compile_layers", "parts_of_batch"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -92,7 +90,6 @@ class RunSettings:
     """Weights & Biases tags of the run."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range that no other class checks."""
         require_types(self)
         require_fields(self, "devices", "num_nodes", whole=True, at_least=1)
         require_fields(self, "keep", "keep_media", whole=True, at_least=0)

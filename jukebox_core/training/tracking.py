@@ -19,15 +19,6 @@ from jukebox_core.files import atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "METRICS",
-    "ConsoleTracker",
-    "CsvTracker",
-    "Row",
-    "Tracker",
-    "Trackers",
-    "read_metrics",
-]
 
 METRICS = "metrics.csv"
 

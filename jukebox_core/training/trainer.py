@@ -32,7 +32,7 @@ from jukebox_core.checkpoints import (
 from jukebox_core.checks import one_line
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.bad_files import warn_on_stderr
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.audio_logging import Clips
 from jukebox_core.training.distributed import (
     Signals,
@@ -43,8 +43,6 @@ from jukebox_core.training.distributed import (
 )
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
 from jukebox_core.training.tracking import Tracker, Trackers
-
-__all__ = ["TIMINGS", "CollapseWatch", "Result", "Trainer"]
 
 NONFINITE_LIMIT = 10
 """Training ends after this many consecutive steps without a finite gradient."""

@@ -21,7 +21,6 @@ from jukebox_core.training.tracking import Tracker
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WandbConfig", "WandbTracker"]
 
 WANDB_RUN = "wandb.json"
 _NOT_IN_PROJECTS = "/\\#?%:"
@@ -41,7 +40,6 @@ class WandbConfig:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse names that Weights & Biases does not accept."""
         require_types(self)
         for name in ("project", "entity", "name"):
             value = getattr(self, name)
