@@ -54,12 +54,16 @@ class Manifest:
         return [track for track in self.tracks if track.split == name]
 
 
-def load_manifest(folder: str | Path) -> Manifest:
+def load_manifest(folder: str | Path, sample_rate: int | None = None) -> Manifest:
     """Read `folder/manifest.json` and check that the files it names exist.
+
+    Args:
+        folder: folder of a prepared data set.
+        sample_rate: sample rate of the model that will use the data; None accepts any.
 
     Raises:
         FileNotFoundError: the manifest or a file of a track is missing.
-        ValueError: the file is not a manifest, or has another version.
+        ValueError: the file is not a manifest, or has another version or sample rate.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
@@ -76,6 +80,11 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise ValueError(
             f"{path} is not a manifest of prepared data ({what}): prepare the data again"
         ) from error
+    if sample_rate not in (None, manifest.sample_rate):
+        raise ValueError(
+            f"{folder} is at {manifest.sample_rate} Hz, the model at {sample_rate}: prepare the "
+            f"data at {sample_rate} Hz, or train a model at {manifest.sample_rate} Hz"
+        )
     for track in manifest.tracks:
         for file in (track.mixture, *track.sources.values()):
             if not file.is_file():

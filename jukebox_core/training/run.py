@@ -189,13 +189,7 @@ class Run:
         Raises:
             ValueError: the model has another sample rate.
         """
-        manifest = load_manifest(self.settings.data)
-        if manifest.sample_rate != sample_rate:
-            raise ValueError(
-                f"{self.settings.data} is at {manifest.sample_rate} Hz, the model at "
-                f"{sample_rate}: prepare the data at {sample_rate} Hz, or train a model at "
-                f"{manifest.sample_rate} Hz (its sample_rate)"
-            )
+        manifest = load_manifest(self.settings.data, sample_rate)
         data = Data(manifest, *split_for_validation(manifest, self.settings.validate_on))
         crop = self.train.crop
         short = [track.name for track in data.train if track.samples < crop]
