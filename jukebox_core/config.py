@@ -82,10 +82,7 @@ class VQVAEConfig:
         require_fields(self, "l_mu", at_least=0, at_most=1)
         require_fields(self, "revival_threshold", at_least=0)
         require_fields(self, "m_conv", above=0, at_most=_WIDEST)
-        self._require_sizes()
-
-    def _require_sizes(self) -> None:
-        """Refuse products of fields that are too large, before anything is allocated."""
+        # Refuse products of fields that are too large, before anything is allocated.
         octaves = zip(self.strides_t, self.downs_t, strict=True)
         if sum(down * math.log2(stride) for stride, down in octaves) > math.log2(_LONGEST):
             raise ValueError(
@@ -373,11 +370,6 @@ class TrainConfig:
         require_fields(self, "checkpoint_every", whole=True, at_least=1)
         require_fields(self, "validate_batches", "workers", whole=True, at_least=0)
         require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready dictionary of a configuration."""
-    return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

@@ -31,7 +31,6 @@ from jukebox_core.config import (
     TrainConfig,
     VQVAEConfig,
     from_dict,
-    to_dict,
 )
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import Augmentation, CropDataset
@@ -96,8 +95,8 @@ def train_codec(args: Args, command: str) -> None:
     identity = run.identity(data) | {
         "kind": "vqvae",
         "objective": args.objective,
-        "config": to_dict(args.vqvae),
-        "loss": to_dict(args.loss),
+        "config": asdict(args.vqvae),
+        "loss": asdict(args.loss),
         "train_on": args.train_on,
         "pairing": args.pairing,
         "augmentation": asdict(augmentation),
@@ -129,7 +128,7 @@ def train_codec(args: Args, command: str) -> None:
         codec,
         items,
         lambda: replace(plain, tracks=data.validation),
-        meta=identity | run.meta(command) | {"bandwidths": to_dict(bandwidths)},
+        meta=identity | run.meta(command) | {"bandwidths": asdict(bandwidths)},
         collapse=CollapseWatch(args.vqvae.l_bins),
         media=lambda batch: reconstructions(codec, batch, items.names),
     )

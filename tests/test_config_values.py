@@ -115,7 +115,11 @@ def test_codec(change):
     if config.hop > 256 or widest > 4096 or parameters(lambda: VQVAE(config)) > SMALL:
         return
     codec = VQVAE(config)
-    objective = ReconstructionObjective(codec, LOSS, Bandwidths())
+    try:
+        objective = ReconstructionObjective(codec, LOSS, Bandwidths())
+    except ValueError as error:
+        assert "strides_t" in str(error)
+        return
     one_step(objective, audio(config.hop * -(-128 // config.hop)), moderate=True)
     with torch.no_grad():
         codes = codec.eval().encode(audio(4 * config.hop))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from jukebox_core.checkpoints import (
     provenance,
 )
 from jukebox_core.checks import require, require_fields, require_types
-from jukebox_core.config import OptimConfig, TrainConfig, to_dict
+from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import Batches, Items
 from jukebox_core.datasets.crops import CropDataset, split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
@@ -32,7 +32,7 @@ from jukebox_core.prior.codes import CodeDataset
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
 from jukebox_core.training.memory import crops_that_fit, require_memory
-from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker, Trackers
+from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker
 from jukebox_core.training.trainer import CollapseWatch, Trainer
 from jukebox_core.training.wandb import WandbConfig, WandbTracker
 
@@ -201,8 +201,8 @@ class Run:
     def identity(self, data: Data) -> dict[str, Any]:
         """The part of meta.json that must be the same for a run to continue."""
         return {
-            "optim": to_dict(self.optim),
-            "train": to_dict(self.train),
+            "optim": asdict(self.optim),
+            "train": asdict(self.train),
             "sample_rate": data.manifest.sample_rate,
             "alpha": data.manifest.alpha,
             "skip_silent": self.settings.skip_silent,
@@ -359,10 +359,10 @@ class Run:
     def _tracker(self, meta: Mapping[str, Any]) -> Tracker:
         """CSV, terminal and W&B on the first process; nothing on the others."""
         if not self.fabric.is_global_zero:
-            return Trackers()
+            return Tracker()
         folder = self.settings.output
         folder.mkdir(parents=True, exist_ok=True)
-        return Trackers(
+        return Tracker(
             [
                 CsvTracker(folder),
                 AudioTracker(folder, self.settings.keep_media),

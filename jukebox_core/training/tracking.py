@@ -28,6 +28,9 @@ class Tracker:
 
     parts: Sequence[Tracker] = ()
 
+    def __init__(self, parts: Sequence[Tracker] = ()):
+        self.parts = parts
+
     def start(self, step: int, steps: int) -> None:
         """Training starts, or continues after `step` of `steps`."""
         for part in self.parts:
@@ -166,10 +169,3 @@ class ConsoleTracker(Tracker):
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class Trackers(Tracker):
-    """Several trackers as one."""
-
-    def __init__(self, parts: Sequence[Tracker] = ()):
-        self.parts = parts

@@ -42,7 +42,7 @@ from jukebox_core.training.distributed import (
     set_generator_states,
 )
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
-from jukebox_core.training.tracking import Tracker, Trackers
+from jukebox_core.training.tracking import Tracker
 
 NONFINITE_LIMIT = 10
 """Training ends after this many consecutive steps without a finite gradient."""
@@ -109,7 +109,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         first = self.fabric.is_global_zero
-        self._tracker = (self.tracker if first else None) or Trackers()
+        self._tracker = (self.tracker if first else None) or Tracker()
         # Every process reads other songs, so each reports its own bad files.
         self._warn = self._tracker.warn if first else warn_on_stderr
         self._media = self.media if first else None
@@ -331,7 +331,12 @@ class Trainer:
                 if not math.isfinite(loss):
                     raise self._diverged(f"the validation loss of step {self._step} is {loss}")
                 self._validated = self._step
-                self._keep_best()
+                if self._snapshots.improves(loss) and self.fabric.is_global_zero:
+                    meta = self._full_meta(finished=False)
+                    error = _failure(lambda: self._snapshots.save_best(self._model, meta))
+                    if error:
+                        text = f"step {self._step}: the best weights were not written: {error}"
+                        self._tracker.warn(text)
         self._objective.train()
 
     def _mean(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
@@ -367,15 +372,6 @@ class Trainer:
                 flush=True,
             )
         return SystemExit(128 + received)
-
-    def _keep_best(self) -> None:
-        """Save the averaged weights, now applied, if they are the best so far."""
-        loss = self._metrics["validation"]["loss"]
-        if self._snapshots.improves(loss) and self.fabric.is_global_zero:
-            meta = self._full_meta(finished=False)
-            error = _failure(lambda: self._snapshots.save_best(self._model, meta))
-            if error:
-                self._tracker.warn(f"step {self._step}: the best weights were not written: {error}")
 
     def _checkpoint(self, finished: bool, last: bool) -> None:
         """Write a checkpoint; if that fails, training continues, unless it is the last one.

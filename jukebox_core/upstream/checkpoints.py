@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from jukebox_core.config import (
     PriorConfig,
     VQVAEConfig,
     from_dict,
-    to_dict,
 )
 from jukebox_core.files import atomic_folder, durable_path
 from jukebox_core.prior.model import AutoregressivePrior
@@ -159,8 +158,8 @@ def codec_of(checkpoint: Checkpoint) -> tuple[VQVAE, dict[str, Any]]:
         meta = _meta("vqvae", config, checkpoint)
         if checkpoint.native_meta is None:
             loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
-            meta |= {"loss": to_dict(loss)} if loss else {}
-            meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
+            meta |= {"loss": asdict(loss)} if loss else {}
+            meta |= {"bandwidths": asdict(bandwidths)} if bandwidths else {}
         return build_codec(native, config), meta
 
 
@@ -209,7 +208,7 @@ def prior_of(checkpoint: Checkpoint) -> tuple[AutoregressivePrior, dict[str, Any
                 dropout=before.dropout,
                 emb_width=before.emb_width if table else config.emb_width,
             )
-            meta["config"] = to_dict(config)
+            meta["config"] = asdict(config)
         return build_prior(prior_tensors(checkpoint.tensors, config), config), meta
 
 
@@ -243,7 +242,7 @@ def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The loss in a codec's metadata under upstream's names; empty if there is none."""
     if "loss" not in meta:
         return {}
-    loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
+    loss = from_dict(LossConfig, asdict(LossConfig()) | meta["loss"])  # older runs lack fields
     bandwidths = meta.get("bandwidths")
     return loss_hps(loss, from_dict(Bandwidths, bandwidths) if bandwidths else None)
 
@@ -320,7 +319,7 @@ def _meta(kind: str, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         return {k: v for k, v in checkpoint.native_meta.items() if k != "format"}
     return {
         "kind": kind,
-        "config": to_dict(config),
+        "config": asdict(config),
         "step": checkpoint.step,
         "upstream": {"file": checkpoint.path.name, "hps": checkpoint.hps},
         **provenance(),
