@@ -392,13 +392,6 @@ def test_a_time_budget_stops_and_counts_as_finished(tmp_path, tiny_data, capsys)
     assert "already finished" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", (train_vqvae, train_prior, train_mask, plot_losses))
-def test_help(script, capsys):
-    assert script.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert f"python -m scripts.{script.__name__.split('.')[-1]}" in said
-
-
 @pytest.mark.parametrize("suffix", ("png", "svg"))
 def test_loss_figures(tiny_models, tmp_path, capsys, suffix):
     flags = ["--models", str(tiny_models), "--output", str(tmp_path), "--format", suffix]
