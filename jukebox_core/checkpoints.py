@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,38 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jukebox_core.checks import one_line, require
+from jukebox_core.checks import one_line, require, require_fields
 from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_folder, durable_path, remove_owned
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.tables import save_tensors
 from jukebox_core.vqvae.model import VQVAE
-
-__all__ = [
-    "FORMAT",
-    "META",
-    "STATE",
-    "WEIGHTS",
-    "Snapshots",
-    "begin_run",
-    "fingerprint",
-    "first_nonfinite",
-    "load_codec",
-    "load_codec_config",
-    "load_config",
-    "load_meta",
-    "load_model",
-    "load_prior",
-    "load_prior_config",
-    "load_state",
-    "open_run",
-    "provenance",
-    "run_part",
-    "save_meta",
-    "save_model",
-    "save_state",
-    "stored_prior",
-]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -71,17 +46,8 @@ _SNAPSHOT: dict[str, str | None] = {WEIGHTS: None, META: None}
 _VERSIONED = ("lightning-fabric", "numpy", "safetensors")
 
 
-_FREE_TO_CHANGE = {
-    f"train.{name}"
-    for name in (
-        "steps",
-        "log_every",
-        "validate_every",
-        "validate_batches",
-        "checkpoint_every",
-        "workers",
-    )
-}
+_INTERVALS = ("log_every", "validate_every", "validate_batches", "checkpoint_every")
+_FREE_TO_CHANGE = {f"train.{name}" for name in ("steps", "workers", *_INTERVALS)}
 """Settings that may change when a run continues."""
 
 
@@ -97,8 +63,7 @@ def save_model(folder: str | Path, model: nn.Module, meta: Mapping[str, Any]) ->
     folder = Path(folder)
     state = model.state_dict()
     tensors = {name: state[name] for name in _first_names(model).values()}
-    broken = first_nonfinite(tensors.items())
-    if broken is not None:
+    if (broken := first_nonfinite(tensors.items())) is not None:
         raise ValueError(f"tensor {broken} has NaN or infinite values: {folder} is not written")
     with durable_path(folder / WEIGHTS) as temporary:
         save_tensors(temporary, tensors)
@@ -186,16 +151,6 @@ def load_codec(folder: str | Path, device: str | torch.device = "cpu") -> VQVAE:
     """
     config, _ = load_config(folder, "vqvae", VQVAEConfig)
     return load_model(lambda: VQVAE(config), folder, device)
-
-
-def load_codec_config(folder: str | Path) -> VQVAEConfig:
-    """The configuration of a run's codec; errors as in `load_codec`."""
-    return load_config(folder, "vqvae", VQVAEConfig)[0]
-
-
-def load_prior_config(folder: str | Path) -> PriorConfig:
-    """The configuration of a run's prior; errors as in `load_prior`."""
-    return load_config(folder, "prior", PriorConfig)[0]
 
 
 def load_prior(
@@ -303,8 +258,7 @@ def open_run(
     meta = load_meta(folder)
     if meta.get("step") == 0 and not {WEIGHTS, STATE} & set(present):
         return "new"  # it ended before its first checkpoint
-    differences = _differences(meta, json.loads(json.dumps(identity)))
-    if differences:
+    if differences := _differences(meta, json.loads(json.dumps(identity))):
         raise ValueError(
             f"{folder} holds another run ({'; '.join(differences)}); "
             "choose another output, or the settings that it was started with"
@@ -318,49 +272,47 @@ def open_run(
     return "resume" if (folder / STATE).is_file() else "new"
 
 
+@dataclass
 class Snapshots:
-    """Weights of earlier steps in a run's `best/` and `steps/`, without training states."""
+    """Weights of earlier steps in a run's `best/` and `steps/`, without training states.
 
-    def __init__(self, folder: Path, keep: int = 0, *, best: bool = False):
-        """Keep snapshots of a run; nothing is written yet.
+    Raises:
+        ValueError: `keep` is negative.
+    """
 
-        Args:
-            folder: the run folder.
-            keep: number of latest checkpoints to keep in `steps/`.
-            best: whether to keep the weights with the lowest validation loss in `best/`.
+    folder: Path
+    """The run folder."""
+    keep: int = 0
+    """Number of latest checkpoints to keep in `steps/`."""
+    best: bool = False
+    """Keep the weights with the lowest validation loss in `best/`."""
+    least: float = math.inf
+    """Lowest validation loss so far."""
 
-        Raises:
-            ValueError: `keep` is negative.
-        """
-        if keep < 0:
-            raise ValueError(f"{keep} checkpoints to keep, expected 0 or more")
-        self._folder = Path(folder)
-        self._keep = keep
-        self._best = best
-        self.least = math.inf
-        """Lowest validation loss so far."""
+    def __post_init__(self) -> None:
+        require_fields(self, "keep", whole=True, at_least=0)
 
     def improves(self, loss: float) -> bool:
         """Whether the loss is the lowest so far, so that `save_best` is due; record it."""
-        if not self._best or not loss < self.least:
+        if not self.best or not loss < self.least:
             return False
         self.least = loss
         return True
 
     def save_best(self, model: nn.Module, meta: Mapping[str, Any]) -> None:
         """Replace the best weights."""
-        with atomic_folder(self._folder / "best", _SNAPSHOT) as temporary:
+        with atomic_folder(self.folder / "best", _SNAPSHOT) as temporary:
             save_model(temporary, model, meta)
 
     def save_step(self, step: int, save: Callable[[Path], None]) -> None:
         """Keep a checkpoint's weights, which `save` writes into a folder; delete older ones."""
-        if not self._keep:
+        if not self.keep:
             return
-        steps = self._folder / "steps"
+        steps = self.folder / "steps"
         with atomic_folder(steps / f"{step:08}", _SNAPSHOT) as temporary:
             save(temporary)
         kept = sorted(path for path in steps.iterdir() if path.name.isdigit())
-        for old in kept[: -self._keep]:
+        for old in kept[: -self.keep]:
             remove_owned(old, _SNAPSHOT)
 
 
@@ -390,18 +342,12 @@ def _differences(stored: Any, expected: Any, name: str = "") -> list[str]:
 
 def _git_commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    at, nothing = Path(__file__).parent, subprocess.DEVNULL
     try:
-        result = subprocess.run(
-            command,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        stdout = subprocess.check_output(command, cwd=at, stderr=nothing, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
+    return stdout.strip() or None
 
 
 def run_part(folder: str | Path, name: str) -> Path:
@@ -430,8 +376,7 @@ def _read_weights(folder: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or truncated ({one_line(error)}): copy it again"
         ) from error
-    broken = first_nonfinite(weights.items())
-    if broken is not None:
+    if (broken := first_nonfinite(weights.items())) is not None:
         raise ValueError(
             f"{path}: tensor {broken} has NaN or infinite values; the training diverged: train "
             "again with a lower learning rate"

@@ -9,15 +9,6 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = [
-    "one_line",
-    "require",
-    "require_choice",
-    "require_fields",
-    "require_seed",
-    "require_types",
-]
-
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: largest float32
 
 
@@ -69,19 +60,13 @@ def require(
     if isinstance(value, kind) and largest < abs(value) < float("inf"):
         at_least = -largest if at_least is None and value < 0 else at_least
         at_most = largest if at_most is None and value > 0 else at_most
-    bounds = [
-        f"{words} {bound:,}" if isinstance(bound, int) else f"{words} {bound:g}"
-        for words, bound in (
-            ("at least", at_least),
-            ("above", above),
-            ("at most", at_most),
-            ("below", below),
-        )
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    expected = " and".join(
+        f" {words} {bound:{',' if isinstance(bound, int) else 'g'}}"
+        for words, bound in bounds.items()
         if bound is not None
-    ]
-    expected = "an integer" if whole else "a finite number"
-    if bounds:
-        expected += " " + " and ".join(bounds)
+    )
+    expected = ("an integer" if whole else "a finite number") + expected
     raise ValueError(f"{name} is {value!r}, expected {expected}{hint and f' ({hint})'}")
 
 
@@ -132,30 +117,30 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 def _require_type(name: str, value: Any, annotation: Any) -> None:
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is float:
+        return require(name, value)
     if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
         options = [option for option in arguments if option is not NoneType]
-        if value is None and len(options) < len(arguments):
-            return
         if len(options) == 1:
-            _require_type(name, value, options[0])
-        elif not any(_holds(value, option) for option in options):
-            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
-    elif origin is tuple:
-        if not isinstance(value, tuple):
-            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+            return _require_type(name, value, options[0])
+        fits = any(_holds(value, option) for option in options)
+    elif origin is Literal:
+        fits = value in arguments
+    elif annotation is int:
+        fits = isinstance(value, Integral) and not isinstance(value, bool)
+    else:
+        fits = isinstance(value, origin or annotation)
+    if not fits:
+        raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
+    if origin is tuple:
         if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)
         if len(value) != len(arguments):
             raise ValueError(f"{name} is {value!r}, expected {len(arguments)} values")
         for index, (element, inner) in enumerate(zip(value, arguments, strict=True)):
             _require_type(f"{name}[{index}]", element, inner)
-    elif annotation is int:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
-    elif annotation is float:
-        require(name, value)
-    elif not (value in arguments if origin is Literal else isinstance(value, annotation)):
-        raise ValueError(f"{name} is {value!r}, expected {_words(annotation)}")
 
 
 def _holds(value: Any, annotation: Any) -> bool:

@@ -66,7 +66,6 @@ class VQVAEConfig:
     """Build and train only the top level: the same separation for a third of the cost."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         # The largest rate of FLAC, in which data sets are stored.
         require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
@@ -83,10 +82,7 @@ class VQVAEConfig:
         require_fields(self, "l_mu", at_least=0, at_most=1)
         require_fields(self, "revival_threshold", at_least=0)
         require_fields(self, "m_conv", above=0, at_most=_WIDEST)
-        self._require_sizes()
-
-    def _require_sizes(self) -> None:
-        """Refuse products of fields that are too large, before anything is allocated."""
+        # Refuse products of fields that are too large, before anything is allocated.
         octaves = zip(self.strides_t, self.downs_t, strict=True)
         if sum(down * math.log2(stride) for stride, down in octaves) > math.log2(_LONGEST):
             raise ValueError(
@@ -164,7 +160,6 @@ class LossConfig:
     """n_fft, hop and window of every scale of the multi-scale spectral loss."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "commit", "spectral", "multispectral", "linearisation", at_least=0)
         require_fields(self, "lmix_l1", "lmix_l2", "lmix_linf", at_least=0)
@@ -191,7 +186,6 @@ class Bandwidths:
     spec: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse a bandwidth that would turn the loss into inf or NaN."""
         for name, value in vars(self).items():
             # A float32 loss divided by a smaller bandwidth can become infinite.
             require(
@@ -242,7 +236,6 @@ class PriorConfig:
     """Dropout of the embeddings and of the residual branches."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         if self.attn_order not in ATTENTION_PATTERNS:
             raise ValueError(
@@ -303,7 +296,6 @@ class MaskEstimatorConfig:
     """Dropout between the LSTM layers."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be built."""
         require_types(self)
         require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
         require_fields(self, "n_fft", "hop", whole=True, at_least=1, at_most=_LONGEST)
@@ -338,7 +330,6 @@ class OptimConfig:
     """Decay of the weight average per step; 0: no averaging."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "lr", "weight_decay", "grad_clip", at_least=0)
         require_fields(self, "betas", at_least=0, below=1)
@@ -372,7 +363,6 @@ class TrainConfig:
     """Random seed."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps", "crop", whole=True, at_least=1)
         require_fields(self, "batch_size", whole=True, at_least=1, at_most=1_000_000)
@@ -380,11 +370,6 @@ class TrainConfig:
         require_fields(self, "checkpoint_every", whole=True, at_least=1)
         require_fields(self, "validate_batches", "workers", whole=True, at_least=0)
         require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready dictionary of a configuration."""
-    return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:

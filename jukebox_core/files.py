@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,6 @@ from typing import Any
 import psutil
 
 from jukebox_core.checks import one_line
-
-__all__ = [
-    "atomic_folder",
-    "atomic_path",
-    "check_owned",
-    "check_replaceable",
-    "check_writable",
-    "durable_path",
-    "is_temporary",
-    "json_with",
-    "marked",
-    "remove_leftovers",
-    "remove_owned",
-    "sha256",
-    "write_json",
-    "write_text",
-]
 
 
 def _host() -> str:
@@ -209,20 +192,16 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
             if not file.read(64).lstrip().startswith(b"{"):
                 return False  # do not read gigabytes of another format
         content = json.loads(path.read_text(encoding="utf-8"))
-        return all(_holds(content, key.split(".")) for key in keys)
+        try:
+            for key in keys:
+                value = content
+                for name in key.split("."):
+                    value = value[int(name) if isinstance(value, list) else name]
+        except (LookupError, TypeError, ValueError):
+            return False
+        return True
 
     return ours
-
-
-def _holds(value: Any, names: Sequence[str]) -> bool:
-    for name in names:
-        if isinstance(value, list) and name.isdecimal() and int(name) < len(value):
-            value = value[int(name)]
-        elif isinstance(value, dict) and name in value:
-            value = value[name]
-        else:
-            return False
-    return True
 
 
 def marked(start: str | bytes, *marks: str | bytes) -> Callable[[Path], bool]:
@@ -288,15 +267,14 @@ def check_owned(path: str | Path, owned: Mapping[str, str | None] | None = None)
         if file.name in _SCATTERED or (file.is_dir() and not file.is_symlink()):
             continue
         if name not in owned or file.is_symlink() or not file.is_file():
-            raise FileExistsError(
-                f"{path} would be replaced, but holds {name}, which no former run recorded: "
-                "choose another output, or move the file"
-            )
-        if owned[name] is not None and owned[name] != sha256(file):
-            raise FileExistsError(
-                f"{path} would be replaced, but {name} was changed since it was written: "
-                "choose another output, or move the file"
-            )
+            reason = f"holds {name}, which no former run recorded"
+        elif owned[name] is not None and owned[name] != sha256(file):
+            reason = f"{name} was changed since it was written"
+        else:
+            continue
+        raise FileExistsError(
+            f"{path} would be replaced, but {reason}: choose another output, or move the file"
+        )
 
 
 def remove_owned(path: str | Path, owned: Mapping[str, str | None]) -> bool:

@@ -19,8 +19,6 @@ import torch
 
 from jukebox_core.files import check_replaceable, json_with, write_json
 
-__all__ = ["code_digest", "is_kept", "key_of", "kept", "read_kept"]
-
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid")
 
 is_kept = json_with("key", "result")
@@ -80,12 +78,8 @@ def _bare(text: str) -> str:
     """Python source without comments, layout and docstrings."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_docstring(line)]  # type: ignore[attr-defined]
+        body: Any = getattr(node, "body", None)
+        for line in list(body) if isinstance(body, list) else ():
+            if isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant):
+                body.remove(line)
     return ast.dump(tree)
-
-
-def _is_docstring(line: ast.stmt) -> bool:
-    value = line.value if isinstance(line, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)

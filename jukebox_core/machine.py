@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import torch
 
 from jukebox_core.checks import require
-
-__all__ = [
-    "available_cores",
-    "free_bytes",
-    "is_out_of_memory",
-    "pick_device",
-    "release",
-    "set_threads",
-    "share_of_cores",
-]
 
 _WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -101,10 +92,7 @@ def release(device: torch.device) -> None:
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """Free bytes within a container's limit; without a limit, more than any machine has."""
-    try:
-        limit = (folder / "memory.max").read_text(encoding="utf-8").strip()
-        if limit.isdigit():
-            return max(0, int(limit) - int((folder / "memory.current").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError):  # without a limit, the file has the word max
+        limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+        return max(0, limit - used)
     return 1 << 62

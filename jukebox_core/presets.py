@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jukebox_core.checks import require_fields, require_types
@@ -17,97 +16,55 @@ from jukebox_core.config import (
     VQVAEConfig,
 )
 
-__all__ = ["DEFAULT_PRESET", "PRESETS", "Preset", "PresetName"]
-
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
 DEFAULT_PRESET: PresetName = "demo"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Architectures, losses, optimisation and windows of one size."""
+    """Architectures, losses, optimisation and windows of one size; the defaults are the paper's."""
 
-    vqvae: VQVAEConfig
-    vqvae_train: TrainConfig
-    prior: PriorConfig
-    prior_train: TrainConfig
-    loss: LossConfig = field(default_factory=LossConfig)
-    vqvae_optim: OptimConfig = field(default_factory=OptimConfig)
-    prior_optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.01))
-    mask: MaskEstimatorConfig = field(default_factory=MaskEstimatorConfig)
-    mask_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(steps=40_000, batch_size=32, crop=131_072)
-    )
-    mask_optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=1e-5, decay_steps=20_000)
-    )
+    vqvae: VQVAEConfig = VQVAEConfig()
+    vqvae_train: TrainConfig = TrainConfig()
+    prior: PriorConfig = PriorConfig()
+    prior_train: TrainConfig = TrainConfig(batch_size=8, crop=524_288)
+    loss: LossConfig = LossConfig()
+    vqvae_optim: OptimConfig = OptimConfig()
+    prior_optim: OptimConfig = OptimConfig(weight_decay=0.01)
+    mask: MaskEstimatorConfig = MaskEstimatorConfig()
+    mask_train: TrainConfig = TrainConfig(steps=40_000, batch_size=32, crop=131_072)
+    mask_optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=1e-5, decay_steps=20_000)
     window: int = 1024
     """Codes per separated window."""
     candidates: int = 64
     """Joint candidates per window."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = True
     """Recompute the prior's activations in the backward pass, to save memory."""
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, and a window longer than the prior's context."""
         require_types(self)
         require_fields(self, "candidates", whole=True, at_least=1)
         most = self.prior.n_ctx
         require_fields(self, "window", whole=True, at_least=1, at_most=most, hint="prior.n_ctx")
 
 
-_PAPER = Preset(
-    vqvae=VQVAEConfig(),
-    vqvae_train=TrainConfig(),
-    prior=PriorConfig(),
-    prior_train=TrainConfig(batch_size=8, crop=524_288),
-    activation_checkpointing=True,
+_TINY_TRAIN = TrainConfig(
+    steps=6,
+    batch_size=4,
+    crop=4096,
+    log_every=1,
+    validate_every=3,
+    validate_batches=1,
+    checkpoint_every=3,
 )
-
-_DEMO = Preset(
-    # Stride 4 three times: the same hop of 64 as stride 2 six times, for a third of the work.
-    vqvae=VQVAEConfig(
-        levels=1, downs_t=(3,), strides_t=(4,), l_bins=512, emb_width=32, multipliers=(1,)
-    ),
-    vqvae_train=TrainConfig(
-        steps=500,
-        batch_size=8,
-        crop=16_384,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    vqvae_optim=OptimConfig(lr=2e-3, warmup_steps=50, decay_steps=250, ema_decay=0.99),
-    prior=PriorConfig(
-        n_ctx=1024, l_bins=512, width=128, depth=4, blocks=16, m_attn=0.5, m_mlp=2.0, emb_width=32
-    ),
-    prior_train=TrainConfig(
-        steps=900,
-        batch_size=4,
-        crop=65_536,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    prior_optim=OptimConfig(
-        lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=500, ema_decay=0.98
-    ),
-    mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
-    mask_train=TrainConfig(
-        steps=1200,
-        batch_size=32,
-        crop=32_768,
-        log_every=10,
-        validate_every=100,
-        validate_batches=4,
-        checkpoint_every=100,
-    ),
-    mask_optim=OptimConfig(
-        lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
-    ),
-    candidates=32,
+_DEMO_TRAIN = TrainConfig(
+    steps=500,
+    batch_size=8,
+    crop=16_384,
+    log_every=10,
+    validate_every=100,
+    validate_batches=4,
+    checkpoint_every=100,
 )
 
 PRESETS: Mapping[str, Preset] = {
@@ -122,44 +79,48 @@ PRESETS: Mapping[str, Preset] = {
             depth=2,
             multipliers=(2, 1),
         ),
-        vqvae_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
+        vqvae_train=_TINY_TRAIN,
         prior=PriorConfig(
             n_ctx=256, l_bins=32, width=32, depth=3, blocks=16, emb_width=16, m_attn=0.5
         ),
-        prior_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
+        prior_train=_TINY_TRAIN,
         mask=MaskEstimatorConfig(n_fft=256, hop=64, hidden=16, layers=2, dropout=0.1),
         mask_optim=OptimConfig(),
-        mask_train=TrainConfig(
-            steps=6,
-            batch_size=4,
-            crop=4096,
-            log_every=1,
-            validate_every=3,
-            validate_batches=1,
-            checkpoint_every=3,
-        ),
+        mask_train=_TINY_TRAIN,
         window=256,
         candidates=4,
+        activation_checkpointing=False,
     ),
-    "demo": _DEMO,
-    "small": dataclasses.replace(
-        _PAPER,
+    "demo": Preset(
+        # Stride 4 three times: the same hop of 64 as stride 2 six times, for a third of the work.
+        vqvae=VQVAEConfig(
+            levels=1, downs_t=(3,), strides_t=(4,), l_bins=512, emb_width=32, multipliers=(1,)
+        ),
+        vqvae_train=_DEMO_TRAIN,
+        vqvae_optim=OptimConfig(lr=2e-3, warmup_steps=50, decay_steps=250, ema_decay=0.99),
+        prior=PriorConfig(
+            n_ctx=1024,
+            l_bins=512,
+            width=128,
+            depth=4,
+            blocks=16,
+            m_attn=0.5,
+            m_mlp=2.0,
+            emb_width=32,
+        ),
+        prior_train=replace(_DEMO_TRAIN, steps=900, batch_size=4, crop=65_536),
+        prior_optim=OptimConfig(
+            lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=500, ema_decay=0.98
+        ),
+        mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
+        mask_train=replace(_DEMO_TRAIN, steps=1200, batch_size=32, crop=32_768),
+        mask_optim=OptimConfig(
+            lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
+        ),
+        candidates=32,
+        activation_checkpointing=False,
+    ),
+    "small": Preset(
         vqvae=VQVAEConfig(
             levels=1, downs_t=(6,), strides_t=(2,), l_bins=1024, multipliers=(1,), width=64
         ),
@@ -173,15 +134,13 @@ PRESETS: Mapping[str, Preset] = {
         mask_optim=OptimConfig(lr=2e-3, weight_decay=0.01, decay_steps=5_000),
         activation_checkpointing=False,
     ),
-    "t4": dataclasses.replace(
-        _PAPER,
+    "t4": Preset(
         vqvae=VQVAEConfig(top_only=True),
         prior_train=TrainConfig(batch_size=2, crop=524_288),
     ),
-    "paper": _PAPER,
-    "jukebox_5b": dataclasses.replace(
-        _PAPER,
-        vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2), strides_t=(2, 2, 2)),
+    "paper": Preset(),
+    "jukebox_5b": Preset(
+        vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2)),
         mask=MaskEstimatorConfig(sample_rate=44_100, n_fft=4096, hop=1024),
         loss=LossConfig(commit=0.02),
         prior=PriorConfig(embedding="table"),

@@ -21,16 +21,6 @@ from torch import Tensor
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_path
 
-__all__ = [
-    "TensorWriter",
-    "open_table",
-    "read_table",
-    "readable",
-    "save_tensors",
-    "table_of",
-    "write_table",
-]
-
 _TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import require, require_fields
-from jukebox_core.datasets.crops import AudioCache, long_enough
+from jukebox_core.datasets.cache import AudioCache
+from jukebox_core.datasets.crops import long_enough
 from jukebox_core.datasets.manifest import Track
 from jukebox_core.machine import free_bytes
 from jukebox_core.prior.codes import WINDOW_SECONDS, encoder_reach

@@ -46,8 +46,6 @@ from tyro.constructors import (
 import scripts
 from jukebox_core.checks import one_line, require_seed
 
-__all__ = ["Program", "program"]
-
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 _LONGEST = 100  # characters of the user's words that an error repeats
 _FLAGS = ConstructorRegistry()  # how all programs parse flags and show them in --help
@@ -55,7 +53,7 @@ _delegated: list[Any] = []  # types for which a rule below is looking up tyro's 
 
 
 class Program:
-    """A callable `main(argv=None) -> exit status`, made of `body(args: Args)`.
+    """A callable `main(argv=None) -> exit status`, made of `body(args: Args)`; used as `program`.
 
     Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
     If `body` takes `command` too, it gets the command line as one would type it.
@@ -65,10 +63,20 @@ class Program:
     bug and keeps its traceback. `args.seed`, if any, is checked here for all programs.
     """
 
-    def __init__(self, body: Callable[..., int | None], defaults: Callable[[Any], Any] | None):
+    def __init__(
+        self, body: Callable[..., int | None], defaults: Callable[[Any], Any] | None = None
+    ):
+        """Make a program.
+
+        Args:
+            body: the function to run.
+            defaults: `defaults(flags: Flags) -> Args` gives the defaults of all flags, with
+                `tyro.MISSING` for required ones; it depends on a few flags, which are parsed first.
+        """
         functools.update_wrapper(self, body)
         self._body = body
         self._defaults = defaults
+        self._hints = get_type_hints(body)
         path = Path(body.__code__.co_filename)
         path = path.parent if path.stem == "program" else path
         self._prog = scripts.COMMAND + path.stem
@@ -82,7 +90,7 @@ class Program:
             if getattr(args, "seed", None) is not None:
                 require_seed("seed", args.seed)
             more = {}
-            if "command" in get_type_hints(self._body):
+            if "command" in self._hints:
                 more["command"] = shlex.join([*self._prog.split(), *argv])
             with _unwinding_on_sigterm():
                 return self._body(args, **more) or 0
@@ -92,7 +100,9 @@ class Program:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            from jukebox_core.machine import is_out_of_memory  # imports PyTorch, which is slow
+
+            if not is_out_of_memory(error):
                 raise
             print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
             return 1
@@ -102,13 +112,12 @@ class Program:
 
     def parser(self) -> Any:
         """The parser of the flags, with the defaults of an empty command line."""
-        kind = get_type_hints(self._body)["args"]
+        kind = self._hints["args"]
         return tyro.extras.get_parser(kind, default=self._default([]), registry=_FLAGS)
 
     def _parse(self, argv: Sequence[str]) -> Any:
         options = {"prog": self._prog, "description": self._body.__globals__.get("__doc__")}
-        kind = get_type_hints(self._body)["args"]
-        return _parse(kind, argv, default=self._default(argv), **options)
+        return _parse(self._hints["args"], argv, default=self._default(argv), **options)
 
     def _default(self, argv: Sequence[str]) -> Any:
         """The defaults of all flags, which may depend on a few of them."""
@@ -119,17 +128,7 @@ class Program:
         return self._defaults(flags)
 
 
-def program(
-    body: Callable[..., int | None], defaults: Callable[[Any], Any] | None = None
-) -> Program:
-    """Make `body(args: Args)` a program; see `Program`.
-
-    Args:
-        body: the function to run.
-        defaults: `defaults(flags: Flags) -> Args` gives the defaults of all flags, with
-            `tyro.MISSING` for required ones; it depends on a few flags, which are parsed first.
-    """
-    return Program(body, defaults)
+program = Program
 
 
 @contextlib.contextmanager
@@ -152,17 +151,20 @@ def _unwinding_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    from jukebox_core.machine import is_out_of_memory  # imports PyTorch, which is slow
-
-    return is_out_of_memory(error)
-
-
 def _never_fail_to_print() -> None:
     """Print ? for characters that the console's encoding lacks, as on Windows."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _delegate(rule: Callable[[Any], Any], info: Any) -> Any:
+    """Tyro's own rule for a type."""
+    _delegated.append(info)
+    try:
+        return rule(info)
+    finally:
+        _delegated.pop()
 
 
 class _BadValue(ValueError):
@@ -183,11 +185,7 @@ def _value(
             replace(info, type=others, type_origin=get_origin(others))
         )
         return spec if isinstance(spec, UnsupportedTypeAnnotationError) else _optional(spec)
-    _delegated.append(info)
-    try:
-        spec = ConstructorRegistry.get_primitive_spec(info)
-    finally:
-        _delegated.pop()
+    spec = _delegate(ConstructorRegistry.get_primitive_spec, info)
     if isinstance(spec, UnsupportedTypeAnnotationError):
         return spec
     metavar = re.sub(r"\{(\w+)\}", r"\1", spec.metavar)
@@ -223,11 +221,7 @@ def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
     """Tyro's rule for a dataclass, without the default in the help where it is None or empty."""
     if _delegated and _delegated[-1] is info:
         return None
-    _delegated.append(info)
-    try:
-        spec = ConstructorRegistry.get_struct_spec(info)
-    finally:
-        _delegated.pop()
+    spec = _delegate(ConstructorRegistry.get_struct_spec, info)
     if not isinstance(spec, StructConstructorSpec):
         return None
     hint = tyro.conf.arg(help_behavior_hint=_default_shown)

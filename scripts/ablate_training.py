@@ -41,37 +41,27 @@ from scripts._cli import program
 from scripts._results import text_table
 
 BASE = "base"
-TWO_LEVELS: tuple[str, ...] = (
-    "--vqvae.levels",
-    "2",
-    "--vqvae.downs-t",
-    "1",
-    "2",
-    "--vqvae.strides-t",
-    "4",
-    "4",
-)
-TWO_LEVELS += ("--vqvae.multipliers", "1", "1")
+TWO_LEVELS = "--vqvae.levels 2 --vqvae.downs-t 1 2 --vqvae.strides-t 4 4 --vqvae.multipliers 1 1"
 """The base's hop at the top level, and a level of hop 4 below it."""
-CODEC: Mapping[str, tuple[str, ...]] = {
-    BASE: (),
-    "codec trained on mixtures": ("--train-on", "mixtures"),
+CODEC = {
+    BASE: "",
+    "codec trained on mixtures": "--train-on mixtures",
     # Items of three rows, in two halves: a batch of 8 is impossible.
-    "codec trained on both, batch 6": ("--train-on", "both", "--train.batch-size", "6"),
-    "256 codes": ("--vqvae.l-bins", "256"),
-    "1024 codes": ("--vqvae.l-bins", "1024"),
-    "codec: gain and polarity": ("--gain-db", "6", "--polarity"),
-    "codec: transposed": ("--transpose-semitones", "2"),
-    "codec: songs paired at random": ("--pairing", "random"),
+    "codec trained on both, batch 6": "--train-on both --train.batch-size 6",
+    "256 codes": "--vqvae.l-bins 256",
+    "1024 codes": "--vqvae.l-bins 1024",
+    "codec: gain and polarity": "--gain-db 6 --polarity",
+    "codec: transposed": "--transpose-semitones 2",
+    "codec: songs paired at random": "--pairing random",
     "two levels": TWO_LEVELS,
-    "two levels, the top alone": (*TWO_LEVELS, "--vqvae.top-only"),
+    "two levels, the top alone": f"{TWO_LEVELS} --vqvae.top-only",
 }
 """Flags of scripts.train_vqvae, by variant."""
-PRIOR: Mapping[str, tuple[str, ...]] = {
-    "prior of half the width": ("--prior.width", "64"),
-    "prior of twice the depth": ("--prior.depth", "8"),
-    "prior: dropout 0.1": ("--prior.dropout", "0.1"),
-    "prior: transposed": ("--transpose-semitones", "2"),
+PRIOR = {
+    "prior of half the width": "--prior.width 64",
+    "prior of twice the depth": "--prior.depth 8",
+    "prior: dropout 0.1": "--prior.dropout 0.1",
+    "prior: transposed": "--transpose-semitones 2",
 }
 """Flags of scripts.train_prior, by variant."""
 SHOWN = {
@@ -109,12 +99,10 @@ class Args:
     """CPU cores to use; without it all."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "steps_share", above=0, at_most=1)
         counts = ("count_iterations", "chunks", "candidates", "chunk_codes")
         require_fields(self, *counts, whole=True, at_least=1)
-        require_fields(self, "seed", whole=True, at_least=0, at_most=2**63 - 1)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
 
 
@@ -160,68 +148,58 @@ def stages(args: Args, name: str, sources: Sequence[str]) -> Iterator[Stage]:
     family = folder(args, name) / "models" / "linearisation"
     codec, results = family / "vqvae", folder(args, name) / "results.json"
     preset = PRESETS[args.preset]
-    common: tuple[str, ...] = (
-        "--data",
-        str(args.data),
-        "--preset",
-        args.preset,
-        "--seed",
-        str(args.seed),
-    )
-    common += ("--wandb", "disabled")
+    common = {"data": args.data, "preset": args.preset, "seed": args.seed, "wandb": "disabled"}
     tables: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     if name in CODEC:
         after = (f"{name}, codec",)
         decay = preset.vqvae_optim.decay_steps
-        yield Stage(
+        yield stage(
             after[0],
-            ("train_vqvae", "--objective", "linearisation", "--output", str(codec))
-            + (*common, *schedule(args, preset.vqvae_train, decay), *CODEC[name]),
-            share=0.25,
-            product=codec / "weights.safetensors",
+            codec / "weights.safetensors",
+            (),
+            "train_vqvae",
+            {"objective": "linearisation", "output": codec} | common,
+            (*schedule(args, preset.vqvae_train, decay), *CODEC[name].split()),
         )
         counts, sums = family / "counts.safetensors", family / "sums.safetensors"
         tables = (f"{name}, counts", f"{name}, sums")
-        yield Stage(
-            tables[0],
-            ("count_sums", "--vqvae", str(codec), "--data", str(args.data), "--output")
-            + (str(counts), "--shifts", "1", "--iterations", str(args.count_iterations))
-            + ("--seed", str(args.seed)),
-            after,
-            share=0.25,
-            product=counts,
-        )
-        yield Stage(
-            tables[1],
-            ("precompute_sums", "--vqvae", str(codec), "--output", str(sums)),
-            after,
-            share=0.25,
-            product=sums,
-        )
+        counting = {"vqvae": codec, "data": args.data, "output": counts, "shifts": 1}
+        counting |= {"iterations": args.count_iterations, "seed": args.seed}
+        yield stage(tables[0], counts, after, "count_sums", counting)
+        yield stage(tables[1], sums, after, "precompute_sums", {"vqvae": codec, "output": sums})
     priors = tuple(f"{name}, prior {source}" for source in sources)
     decay = preset.prior_optim.decay_steps
-    for stage, source in zip(priors, sources, strict=True):
+    for prior, source in zip(priors, sources, strict=True):
         run = family / f"prior_{source}"
-        yield Stage(
-            stage,
-            ("train_prior", "--vqvae", str(codec), "--source", source, "--output", str(run))
-            + (*common, *schedule(args, preset.prior_train, decay), *PRIOR.get(name, ())),
+        yield stage(
+            prior,
+            run / "weights.safetensors",
             after,
-            share=0.25,
-            product=run / "weights.safetensors",
+            "train_prior",
+            {"vqvae": codec, "source": source, "output": run} | common,
+            (*schedule(args, preset.prior_train, decay), *PRIOR.get(name, "").split()),
         )
-    yield Stage(
-        f"{name}, scores",
-        ("evaluate", "--models", str(family.parent), "--data", str(args.data))
-        + ("--output", str(results), "--methods", "hybrid", "--baselines", "mixture", "codec")
-        + ("--split", "validation", "--chunks", str(args.chunks), "--examples", "0")
-        + ("--candidates", str(args.candidates), "--chunk-codes", str(args.chunk_codes))
-        + ("--seed", str(args.seed), "--threads", "1"),
-        (*tables, *priors),
-        share=0.25,
-        product=results,
-    )
+    scoring = {"models": family.parent, "data": args.data, "output": results, "methods": "hybrid"}
+    scoring |= {"baselines": ("mixture", "codec"), "split": "validation", "chunks": args.chunks}
+    scoring |= {"examples": 0, "candidates": args.candidates, "chunk-codes": args.chunk_codes}
+    scoring |= {"seed": args.seed, "threads": 1}
+    yield stage(f"{name}, scores", results, (*tables, *priors), "evaluate", scoring)
+
+
+def stage(
+    name: str,
+    product: Path,
+    after: tuple[str, ...],
+    program: str,
+    flags: Mapping[str, Any],
+    more: tuple[str, ...] = (),
+) -> Stage:
+    """A stage on a quarter of the cores."""
+    words = [program]
+    for flag, value in flags.items():
+        words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else (value,))]
+    return Stage(name, (*words, *more), after, share=0.25, product=product)
 
 
 def schedule(args: Args, train: TrainConfig, decay: int) -> tuple[str, ...]:
@@ -229,12 +207,8 @@ def schedule(args: Args, train: TrainConfig, decay: int) -> tuple[str, ...]:
     if args.steps_share == 1:
         return ()
     steps = max(1, round(train.steps * args.steps_share))
-    return (
-        "--train.steps",
-        str(steps),
-        "--optim.decay-steps",
-        str(round(decay * steps / train.steps)),
-    )
+    decayed = str(round(decay * steps / train.steps))
+    return ("--train.steps", str(steps), "--optim.decay-steps", decayed)
 
 
 def share_base(args: Args, name: str) -> None:

@@ -53,7 +53,6 @@ class Args:
     """CPU threads; without it PyTorch's default."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_fields(self, "crops", whole=True, at_least=1, at_most=1_000_000)
         require_fields(self, "codes", whole=True, at_least=1)
         CalibrationMeter(self.n_fft)
@@ -65,19 +64,8 @@ def main(args: Args) -> None:
     set_threads(args.threads)
     check_replaceable(args.output, table_of("calibration"), "a calibration")
     codec = load_codec(args.vqvae, pick_device(args.device))
-    manifest = load_manifest(args.data)
-    if manifest.sample_rate != codec.config.sample_rate:
-        raise ValueError(
-            f"{args.data} has {manifest.sample_rate} Hz, the codec {args.vqvae} "
-            f"{codec.config.sample_rate} Hz: prepare the data at that rate"
-        )
+    manifest = load_manifest(args.data, codec.config.sample_rate)
     crop = args.codes * codec.config.hop
-    longest = max((track.samples for track in manifest.split("train")), default=0)
-    if crop > longest:
-        raise ValueError(
-            f"codes is {args.codes:,}, or {crop:,} samples, but the longest training song has "
-            f"{longest:,}: choose fewer codes"
-        )
     items = CropDataset(manifest.split("train"), "sources", crop, manifest.alpha, args.seed)
     meter = CalibrationMeter(args.n_fft)
     for first in range(0, args.crops, BATCH):

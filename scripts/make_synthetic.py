@@ -54,19 +54,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Render, then print a summary."""
-    rendered, skipped = make_synthetic(
-        args.output,
-        tracks=args.tracks,
-        seconds=args.seconds,
-        seed=args.seed,
-        midi_dir=args.midi_dir,
-        sample_rate=args.sample_rate,
-        split=args.split,
-        parts=args.parts,
-        reprogram=args.reprogram,
-        soundfont=args.soundfont,
-        workers=args.workers,
-    )
+    rendered, skipped = make_synthetic(**vars(args))
     for file, reason in skipped.items():
         print(f"skipped {file}: {reason}")
     splits = [track.parent.name for track in rendered]

@@ -56,17 +56,7 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Prepare, then print a summary and the skipped tracks."""
-    manifest, skipped = prepare(
-        args.slakh,
-        args.output,
-        sources=args.sources,
-        sample_rate=args.sample_rate,
-        limit=args.limit,
-        split=args.split,
-        seed=args.seed,
-        silence_dbfs=args.silence_dbfs,
-        workers=args.workers,
-    )
+    manifest, skipped = prepare(**vars(args))
     for reason, count in Counter(skipped.values()).most_common(20):
         first = next(name for name, why in skipped.items() if why == reason)
         print(f"skipped {first}{f' and {count - 1} more' if count > 1 else ''}: {reason}")

@@ -30,13 +30,9 @@ import torch
 from torch import Tensor
 
 from hybrid import GaussianBase, PooledLikelihood
-from jukebox_core.checkpoints import (
-    fingerprint,
-    load_codec,
-    load_codec_config,
-    provenance,
-)
+from jukebox_core.checkpoints import fingerprint, load_codec, load_config, provenance
 from jukebox_core.checks import require_fields
+from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.likelihood import Information, pair_logs
 from jukebox_core.files import check_replaceable, json_with, write_json
@@ -119,7 +115,8 @@ def main(args: Args) -> None:
         )
     codecs = {family: fingerprint(args.models / family / "vqvae") for family in families}
     for family in families:
-        check_memory(args, load_codec_config(args.models / family / "vqvae").l_bins)
+        config, _ = load_config(args.models / family / "vqvae", "vqvae", VQVAEConfig)
+        check_memory(args, config.l_bins)
     if not load_manifest(args.data).split(args.split):
         raise ValueError(f"split is {args.split}, but {args.data} has no songs in it")
     further = further_counts(args.counts, codecs)

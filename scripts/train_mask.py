@@ -10,13 +10,14 @@ scripts.train_vqvae.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import tyro
 
-from jukebox_core.config import MaskEstimatorConfig, OptimConfig, TrainConfig, to_dict
-from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.config import MaskEstimatorConfig, OptimConfig, TrainConfig
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.training.run import Run, RunSettings
@@ -66,7 +67,7 @@ def train_mask(args: Args, command: str) -> None:
     augmentation = Augmentation(args.gain_db)
     identity = run.identity(data) | {
         "kind": "mask_estimator",
-        "config": to_dict(args.mask),
+        "config": asdict(args.mask),
         "pairing": args.pairing,
         "augmentation": {"gain_db": args.gain_db},
     }

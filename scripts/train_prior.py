@@ -16,7 +16,7 @@ same files and continues in the same way as with scripts.train_vqvae.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ import tyro
 
 from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
 from jukebox_core.checks import require_fields
-from jukebox_core.config import OptimConfig, PriorConfig, TrainConfig, to_dict
+from jukebox_core.config import OptimConfig, PriorConfig, TrainConfig
 from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.datasets.manifest import Track
 from jukebox_core.prior.codes import CodeDataset, encode_songs
@@ -102,7 +102,7 @@ def train_prior(args: Args, command: str) -> None:
     identity = run.identity(data) | {
         "kind": "prior",
         "source": args.source,
-        "config": to_dict(args.prior),
+        "config": asdict(args.prior),
         "vqvae_fingerprint": fingerprint(args.vqvae),
         "codes_from": codes_from(args, data),
         "code_shifts": args.code_shifts,

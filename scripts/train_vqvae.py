@@ -31,9 +31,9 @@ from jukebox_core.config import (
     TrainConfig,
     VQVAEConfig,
     from_dict,
-    to_dict,
 )
-from jukebox_core.datasets.crops import Augmentation, CropDataset, collate
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.training.audio_logging import reconstructions
 from jukebox_core.training.run import Run, RunSettings
 from jukebox_core.training.trainer import CollapseWatch
@@ -70,7 +70,6 @@ class Args:
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        """Refuse values out of range that no other class checks."""
         require_fields(self, "bandwidth_seconds", above=0)
 
 
@@ -96,8 +95,8 @@ def train_codec(args: Args, command: str) -> None:
     identity = run.identity(data) | {
         "kind": "vqvae",
         "objective": args.objective,
-        "config": to_dict(args.vqvae),
-        "loss": to_dict(args.loss),
+        "config": asdict(args.vqvae),
+        "loss": asdict(args.loss),
         "train_on": args.train_on,
         "pairing": args.pairing,
         "augmentation": asdict(augmentation),
@@ -129,7 +128,7 @@ def train_codec(args: Args, command: str) -> None:
         codec,
         items,
         lambda: replace(plain, tracks=data.validation),
-        meta=identity | run.meta(command) | {"bandwidths": to_dict(bandwidths)},
+        meta=identity | run.meta(command) | {"bandwidths": asdict(bandwidths)},
         collapse=CollapseWatch(args.vqvae.l_bins),
         media=lambda batch: reconstructions(codec, batch, items.names),
     )

@@ -45,7 +45,6 @@ class Args:
     """Print the table as JSON at the end, in one line."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         if not self.memory:
             raise ValueError("memory is empty, expected one size or more")

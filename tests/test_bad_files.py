@@ -10,7 +10,9 @@ import torch
 from conftest import RATE, write_data_set
 
 from jukebox_core.datasets.bad_files import BadFiles, warn_on_stderr
-from jukebox_core.datasets.crops import AudioCache, Batches, CropDataset
+from jukebox_core.datasets.batches import Batches
+from jukebox_core.datasets.cache import AudioCache
+from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.codes import encode_songs

@@ -19,7 +19,6 @@ from jukebox_core.checkpoints import (
     save_model,
     save_state,
 )
-from jukebox_core.config import to_dict
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
@@ -33,14 +32,16 @@ def codec_run(folder):
     for level in codec.levels:
         codec.bottleneck(level).codebook.normal_()
         codec.bottleneck(level).restore_averages()
-    save_model(folder, codec, {"kind": "vqvae", "config": to_dict(TINY.vqvae), "step": 3})
+    save_model(
+        folder, codec, {"kind": "vqvae", "config": dataclasses.asdict(TINY.vqvae), "step": 3}
+    )
     return codec
 
 
 def prior_run(folder, config=TINY.prior, of="abc"):
     torch.manual_seed(1)
     prior = AutoregressivePrior(config, torch.randn(config.l_bins, config.emb_width))
-    meta = {"kind": "prior", "config": to_dict(config), "vqvae_fingerprint": of}
+    meta = {"kind": "prior", "config": dataclasses.asdict(config), "vqvae_fingerprint": of}
     save_model(folder, prior, meta)
     return prior
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from jukebox_core.config import Bandwidths, LossConfig, PriorConfig, VQVAEConfig, from_dict, to_dict
+from jukebox_core.config import Bandwidths, LossConfig, PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.presets import PRESETS
 
 
@@ -11,7 +11,7 @@ from jukebox_core.presets import PRESETS
 def test_presets_survive_json_and_fit_together(name):
     preset = PRESETS[name]
     for config in (preset.vqvae, preset.loss, preset.prior, preset.vqvae_train, preset.prior_optim):
-        assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+        assert from_dict(type(config), json.loads(json.dumps(dataclasses.asdict(config)))) == config
     assert preset.prior.l_bins == preset.vqvae.l_bins
     assert preset.prior.emb_width == preset.vqvae.emb_width
     assert preset.prior_train.crop // preset.vqvae.hop <= preset.prior.n_ctx
@@ -40,10 +40,10 @@ def test_bad_values_are_named():
 
 
 def test_from_dict_is_strict():
-    values = to_dict(LossConfig())
+    values = dataclasses.asdict(LossConfig())
     with pytest.raises(ValueError, match="has no field colour"):
         from_dict(LossConfig, values | {"colour": 1})
     values.pop("commit")
     with pytest.raises(ValueError, match="misses the field commit"):
         from_dict(LossConfig, values)
-    assert dataclasses.is_dataclass(from_dict(LossConfig, to_dict(LossConfig())))
+    assert dataclasses.is_dataclass(from_dict(LossConfig, dataclasses.asdict(LossConfig())))

@@ -14,16 +14,14 @@ from torch import nn
 from jukebox_core.config import (
     Bandwidths,
     LossConfig,
-    MaskEstimatorConfig,
     OptimConfig,
     PriorConfig,
     TrainConfig,
-    VQVAEConfig,
 )
 from jukebox_core.datasets.crops import Augmentation
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
-from jukebox_core.presets import PRESETS, Preset
+from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.distributed import seed_everything
@@ -58,10 +56,10 @@ ANYTHING = st.one_of(
 NESTED = st.recursive(ANYTHING, lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=12)
 
 
-def accepted(build, values, field):
-    """`build(**values)`; None where one line that names the field refuses them."""
+def accepted(config, field, value):
+    """The configuration with another value; None where one line that names the field refuses it."""
     try:
-        return build(**values)
+        return dataclasses.replace(config, **{field: value})
     except ValueError as error:
         assert "\n" not in str(error)
         assert field in str(error), error
@@ -110,64 +108,28 @@ LOSS = LossConfig(spectral_stft=(64, 16, 64), multispectral_stfts=((64, 16, 64),
 @settings(max_examples=150)
 @given(changed(TINY.vqvae))
 def test_codec(change):
-    field, value = change
-    base = {f.name: getattr(TINY.vqvae, f.name) for f in dataclasses.fields(VQVAEConfig)}
-    config = accepted(VQVAEConfig, base | {field: value}, field)
+    config = accepted(TINY.vqvae, *change)
     if config is None:
         return
     widest = config.dilation_growth_rate ** (config.depth * max(config.multipliers) - 1)
     if config.hop > 256 or widest > 4096 or parameters(lambda: VQVAE(config)) > SMALL:
         return
     codec = VQVAE(config)
-    objective = accepted(
-        lambda **_: ReconstructionObjective(codec, LOSS, Bandwidths()), {}, field="strides_t"
-    )
-    if objective is not None:
-        one_step(objective, audio(config.hop * -(-128 // config.hop)), moderate=True)
-        with torch.no_grad():
-            codes = codec.eval().encode(audio(4 * config.hop))
-            assert codec.decode(codes).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("m_conv", 0),
-        ("m_conv", 1e-3),
-        ("m_conv", 1e30),
-        ("dilation_growth_rate", 0),
-        ("dilation_growth_rate", 10**9),
-        ("dilation_cycle", 0),
-        ("l_mu", 2),
-        ("l_mu", -0.1),
-        ("revival_threshold", -1),
-        ("levels", 10**9),
-        ("depth", 10**9),
-        ("strides_t", (2, 10**9)),
-        ("strides_t", (0, 2)),
-        ("strides_t", "22"),
-        ("downs_t", (10**9, 2)),
-        ("downs_t", (0, 2)),
-        ("multipliers", (10**9, 1)),
-        ("width", 10**9),
-        ("emb_width", 10**9),
-        ("l_bins", 2**40),
-        ("sample_rate", 10**7),
-        ("top_only", 1),
-        ("reverse_decoder_dilation", None),
-    ],
-)
-def test_codecs_that_cannot_be_built(field, value):
-    base = {f.name: getattr(TINY.vqvae, f.name) for f in dataclasses.fields(VQVAEConfig)}
-    assert accepted(VQVAEConfig, base | {field: value}, field) is None
+    try:
+        objective = ReconstructionObjective(codec, LOSS, Bandwidths())
+    except ValueError as error:
+        assert "strides_t" in str(error)
+        return
+    one_step(objective, audio(config.hop * -(-128 // config.hop)), moderate=True)
+    with torch.no_grad():
+        codes = codec.eval().encode(audio(4 * config.hop))
+        assert codec.decode(codes).isfinite().all()
 
 
 @settings(max_examples=200)
 @given(changed(TINY.loss))
 def test_loss(change):
-    field, value = change
-    base = {f.name: getattr(LOSS, f.name) for f in dataclasses.fields(LossConfig)}
-    config = accepted(LossConfig, base | {field: value}, field)
+    config = accepted(LOSS, *change)
     if config is None:
         return
     sizes = [size for stft in (config.spectral_stft, *config.multispectral_stfts) for size in stft]
@@ -178,32 +140,10 @@ def test_loss(change):
     one_step(objective, audio(max(128, 16 * (max(sizes) // 16))), max(weights) < 1e6)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("commit", -1),
-        ("commit", math.nan),
-        ("lmix_l2", math.inf),
-        ("linf_k", 0),
-        ("linf_k", 2.0),
-        ("spectral_stft", (0, 0, 0)),
-        ("spectral_stft", (10, 20, 30)),
-        ("spectral_stft", (64, 32, 16)),
-        ("spectral_stft", (64, 16)),
-        ("spectral_stft", (2**31, 1, 1)),
-        ("multispectral_stfts", ()),
-        ("multispectral_stfts", (64, 16, 64)),
-        ("multispectral_stfts", ((64, 16, 64), (64, 0, 64))),
-    ],
-)
-def test_losses_that_are_none(field, value):
-    assert accepted(LossConfig, {field: value}, field) is None
-
-
 @settings(max_examples=100)
 @given(changed(Bandwidths()))
 def test_bandwidths(change):
-    bandwidths = accepted(Bandwidths, dict([change]), change[0])
+    bandwidths = accepted(Bandwidths(), *change)
     if bandwidths is not None:
         terms = reconstruction_terms(audio(128), audio(128).flip(1), LOSS, bandwidths)
         assert all(term.isfinite() for term in terms.values())
@@ -212,10 +152,8 @@ def test_bandwidths(change):
 @settings(max_examples=250)
 @given(changed(TINY.prior), st.booleans())
 def test_prior(change, table):
-    field, value = change
-    base = {f.name: getattr(TINY.prior, f.name) for f in dataclasses.fields(PriorConfig)}
-    base["embedding"] = "table" if table else "codebook"
-    config = accepted(PriorConfig, base | {field: value}, field)
+    embedding = "table" if table else "codebook"
+    config = accepted(dataclasses.replace(TINY.prior, embedding=embedding), *change)
     if config is None or config.n_ctx * config.width > SMALL or config.depth > 8:
         return
     if parameters(lambda: AutoregressivePrior(config)) > SMALL:
@@ -229,39 +167,10 @@ def test_prior(change, table):
         assert prior.step(None, cache).isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("heads", 0),
-        ("heads", 3),
-        ("blocks", 0),
-        ("blocks", 7),
-        ("m_mlp", -1),
-        ("m_mlp", 0),
-        ("m_attn", 1e-4),
-        ("m_attn", 1e300),
-        ("init_scale", math.nan),
-        ("init_scale", -1),
-        ("dropout", 1),
-        ("depth", 0),
-        ("depth", 10**9),
-        ("width", 2**40),
-        ("n_ctx", 0),
-        ("n_ctx", 2**40),
-        ("attn_order", True),
-        ("embedding", "codebooks"),
-    ],
-)
-def test_priors_that_cannot_be_built(field, value):
-    assert accepted(PriorConfig, {field: value}, field) is None
-
-
 @settings(max_examples=200)
 @given(changed(TINY.mask))
 def test_mask_estimator(change):
-    field, value = change
-    base = {f.name: getattr(TINY.mask, f.name) for f in dataclasses.fields(MaskEstimatorConfig)}
-    config = accepted(MaskEstimatorConfig, base | {field: value}, field)
+    config = accepted(TINY.mask, *change)
     if config is None or config.n_fft > 4096 or config.layers > 8:
         return
     alpha = {"bass": 0.5, "drums": 0.5}
@@ -273,8 +182,7 @@ def test_mask_estimator(change):
 @settings(max_examples=400)
 @given(changed(TINY.vqvae_optim), st.integers(1, 10**9), st.integers(0, 10**9))
 def test_optimisation(change, steps, step):
-    field, value = change
-    config = accepted(OptimConfig, {field: value}, field)
+    config = accepted(OptimConfig(), *change)
     if config is None:
         return
     rate = learning_rate(config, step, steps)
@@ -294,31 +202,10 @@ def test_optimisation(change, steps, step):
         assert all(x.isfinite().all() for x in (*layer.parameters(), *average.values))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("lr", -1e-3),
-        ("lr", math.inf),
-        ("betas", (0.9, 1.0)),
-        ("betas", (0.9,)),
-        ("eps", 0),
-        ("weight_decay", -1),
-        ("warmup_steps", -1),
-        ("warmup_steps", 1.5),
-        ("decay_steps", 10**30),
-        ("grad_clip", -1),
-        ("ema_decay", 2),
-    ],
-)
-def test_what_cannot_optimise(field, value):
-    assert accepted(OptimConfig, {field: value}, field) is None
-
-
 @settings(max_examples=200)
 @given(changed(TrainConfig()))
 def test_training(change):
-    field, value = change
-    config = accepted(TrainConfig, {field: value}, field)
+    config = accepted(TrainConfig(), *change)
     if config is not None:
         state = torch.get_rng_state()
         seed_everything(config.seed + 7)  # of the eighth process
@@ -327,40 +214,17 @@ def test_training(change):
         torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("steps", 0),
-        ("batch_size", 10**7),
-        ("crop", 0),
-        ("log_every", 0),
-        ("validate_every", 0),
-        ("validate_batches", -1),
-        ("checkpoint_every", 0),
-        ("workers", -1),
-        ("seed", -1),
-        ("seed", 99_999_999_999_999_999_999),
-        ("seed", 1.0),
-    ],
-)
-def test_runs_that_cannot_be(field, value):
-    assert accepted(TrainConfig, {field: value}, field) is None
-
-
 @settings(max_examples=100)
 @given(changed(TINY))
 def test_preset(change):
-    field, value = change
-    base = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(Preset)}
-    preset = accepted(Preset, base | {field: value}, field)
+    preset = accepted(TINY, *change)
     assert preset is None or 1 <= preset.window <= preset.prior.n_ctx
 
 
 @settings(max_examples=200)
 @given(changed(Augmentation()))
 def test_augmentation(change):
-    field, value = change
-    augmentation = accepted(Augmentation, {field: value}, field)
+    augmentation = accepted(Augmentation(), *change)
     if augmentation is not None:
         generator = np.random.default_rng(0)
         assert abs(augmentation.semitones(generator)) <= 48
@@ -370,7 +234,7 @@ def test_augmentation(change):
 @settings(max_examples=200)
 @given(changed(WandbConfig()))
 def test_wandb(change):
-    accepted(WandbConfig, dict([change]), change[0])
+    accepted(WandbConfig(), *change)
 
 
 PATHS = {"data": Path("data"), "output": Path("output")}
@@ -386,6 +250,70 @@ PROGRAMS = {
 @settings(max_examples=150)
 @given(data=st.data())
 def test_flags_of_programs(name, data):
-    args = PROGRAMS[name]
-    field, value = data.draw(changed(args))
-    accepted(lambda **change: dataclasses.replace(args, **change), {field: value}, field)
+    accepted(PROGRAMS[name], *data.draw(changed(PROGRAMS[name])))
+
+
+IMPOSSIBLE = {
+    TINY.vqvae: {
+        "m_conv": (0, 1e-3, 1e30),
+        "dilation_growth_rate": (0, 10**9),
+        "dilation_cycle": (0,),
+        "l_mu": (2, -0.1),
+        "revival_threshold": (-1,),
+        "levels": (10**9,),
+        "depth": (10**9,),
+        "strides_t": ((2, 10**9), (0, 2), "22"),
+        "downs_t": ((10**9, 2), (0, 2)),
+        "multipliers": ((10**9, 1),),
+        "width": (10**9,),
+        "emb_width": (10**9,),
+        "l_bins": (2**40,),
+        "sample_rate": (10**7,),
+        "top_only": (1,),
+        "reverse_decoder_dilation": (None,),
+    },
+    LossConfig(): {
+        "commit": (-1, math.nan),
+        "lmix_l2": (math.inf,),
+        "linf_k": (0, 2.0),
+        "spectral_stft": ((0, 0, 0), (10, 20, 30), (64, 32, 16), (64, 16), (2**31, 1, 1)),
+        "multispectral_stfts": ((), (64, 16, 64), ((64, 16, 64), (64, 0, 64))),
+    },
+    PriorConfig(): {
+        "heads": (0, 3),
+        "blocks": (0, 7),
+        "m_mlp": (-1, 0),
+        "m_attn": (1e-4, 1e300),
+        "init_scale": (math.nan, -1),
+        "dropout": (1,),
+        "depth": (0, 10**9),
+        "width": (2**40,),
+        "n_ctx": (0, 2**40),
+        "attn_order": (True,),
+        "embedding": ("codebooks",),
+    },
+    OptimConfig(): {
+        "lr": (-1e-3, math.inf),
+        "betas": ((0.9, 1.0), (0.9,)),
+        "eps": (0,),
+        "weight_decay": (-1,),
+        "warmup_steps": (-1, 1.5),
+        "decay_steps": (10**30,),
+        "grad_clip": (-1,),
+        "ema_decay": (2,),
+    },
+    TrainConfig(): {
+        "batch_size": (10**7,),
+        "validate_batches": (-1,),
+        "workers": (-1,),
+        "seed": (-1, 99_999_999_999_999_999_999, 1.0),
+    }
+    | dict.fromkeys(("steps", "crop", "log_every", "validate_every", "checkpoint_every"), (0,)),
+}
+
+
+@pytest.mark.parametrize("config", IMPOSSIBLE, ids=lambda config: type(config).__name__)
+def test_values_that_cannot_be(config):
+    for field, values in IMPOSSIBLE[config].items():
+        for value in values:
+            assert accepted(config, field, value) is None, (field, value)

@@ -9,15 +9,9 @@ import torch
 from conftest import RATE, tone_and_noise, write_data_set
 
 from jukebox_core import audio
-from jukebox_core.datasets.crops import (
-    AudioCache,
-    Augmentation,
-    Batches,
-    CropDataset,
-    collate,
-    hold_out,
-    split_for_validation,
-)
+from jukebox_core.datasets.batches import Batches, collate
+from jukebox_core.datasets.cache import AudioCache
+from jukebox_core.datasets.crops import Augmentation, CropDataset, hold_out, split_for_validation
 from jukebox_core.datasets.manifest import load_manifest
 
 CROP = 2048

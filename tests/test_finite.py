@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_trainer import OPTIM, TRAIN, Noise, Toy, toy_run
 
 from jukebox_core.checkpoints import load_codec, load_meta, load_prior
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.separation.calibration import Calibration, load_calibration, save_calibration
 from jukebox_core.training.distributed import make_fabric

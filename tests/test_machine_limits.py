@@ -15,7 +15,7 @@ from test_trainer import Noise
 
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.datasets import batches as batches_module
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import PRESETS
 from jukebox_core.training import distributed as runtime
@@ -24,7 +24,7 @@ from jukebox_core.training.distributed import make_fabric
 from jukebox_core.training.memory import require_memory
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
-from scripts import train_prior, train_vqvae
+from scripts import train_mask, train_prior, train_vqvae
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMON = ("--preset", "tiny", "--device", "cpu", "--wandb", "disabled")
@@ -72,6 +72,17 @@ def refused(capsys, main, flags):
         (("--transpose-semitones", "1000"), "transpose_semitones is 1000"),
         (("--gain-db", "nan"), "gain_db is nan"),
         (("--batch", "0"), "batch is 0"),
+        (("--batch", "1"), "batch is 1; an item is 2 crops"),
+        (("--train.crop", "4100"), "--train.crop is 4100, not a multiple of the hop, 16 samples"),
+        (("--train.crop", "1024"), "--train.crop is 1024; the loss with n_fft 2048"),
+        (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
+        (("--train.steps", "0"), "steps is 0, expected an integer at least 1"),
+        (("--device", "abacus"), "device 'abacus' cannot be used here"),
+        (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the model at 44100"),
+        (("--vqvae.levels", "3"), "downs_t has 2 entries, levels is 3"),
+        (("--validate-on", "nowhere"), "validate_on is 'nowhere', but"),
+        (("--preset", "huge"), "huge"),
+        (("--vqvae.colour", "3"), "--vqvae.colour"),
         (("--keep", "-1"), "keep is -1"),
         (("--keep-media", "-1"), "keep_media is -1"),
         (("--validate-on", ""), "validate_on is ''"),
@@ -99,6 +110,12 @@ def test_flags_of_the_codec(tmp_path, tiny_data, monkeypatch, capsys, more, mess
         (("--prior.width", "60000"), "training needs at least "),
         (("--prior.depth", "1000000000"), "depth is 1000000000"),
         (("--code-shifts", "0"), "code_shifts is 0"),
+        (("--code-shifts", "17"), "code_shifts is 17, expected an integer at least 1 and at most"),
+        (("--source", "piano"), "source 'piano' is not in"),
+        (("--train.crop", "8192"), "8192, 512 codes; the context (--prior.n-ctx) holds 256"),
+        (("--train.crop", "4100"), "not a multiple of the hop"),
+        (("--prior.emb-width", "8"), "--prior.emb-width is 8, the codec"),
+        (("--vqvae", "nowhere"), "there is no run folder nowhere"),
         (("--transpose-semitones", "1000"), "transpose_semitones is 1000"),
     ],
 )
@@ -111,10 +128,24 @@ def test_flags_of_the_prior(tmp_path, tiny_data, tiny_models, capsys, more, mess
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--mask.sample-rate", "44100"), "is at 22050 Hz, the "),
+        (("--mask.hidden", "15"), "hidden is 15; two directions need an even number"),
+        (("--mask.colour", "3"), "--mask.colour"),
+    ],
+)
+def test_flags_of_the_mask_estimator(tmp_path, tiny_data, capsys, more, message):
+    flags = ["--data", tiny_data, "--output", tmp_path / "run", *COMMON, *more]
+    assert message in refused(capsys, train_mask.main, flags)
+    assert not (tmp_path / "run").exists()
+
+
 def test_threads_are_set_or_shared(monkeypatch):
     numbers = []
     monkeypatch.setattr(torch, "set_num_threads", numbers.append)
-    monkeypatch.setattr(runtime, "available_cores", lambda: 12)
+    monkeypatch.setattr("jukebox_core.machine.available_cores", lambda: 12)
     set_threads(3)
     set_threads(3, processes=4)
     set_threads(None)
@@ -150,6 +181,8 @@ def test_devices_that_are_there(monkeypatch):
             make_fabric("cpu", devices=devices)
     with pytest.raises(ValueError, match="precision is '64'"):
         make_fabric("cpu", "64")
+    with pytest.raises(ValueError, match="16-mixed needs CUDA, the device is cpu"):
+        make_fabric("cpu", "16-mixed")
 
 
 def test_several_machines_need_a_launcher_or_an_address(monkeypatch):
@@ -233,5 +266,5 @@ def test_memory_is_asked_before_it_is_allocated(monkeypatch):
     # Parameters, gradients, two moments: a share of the moments, no average.
     with pytest.raises(ValueError, match="1.0 GB are free"):
         ask(1, lambda: objective(width=1500))
-    needed = training_memory._model_bytes(torch.nn.Linear(1000, 1000), averaged=True)
+    needed = training_memory.training_bytes(torch.nn.Linear(1000, 1000), None)
     assert needed.fixed == 5 * needed.parameters

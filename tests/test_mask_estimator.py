@@ -1,12 +1,14 @@
 """The supervised baseline: masks, layers, objective, training, checkpoint."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from conftest import RATE, tone_and_noise
 from torch import nn
 
 from jukebox_core.checkpoints import save_model
-from jukebox_core.config import MaskEstimatorConfig, to_dict
+from jukebox_core.config import MaskEstimatorConfig
 from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.evaluation.metrics import sdr
@@ -154,7 +156,7 @@ def test_one_crop_is_learnt(sources, mixture):
 
 
 def save(folder, estimator, **changes):
-    meta = {"kind": "mask_estimator", "config": to_dict(CONFIG), "alpha": ALPHA}
+    meta = {"kind": "mask_estimator", "config": asdict(CONFIG), "alpha": ALPHA}
     save_model(folder, estimator, meta | changes)
 
 
@@ -172,10 +174,10 @@ def test_a_checkpoint_comes_back(estimator, mixture, tmp_path):
         ({"kind": "prior"}, "is a run of kind 'prior', expected 'mask_estimator'"),
         ({"alpha": None}, "names no sources: alpha is None"),
         ({"alpha": {**ALPHA, "piano": 1.0}}, "tensor outwards.bias is"),
-        ({"config": to_dict(CONFIG) | {"layers": 3}}, "misses the tensor lstm.bias_hh_l2"),
-        ({"config": to_dict(CONFIG) | {"colour": 1}}, "has no field colour"),
+        ({"config": asdict(CONFIG) | {"layers": 3}}, "misses the tensor lstm.bias_hh_l2"),
+        ({"config": asdict(CONFIG) | {"colour": 1}}, "has no field colour"),
         (
-            {"config": to_dict(CONFIG) | {"hop": 100}},
+            {"config": asdict(CONFIG) | {"hop": 100}},
             "n_fft 256 is not an even multiple of hop 100",
         ),
     ],

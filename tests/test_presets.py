@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from parity_fixtures import SHARED
 
 from jukebox_core.checkpoints import load_codec, load_prior, save_model
-from jukebox_core.config import Bandwidths, to_dict
+from jukebox_core.config import Bandwidths
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
@@ -116,7 +117,7 @@ def test_codec_trains_is_saved_and_loaded(name, tmp_path):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    save_model(tmp_path, codec, {"kind": "vqvae", "config": to_dict(preset.vqvae)})
+    save_model(tmp_path, codec, {"kind": "vqvae", "config": asdict(preset.vqvae)})
     loaded = load_codec(tmp_path)
     codes = loaded.encode(audio)
     assert codes.shape == (2, 8192 // preset.vqvae.hop)
@@ -143,7 +144,7 @@ def test_prior_trains_is_saved_loaded_and_sampled(name, tmp_path):
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(11, abs=0.5) and losses[1] < losses[0]
-    save_model(tmp_path, prior, {"kind": "prior", "config": to_dict(preset.prior)})
+    save_model(tmp_path, prior, {"kind": "prior", "config": asdict(preset.prior)})
     loaded = load_prior(tmp_path)
     with torch.no_grad():
         wanted = prior.eval()(codes[:, :16])

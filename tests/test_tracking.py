@@ -14,7 +14,7 @@ from jukebox_core.training.tracking import (
     ConsoleTracker,
     CsvTracker,
     Row,
-    Trackers,
+    Tracker,
     read_metrics,
 )
 from jukebox_core.training.wandb import WandbConfig, WandbTracker
@@ -125,7 +125,7 @@ def test_the_console_is_quiet_off_a_terminal(capsys):
 
 def test_trackers_pass_everything_on(tmp_path):
     one, two = CsvTracker(tmp_path / "a"), CsvTracker(tmp_path / "b")
-    both = Trackers([one, AudioTracker(tmp_path / "a"), two, ConsoleTracker("run")])
+    both = Tracker([one, AudioTracker(tmp_path / "a"), two, ConsoleTracker("run")])
     both.start(0, 1)
     both.log(1, 1.0, "train", {"loss": 2.0})
     both.warn("nothing")

@@ -19,7 +19,7 @@ from jukebox_core.checkpoints import (
     load_meta,
     load_prior,
 )
-from jukebox_core.config import Bandwidths, LossConfig, from_dict, to_dict
+from jukebox_core.config import Bandwidths, LossConfig, from_dict
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
@@ -71,7 +71,7 @@ def test_models_are_trained_and_described(tiny_models, tiny_data):
         assert codec.config == PRESETS["tiny"].vqvae
         assert meta["kind"] == "vqvae" and meta["objective"] == objective
         assert meta["step"] == 6 and meta["finished"] and meta["preset"] == "tiny"
-        assert meta["loss"] == to_dict(LossConfig()) | {
+        assert meta["loss"] == dataclasses.asdict(LossConfig()) | {
             "spectral_stft": [2048, 256, 1536],
             "multispectral_stfts": [[2048, 240, 1200], [1024, 120, 600], [512, 50, 240]],
         }
@@ -113,7 +113,7 @@ def test_bandwidths_are_measured_on_the_training_crops(tiny_models, tiny_data):
     for index in range(-(-items.samples // 4096)):
         meter.add(items[index])
     stored = from_dict(Bandwidths, load_meta(tiny_models / "linearisation/vqvae")["bandwidths"])
-    for name, value in to_dict(meter.result()).items():
+    for name, value in dataclasses.asdict(meter.result()).items():
         assert getattr(stored, name) == pytest.approx(value, rel=1e-5)
 
 
@@ -182,9 +182,9 @@ def test_flags_of_another_run_are_refused(tiny_models, tiny_data, capsys):
     said = error_of(capsys, train_vqvae.main(flags))
     assert "holds another run" in said
     assert "config.l_bins is 32 there, now 64" in said
-    assert "optim.lr is 0.0003 there, 0.0001 asked for" in said
+    assert "optim.lr is 0.0003 there, now 0.0001" in said
     said = error_of(capsys, train_vqvae.main(codec_flags(tiny_data, run, "--seed", "1")))
-    assert "train.seed is 0 there, 1 asked for" in said
+    assert "train.seed is 0 there, now 1" in said
 
 
 def test_every_configuration_field_is_a_flag(tmp_path, tiny_data):
@@ -278,8 +278,8 @@ def test_a_mask_estimator_is_trained_and_resumes(tmp_path, tiny_data, capsys):
     assert "is already finished" in capsys.readouterr().out
     flags = mask_flags(tiny_data, parts, "--mask.hidden", "8", "--pairing", "song")
     said = error_of(capsys, train_mask.main(flags))
-    assert "config.hidden is 16 there, 8 asked for" in said
-    assert "pairing is 'random' there, 'song' asked for" in said
+    assert "config.hidden is 16 there, now 8" in said
+    assert "pairing is 'random' there, now 'song'" in said
 
 
 def test_a_mask_estimator_learns_and_starts_from_the_features(tmp_path, tiny_data):
@@ -370,64 +370,6 @@ def test_short_songs_are_reported(tmp_path, capsys):
     assert "longest has 22050; choose a shorter crop" in error_of(capsys, train_vqvae.main(flags))
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    (
-        (("--train.crop", "4100"), "--train.crop is 4100, not a multiple of the hop, 16 samples"),
-        (("--train.crop", "1024"), "--train.crop is 1024; the loss with n_fft 2048"),
-        (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
-        (("--train.steps", "0"), "steps is 0, expected an integer at least 1"),
-        (("--max-seconds", "0"), "max_seconds is 0.0, expected a finite number above 0"),
-        (("--device", "abacus"), "device 'abacus' cannot be used here"),
-        (("--vqvae.sample-rate", "44100"), "is at 22050 Hz, the model at 44100"),
-        (("--vqvae.levels", "3"), "downs_t has 2 entries, levels is 3"),
-        (("--validate-on", "nowhere"), "validate_on is 'nowhere', but"),
-        (("--preset", "huge"), "huge"),
-        (("--vqvae.colour", "3"), "--vqvae.colour"),
-    ),
-)
-def test_wrong_flags_of_the_codec_are_one_line(tmp_path, tiny_data, capsys, more, message):
-    flags = codec_flags(tiny_data, tmp_path / "run", *more)
-    assert message in error_of(capsys, train_vqvae.main(flags))
-    assert not (tmp_path / "run/weights.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    (
-        (("--source", "piano"), "source 'piano' is not in"),
-        (("--train.crop", "8192"), "8192, 512 codes; the context (--prior.n-ctx) holds 256"),
-        (("--train.crop", "4100"), "not a multiple of the hop"),
-        (
-            ("--code-shifts", "17"),
-            "code_shifts is 17, expected an integer at least 1 and at most 16",
-        ),
-        (("--prior.emb-width", "8"), "--prior.emb-width is 8, the codec"),
-        (("--vqvae", "nowhere"), "there is no run folder nowhere"),
-    ),
-)
-def test_wrong_flags_of_the_prior_are_one_line(
-    tmp_path, tiny_data, tiny_models, capsys, more, message
-):
-    flags = prior_flags(tiny_models / "reconstruction/vqvae", tiny_data, tmp_path / "run", *more)
-    assert message in error_of(capsys, train_prior.main(flags))
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    (
-        (("--train.batch-size", "3"), "batch size 3 does not divide into 2 rows per item"),
-        (("--mask.sample-rate", "44100"), "is at 22050 Hz, the "),
-        (("--mask.hidden", "15"), "hidden is 15; two directions need an even number"),
-        (("--mask.colour", "3"), "--mask.colour"),
-    ),
-)
-def test_wrong_flags_of_the_mask_estimator_are_one_line(tmp_path, tiny_data, capsys, more, message):
-    flags = mask_flags(tiny_data, tmp_path / "run", *more)
-    assert message in error_of(capsys, train_mask.main(flags))
-    assert not (tmp_path / "run/weights.safetensors").exists()
-
-
 def test_linearisation_needs_two_sources(tmp_path, capsys):
     sources = tone_and_noise(1, RATE)
     sources["piano"] = sources["bass"].flip(0)
@@ -448,20 +390,6 @@ def test_a_time_budget_stops_and_counts_as_finished(tmp_path, tiny_data, capsys)
     capsys.readouterr()
     assert train_vqvae.main(flags) == 0
     assert "already finished" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("script", (train_vqvae, train_prior, train_mask, plot_losses))
-def test_help(script, capsys):
-    assert script.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert f"python -m scripts.{script.__name__.split('.')[-1]}" in said
-
-
-def test_help_shows_the_presets_values(capsys):
-    assert train_vqvae.main(["--preset", "tiny", "--help"]) == 0
-    tiny = capsys.readouterr().out
-    assert train_vqvae.main(["--preset", "paper", "--help"]) == 0
-    assert tiny != capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", ("png", "svg"))
@@ -506,8 +434,3 @@ def test_a_batch_is_computed_in_parts_that_fit(tmp_path, tiny_data, monkeypatch)
     monkeypatch.setattr(run_module, "crops_that_fit", lambda *_: 100)
     assert run("auto", "--batch", "auto") == 2
     assert same_weights(tmp_path / "two", tmp_path / "auto")
-
-
-def test_a_batch_too_small_is_refused(tmp_path, tiny_data, capsys):
-    flags = codec_flags(tiny_data, tmp_path / "run", "--batch", "1")
-    assert "batch is 1; an item is 2 crops" in error_of(capsys, train_vqvae.main(flags))

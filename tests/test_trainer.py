@@ -13,15 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from jukebox_core.checkpoints import Snapshots, load_meta, load_state, open_run, save_meta
-from jukebox_core.config import Bandwidths, LossConfig, OptimConfig, TrainConfig
-from jukebox_core.datasets.crops import Batches
-from jukebox_core.presets import PRESETS
+from jukebox_core.config import OptimConfig, TrainConfig
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.distributed import make_fabric, seed_everything
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
-from jukebox_core.training.tracking import CsvTracker, Trackers, read_metrics
+from jukebox_core.training.tracking import CsvTracker, Tracker, read_metrics
 from jukebox_core.training.trainer import TIMINGS, CollapseWatch, Trainer
-from jukebox_core.vqvae.model import VQVAE
-from jukebox_core.vqvae.objective import ObjectiveOutput, ReconstructionObjective
+from jukebox_core.vqvae.objective import ObjectiveOutput
 
 TRAIN = TrainConfig(
     steps=8,
@@ -71,7 +69,7 @@ class Toy(nn.Module):
         return ObjectiveOutput(loss, {"twice": 2 * loss.detach()})
 
 
-class Recorder(Trackers):
+class Recorder(Tracker):
     """Keeps what is logged; sends a signal when the training metrics of a step come."""
 
     def __init__(self, parts=(), kill_at=None, number=signal.SIGTERM):
@@ -160,49 +158,17 @@ def test_killed_between_checkpoints_is_bit_identical_with_the_same_log(tmp_path)
                 raise Killed
 
     train = dataclasses.replace(TRAIN, log_every=2)
-    toy_run(tmp_path / "whole", train, tracker=Trackers([CsvTracker(tmp_path / "whole")]))
+    toy_run(tmp_path / "whole", train, tracker=Tracker([CsvTracker(tmp_path / "whole")]))
     with pytest.raises(Killed):
         toy_run(tmp_path / "parts", train, tracker=Kill([CsvTracker(tmp_path / "parts")]))
     assert load_meta(tmp_path / "parts")["step"] == 5
-    toy_run(tmp_path / "parts", train, tracker=Trackers([CsvTracker(tmp_path / "parts")]))
+    toy_run(tmp_path / "parts", train, tracker=Tracker([CsvTracker(tmp_path / "parts")]))
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     rows = [
         [row for row in read_metrics(tmp_path / run / "metrics.csv") if row[3] not in TIMINGS]
         for run in ("whole", "parts")
     ]
     assert rows[0] == rows[1]
-
-
-def codec_run(folder, steps=6, tracker=None):
-    seed_everything(0)
-    config = PRESETS["tiny"].vqvae
-    codec = VQVAE(config)
-    objective = ReconstructionObjective(codec, LossConfig(), Bandwidths(1.0, 0.01, 10.0))
-    train = TrainConfig(steps=steps, batch_size=2, crop=2048, log_every=1, checkpoint_every=100)
-    optim = OptimConfig(lr=1e-3, warmup_steps=2, decay_steps=4)
-    trainer = Trainer(make_fabric("cpu"), optim, train, folder, meta={}, tracker=tracker)
-    batches = Batches(Noise(2048, 0.1), 2)
-    trainer.fit(objective, codec, batches, samples_per_epoch=1000)
-    return codec
-
-
-def test_a_codec_resumes_bit_identically_with_its_codebook(tmp_path):
-    codec_run(tmp_path / "whole")
-    with pytest.raises(SystemExit):
-        codec_run(tmp_path / "parts", tracker=Recorder(kill_at=2))
-    codec_run(tmp_path / "parts")
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_more_steps_continue_a_finished_run(tmp_path):
-    steady = dataclasses.replace(OPTIM, decay_steps=0)
-    toy_run(tmp_path / "whole", tracker=None, optim=steady)
-    toy_run(tmp_path / "parts", dataclasses.replace(TRAIN, steps=4), optim=steady)
-    state = load_state(tmp_path / "parts")
-    assert state["step"] == 4
-    toy_run(tmp_path / "parts", optim=steady)
-    a, b = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "parts"))
-    assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_equals_a_loop_written_by_hand(tmp_path):
@@ -391,10 +357,10 @@ def test_a_run_that_differs_is_named(tmp_path):
     other = {"config": {"l_bins": 256, "downs_t": (2, 3)}, "train": train | {"crop": 8}}
     with pytest.raises(ValueError) as error:
         open_run(tmp_path, other, 5)
-    assert "config.l_bins is 512 there, 256 asked for" in str(error.value)
-    assert "config.downs_t is [2, 2] there, [2, 3] asked for" in str(error.value)
-    assert "train.crop is 16 there, 8 asked for" in str(error.value)
-    with pytest.raises(ValueError, match="source is None there, 'bass' asked for"):
+    assert "config.l_bins is 512 there, now 256" in str(error.value)
+    assert "config.downs_t is [2, 2] there, now [2, 3]" in str(error.value)
+    assert "train.crop is 16 there, now 8" in str(error.value)
+    with pytest.raises(ValueError, match="source is None there, now 'bass'"):
         open_run(tmp_path, {"source": "bass"}, 5)
 
 
@@ -416,13 +382,6 @@ def test_metrics_that_are_not_finite_do_not_break_the_meta_data(tmp_path):
     toy_run(tmp_path, toy=Infinite())
     assert load_meta(tmp_path)["metrics"]["train"]["bad"] is None
     json.loads((tmp_path / "meta.json").read_text())
-
-
-def test_devices_that_are_not_there_are_named():
-    with pytest.raises(ValueError, match="device 'tpu' cannot be used here; there is .*cpu"):
-        make_fabric("tpu")
-    with pytest.raises(ValueError, match="16-mixed needs CUDA, the device is cpu"):
-        make_fabric("cpu", "16-mixed")
 
 
 def test_mixed_precision_keeps_the_targets_exact(tmp_path):
@@ -519,7 +478,7 @@ def test_the_last_checkpoints_and_the_best_are_kept(tmp_path):
     again = load_file(tmp_path / "again/weights.safetensors")
     steady = load_file(tmp_path / f"steady/steps/{best['step']:08}/weights.safetensors")
     assert all(torch.equal(again[name], steady[name]) for name in again)
-    with pytest.raises(ValueError, match="-1 checkpoints to keep"):
+    with pytest.raises(ValueError, match="keep is -1"):
         Snapshots(tmp_path, -1)
 
 

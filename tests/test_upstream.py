@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from jukebox_core.checkpoints import (
     load_prior,
     save_model,
 )
-from jukebox_core.config import PriorConfig, VQVAEConfig, to_dict
+from jukebox_core.config import PriorConfig, VQVAEConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.upstream.checkpoints import read_checkpoint
 from jukebox_core.upstream.tables import (
@@ -68,7 +68,7 @@ def native_codec(folder):
     codec = VQVAE(config).train()
     codec(torch.randn(2, 12 * 16))  # codebooks, and averages that are not what a file implies
     codec(torch.randn(2, 12 * 16))
-    meta = {"kind": "vqvae", "config": to_dict(config), "step": 3, "preset": "tiny"}
+    meta = {"kind": "vqvae", "config": asdict(config), "step": 3, "preset": "tiny"}
     save_model(folder, codec, meta)
     return folder
 
@@ -88,7 +88,7 @@ def native_prior(folder, embedding, codebook=None, dropout=0.1):
         dropout=dropout,
     )
     prior = AutoregressivePrior(config, codebook)
-    save_model(folder, prior, {"kind": "prior", "config": to_dict(config), "source": "bass"})
+    save_model(folder, prior, {"kind": "prior", "config": asdict(config), "source": "bass"})
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import OrderedDict
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from upstream_files import (
 )
 
 from jukebox_core.checkpoints import save_model
-from jukebox_core.config import VQVAEConfig, to_dict
+from jukebox_core.config import VQVAEConfig
 from jukebox_core.vqvae.model import VQVAE
 from lass.counts import count_triples, save_counts, symmetrise
 
@@ -259,6 +260,6 @@ def test_top_level_codecs_have_no_upstream_form(tmp_path, capsys):
         levels=1, downs_t=(1,), strides_t=(2,), l_bins=K, width=4, depth=1, multipliers=(1,),
         top_only=True,
     )  # fmt: skip
-    save_model(tmp_path / "run", VQVAE(config), {"kind": "vqvae", "config": to_dict(config)})
+    save_model(tmp_path / "run", VQVAE(config), {"kind": "vqvae", "config": asdict(config)})
     said = refused(capsys, "codec", tmp_path / "run", tmp_path / "c.pth.tar", "--back")
     assert "only the top level" in said

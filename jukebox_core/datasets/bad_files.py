@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from jukebox_core.checks import one_line
 
-__all__ = ["LIMIT", "BadFiles", "warn_on_stderr"]
-
 LIMIT = 0.1
 """Largest share of songs with unreadable files."""
 NAMED = 10

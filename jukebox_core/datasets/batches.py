@@ -19,8 +19,6 @@ from jukebox_core.checks import require
 from jukebox_core.datasets.bad_files import warn_on_stderr
 from jukebox_core.machine import available_cores
 
-__all__ = ["Batches", "Items", "collate"]
-
 SHARED_MEMORY = Path("/dev/shm")
 """Linux keeps the memory that processes share here."""
 PREFETCHED = 2
@@ -63,10 +61,9 @@ class Batches:
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a batch size that does not divide and too many workers."""
         cores = available_cores()
-        most = max(16, 4 * cores)
         hint = f"this machine has {cores} cores"
+        most = max(16, 4 * cores)
         require("workers", self.workers, whole=True, at_least=0, at_most=most, hint=hint)
         unit = self.items.rows * self.processes * self.accumulate
         if self.batch_size < 1 or self.batch_size % unit:
@@ -107,7 +104,7 @@ class Batches:
         self.require_shared_memory()
         loader: DataLoader = DataLoader(
             _Batch(self.items),
-            sampler=_Sampler(lambda: self.indices(start, stop)),
+            sampler=self.indices(start, stop),  # lazy: all indices may not fit in memory
             batch_size=None,  # the sampler's elements are batches
             collate_fn=_as_it_is,
             num_workers=self.workers,
@@ -165,16 +162,6 @@ class _Loaded(NamedTuple):
 
     batch: Tensor | ValueError
     files: dict[str, tuple[str, str]]
-
-
-class _Sampler:
-    """Indices for a data loader, made lazily: all of them may not fit in memory."""
-
-    def __init__(self, indices: Callable[[], Iterator[list[int]]]):
-        self._indices = indices
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._indices()
 
 
 class _Batch(Dataset):

@@ -9,8 +9,6 @@ from torch.utils.data import get_worker_info
 
 from jukebox_core import audio
 
-__all__ = ["AudioCache"]
-
 
 class AudioCache:
     """Reads parts of mono files; keeps decoded files in memory up to a budget in bytes.
@@ -23,7 +21,7 @@ class AudioCache:
         self._budget = budget
         self._used = 0
         self._kept: dict[Path, Tensor] = {}
-        self._errors: dict[Path, str | None] = {}
+        self._errors: dict[Path, str] = {}
         self._damaged: set[Path] = set()
 
     def read(self, path: Path, start: int, length: int, samples: int) -> Tensor:
@@ -60,18 +58,11 @@ class AudioCache:
     def _check_length(self, path: Path, samples: int) -> None:
         """Compare the header with the manifest, once per file."""
         if path not in self._errors:
-            self._errors[path] = _header_error(path, samples)
-        error = self._errors[path]
-        if error is not None:
-            raise ValueError(error)
-
-
-def _header_error(path: Path, samples: int) -> str | None:
-    """How a file's header contradicts the manifest, if it does."""
-    try:
-        frames = audio.info(path).frames
-    except ValueError as error:
-        return str(error)
-    if frames != samples:
-        return f"{path} has {frames} samples, the manifest has {samples}: prepare the data again"
-    return None
+            try:
+                frames = audio.info(path).frames
+                differ = f"{path} has {frames} samples, the manifest has {samples}"
+                self._errors[path] = f"{differ}: prepare it again" if frames != samples else ""
+            except ValueError as error:
+                self._errors[path] = str(error)
+        if self._errors[path]:
+            raise ValueError(self._errors[path])

@@ -19,21 +19,8 @@ from jukebox_core import audio
 from jukebox_core.audio.transposition import span, transpose
 from jukebox_core.checks import require_fields, require_types
 from jukebox_core.datasets.bad_files import BadFiles
-from jukebox_core.datasets.batches import Batches, Items, collate
 from jukebox_core.datasets.cache import AudioCache
 from jukebox_core.datasets.manifest import Manifest, Track
-
-__all__ = [
-    "Augmentation",
-    "AudioCache",
-    "Batches",
-    "CropDataset",
-    "Items",
-    "collate",
-    "hold_out",
-    "long_enough",
-    "split_for_validation",
-]
 
 MIXTURE = "mixture"
 DRAWS = 20
@@ -54,7 +41,6 @@ class Augmentation:
     """Transpose by -transpose_semitones to +transpose_semitones, all equally likely."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require_types(self)
         require_fields(self, "gain_db", at_least=0, at_most=120)
         require_fields(self, "transpose_semitones", whole=True, at_least=0, at_most=48)
@@ -105,7 +91,6 @@ class CropDataset(Dataset):
     cache: AudioCache = field(default_factory=AudioCache, repr=False)
 
     def __post_init__(self) -> None:
-        """Choose the sources to read and the songs that are long enough."""
         everything = {"mixtures", "sources", "both"}
         if self.contents not in everything | set(self.alpha):
             raise ValueError(

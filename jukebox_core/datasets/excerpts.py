@@ -11,8 +11,6 @@ from jukebox_core import audio as audio_io
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.files import check_replaceable
 
-__all__ = ["write_excerpt"]
-
 
 def write_excerpt(data: Path, output: Path, seconds: float = 9.0) -> Path:
     """Write the middle of the first test song's mixture.

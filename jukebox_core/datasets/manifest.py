@@ -9,14 +9,6 @@ from typing import Any
 
 from jukebox_core.checks import require
 
-__all__ = [
-    "MANIFEST_NAME",
-    "MANIFEST_VERSION",
-    "Manifest",
-    "Track",
-    "load_manifest",
-]
-
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 
@@ -34,7 +26,6 @@ class Track:
     """SHA-256 of every source file, and of the mixture under `mixture`."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         for name in ("name", "split"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
@@ -52,7 +43,6 @@ class Manifest:
     tracks: tuple[Track, ...]
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
         require("sample_rate", self.sample_rate, whole=True, at_least=1)
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ValueError(f"sources are {list(self.sources)}, expected different names")
@@ -64,12 +54,16 @@ class Manifest:
         return [track for track in self.tracks if track.split == name]
 
 
-def load_manifest(folder: str | Path) -> Manifest:
+def load_manifest(folder: str | Path, sample_rate: int | None = None) -> Manifest:
     """Read `folder/manifest.json` and check that the files it names exist.
+
+    Args:
+        folder: folder of a prepared data set.
+        sample_rate: sample rate of the model that will use the data; None accepts any.
 
     Raises:
         FileNotFoundError: the manifest or a file of a track is missing.
-        ValueError: the file is not a manifest, or has another version.
+        ValueError: the file is not a manifest, or has another version or sample rate.
     """
     root = Path(folder)
     path = root / MANIFEST_NAME
@@ -86,6 +80,11 @@ def load_manifest(folder: str | Path) -> Manifest:
         raise ValueError(
             f"{path} is not a manifest of prepared data ({what}): prepare the data again"
         ) from error
+    if sample_rate not in (None, manifest.sample_rate):
+        raise ValueError(
+            f"{folder} is at {manifest.sample_rate} Hz, the model at {sample_rate}: prepare the "
+            f"data at {sample_rate} Hz, or train a model at {manifest.sample_rate} Hz"
+        )
     for track in manifest.tracks:
         for file in (track.mixture, *track.sources.values()):
             if not file.is_file():

@@ -14,13 +14,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from jukebox_core.checkpoints import (
-    fingerprint,
-    load_codec_config,
-    load_meta,
-    load_prior_config,
-)
+from jukebox_core.checkpoints import fingerprint, load_config, load_meta
 from jukebox_core.checks import require
+from jukebox_core.config import PriorConfig, VQVAEConfig
 from jukebox_core.files import sha256
 from jukebox_core.presets import PRESETS
 from jukebox_core.separation.calibration import Calibration, load_calibration
@@ -99,8 +95,8 @@ def sizes_of(
         ValueError: they do not fit the models, each other or the free memory.
     """
     priors = prior_folders(family)
-    codec = load_codec_config(family / "vqvae")
-    n_ctx = min(load_prior_config(folder).n_ctx for folder in priors.values())
+    codec = load_config(family / "vqvae", "vqvae", VQVAEConfig)[0]
+    n_ctx = min(load_config(folder, "prior", PriorConfig)[0].n_ctx for folder in priors.values())
     preset = PRESETS.get(str(load_meta(family / "vqvae").get("preset")), PRESETS["paper"])
     if candidates is None:
         candidates = preset.candidates

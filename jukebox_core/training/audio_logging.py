@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["MEDIA", "Clips", "AudioTracker", "pixels", "reconstructions", "spectrograms"]
 
 MEDIA = "media"
 

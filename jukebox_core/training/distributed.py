@@ -27,19 +27,8 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from jukebox_core.checks import require
+from jukebox_core.checks import require, require_choice
 from jukebox_core.machine import available_cores
-
-__all__ = [
-    "Precision",
-    "Ranks",
-    "Signals",
-    "generator_states",
-    "launch",
-    "make_fabric",
-    "seed_everything",
-    "set_generator_states",
-]
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 T = TypeVar("T")
@@ -66,12 +55,9 @@ def make_fabric(
             devices, or the processes cannot find each other.
     """
     name, index = _device(device)
-    if precision not in get_args(Precision):
-        expected = ", ".join(get_args(Precision))
-        raise ValueError(f"precision is {precision!r}, expected one of {expected}")
+    require_choice("precision", precision, get_args(Precision))
     if precision == "16-mixed" and name != "cuda":
         raise ValueError(f"precision 16-mixed needs CUDA, the device is {name}; use bf16-mixed")
-    require("devices", devices, whole=True, at_least=1)
     require("num_nodes", num_nodes, whole=True, at_least=1)
     environment, world, local = _launched()
     plugins: list[Any] = []
@@ -147,8 +133,7 @@ def _ddp() -> DDPStrategy:
     """Data parallel; all ranks compute the same codebooks, so buffers are not broadcast."""
     parameters = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}
-    return DDPStrategy(**options)
+    return DDPStrategy(**{name: False})  # type: ignore[arg-type]
 
 
 def launch(fabric: Fabric) -> None:
@@ -165,6 +150,14 @@ def launch(fabric: Fabric) -> None:
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def gather(value: T, size: int) -> list[T]:
+    """The values of `size` processes, in the order of the ranks."""
+    values = [value] * size
+    if size > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 class Ranks:
@@ -184,15 +177,14 @@ class Ranks:
         self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
         if environment is None or world == 1:
             return
-        nodes = _nodes(world, local)
         # Ranks wait for the slowest at the end, maybe hours; the default is half an hour.
-        strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
+        ddp = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
         fabric = Fabric(
             accelerator="cpu",
+            strategy=ddp,
             devices=local,
-            num_nodes=nodes,
-            strategy=strategy,
-            plugins=[environment],
+            num_nodes=_nodes(world, local),
+            plugins=environment,
         )
         launch(fabric)
         self.rank, self.size = fabric.global_rank, fabric.world_size
@@ -200,11 +192,7 @@ class Ranks:
 
     def gather(self, value: T) -> list[T]:
         """Every rank's value, in the order of the ranks."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(values, value)
-        return values
+        return gather(value, self.size)
 
     def broadcast(self, value: T) -> T:
         """The first rank's value."""
@@ -241,7 +229,7 @@ class Ranks:
             return name
         if ":" in name:
             raise ValueError(f"device {name} for {self.local_size} processes; leave out the number")
-        if name == "cpu" or name == "mps" or not torch.cuda.is_available():
+        if name in ("cpu", "mps") or not torch.cuda.is_available():
             return name
         index = self.local_rank % torch.cuda.device_count()
         torch.cuda.set_device(index)
@@ -258,11 +246,8 @@ def _nodes(world: int, local: int) -> int:
 def _launched() -> tuple[ClusterEnvironment | None, int, int]:
     """The launcher (torchrun, SLURM, MPI or none), the world size and the local size."""
     if TorchElasticEnvironment.detect():
-        return (
-            TorchElasticEnvironment(),
-            int(os.environ["WORLD_SIZE"]),
-            int(os.environ["LOCAL_WORLD_SIZE"]),
-        )
+        world, local = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        return TorchElasticEnvironment(), world, local
     if SLURMEnvironment.detect():
         slurm = SLURMEnvironment()
         world, nodes = slurm.world_size(), int(os.environ.get("SLURM_NNODES", "1"))
@@ -277,8 +262,8 @@ def _launched() -> tuple[ClusterEnvironment | None, int, int]:
             f"mpiexec started {max(sizes)} processes, which need mpi4py to find each other: "
             "pip install mpi4py mpich"
         ) from error
-    local = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
-    return MPIEnvironment(), MPI.COMM_WORLD.Get_size(), local.Get_size()
+    here = MPI.COMM_WORLD.Split_type(MPI.COMM_TYPE_SHARED)
+    return MPIEnvironment(), MPI.COMM_WORLD.Get_size(), here.Get_size()
 
 
 def seed_everything(seed: int) -> None:

@@ -14,16 +14,6 @@ from jukebox_core.audio.spectra import _hann
 from jukebox_core.machine import free_bytes
 from jukebox_core.vqvae.bottleneck import Bottleneck
 
-__all__ = [
-    "SHARE",
-    "TrainingBytes",
-    "crops_that_fit",
-    "fake_tensors",
-    "require_memory",
-    "saved_bytes",
-    "training_bytes",
-]
-
 SHARE = 0.7
 """Fraction of free memory to plan for; the rest covers temporaries."""
 
@@ -54,14 +44,13 @@ class TrainingBytes(NamedTuple):
         return self.parameters + self.gradients + self.optimiser + self.average
 
 
-def training_bytes(objective: nn.Module, batch: Tensor, averaged: bool = True) -> TrainingBytes:
-    """Measure the bytes of `objective`, with activations from a forward pass of batch [B, T]."""
-    model = _model_bytes(objective, averaged)
-    return model._replace(activations=saved_bytes(objective, batch) / len(batch))
+def training_bytes(
+    objective: nn.Module, batch: Tensor | None, averaged: bool = True
+) -> TrainingBytes:
+    """Measure the bytes of `objective`, with activations from a forward pass of batch [B, T].
 
-
-def _model_bytes(objective: nn.Module, averaged: bool) -> TrainingBytes:
-    """Bytes of a training step without activations."""
+    Without a batch, the activations count as zero.
+    """
     tensors = [*objective.parameters(), *objective.buffers()]
     trained = sum(p.nbytes for p in objective.parameters() if p.requires_grad)
     return TrainingBytes(
@@ -69,7 +58,7 @@ def _model_bytes(objective: nn.Module, averaged: bool) -> TrainingBytes:
         gradients=trained,
         optimiser=2 * trained,
         average=trained if averaged else 0,
-        activations=0.0,
+        activations=0.0 if batch is None else saved_bytes(objective, batch) / len(batch),
     )
 
 
@@ -104,7 +93,7 @@ def require_memory(
     free = free_bytes(device) / processes
     with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         objective = build()
-        model = _model_bytes(objective, averaged)
+        model = training_bytes(objective, None, averaged)
         fixed = model.fixed - (1 - moments) * model.optimiser
         activations = 0.0
         # Codebooks of several processes exchange sums; fake tensors cannot do that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from jukebox_core.config import OptimConfig
-
-__all__ = ["WeightAverage", "build_optimizer", "learning_rate"]
 
 
 def build_optimizer(
@@ -82,19 +80,18 @@ class WeightAverage:
             yield
             return
         original = [p.detach().clone() for p in self._parameters]
-        self._set(self.values)
+        _copy(self.values, self._parameters)
         try:
             yield
         finally:
-            self._set(original)
+            _copy(original, self._parameters)
 
-    @torch.no_grad()
     def load(self, values: list[Tensor]) -> None:
         """Continue from stored values."""
-        for value, stored in zip(self.values, values, strict=True):
-            value.copy_(stored)
+        _copy(values, self.values)
 
-    @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+
+@torch.no_grad()
+def _copy(values: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,19 @@ from jukebox_core.checkpoints import (
     provenance,
 )
 from jukebox_core.checks import require, require_fields, require_types
-from jukebox_core.config import OptimConfig, TrainConfig, to_dict
-from jukebox_core.datasets.crops import Batches, Items, split_for_validation
+from jukebox_core.config import OptimConfig, TrainConfig
+from jukebox_core.datasets.batches import Batches, Items
+from jukebox_core.datasets.crops import CropDataset, split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
+from jukebox_core.prior.codes import CodeDataset
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
 from jukebox_core.training.memory import crops_that_fit, require_memory
-from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker, Trackers
+from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker
 from jukebox_core.training.trainer import CollapseWatch, Trainer
 from jukebox_core.training.wandb import WandbConfig, WandbTracker
-
-__all__ = ["Data", "Run", "RunSettings", "compile_layers", "parts_of_batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +90,11 @@ class RunSettings:
     """Weights & Biases tags of the run."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range that no other class checks."""
         require_types(self)
         require_fields(self, "devices", "num_nodes", whole=True, at_least=1)
         require_fields(self, "keep", "keep_media", whole=True, at_least=0)
         require_fields(self, "max_seconds", optional=True, above=0)
-        require_fields(self, "seed", optional=True, whole=True, at_least=0, at_most=2**63 - 1)
+        require_fields(self, "seed", optional=True, whole=True, at_least=0)
         if isinstance(self.batch, int):
             require_fields(self, "batch", whole=True, at_least=1)
 
@@ -145,23 +144,16 @@ def parts_of_batch(items: int, rows: int, crops: int) -> int:
     return next(n for n in range(1, items + 1) if not items % n and rows * items // n <= crops)
 
 
+@dataclass
 class _Blank:
     """Items of zeros, of the size of the training items."""
 
-    def __init__(self, rows: int, length: int, dtype: torch.dtype):
-        self.rows = rows
-        self._length = length
-        self._dtype = dtype
+    rows: int
+    length: int
+    dtype: torch.dtype
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.zeros(self.rows, self._length, dtype=self._dtype)
-
-
-class TrainingItems(Items, Protocol):
-    """Items with the total length of their songs."""
-
-    samples: int
-    """Samples of all songs."""
+        return torch.zeros(self.rows, self.length, dtype=self.dtype)
 
 
 class Run:
@@ -197,13 +189,7 @@ class Run:
         Raises:
             ValueError: the model has another sample rate.
         """
-        manifest = load_manifest(self.settings.data)
-        if manifest.sample_rate != sample_rate:
-            raise ValueError(
-                f"{self.settings.data} is at {manifest.sample_rate} Hz, the model at "
-                f"{sample_rate}: prepare the data at {sample_rate} Hz, or train a model at "
-                f"{manifest.sample_rate} Hz (its sample_rate)"
-            )
+        manifest = load_manifest(self.settings.data, sample_rate)
         data = Data(manifest, *split_for_validation(manifest, self.settings.validate_on))
         crop = self.train.crop
         short = [track.name for track in data.train if track.samples < crop]
@@ -215,8 +201,8 @@ class Run:
     def identity(self, data: Data) -> dict[str, Any]:
         """The part of meta.json that must be the same for a run to continue."""
         return {
-            "optim": to_dict(self.optim),
-            "train": to_dict(self.train),
+            "optim": asdict(self.optim),
+            "train": asdict(self.train),
             "sample_rate": data.manifest.sample_rate,
             "alpha": data.manifest.alpha,
             "skip_silent": self.settings.skip_silent,
@@ -283,7 +269,7 @@ class Run:
         self,
         objective: nn.Module,
         model: nn.Module,
-        items: TrainingItems,
+        items: CropDataset | CodeDataset,
         validation: Callable[[], Items],
         meta: Mapping[str, Any],
         collapse: CollapseWatch | None = None,
@@ -302,16 +288,17 @@ class Run:
         """
         settings = self.settings
         parts = self._parts(objective, items)
+        full_meta = {**meta, "parts": parts}
         batches, held_out = self._batches(items, parts), self._validation(validation, parts)
         if self.fabric.is_global_zero:
-            begin_run(settings.output, {**meta, "parts": parts})
+            begin_run(settings.output, full_meta)
         tracker = self._tracker(meta)
         trainer = Trainer(
             self.fabric,
             self.optim,
             self.train,
             settings.output,
-            meta={**meta, "parts": parts},
+            meta=full_meta,
             tracker=tracker,
             max_seconds=settings.max_seconds,
             collapse=collapse,
@@ -322,8 +309,9 @@ class Run:
         if settings.compile:
             compile_layers(model)
         try:
-            samples = items.samples
-            result = trainer.fit(objective, model, batches, held_out, samples_per_epoch=samples)
+            result = trainer.fit(
+                objective, model, batches, held_out, samples_per_epoch=items.samples
+            )
         finally:
             tracker.close()
         if self.fabric.is_global_zero:
@@ -371,10 +359,10 @@ class Run:
     def _tracker(self, meta: Mapping[str, Any]) -> Tracker:
         """CSV, terminal and W&B on the first process; nothing on the others."""
         if not self.fabric.is_global_zero:
-            return Trackers()
+            return Tracker()
         folder = self.settings.output
         folder.mkdir(parents=True, exist_ok=True)
-        return Trackers(
+        return Tracker(
             [
                 CsvTracker(folder),
                 AudioTracker(folder, self.settings.keep_media),

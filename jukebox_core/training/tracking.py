@@ -19,36 +19,42 @@ from jukebox_core.files import atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "METRICS",
-    "ConsoleTracker",
-    "CsvTracker",
-    "Row",
-    "Tracker",
-    "Trackers",
-    "read_metrics",
-]
 
 METRICS = "metrics.csv"
 
 
 class Tracker:
-    """Receives the log of a run; this one ignores it."""
+    """Receives the log of a run; this one passes it on to its parts, if any."""
+
+    parts: Sequence[Tracker] = ()
+
+    def __init__(self, parts: Sequence[Tracker] = ()):
+        self.parts = parts
 
     def start(self, step: int, steps: int) -> None:
         """Training starts, or continues after `step` of `steps`."""
+        for part in self.parts:
+            part.start(step, steps)
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
         """Log metrics of a split (`train` or `validation`) after `step` steps."""
+        for part in self.parts:
+            part.log(step, epoch, split, metrics)
 
     def warn(self, message: str) -> None:
         """Report something that a person should look at."""
+        for part in self.parts:
+            part.warn(message)
 
     def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
         """Log waveforms {label: [T]} to compare, such as an input and its reconstruction."""
+        for part in self.parts:
+            part.log_audio(step, name, audio, rate)
 
     def close(self) -> None:
         """The run ends or pauses."""
+        for part in self.parts:
+            part.close()
 
 
 class Row(NamedTuple):
@@ -163,35 +169,3 @@ class ConsoleTracker(Tracker):
         """Close the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class Trackers(Tracker):
-    """Several trackers as one."""
-
-    def __init__(self, parts: Sequence[Tracker] = ()):
-        self._parts = list(parts)
-
-    def start(self, step: int, steps: int) -> None:
-        """Pass on to all."""
-        for part in self._parts:
-            part.start(step, steps)
-
-    def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
-        """Pass on to all."""
-        for part in self._parts:
-            part.log(step, epoch, split, metrics)
-
-    def warn(self, message: str) -> None:
-        """Pass on to all."""
-        for part in self._parts:
-            part.warn(message)
-
-    def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
-        """Pass on to all."""
-        for part in self._parts:
-            part.log_audio(step, name, audio, rate)
-
-    def close(self) -> None:
-        """Close all."""
-        for part in self._parts:
-            part.close()

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -31,23 +32,25 @@ from jukebox_core.checkpoints import (
 from jukebox_core.checks import one_line
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.bad_files import warn_on_stderr
-from jukebox_core.datasets.crops import Batches
+from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.audio_logging import Clips
 from jukebox_core.training.distributed import (
     Signals,
+    gather,
     generator_states,
     seed_everything,
     set_generator_states,
 )
 from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
-from jukebox_core.training.tracking import Tracker, Trackers
-
-__all__ = ["TIMINGS", "CollapseWatch", "Result", "Trainer"]
+from jukebox_core.training.tracking import Tracker
 
 NONFINITE_LIMIT = 10
 """Training ends after this many consecutive steps without a finite gradient."""
 TIMINGS = ("steps_per_second", "crops_per_second", "gpu_memory_gb")
 """Metrics of the machine, which differ between identical trainings."""
+
+
+_PROGRESS = ("step", "elapsed", "nonfinite", "count", "metrics")
 
 
 class Result(NamedTuple):
@@ -57,72 +60,61 @@ class Result(NamedTuple):
     metrics: dict[str, dict[str, float]]
 
 
+@dataclass
 class CollapseWatch:
     """Warns once when a codec uses less than `share` of its codes for `patience` logs in a row."""
 
-    def __init__(self, n_codes: int, share: float = 0.05, patience: int = 10):
-        self._least = share * n_codes
-        self._n_codes = n_codes
-        self._patience = patience
-        self.low = 0
+    n_codes: int
+    share: float = 0.05
+    patience: int = 10
+    low: int = 0
+    """Number of such logs so far."""
 
     def __call__(self, metrics: Mapping[str, float]) -> str | None:
         """The warning, at the log that exhausts the patience; else None."""
-        self.low = self.low + 1 if metrics.get("usage", math.inf) < self._least else 0
-        if self.low != self._patience:
+        least = self.share * self.n_codes
+        self.low = self.low + 1 if metrics.get("usage", math.inf) < least else 0
+        if self.low != self.patience:
             return None
         return (
-            f"the codebook has collapsed: {metrics['usage']:.0f} of {self._n_codes} codes are in "
+            f"the codebook has collapsed: {metrics['usage']:.0f} of {self.n_codes} codes are in "
             "use; lower the learning rate or the commitment weight, or use fewer codes"
         )
 
 
+@dataclass
 class Trainer:
     """Trains one objective in one run folder."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        optim: OptimConfig,
-        train: TrainConfig,
-        folder: Path,
-        *,
-        meta: Mapping[str, Any],
-        tracker: Tracker | None = None,
-        max_seconds: float | None = None,
-        collapse: CollapseWatch | None = None,
-        media: Callable[[Tensor], Iterable[Clips]] | None = None,
-        snapshots: Snapshots | None = None,
-        sharded: bool = False,
-    ):
-        """Prepare.
+    fabric: Fabric
+    """Devices, precision, processes; launched."""
+    optim: OptimConfig
+    train: TrainConfig
+    folder: Path
+    """The run folder."""
+    meta: Mapping[str, Any]
+    """Entries of meta.json besides step, metrics, elapsed and finished."""
+    tracker: Tracker | None = None
+    """Receives the metrics; used only on the first process."""
+    max_seconds: float | None = None
+    """Stop after this training time, summed over all starts of the run."""
+    collapse: CollapseWatch | None = None
+    """Watches the training metrics of every log."""
+    media: Callable[[Tensor], Iterable[Clips]] | None = None
+    """Makes audio clips of the first validation batch."""
+    snapshots: Snapshots | None = None
+    """Keeps weights of earlier steps."""
+    sharded: bool = False
+    """Each process keeps the optimiser state of only its share of the parameters."""
 
-        Args:
-            fabric: devices, precision, processes; launched.
-            optim: optimiser, schedule, averaging.
-            train: steps, intervals, seed.
-            folder: the run folder.
-            meta: entries of meta.json besides step, metrics, elapsed and finished.
-            tracker: receives the metrics; used only on the first process.
-            max_seconds: stop after this training time, summed over all starts of the run.
-            collapse: watches the training metrics of every log.
-            media: makes audio clips of the first validation batch.
-            snapshots: keeps weights of earlier steps.
-            sharded: each process keeps the optimiser state of only its share of the parameters.
-        """
-        self._fabric = fabric
-        self._optim = optim
-        self._train = train
-        self._folder = folder
-        self._meta = dict(meta)
-        self._tracker = tracker if tracker is not None and fabric.is_global_zero else Trackers()
+    def __post_init__(self) -> None:
+        first = self.fabric.is_global_zero
+        self._tracker = (self.tracker if first else None) or Tracker()
         # Every process reads other songs, so each reports its own bad files.
-        self._warn = self._tracker.warn if fabric.is_global_zero else warn_on_stderr
-        self._media = media if fabric.is_global_zero else None
-        self._max_seconds = max_seconds
-        self._collapse = collapse
-        self._snapshots = snapshots or Snapshots(folder)
-        self._sharded = sharded and fabric.world_size > 1
+        self._warn = self._tracker.warn if first else warn_on_stderr
+        self._media = self.media if first else None
+        self._snapshots = self.snapshots or Snapshots(self.folder)
+        self._sharded = self.sharded and self.fabric.world_size > 1
         self._step = self._saved = 0
         self._validated = -1
         self._due = False
@@ -160,14 +152,14 @@ class Trainer:
         self._setup(objective, model)
         self._batches, self._validation = batches, validation
         self._items_per_step = batches.items_per_step
-        self._epochs_per_step = batches.items_per_step * self._train.crop / samples_per_epoch
-        if (self._folder / STATE).is_file():
+        self._epochs_per_step = batches.items_per_step * self.train.crop / samples_per_epoch
+        if (self.folder / STATE).is_file():
             self._resume()
-        self._tracker.start(self._step, self._train.steps)
-        data = batches.steps(self._step, self._train.steps, self._warn)
+        self._tracker.start(self._step, self.train.steps)
+        data = batches.steps(self._step, self.train.steps, self._warn)
         before, began = self._elapsed, time.monotonic()
         with Signals() as signals:
-            while self._step < self._train.steps and not self._out_of_time():
+            while self._step < self.train.steps and not self._out_of_time():
                 started = time.monotonic()
                 self._one_step(data)
                 self._busy += time.monotonic() - started
@@ -181,7 +173,7 @@ class Trainer:
         return Result(self._step, self._metrics)
 
     def _setup(self, objective: nn.Module, model: nn.Module) -> None:
-        fabric, optim = self._fabric, self._optim
+        fabric, optim = self.fabric, self.optim
         self._model = model
         self._scaler = getattr(fabric.strategy.precision, "scaler", None)
         objective.to(fabric.device)
@@ -191,14 +183,14 @@ class Trainer:
         self._objective, self._optimizer = fabric.setup(objective, self._state_of)
         self._bare = objective
         self._average = WeightAverage(objective, optim.ema_decay)
-        self._generator = torch.Generator().manual_seed(self._train.seed)
+        self._generator = torch.Generator().manual_seed(self.train.seed)
         self._objective.train()
 
     def _one_step(self, data: Iterator[Tensor]) -> None:
         """Forward, backward, update; the step counts even if its gradient is not finite."""
-        fabric, train, accumulate = self._fabric, self._train, self._batches.accumulate
-        position = train.steps * self._elapsed / self._max_seconds if self._max_seconds else 0.0
-        rate = learning_rate(self._optim, self._step, train.steps, position)
+        fabric, train, accumulate = self.fabric, self.train, self._batches.accumulate
+        position = train.steps * self._elapsed / self.max_seconds if self.max_seconds else 0.0
+        rate = learning_rate(self.optim, self._step, train.steps, position)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         buffers = [buffer.clone() for buffer in self._bare.buffers()]
@@ -213,7 +205,7 @@ class Trainer:
         norm = fabric.clip_gradients(
             self._objective,
             self._optimizer,
-            max_norm=self._optim.grad_clip or math.inf,
+            max_norm=self.optim.grad_clip or math.inf,
             error_if_nonfinite=False,
         )
         metrics["grad_norm"] = cast(Tensor, norm)
@@ -250,8 +242,8 @@ class Trainer:
         self._tracker.warn(f"step {self._step + 1} skipped: its loss or gradient is not finite")
 
     def _diverged(self, reason: str) -> ValueError:
-        exists = (self._folder / WEIGHTS).is_file()
-        last = f"{self._folder} keeps the last checkpoint" if exists else "there is no checkpoint"
+        exists = (self.folder / WEIGHTS).is_file()
+        last = f"{self.folder} keeps the last checkpoint" if exists else "there is no checkpoint"
         return ValueError(f"{reason}: lower the learning rate, or train in float32 ({last})")
 
     def _nonfinite_tensor(self) -> str | None:
@@ -268,7 +260,7 @@ class Trainer:
             ValueError: on all processes, if any of them has such a value.
         """
         broken = self._nonfinite_tensor()
-        if not self._finite(torch.tensor(math.nan if broken else 0.0, device=self._fabric.device)):
+        if not self._finite(torch.tensor(math.nan if broken else 0.0, device=self.fabric.device)):
             raise self._diverged(
                 f"the tensor {broken or 'of another process'} is not finite at step {self._step}"
             )
@@ -285,11 +277,11 @@ class Trainer:
             raise self._diverged(f"the loss of the last step, {self._step}, is not finite")
 
     def _out_of_time(self) -> bool:
-        return self._max_seconds is not None and self._elapsed >= self._max_seconds
+        return self.max_seconds is not None and self._elapsed >= self.max_seconds
 
     def _after_step(self, stopping: bool) -> None:
         """Log, validate and write a checkpoint if they are due."""
-        train = self._train
+        train = self.train
         done = self._step >= train.steps or self._out_of_time()
         if self._step % train.log_every == 0 or done:
             self._log_training()
@@ -306,24 +298,17 @@ class Trainer:
             return
         metrics = self._mean(self._sums, self._count)
         metrics["lr"] = self._optimizer.param_groups[0]["lr"]
-        metrics |= self._speed()
-        warning = self._collapse(metrics) if self._collapse else None
+        if self._busy:
+            rate = self._timed_steps / self._busy
+            metrics |= {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
+        if self.fabric.device.type == "cuda":
+            metrics["gpu_memory_gb"] = torch.cuda.max_memory_allocated(self.fabric.device) / 1e9
+        warning = self.collapse(metrics) if self.collapse else None
         self._log("train", metrics)
         if warning:
             self._tracker.warn(warning)
         self._sums, self._count = {}, 0
         self._busy, self._timed_steps = 0.0, 0
-
-    def _speed(self) -> dict[str, float]:
-        """The metrics in `TIMINGS`."""
-        speed = {}
-        if self._busy:
-            rate = self._timed_steps / self._busy
-            speed = {"steps_per_second": rate, "crops_per_second": rate * self._items_per_step}
-        if self._fabric.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._fabric.device)
-            speed["gpu_memory_gb"] = peak / 1e9
-        return speed
 
     @torch.no_grad()
     def _validate(self, validation: Batches) -> None:
@@ -332,8 +317,8 @@ class Trainer:
         count = 0
         self._objective.eval()
         with self._average.applied():
-            for batch in validation.steps(0, self._train.validate_batches, self._warn):
-                batch = self._fabric.to_device(batch)
+            for batch in validation.steps(0, self.train.validate_batches, self._warn):
+                batch = self.fabric.to_device(batch)
                 output = self._objective(batch, self._generator)
                 for name, value in {"loss": output.loss, **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + value.float()
@@ -346,7 +331,12 @@ class Trainer:
                 if not math.isfinite(loss):
                     raise self._diverged(f"the validation loss of step {self._step} is {loss}")
                 self._validated = self._step
-                self._keep_best()
+                if self._snapshots.improves(loss) and self.fabric.is_global_zero:
+                    meta = self._full_meta(finished=False)
+                    error = _failure(lambda: self._snapshots.save_best(self._model, meta))
+                    if error:
+                        text = f"step {self._step}: the best weights were not written: {error}"
+                        self._tracker.warn(text)
         self._objective.train()
 
     def _mean(self, sums: dict[str, Tensor], count: int) -> dict[str, float]:
@@ -356,8 +346,8 @@ class Trainer:
 
     def _over_processes(self, value: Tensor) -> Tensor:
         """The mean over all processes."""
-        if self._fabric.world_size > 1:
-            value = cast(Tensor, self._fabric.all_reduce(value))
+        if self.fabric.world_size > 1:
+            value = cast(Tensor, self.fabric.all_reduce(value))
         return value
 
     def _log(self, split: str, metrics: dict[str, float]) -> None:
@@ -366,31 +356,22 @@ class Trainer:
 
     def _agree(self, received: int | None, elapsed: float) -> tuple[int | None, float]:
         """The signal and the elapsed time, equal on all processes."""
-        if self._fabric.world_size == 1:
+        if self.fabric.world_size == 1:
             return received, elapsed
-        own = torch.tensor([float(received is not None), elapsed], device=self._fabric.device)
+        own = torch.tensor([float(received is not None), elapsed], device=self.fabric.device)
         anyone, mean = self._over_processes(own).tolist()
         return (received or signal.SIGTERM) if anyone else None, mean
 
     def _interrupted(self, received: int) -> SystemExit:
         name = signal.Signals(received).name
         there = "there" if self._saved == self._step else f"step {self._saved}"
-        if self._fabric.is_global_zero:
+        if self.fabric.is_global_zero:
             print(
                 f"stopped by {name} at step {self._step}; the same command continues from {there}",
                 file=sys.stderr,
                 flush=True,
             )
         return SystemExit(128 + received)
-
-    def _keep_best(self) -> None:
-        """Save the averaged weights, now applied, if they are the best so far."""
-        loss = self._metrics["validation"]["loss"]
-        if self._snapshots.improves(loss) and self._fabric.is_global_zero:
-            meta = self._full_meta(finished=False)
-            error = _failure(lambda: self._snapshots.save_best(self._model, meta))
-            if error:
-                self._tracker.warn(f"step {self._step}: the best weights were not written: {error}")
 
     def _checkpoint(self, finished: bool, last: bool) -> None:
         """Write a checkpoint; if that fails, training continues, unless it is the last one.
@@ -400,13 +381,14 @@ class Trainer:
             ValueError: the weights or their loss are not finite.
         """
         self._require_finite(finished)
-        generators = _gather(self._fabric, self._generators())
+        own = {"own": self._generator.get_state()}
+        generators = gather(generator_states(self.fabric.device) | own, self.fabric.world_size)
         if self._sharded:
             cast(ZeroRedundancyOptimizer, self._state_of).consolidate_state_dict(0)
         error = None
-        if self._fabric.is_global_zero:
+        if self.fabric.is_global_zero:
             error = _failure(lambda: self._write(self._full_meta(finished), generators))
-        self._fabric.barrier()
+        self.fabric.barrier()
         if error is None:
             self._saved = self._step
         elif last:
@@ -419,15 +401,15 @@ class Trainer:
     def _write(self, meta: dict[str, Any], generators: list[dict[str, Any]]) -> None:
         """Write weights and metadata, then the state: a resumed run trusts only the state."""
         with self._average.applied():
-            save_model(self._folder, self._model, meta)
+            save_model(self.folder, self._model, meta)
             self._snapshots.save_step(
                 self._step, lambda folder: save_model(folder, self._model, meta)
             )
-        save_state(self._folder, self._state() | {"generators": generators})
+        save_state(self.folder, self._state() | {"generators": generators})
 
     def _full_meta(self, finished: bool) -> dict[str, Any]:
         """meta.json."""
-        return self._meta | {
+        return dict(self.meta) | {
             "step": self._step,
             "epoch": self._step * self._epochs_per_step,
             "elapsed": self._elapsed,
@@ -439,14 +421,9 @@ class Trainer:
         }
 
     def _state(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "elapsed": self._elapsed,
-            "nonfinite": self._nonfinite,
+        return {name: getattr(self, f"_{name}") for name in _PROGRESS} | {
             "sums": self._sums,
-            "count": self._count,
-            "metrics": self._metrics,
-            "collapse": self._collapse.low if self._collapse else 0,
+            "collapse": self.collapse.low if self.collapse else 0,
             "objective": self._bare.state_dict(),
             "optimizer": self._state_of.state_dict(),
             "least": self._snapshots.least,
@@ -455,7 +432,7 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        state = load_state(self._folder)
+        state = load_state(self.folder)
         try:
             self._bare.load_state_dict(state["objective"])
             self._state_of.load_state_dict(state["optimizer"])
@@ -464,36 +441,32 @@ class Trainer:
             if self._scaler:
                 self._scaler.load_state_dict(state["scaler"])
             self._set_generators(state["generators"], state["step"])
-            device = self._fabric.device
+            device = self.fabric.device
             self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-            for name in ("step", "elapsed", "nonfinite", "count", "metrics"):
+            for name in _PROGRESS:
                 setattr(self, f"_{name}", state[name])
             self._saved = self._step
-            if self._collapse:
-                self._collapse.low = state["collapse"]
+            if self.collapse:
+                self.collapse.low = state["collapse"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = one_line(error)[:200]
             raise ValueError(
-                f"{self._folder / STATE} does not fit this run ({reason}); delete the folder to "
+                f"{self.folder / STATE} does not fit this run ({reason}); delete the folder to "
                 "train from scratch"
             ) from error
-        broken = self._nonfinite_tensor()
-        if broken is not None:
+        if (broken := self._nonfinite_tensor()) is not None:
             raise ValueError(
-                f"{self._folder / STATE}: tensor {broken} has NaN or infinite values; delete the "
+                f"{self.folder / STATE}: tensor {broken} has NaN or infinite values; delete the "
                 "folder to start the training again"
             )
 
-    def _generators(self) -> dict[str, Any]:
-        return generator_states(self._fabric.device) | {"own": self._generator.get_state()}
-
     def _set_generators(self, stored: list[dict[str, Any]], step: int) -> None:
         """Restore the generators; additional processes start new ones."""
-        rank = self._fabric.global_rank
+        rank = self.fabric.global_rank
         if rank < len(stored):
-            set_generator_states(stored[rank], self._fabric.device)
+            set_generator_states(stored[rank], self.fabric.device)
         else:
-            seed_everything(hash((self._train.seed, rank, step)) % 2**32)
+            seed_everything(hash((self.train.seed, rank, step)) % 2**32)
         self._generator.set_state(stored[min(rank, len(stored) - 1)]["own"])
 
 
@@ -504,11 +477,3 @@ def _failure(write: Callable[[], None]) -> OSError | None:
     except OSError as error:
         return error
     return None
-
-
-def _gather(fabric: Fabric, value: Any) -> list[Any]:
-    """One object per process, by rank."""
-    values = [value] * fabric.world_size
-    if fabric.world_size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values

@@ -7,7 +7,8 @@ import netrc
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,6 @@ from jukebox_core.training.tracking import Tracker
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WandbConfig", "WandbTracker"]
 
 WANDB_RUN = "wandb.json"
 _NOT_IN_PROJECTS = "/\\#?%:"
@@ -40,7 +40,6 @@ class WandbConfig:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse names that Weights & Biases does not accept."""
         require_types(self)
         for name in ("project", "entity", "name"):
             value = getattr(self, name)
@@ -58,8 +57,7 @@ class WandbConfig:
         """The mode, with `auto` resolved."""
         if self.mode != "auto":
             return self.mode
-        mode = os.environ.get("WANDB_MODE", "")
-        if mode in ("online", "offline", "disabled"):
+        if (mode := os.environ.get("WANDB_MODE", "")) in ("online", "offline", "disabled"):
             return mode
         return "online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "offline"
 
@@ -78,35 +76,29 @@ class WandbTracker(Tracker):
         self._run: Any = None
         if self._mode == "disabled":
             return
-        try:
+        with self._not_fatal():
             self._run = self._start(config, dict(meta))
-        except Exception as error:  # noqa: BLE001 - no error may stop the training
-            self._give_up(error)
 
     def log(self, step: int, epoch: float, split: str, metrics: Mapping[str, float]) -> None:
         """Log under `split/metric`."""
         if self._run is None:
             return
-        try:
+        with self._not_fatal():
             values = {f"{split}/{name}": value for name, value in metrics.items()}
             self._run.log(values | {"epoch": epoch, "step": step})
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
 
     def warn(self, message: str) -> None:
         """Raise an alert, if online."""
         if self._run is None or self._mode != "online":
             return
-        try:
+        with self._not_fatal():
             self._run.alert(title="training", text=message)
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
 
     def log_audio(self, step: int, name: str, audio: Mapping[str, Tensor], rate: int) -> None:
         """Log every waveform under `name/label`, and all spectrograms as one image."""
         if self._run is None:
             return
-        try:
+        with self._not_fatal():
             import wandb
 
             from jukebox_core.training.audio_logging import pixels, spectrograms
@@ -117,24 +109,19 @@ class WandbTracker(Tracker):
             }
             values[f"{name}/spectrogram"] = wandb.Image(pixels(spectrograms(audio, rate)))
             self._run.log(values | {"step": step})
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
 
     def close(self) -> None:
         """Finish; print how to upload an offline run."""
         if self._run is None:
             return
         run, self._run = self._run, None
-        try:
+        with self._not_fatal():
             run.finish()
-        except Exception as error:  # noqa: BLE001
-            self._give_up(error)
-            return
-        if self._mode == "offline":
-            last = Path(run.dir).parent
-            before = {path for path in last.parent.glob(f"offline-run-*-{run.id}*") if path != last}
-            folders = shlex.join(str(path) for path in [*sorted(before), last])
-            print(f"W&B is offline; upload with: wandb sync {folders}", flush=True)
+            if self._mode == "offline":
+                last = Path(run.dir).parent
+                all_starts = last.parent.glob(f"offline-run-*-{run.id}*")
+                folders = [*sorted(path for path in all_starts if path != last), last]
+                print(f"W&B is offline; upload with: wandb sync {shlex.join(map(str, folders))}")
 
     def _start(self, config: WandbConfig, meta: dict[str, Any]) -> Any:
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -159,14 +146,18 @@ class WandbTracker(Tracker):
         write_json(path, {"id": run.id})
         return run
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        reason = one_line(error)
-        print(
-            f"warning: W&B failed, training continues without it ({reason})",
-            file=sys.stderr,
-            flush=True,
-        )
+    @contextmanager
+    def _not_fatal(self) -> Iterator[None]:
+        """Turn any error of the block into a warning, and stop logging."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - no error may stop the training
+            self._run = None
+            print(
+                f"warning: W&B failed, training continues without it ({one_line(error)})",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _logged_in() -> bool:

@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from jukebox_core.config import (
     PriorConfig,
     VQVAEConfig,
     from_dict,
-    to_dict,
 )
 from jukebox_core.files import atomic_folder, durable_path
 from jukebox_core.tables import save_tensors
@@ -147,8 +146,8 @@ def import_codec(
         meta = _meta("vqvae", config, checkpoint)
         if checkpoint.native_meta is None:
             loss, bandwidths = loss_config(checkpoint.hps), bandwidths_of(checkpoint.hps)
-            meta |= {"loss": to_dict(loss)} if loss else {}
-            meta |= {"bandwidths": to_dict(bandwidths)} if bandwidths else {}
+            meta |= {"loss": asdict(loss)} if loss else {}
+            meta |= {"bandwidths": asdict(bandwidths)} if bandwidths else {}
         codec = build_codec(native, config)
     with atomic_folder(output) as folder:
         save_model(folder, codec, meta)
@@ -187,7 +186,7 @@ def import_prior(
                 dropout=before.dropout,
                 emb_width=before.emb_width if table else config.emb_width,
             )
-            meta["config"] = to_dict(config)
+            meta["config"] = asdict(config)
         prior = build_prior(prior_tensors(checkpoint.tensors, config), config)
     lower = list(codebooks(checkpoint.tensors).items())[:-1]
     with atomic_folder(output) as folder:
@@ -221,7 +220,7 @@ def _loss_hps(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The loss in a codec's metadata under upstream's names; empty if there is none."""
     if "loss" not in meta:
         return {}
-    loss = from_dict(LossConfig, to_dict(LossConfig()) | meta["loss"])  # older runs lack fields
+    loss = from_dict(LossConfig, asdict(LossConfig()) | meta["loss"])  # older runs lack fields
     bandwidths = meta.get("bandwidths")
     return loss_hps(loss, from_dict(Bandwidths, bandwidths) if bandwidths else None)
 
@@ -298,7 +297,7 @@ def _meta(kind: str, config: Any, checkpoint: Checkpoint) -> dict[str, Any]:
         return {k: v for k, v in checkpoint.native_meta.items() if k != "format"}
     return {
         "kind": kind,
-        "config": to_dict(config),
+        "config": asdict(config),
         "step": checkpoint.step,
         "upstream": {"file": checkpoint.path.name, "hps": checkpoint.hps},
         **provenance(),

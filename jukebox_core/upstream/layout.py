@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from jukebox_core.config import ATTENTION_PATTERNS, PriorConfig, VQVAEConfig, to_dict
+from jukebox_core.config import ATTENTION_PATTERNS, PriorConfig, VQVAEConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 
@@ -235,14 +235,14 @@ def upstream_tensors(
 
 def codec_hps(config: VQVAEConfig) -> dict[str, Any]:
     """Hyper-parameters under upstream's names."""
-    hps = {_CODEC_HPS.get(name, name): value for name, value in to_dict(config).items()}
+    hps = {_CODEC_HPS.get(name, name): value for name, value in asdict(config).items()}
     del hps["top_only"]
     return hps | {"use_bottleneck": True}
 
 
 def prior_hps(config: PriorConfig) -> dict[str, Any]:
     """Hyper-parameters under upstream's names."""
-    hps = {_PRIOR_HPS.get(name, name): value for name, value in to_dict(config).items()}
+    hps = {_PRIOR_HPS.get(name, name): value for name, value in asdict(config).items()}
     del hps["embedding"], hps["dropout"]
     return hps | {"labels": False}
 
