@@ -2,7 +2,7 @@
 
 A result is a JSON object in a file. Its key is a digest of everything that it depends on: the
 settings and inputs that the caller names, the version of PyTorch, and the source code of the
-installed packages. Comments, docstrings and layout of the code do not count.
+packages that it uses. Comments, docstrings and layout of the code do not count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ import torch
 
 from jukebox_core.files import check_replaceable, json_with, write_json
 
-PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid")
-
 is_kept = json_with("key", "result")
 """For `files.check_replaceable`: whether `kept` wrote a file."""
 
 
-def key_of(identity: Mapping[str, Any]) -> str:
-    """A digest of an identity (values as JSON), of the code and of the version of PyTorch."""
-    everything = {"identity": identity, "code": code_digest(), "torch": torch.__version__}
+def key_of(identity: Mapping[str, Any], *users: type) -> str:
+    """A digest of an identity (values as JSON), of the code and of the version of PyTorch.
+
+    Args:
+        identity: everything else that the result depends on.
+        users: classes whose packages the result also depends on.
+    """
+    packages = sorted({"jukebox_core", *(user.__module__.partition(".")[0] for user in users)})
+    code = [code_digest(package) for package in packages]
+    everything = {"identity": identity, "code": code, "torch": torch.__version__}
     text = json.dumps(everything, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -62,15 +68,15 @@ def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
 
 
 @functools.cache
-def code_digest(root: Path = Path(__file__).parent.parent) -> str:
-    """A digest of all source code of the packages in `root`."""
+def code_digest(package: str, root: Path | None = None) -> str:
+    """A digest of all source code of a package, which is imported, or lies in `root`."""
+    folder = root / package if root else Path(sys.modules[package].__path__[0])
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*")):
-            if file.suffix in (".py", ".c"):
-                text = file.read_text(encoding="utf-8")
-                digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
-                digest.update((_bare(text) if file.suffix == ".py" else text).encode())
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in (".py", ".c"):
+            text = file.read_text(encoding="utf-8")
+            digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
+            digest.update((_bare(text) if file.suffix == ".py" else text).encode())
     return digest.hexdigest()
 
 

@@ -143,7 +143,7 @@ class _Task:
             "draw": [draw.method, draw.settings.explicit(), draw.candidates, draw.seed],
             "estimators": {name: repr(each) for name, each in self.estimators.items()},
         }
-        self.key = key_of(identity)
+        self.key = key_of(identity, _Task, *map(type, METHODS.values()))
         self.path = folder / f"{draw.method}_{draw.seed}_{self.key[:16]}.json"
 
     def run(self) -> Scores:

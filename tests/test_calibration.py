@@ -153,7 +153,7 @@ def test_files_keep_it_and_know_their_codec(tmp_path):
     with pytest.raises(FileNotFoundError, match="is missing"):
         load_calibration(tmp_path / "other")
     path.write_bytes(b"no")
-    with pytest.raises(ValueError, match="is not a readable calibration"):
+    with pytest.raises(ValueError, match="is not a readable"):
         load_calibration(path)
 
 

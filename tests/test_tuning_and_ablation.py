@@ -11,7 +11,7 @@ import torch
 
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.estimates import First, Masked, Oracle, Selected
-from jukebox_core.kept import PACKAGES, code_digest
+from jukebox_core.kept import code_digest, key_of
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.rejection import pair_posterior
 from jukebox_core.separation.selection import SpectralFit
@@ -124,20 +124,27 @@ def test_draws_that_come_to_the_same_are_made_once(models, tiny_data, tmp_path):
 
 def test_the_digest_of_the_code_covers_every_file_but_no_comments(tmp_path):
     root = Path(__file__).parent.parent
-    skip = shutil.ignore_patterns("__pycache__")
-    for package in PACKAGES:
-        shutil.copytree(root / package, tmp_path / package, ignore=skip)
     digest = code_digest.__wrapped__
-    before = digest(tmp_path)
-    assert before == digest(root)
-    for path in [p for p in tmp_path.rglob("*") if p.suffix in (".py", ".c")]:
-        text = path.read_text()
-        path.write_text(text + ("\nADDED = 1\n" if path.suffix == ".py" else "\nint added;\n"))
-        assert digest(tmp_path) != before, path
-        path.write_text(text)
+    for package in ("jukebox_core", "lqvae", "lass", "hybrid", "scripts"):
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / package, tmp_path / package, ignore=skip)
+        before = digest(package, tmp_path)
+        assert before == digest(package)
+        for path in [p for p in (tmp_path / package).rglob("*") if p.suffix in (".py", ".c")]:
+            text = path.read_text()
+            path.write_text(text + ("\nADDED = 1\n" if path.suffix == ".py" else "\nint a;\n"))
+            assert digest(package, tmp_path) != before, path
+            path.write_text(text)
     losses = tmp_path / "jukebox_core/vqvae/losses.py"
+    before = digest("jukebox_core", tmp_path)
     losses.write_text(losses.read_text().replace('"""', '"""Other words. ', 1) + "# a comment\n")
-    assert digest(tmp_path) == before
+    assert digest("jukebox_core", tmp_path) == before
+
+
+def test_the_key_of_scores_depends_on_the_code_of_all_packages(monkeypatch):
+    monkeypatch.setattr("jukebox_core.kept.code_digest", lambda package: package)
+    keys = [key_of({}, *users) for users in ((), (Sweep,), (Sweep, type(METHODS["lass"])))]
+    assert len(set(keys)) == 3
 
 
 def test_tuning_starts_from_the_defaults(models, tiny_data, monkeypatch):

@@ -269,7 +269,9 @@ class Scoring:
                 "seed": self.seed,
                 "examples": self.n_examples,
                 "museval": self.museval,
-            }
+            },
+            Scoring,
+            *map(type, METHODS.values()),
         )
         path = self.outputs.part(name)
         if read_kept(path, key) is None or not self._has_examples(name):
