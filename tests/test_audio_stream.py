@@ -2,6 +2,7 @@
 
 import errno
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,8 +190,8 @@ def test_other_formats_are_decoded_to_a_temporary_file(tmp_path, monkeypatch):
     with open_audio(tmp_path / "x.m4a") as reader:
         assert reader.rate == 44_100
         assert torch.equal(torch.cat(list(reader.blocks(99)), 1), noise(2, 500))
-        temporary = reader._decoded
-    assert not temporary.exists()
+        temporary = reader._file.name
+    assert not Path(temporary).exists()
 
 
 @pytest.mark.parametrize("rates", [(44_100, RATE), (48_000, RATE), (8_000, RATE), (RATE, RATE)])

@@ -467,10 +467,10 @@ def test_an_error_of_the_disk_is_told(tmp_path, monkeypatch):
 
     for form in ("FLAC", "MP3"):
         path = written(tmp_path / "x", encoded(clicks(1), format=form))
-        with decoding.Sound(path) as sound:
+        with open_audio(path) as reader:
             monkeypatch.setattr(decoding._Bytes, "_next", broken)
             with pytest.raises(OSError, match="Input/output error") as caught:
-                list(sound.blocks(1000))
+                list(reader.blocks(1000))
             assert caught.value.filename == str(path)
             monkeypatch.undo()
 
