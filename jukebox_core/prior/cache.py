@@ -16,12 +16,15 @@ from jukebox_core.config import PriorConfig
 
 
 class Slot(NamedTuple):
-    """Place of a position in the cache; it attends to the first `rows` rows of `read_part`."""
+    """Place of a position in the cache; it attends to the first `rows` rows of `read_part`.
 
-    part: int
-    row: int
-    read_part: int
-    rows: int
+    Integers, or integer tensors.
+    """
+
+    part: Any
+    row: Any
+    read_part: Any
+    rows: Any
 
 
 def slot_of(kind: str, position: Any, length: int) -> Slot:

@@ -106,7 +106,12 @@ class StackedDecoder:
         x = self._embedding.index_select(0, cache.codes.flatten()).view(*cache.codes.shape, -1)
         x = x + self._positions.index_select(1, position)  # [S, B, W]
         kinds = {layer.kind: layer.keys.shape[3] for layer in cache.state.layers}
-        slots = {kind: slot_of(kind, position[0], self.config.block_length) for kind in kinds}
+        # Tensors of one element: PyTorch reads numbers without dimensions back to the host.
+        zero, length = torch.zeros_like(position), self.config.block_length
+        slots = {
+            kind: Slot(*(zero + number for number in slot_of(kind, position, length)))
+            for kind in kinds
+        }
         masks = {
             kind: torch.arange(rows, device=self.device) < slots[kind].rows
             for kind, rows in kinds.items()
@@ -122,7 +127,7 @@ class StackedDecoder:
     def _attend(self, qkv: Tensor, cache: LayerCache, slot: Slot, visible: Tensor) -> Tensor:
         """[S, B, 3 A] to [S, B, A], through the cache of S * B sequences.
 
-        slot: numbers on the device. visible: which rows of the part that is read, [rows].
+        slot: tensors [1]. visible: which rows of the part that is read, [rows].
         """
         stacked, batch, _ = qkv.shape
         heads = self.config.heads
@@ -130,9 +135,7 @@ class StackedDecoder:
         cache.keys[slot.part, :, :, slot.row] = key
         cache.values[slot.part, :, :, slot.row] = value
         keys, values = (
-            buffer[0]
-            if len(buffer) == 1
-            else buffer.index_select(0, torch.as_tensor(slot.read_part).view(1))[0]
+            buffer[0] if len(buffer) == 1 else buffer.index_select(0, slot.read_part)[0]
             for buffer in (cache.keys, cache.values)
         )  # [S B, H, rows, d]
         # The query is scaled before the product: float16 must not overflow.
