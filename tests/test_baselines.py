@@ -9,7 +9,7 @@ import torch
 
 from jukebox_core.evaluation.baselines import hpss, ideal_ratio_mask, nmf
 from jukebox_core.evaluation.metrics import sdr
-from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.mask import WIENER
 from jukebox_core.separation.samples import Candidates
 
 ALPHA = {"bass": 0.5, "drums": 0.5}
@@ -55,10 +55,10 @@ def test_drums_and_one_more_source_are_needed(sources, separate, name):
 
 
 def test_ideal_ratio_mask_is_the_mask_of_the_truth(sources):
-    mixture, mask = mix(sources), RatioMask(1.0, 2048, 512)
-    estimates = ideal_ratio_mask(mixture, sources, ALPHA, mask)
+    mixture = mix(sources)
+    estimates = ideal_ratio_mask(mixture, sources, ALPHA)
     truth = Candidates({name: x[:, None] for name, x in sources.items()}, ALPHA)
-    expected = mask(mixture, truth, torch.ones(1, 1))
+    expected = WIENER(mixture, truth, torch.ones(1, 1))
     for name, x in estimates.items():
         assert torch.equal(x, expected[name]) and x.shape == mixture.shape
         assert sdr(sources[name], x) > sdr(sources[name], mixture) + 8
@@ -84,10 +84,9 @@ def test_nmf_gives_tones_and_clicks_at_their_own_scale(sources, alpha):
 def test_nmf_is_the_same_again_and_in_a_batch(sources):
     mixture = mix(sources)
     both = nmf(torch.cat([mixture.flip(-1), mixture]), ALPHA)
-    once, again, other = nmf(mixture, ALPHA), nmf(mixture, ALPHA), nmf(mixture, ALPHA, seed=1)
+    once, again = nmf(mixture, ALPHA), nmf(mixture, ALPHA)
     for name, x in once.items():
         assert torch.equal(x, again[name]) and torch.equal(x, both[name][1:])
-        assert not torch.equal(x, other[name])
 
 
 def test_nmf_shares_a_component_as_its_parts_under_the_median_filters(sources, monkeypatch):

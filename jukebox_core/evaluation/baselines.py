@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jukebox_core.audio.spectra import stft
 from jukebox_core.evaluation.chunks import Chunk
-from jukebox_core.separation.mask import WIENER, RatioMask
+from jukebox_core.separation.mask import WIENER
 from jukebox_core.separation.samples import Candidates
 
 __all__ = [
@@ -36,20 +36,18 @@ Baseline: TypeAlias = Callable[[Chunk], dict[str, Tensor]]
 """Makes estimates {source: [T]} of a chunk, at the scale of the sources."""
 
 
-def hpss(
-    mixture: Tensor, alpha: Mapping[str, float], percussive: str = "drums"
-) -> dict[str, Tensor]:
+def hpss(mixture: Tensor, alpha: Mapping[str, float]) -> dict[str, Tensor]:
     """Harmonic-percussive separation by median filters (Fitzgerald 2010), librosa's defaults.
 
     Args:
         mixture: [B, T].
-        alpha: {source: gain in the mixture} of two sources.
-        percussive: the source that gets the percussive part; the other one gets the harmonic part.
+        alpha: {source: gain in the mixture} of two sources. The drums get the percussive part, the
+            other one gets the harmonic part.
 
     Raises:
-        ValueError: there are not two sources, or the percussive one is not among them.
+        ValueError: there are not two sources, or no drums among them.
     """
-    names = (_other("HPSS", alpha, percussive), percussive)
+    names = (_other("HPSS", alpha), "drums")
     import librosa  # takes seconds to import
 
     length = mixture.shape[-1]
@@ -60,40 +58,36 @@ def hpss(
     return {name: stems[name] / gain for name, gain in alpha.items()}
 
 
-def nmf(
-    mixture: Tensor, alpha: Mapping[str, float], percussive: str = "drums", seed: int = 0
-) -> dict[str, Tensor]:
+def nmf(mixture: Tensor, alpha: Mapping[str, float]) -> dict[str, Tensor]:
     """Factorise the mixture's magnitudes, share the components out, mask the mixture.
 
     The magnitudes |Y| of one mixture become W H with the least Kullback-Leibler divergence
     (Virtanen 2007; multiplicative updates of Lee and Seung 2001). Of a component's magnitude the
     part p lies under the percussive mask of the median filters (Fitzgerald 2010, librosa's
-    defaults): p^2 : (1 - p)^2 of it is the percussive source's and the other one's, a Wiener filter
+    defaults): p^2 : (1 - p)^2 of it is the drums' and the other source's, a Wiener filter
     as that mask is. The sources' sums of components become a ratio mask of power 2, so that the
     stems sum to the mixture.
 
     Args:
         mixture: [B, T].
-        alpha: {source: gain in the mixture} of two sources.
-        percussive: the source that gets the percussive components.
-        seed: of the factors' random start, the same for every mixture of the batch.
+        alpha: {source: gain in the mixture} of two sources, one of them drums.
 
     Returns:
         Estimates {source: [B, T]} at the scale of the sources.
 
     Raises:
-        ValueError: there are not two sources, or the percussive one is not among them.
+        ValueError: there are not two sources, or no drums among them.
     """
-    names = (percussive, _other("NMF", alpha, percussive))
+    names = ("drums", _other("NMF", alpha))
     mixture = mixture.cpu()
     magnitudes = stft(mixture, WIENER.n_fft, WIENER.hop).abs().numpy()  # [B, F, frames]
-    parts = torch.from_numpy(np.stack([_parts(x, seed) for x in magnitudes], 1))
+    parts = torch.from_numpy(np.stack([_parts(x) for x in magnitudes], 1))
     powers = dict(zip(names, parts.square(), strict=True))
     stems = WIENER.apply(mixture, WIENER.masks(powers))
     return {name: stems[name] / gain for name, gain in alpha.items()}
 
 
-def _parts(magnitudes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _parts(magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The percussive and the other sum of components, [F, frames] each."""
     import librosa  # takes seconds to import
 
@@ -106,7 +100,7 @@ def _parts(magnitudes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         beta_loss="kullback-leibler",
         max_iter=ITERATIONS,
         tol=0.0,  # always so many iterations
-        random_state=seed,
+        random_state=0,
     )
     _, mask = librosa.decompose.hpss(magnitudes, mask=True)
     percussive = np.einsum("fk,kt,ft->k", w, h, mask) ** 2
@@ -115,30 +109,25 @@ def _parts(magnitudes: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (w * share) @ h, (w * (1 - share)) @ h
 
 
-def _other(method: str, alpha: Mapping[str, float], percussive: str) -> str:
-    """The source that is not the percussive one, of two."""
-    if len(alpha) != 2 or percussive not in alpha:
-        raise ValueError(f"{method} needs {percussive} and one more source, got {', '.join(alpha)}")
-    return next(name for name in alpha if name != percussive)
+def _other(method: str, alpha: Mapping[str, float]) -> str:
+    """The source beside the drums."""
+    if len(alpha) != 2 or "drums" not in alpha:
+        raise ValueError(f"{method} needs drums and one more source, got {', '.join(alpha)}")
+    return next(name for name in alpha if name != "drums")
 
 
 def ideal_ratio_mask(
-    mixture: Tensor,
-    sources: Mapping[str, Tensor],
-    alpha: Mapping[str, float],
-    mask: RatioMask = WIENER,
+    mixture: Tensor, sources: Mapping[str, Tensor], alpha: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """The mask made from the true sources: the ceiling of masking.
+    """The Wiener mask made from the true sources: the ceiling of masking, the same for all systems.
 
     Args:
         mixture: [B, T].
         sources: {source: [B, T]}, the truth.
         alpha: {source: gain in the mixture}.
-        mask: by default the same for all systems, whatever mask they use; another power has
-            another ceiling.
     """
     truth = Candidates({name: x.unsqueeze(1) for name, x in sources.items()}, alpha)
-    return mask(mixture, truth, mixture.new_ones(len(mixture), 1))
+    return WIENER(mixture, truth, mixture.new_ones(len(mixture), 1))
 
 
 def untrained_baselines(alpha: Mapping[str, float]) -> dict[str, Baseline]:

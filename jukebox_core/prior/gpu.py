@@ -45,18 +45,13 @@ class StackedDecoder:
     """
 
     def __init__(
-        self,
-        priors: Mapping[str, AutoregressivePrior],
-        dtype: torch.dtype = torch.float32,
-        *,
-        graph: bool | None = None,
+        self, priors: Mapping[str, AutoregressivePrior], dtype: torch.dtype = torch.float32
     ):
         """Stack the weights.
 
         Args:
             priors: by source, in the order of the codes.
             dtype: of weights and cache. The residual stream, softmax and logits are float32.
-            graph: record steps as a CUDA graph; default: on CUDA.
 
         Raises:
             ValueError: the architectures differ.
@@ -69,7 +64,6 @@ class StackedDecoder:
         self.config, self.n_codes, self.n_ctx = first.config, first.n_codes, first.n_ctx
         self.dtype = dtype
         self.device = first.positions.device
-        self._graph = self.device.type == "cuda" if graph is None else graph
         with torch.no_grad():
             every = torch.arange(self.n_codes, device=self.device)
             # The start stands behind the codes, as one more of them.
@@ -96,7 +90,8 @@ class StackedDecoder:
         """
         check_step(codes, cache.state)
         cache.set_codes(codes)
-        logits = cache.replay() if self._graph else self.static_step(cache)
+        on_cuda = self.device.type == "cuda"
+        logits = cache.replay() if on_cuda else self.static_step(cache)
         cache.state.position += 1
         return logits
 
