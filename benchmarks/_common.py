@@ -38,28 +38,7 @@ import torch
 from jukebox_core.checks import require, require_choice, require_fields
 from jukebox_core.machine import set_threads
 
-__all__ = [
-    "KEYS",
-    "Compared",
-    "Flags",
-    "compare",
-    "finish",
-    "peak_mb",
-    "prepare",
-    "print_row",
-    "reset_peak",
-    "row",
-]
-
-KEYS = (
-    "method",
-    "candidates",
-    "positions",
-    "ms_per_position",
-    "plain_ms_per_position",
-    "ratio",
-    "peak_mb",
-)
+KEYS = "method candidates positions ms_per_position plain_ms_per_position ratio peak_mb".split()
 _COLUMNS = {
     "method": "{method}",
     "candidates": "{candidates}",

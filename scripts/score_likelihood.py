@@ -33,7 +33,7 @@ from hybrid import GaussianBase, PooledLikelihood
 from jukebox_core.checkpoints import fingerprint, load_codec, load_codec_config, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
-from jukebox_core.evaluation.likelihood import Information, pair_logs
+from jukebox_core.evaluation.likelihood import Information, held_out_bits
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.machine import free_bytes, set_threads
 from jukebox_core.separation.likelihood import (
@@ -141,7 +141,9 @@ def check_memory(args: Args, n_codes: int) -> None:
     """
     plan = PairCounting()
     triples = args.iterations * plan.pairs * plan.crop
-    needed = 8 * (n_codes * (triples + args.compared) + triples * args.compared)  # of `pair_logs`
+    needed = 8 * (
+        n_codes * (triples + args.compared) + triples * args.compared
+    )  # of `held_out_bits`
     free = free_bytes(torch.device("cpu"))
     if needed > free:
         counts = {"iterations": args.iterations, "compared": args.compared}
@@ -212,8 +214,8 @@ def score(
         for name, likelihood in variants(args, counts, codec.codebook, table):
             if prefix and name.startswith("Gaussian"):
                 continue  # it has no counts
-            logs = pair_logs(likelihood, first, second, mixture, others)
-            yield prefix + name, logs.information(args.exponents)
+            triples = (first, second, mixture)
+            yield prefix + name, held_out_bits(likelihood, *triples, others, args.exponents)
 
 
 def variants(

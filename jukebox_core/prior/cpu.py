@@ -9,16 +9,16 @@ cache are rounded.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from jukebox_core.prior.cache import PriorCache
-from jukebox_core.prior.kernels import Kernels, Product, find_kernels
+from jukebox_core.prior.kernels import Kernels, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
-__all__ = ["CpuDecoder", "folded_weights"]
+__all__ = ["CpuDecoder", "Layer", "folded_weights"]
 
 _SLOPE = 1.702  # of the quick GELU
 
@@ -58,7 +58,7 @@ class CpuDecoder:
         with torch.no_grad():
             product = self._kernels.product
             self._layers = [
-                _Layer(*(product(w.to(dtype), b) for w, b in folded_weights(block)))
+                Layer(*(product(w.to(dtype), b) for w, b in folded_weights(block)))
                 for block in cast("list[Block]", prior.blocks)
             ]
             self._head = product(prior.head.weight, torch.zeros(prior.n_codes))
@@ -95,13 +95,13 @@ class CpuDecoder:
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _Layer(NamedTuple):
-    """The four products of a layer."""
+class Layer(NamedTuple):
+    """The four products of a layer, in a decoder's own form."""
 
-    qkv: Product
-    out: Product
-    up: Product
-    down: Product
+    qkv: Any
+    out: Any
+    up: Any
+    down: Any
 
 
 def folded_weights(block: Block) -> list[tuple[Tensor, Tensor]]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core.prior.cache import LayerCache, PriorCache, Slot, slot_of
-from jukebox_core.prior.cpu import folded_weights
+from jukebox_core.prior.cpu import Layer, folded_weights
 from jukebox_core.prior.kernels import EPSILON
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
@@ -27,15 +27,6 @@ __all__ = ["StackedCache", "StackedDecoder", "can_stack"]
 def can_stack(priors: Mapping[str, AutoregressivePrior]) -> bool:
     """Whether the priors have the same architecture."""
     return len({prior.config for prior in priors.values()}) == 1
-
-
-class _Layer(NamedTuple):
-    """Weights [S, in, out] and biases [S, 1, out] of a layer's four products."""
-
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
 
 
 class StackedDecoder:
@@ -144,10 +135,10 @@ class StackedDecoder:
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=EPSILON).to(self.dtype)
 
-    def _layer(self, blocks: Sequence[Block]) -> _Layer:
-        """One layer's weights, of all priors."""
+    def _layer(self, blocks: Sequence[Block]) -> Layer:
+        """One layer's weights [S, in, out] and biases [S, 1, out], of all priors."""
         products = zip(*(folded_weights(block) for block in blocks), strict=True)
-        return _Layer(
+        return Layer(
             *(
                 (
                     self._stack([weight for weight, _ in product], self.dtype),
