@@ -44,12 +44,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.89 <= hits / 300 <= 0.98
 
 
-def test_resamples_are_drawn_in_blocks_that_add_up():
-    values = np.random.default_rng(0).normal(size=5_000)
-    interval = bootstrap_mean(values)
-    assert interval.low < interval.mean < interval.high
-
-
 def test_paired_difference_takes_the_pairs_that_both_have():
     first, second = [1.0, 5.0, math.nan, 4.0], [0.5, math.nan, 2.0, 2.0]
     interval = paired_difference(first, second)
