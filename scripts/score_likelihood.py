@@ -53,10 +53,6 @@ from scripts._cli import program
 from scripts._results import text_table
 
 FAMILIES = ("reconstruction", "linearisation")
-NORMALISED = (
-    "All rows are normalised over the mixture's codes; in separation, the Gaussian and products "
-    "with it are not."
-)
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,10 @@ def main(args: Args) -> None:
     for family, rows in tables.items():
         print(f"{family}: {rows[0][1].n} codes of {args.split} songs\n")
         print(format_rows(rows, args.exponents), end="\n\n")
-    print(NORMALISED)
+    print(
+        "All rows are normalised over the mixture's codes; in separation, the Gaussian and "
+        "products with it are not."
+    )
     if args.output is not None:
         as_json = {
             family: {name: _as_json(row) for name, row in rows} for family, rows in tables.items()

@@ -91,29 +91,26 @@ class EachPrior:
 
     def new_cache(self, batch_size: int, length: int) -> EachCache:
         """An empty cache for `batch_size` pairs of sequences."""
-        return EachCache([prior.new_cache(batch_size, length) for prior in self._priors])
+        return EachCache(prior.new_cache(batch_size, length) for prior in self._priors)
 
     def step(self, codes: Tensor | None, cache: EachCache) -> Tensor:
         """Logits [2, B, K] of the next codes, after [2, B] (None at the start)."""
         last = (None, None) if codes is None else codes.unbind()
-        steps = zip(self._priors, last, cache.parts, strict=True)
+        steps = zip(self._priors, last, cache, strict=True)
         return torch.stack([prior.step(part, own) for prior, part, own in steps])
 
 
-class EachCache:
+class EachCache(list[PriorCache]):
     """Both priors' caches."""
-
-    def __init__(self, parts: list[PriorCache]):
-        self.parts = parts
 
     def reorder(self, parents: Tensor) -> None:
         """Replace pair b by pair parents[b] in both."""
-        for part in self.parts:
-            part.reorder(parents)
+        for cache in self:
+            cache.reorder(parents)
 
     def nbytes(self) -> int:
         """Bytes held by both."""
-        return sum(part.nbytes() for part in self.parts)
+        return sum(cache.nbytes() for cache in self)
 
 
 def accelerate(

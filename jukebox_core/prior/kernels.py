@@ -36,7 +36,6 @@ _FLAGS = (
     "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math"
 )
-_NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +67,11 @@ class CompiledKernels:
     """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
 
     def __init__(self, library: ctypes.CDLL):
-        self._attend: dict[torch.dtype, Callable[..., Any]] = {}
-        self._norm: dict[torch.dtype, Callable[..., Any]] = {}
-        for dtype, name in _NAMES.items():
-            self._attend[dtype] = _function(library, f"attend_{name}", 7, 6)
-            self._norm[dtype] = _function(library, f"norm_{name}", 2, 2, ctypes.c_float)
+        names = {torch.float32: "float", torch.bfloat16: "bf16"}
+        self._attend = {t: _function(library, f"attend_{names[t]}", 7, 6) for t in names}
+        self._norm = {
+            t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
+        }
         self._library = library
         self._has_product = bool(_function(library, "has_product", 0, 0)())
         self._scratch = torch.empty(0)
