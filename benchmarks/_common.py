@@ -25,39 +25,33 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-__all__ = [
-    "KEYS",
-    "Compared",
-    "Flags",
-    "chosen",
-    "compare",
-    "finish",
-    "peak_mb",
-    "prepare",
-    "reset_peak",
-    "row",
-]
+from jukebox_core.checks import require, require_choice, require_fields
+from jukebox_core.machine import set_threads
 
-KEYS = (
-    "method",
-    "candidates",
-    "positions",
-    "ms_per_position",
-    "plain_ms_per_position",
-    "ratio",
-    "peak_mb",
-)
-T = TypeVar("T")
-P = TypeVar("P")
+KEYS = "method candidates positions ms_per_position plain_ms_per_position ratio peak_mb".split()
+_COLUMNS = {
+    "method": "{method}",
+    "candidates": "{candidates}",
+    "positions": "{positions}",
+    "ms": "{ms:.2f}",
+    "plain ms": "{plain_ms:.2f}",
+    "ms / position": "{ms_per_position:.4f}",
+    "plain ms / position": "{plain_ms_per_position:.4f}",
+    "ratio": "{ratio:.1f}",
+    "peak MB": "{peak_mb:.0f}",
+    "plain peak MB": "{plain_peak_mb:.0f}",
+    "max difference": "{max_difference:.1e}",
+}
 
 
 @dataclass(frozen=True)
@@ -82,75 +76,60 @@ class Flags:
     """End with one line of JSON."""
 
 
-def prepare(args: Flags) -> None:
-    """Check the numbers among the flags; set threads and seed.
+def prepare(args: Flags, methods: Sequence[str]) -> Sequence[str]:
+    """Check the flags; set threads and seed.
+
+    Returns:
+        The methods to measure, some of `methods`.
 
     Raises:
-        ValueError: a number is below one.
+        ValueError: a number is below one, or a method is unknown.
     """
-    numbers = {"candidates": min(args.candidates, default=0), "positions": args.positions}
-    numbers |= {"threads": 1 if args.threads is None else args.threads, "repeats": args.repeats}
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"--{name} is {number}, expected at least 1")
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    require("candidates", min(args.candidates, default=0), whole=True, at_least=1)
+    require_fields(args, "positions", "repeats", whole=True, at_least=1)
+    for name in args.methods:
+        require_choice("methods", name, methods)
+    set_threads(args.threads)
     torch.manual_seed(args.seed)
+    return args.methods or methods
 
 
-def chosen(args: Flags, known: Sequence[str]) -> tuple[str, ...]:
-    """The methods to measure.
-
-    Raises:
-        ValueError: one is unknown.
-    """
-    unknown = [name for name in args.methods if name not in known]
-    if unknown:
-        raise ValueError(f"--methods {' '.join(unknown)}: expected any of {' '.join(known)}")
-    return args.methods or tuple(known)
-
-
-@dataclass(frozen=True)
-class Compared(Generic[T, P]):
+class Compared(NamedTuple):
     """Two paths timed side by side: seconds, peak memory in MiB, and what they returned."""
 
     seconds: float
     plain_seconds: float
     peak_mb: float
     plain_peak_mb: float
-    result: T
-    plain_result: P
+    result: Any
+    plain_result: Any
 
 
 def compare(
-    ours: Callable[[], T],
-    plain: Callable[[], P],
+    ours: Callable[[], Any],
+    plain: Callable[[], Any],
     *,
     repeats: int = 3,
     plain_repeats: int | None = None,
     plain_part: float = 1.0,
     warm_up: bool = True,
-) -> Compared[T, P]:
+) -> Compared:
     """Run both paths in turns; the least time of each counts.
 
     Args:
         ours: the package's own path.
         plain: the reference path.
         repeats: timed runs of ours.
-        plain_repeats: timed runs of the plain path, at most `repeats` (None: as many), for one that
-            takes long.
+        plain_repeats: timed runs of the plain path, for one that takes long; default: `repeats`.
         plain_part: share of the work that the plain path does; its time is divided by it.
         warm_up: run both once before, untimed.
     """
-    plain_repeats = repeats if plain_repeats is None else plain_repeats
-    if not 1 <= plain_repeats <= repeats:
-        raise ValueError(f"plain_repeats is {plain_repeats}, expected 1 to {repeats}")
     if warm_up:
         plain(), ours()
     seconds = plain_seconds = math.inf
     peak = plain_peak = 0.0
     for turn in range(repeats):
-        if turn < plain_repeats:
+        if plain_repeats is None or turn < plain_repeats:
             plain_result, took, high = _timed(plain)
             plain_seconds, plain_peak = min(plain_seconds, took), max(plain_peak, high)
         result, took, high = _timed(ours)
@@ -163,7 +142,7 @@ def row(
     method: str,
     candidates: int,
     positions: int,
-    compared: Compared[Any, Any],
+    compared: Compared,
     max_difference: float,
     **more: Any,
 ) -> dict[str, Any]:
@@ -186,33 +165,37 @@ def row(
     } | more
 
 
+def print_row(columns: Mapping[str, str], values: Mapping[str, Any] | None = None) -> None:
+    """Print a line of a table; nan for None.
+
+    Args:
+        columns: {head: format of a cell}.
+        values: of the row; None: print the heads.
+    """
+    heads = cells = list(columns)
+    if values is not None:
+        known = {name: math.nan if x is None else x for name, x in values.items()}
+        cells = [cell.format(**known) for cell in columns.values()]
+    padded = (
+        cell.rjust(max(8, len(head))) for head, cell in zip(heads[1:], cells[1:], strict=True)
+    )
+    print(cells[0].ljust(18), *padded, sep="  ", flush=True)
+
+
 def finish(args: Flags, rows: Sequence[dict[str, Any]]) -> None:
     """Print the table and, if asked for, the JSON line."""
     print(f"{args.preset}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    heads = ["method", "candidates", "positions", "ms", "plain ms", "ms / position"]
-    heads += ["plain ms / position", "ratio", "peak MB", "plain peak MB", "max difference"]
-    cells = [heads, *([str(x) for x in _cells(r)] for r in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = [line[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        print("  ".join(padded))
+    print_row(_COLUMNS)
+    for r in rows:
+        print_row(_COLUMNS, r)
     for r in rows:
         if "note" in r:
             print(f"{r['method']}, {r['candidates']}: {r['note']}")
     if args.json:
         print(json.dumps(list(rows), allow_nan=False))
-    sys.stdout.flush()
 
 
-def _cells(r: dict[str, Any]) -> list[Any]:
-    cells = [r["method"], r["candidates"], r["positions"], f"{r['ms']:.2f}", f"{r['plain_ms']:.2f}"]
-    cells += [f"{r['ms_per_position']:.4f}", f"{r['plain_ms_per_position']:.4f}"]
-    cells += [f"{r['ratio']:.1f}", f"{r['peak_mb']:.0f}", f"{r['plain_peak_mb']:.0f}"]
-    return [*cells, f"{r['max_difference']:.1e}"]
-
-
-def _timed(path: Callable[[], T]) -> tuple[T, float, float]:
+def _timed(path: Callable[[], Any]) -> tuple[Any, float, float]:
     """Result, seconds and peak memory in MiB of one call."""
     reset_peak()
     began = time.perf_counter()
@@ -230,22 +213,17 @@ def reset_peak() -> None:
 
 
 def peak_mb() -> float:
-    """Largest resident memory since the last reset, in MiB."""
-    return _memory_mb("VmHWM")
+    """Largest resident memory in MiB since the last reset, where Linux can tell it.
 
-
-def _memory_mb(field: str) -> float:
-    """A field of Linux's /proc/self/status; elsewhere `ru_maxrss`, the process's largest so far.
-
-    NaN on Windows, which has neither.
+    Elsewhere: of the process so far; NaN on Windows.
     """
+    status = Path("/proc/self/status")
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    if peak := re.search(r"^VmHWM:\s*(\d+)", text, re.M):
+        return int(peak[1]) / 1024
     try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return next(int(x.split()[1]) for x in status.splitlines() if x.startswith(field)) / 1024
-    except (OSError, StopIteration):
-        try:
-            import resource
-        except ImportError:
-            return math.nan
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return largest / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        import resource
+    except ImportError:
+        return math.nan
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._common import Flags, chosen, compare, finish, prepare, row
+from benchmarks._common import Flags, compare, finish, prepare, row
+from benchmarks._plain import plain_latents, plain_waveforms
 from jukebox_core.presets import PRESETS
 from jukebox_core.vqvae.model import VQVAE
 from lqvae.sums import code_sums
@@ -45,8 +46,7 @@ class Args(Flags):
 @program
 def main(args: Args) -> None:
     """Measure and print."""
-    methods = chosen(args, METHODS)
-    prepare(args)
+    methods = prepare(args, METHODS)
     codec = random_codec(args)
     rows = []
     with torch.inference_mode():
@@ -87,12 +87,10 @@ def bench_encode(args: Args, codec: VQVAE) -> dict[str, Any]:
         repeats=args.repeats,
     )
     latents, distances, codes = timed.plain_result[codec.top]
-    chosen_distances = [distances.gather(1, c.view(-1, 1)) for c in (timed.result, codes)]
-    difference = max(
-        (codec.latents(audio) - latents).abs().max().item(),
-        (chosen_distances[0] - chosen_distances[1]).abs().max().item(),
-    )
-    levels_ms, ms = 1000 * everything.seconds, 1000 * timed.seconds
+    ours, plain = (distances.gather(1, c.view(-1, 1)) for c in (timed.result, codes))
+    pairs = ((codec.latents(audio), latents), (ours, plain))
+    difference = max((a - b).abs().max().item() for a, b in pairs)
+    levels_ms = 1000 * everything.seconds
     return row(
         args,
         "encode",
@@ -103,21 +101,19 @@ def bench_encode(args: Args, codec: VQVAE) -> dict[str, Any]:
         codes_differ=int((timed.result.view(-1) != codes).sum()),
         all_levels_ms=levels_ms,
         note=f"all {len(codec.levels)} levels by the package's own path {levels_ms:.1f} ms, "
-        f"{levels_ms / ms:.1f} times the top level's",
+        f"{everything.seconds / timed.seconds:.1f} times the top level's",
     )
 
 
 def plain_encode(codec: VQVAE, audio: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
     """Latents [B, D, T], squared distances [B * T, K] and nearest codes [B * T] of every level."""
-    found = {}
+    levels = {}
     for level in codec.levels:
-        x = audio.unsqueeze(1)
-        for stage in codec.encoder(level).stages:
-            x = stage(x)
+        x = plain_latents(codec, audio, level)
         flat, book = x.transpose(1, 2).flatten(0, 1), codec.bottleneck(level).codebook
         distances = flat.square().sum(1, keepdim=True) - 2 * flat @ book.T + book.square().sum(1)
-        found[level] = x, distances, distances.argmin(1)
-    return found
+        levels[level] = x, distances, distances.argmin(1)
+    return levels
 
 
 def bench_decode(args: Args, codec: VQVAE, count: int) -> dict[str, Any]:
@@ -133,14 +129,8 @@ def bench_decode(args: Args, codec: VQVAE, count: int) -> dict[str, Any]:
 
 def plain_decode(codec: VQVAE, codes: Tensor) -> Tensor:
     """Waveforms [N, T * hop] of codes [N, T] of the top level, one by one."""
-    decoder, book = codec.decoder(codec.top), codec.codebook
-    decoded = []
-    for candidate in codes:
-        x = book[candidate].T.unsqueeze(0)  # [1, D, T]
-        for stage in reversed(decoder.stages):
-            x = stage(x)
-        decoded.append(decoder.out(x)[0, 0])
-    return torch.stack(decoded)
+    latents = (codec.codebook[candidate].T.unsqueeze(0) for candidate in codes)  # [1, D, T]
+    return torch.cat([plain_waveforms(codec, x, codec.top) for x in latents])
 
 
 def bench_code_sums(args: Args, book: Tensor) -> dict[str, Any]:
@@ -170,13 +160,11 @@ def plain_code_sums(book: Tensor, rows: Tensor) -> Tensor:
     table = []
     for i in rows:
         sums = 0.5 * book[i] + 0.5 * book  # [K, D]
-        found = []
         for part in sums.split(64):
             distances = (part.unsqueeze(1) - book).square().sum(-1)  # [64, K]
             near = distances <= distances.amin(1, keepdim=True) + tie
-            found.append(near.int().argmax(1))
-        table.append(torch.cat(found))
-    return torch.stack(table)
+            table.append(near.int().argmax(1))
+    return torch.cat(table).view(len(rows), -1)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._common import peak_mb, reset_peak
+from benchmarks._common import peak_mb, print_row, reset_peak
+from jukebox_core.checks import require_fields
 from lass.counter import TripleCounter
 from scripts._cli import program
 
+COLUMNS = {
+    "iterations": "{iterations}",
+    "triples": "{triples}",
+    "distinct": "{distinct:.0f}",
+    "spool MiB": "{spool_mb:.0f}",
+    "resident MiB": "{resident_mb:.0f}",
+    "peak MiB": "{peak_mb:.0f}",
+    "seconds": "{seconds:.1f}",
+}
 _BLOCK = 1 << 17  # triples simulated at once
 
 
@@ -66,11 +76,14 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Count, and print the curve."""
-    for name in ("iterations", "triples", "codes", "buffer", "rows"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} is {getattr(args, name)}, expected at least 1")
+    names = ("iterations", "triples", "codes", "buffer", "rows")
+    require_fields(args, *names, whole=True, at_least=1)
+    rows = []
+    print_row(COLUMNS)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        rows = list(show(measure(args, Path(folder))))
+        for row in measure(args, Path(folder)):
+            print_row(COLUMNS, row)
+            rows.append(row)
     warm = rows[len(rows) // 4 :]
     resident, peak = [row["resident_mb"] for row in warm], [row["peak_mb"] for row in warm]
     print(
@@ -131,19 +144,6 @@ def measure(args: Args, folder: Path) -> Iterator[dict[str, Any]]:
             yield row(iteration)
     distinct = counter.save(folder / "counts.safetensors", {})
     yield row(args.iterations, int(distinct.sum()))
-
-
-def show(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Print rows as they come, and pass them on."""
-    heads = ["iterations", "triples", "distinct", "spool MiB", "resident MiB", "peak MiB"]
-    heads += ["seconds"]
-    print("".join(head.rjust(14) for head in heads))
-    for row in rows:
-        cells = [row["iterations"], row["triples"], row["distinct"] or "-"]
-        cells += [f"{row[name]:.0f}" for name in ("spool_mb", "resident_mb", "peak_mb")]
-        cells += [f"{row['seconds']:.1f}"]
-        print("".join(str(cell).rjust(14) for cell in cells), flush=True)
-        yield row
 
 
 if __name__ == "__main__":

@@ -35,13 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
 from jukebox_core.evaluation.chunks import choose_chunks, silence_rule
+from jukebox_core.machine import set_threads
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS, MethodName
+from scripts._methods import METHODS
 from scripts._results import text_table
 
 PARTS = ("candidates", "selection", "mask")
@@ -78,14 +80,9 @@ class Args:
 @program
 def main(args: Args) -> None:
     """Measure, print the table and the ratios, and the JSON line."""
-    for name, least in (("chunks", 1), ("candidates", 1), ("chunk_codes", 1), ("repeats", 2)):
-        if getattr(args, name) < least:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} is {getattr(args, name)}, expected at least {least}")
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads is {args.threads}, expected at least 1")
-        torch.set_num_threads(args.threads)
+    require_fields(args, "chunks", "candidates", "chunk_codes", whole=True, at_least=1)
+    require_fields(args, "repeats", whole=True, at_least=2)
+    set_threads(args.threads)
     systems = {
         name: method.load_separator(args.models, device="cpu", candidates=args.candidates)
         for name, method in METHODS.items()
@@ -93,40 +90,37 @@ def main(args: Args) -> None:
     positions = min(args.chunk_codes, *(system.window for system in systems.values()))
     length = positions * systems["hybrid"].codec.config.hop
     manifest, rule = load_manifest(args.data), silence_rule(False)[1]
-    chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)[0]
-    mixtures = torch.stack([chunk.mixture for chunk in chosen])
-
-    def run(method: MethodName, turn: int) -> Seconds:
-        return separate(systems[method], mixtures, args.seed + turn)
-
-    turns = take_turns({m: partial(run, m) for m in METHODS}, args.repeats)
+    chunks = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)[0]
+    mixtures = torch.stack([chunk.mixture for chunk in chunks])
+    runs: dict[str, Callable[[int], Seconds]] = {
+        name: partial(separate, system, mixtures) for name, system in systems.items()
+    }
+    turns = take_turns(runs, range(args.seed, args.seed + args.repeats))
     rows = [
         {
             "method": method,
             "candidates": args.candidates,
             "positions": positions,
-            **costs(turns, method, len(chosen)),
+            **costs(turns, method, len(chunks)),
             "threads": torch.get_num_threads(),
-            "chunks": len(chosen),
+            "chunks": len(chunks),
             "settings": vars(METHODS[method].resolve(Settings(), args.models)),
         }
         for method in METHODS
     ]
-    print(f"{len(chosen)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
+    print(f"{len(chunks)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds per chunk\n")
-    print(text_table([HEADER, *map(_cells, rows)]))
+    head = ["method", "seconds", "95%", *PARTS, "hybrid / it", "95%"]
+    print(text_table([head, *map(_cells, rows)]))
     if args.json:
         print(json.dumps(rows, allow_nan=False))
 
 
-HEADER = ["method", "seconds", "95%", *PARTS, "hybrid / it", "95%"]
-
-
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    def cells(found: Mapping[str, float] | None) -> list[str]:
-        if found is None:
+    def cells(interval: Mapping[str, float] | None) -> list[str]:
+        if interval is None:
             return ["-", "-"]
-        return [f"{found['mean']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"]
+        return [f"{interval['mean']:.3f}", f"{interval['low']:.3f} to {interval['high']:.3f}"]
 
     parts = [f"{row['parts'][name]:.3f}" for name in PARTS]
     return [row["method"], *cells(row["seconds"]), *parts, *cells(row["ratio"])]
@@ -147,22 +141,20 @@ def separate(system: Separator, mixtures: Tensor, seed: int) -> Seconds:
 
 
 def take_turns(
-    runs: Mapping[str, Callable[[int], Seconds]], repeats: int
+    runs: Mapping[str, Callable[[int], Seconds]], seeds: range
 ) -> dict[str, list[Seconds]]:
     """{name: what every turn took}, each run once per turn, the order moved on every turn.
 
     Args:
-        runs: {name: does the work of a turn}.
-        repeats: turns that count, after one that does not.
+        runs: {name: does the work of a turn, given a seed}.
+        seeds: one for every turn that counts; before them is one that does not.
     """
-    names, found = list(runs), {name: list[Seconds]() for name in runs}
-    for turn in range(-1, repeats):
+    names, turns = list(runs), {name: list[Seconds]() for name in runs}
+    for turn in range(-1, len(seeds)):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            took = runs[name](turn)
-            if turn >= 0:
-                found[name].append(took)
-    return found
+            turns[name].append(runs[name](seeds.start + turn))
+    return {name: took[1:] for name, took in turns.items()}
 
 
 def costs(turns: Mapping[str, Sequence[Seconds]], method: str, chunks: int) -> dict[str, Any]:
@@ -182,8 +174,8 @@ def costs(turns: Mapping[str, Sequence[Seconds]], method: str, chunks: int) -> d
 def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
     """The geometric mean of first / second over the turns, with its bootstrap interval."""
     logs = [math.log(a / b) for a, b in zip(first, second, strict=True)]
-    found = bootstrap_mean(logs)
-    return Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high), found.n)
+    mean, low, high, n = bootstrap_mean(logs)
+    return Interval(math.exp(mean), math.exp(low), math.exp(high), n)
 
 
 if __name__ == "__main__":

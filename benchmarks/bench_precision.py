@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from benchmarks._common import Flags, prepare
+from benchmarks._common import Flags, prepare, print_row
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.joint import Precision, accelerate
 from jukebox_core.prior.model import AutoregressivePrior
@@ -38,13 +38,15 @@ class Args(Flags):
 @program
 def main(args: Args) -> None:
     """Measure and print."""
-    prepare(args)
+    prepare(args, args.methods)
     prior = AutoregressivePrior(PRESETS[args.preset].prior).eval()
     shape = (args.candidates[0], args.positions)
     codes = torch.randint(prior.n_codes, shape)
     expected = _log_probabilities(prior(codes), codes)
     rows = []
-    print("precision   largest    rms        largest mean of a sequence")
+    columns = {"precision": "{precision}", "largest": "{largest:.1e}", "rms": "{rms:.1e}"}
+    columns |= {"largest mean of a sequence": "{mean:.1e}"}
+    print_row(columns)
     cuda = args.device.startswith("cuda")
     for precision in ("float32", "bfloat16", *(("float16",) if cuda else ())):
         both = {"bass": prior.to(args.device), "drums": prior}
@@ -55,8 +57,14 @@ def main(args: Args) -> None:
             last = codes[:, t - 1].expand(2, -1).to(args.device) if t else None
             logits.append(fast.step(last, cache)[0].float().cpu())
         difference = _log_probabilities(torch.stack(logits, 1), codes) - expected
-        rows.append(_row(precision, difference))
-        print("{precision:10}  {largest:.1e}    {rms:.1e}    {mean:.1e}".format(**rows[-1]))
+        row = {
+            "precision": precision,
+            "largest": difference.abs().max().item(),
+            "rms": difference.square().mean().sqrt().item(),
+            "mean": difference.mean(1).abs().max().item(),
+        }
+        rows.append(row)
+        print_row(columns, row)
     if args.json:
         print(json.dumps(rows))
 
@@ -64,15 +72,6 @@ def main(args: Args) -> None:
 def _log_probabilities(logits: Tensor, codes: Tensor) -> Tensor:
     """Return the log-probabilities of codes [N, T], in nats."""
     return torch.log_softmax(logits, -1).gather(2, codes.unsqueeze(2)).squeeze(2)
-
-
-def _row(precision: str, difference: Tensor) -> dict[str, Any]:
-    return {
-        "precision": precision,
-        "largest": difference.abs().max().item(),
-        "rms": difference.square().mean().sqrt().item(),
-        "mean": difference.mean(1).abs().max().item(),
-    }
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Flags, chosen, peak_mb, prepare, reset_peak
+from benchmarks._common import Flags, peak_mb, prepare, print_row, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
 from hybrid import PooledLikelihood
 from hybrid.separator import POOLED_EXPONENT
@@ -42,6 +42,17 @@ from lqvae.likelihood import LatentGaussianLikelihood
 from scripts._cli import program
 
 METHODS = ("lqvae", "lass", "hybrid")
+COLUMNS = {
+    "method": "{method}",
+    "N": "{candidates}",
+    "ms/position": "{ms_per_position:.1f}",
+    "plain": "{plain_ms_per_position:.0f}",
+    "ratio": "{ratio:.1f}x",
+    "first 16": "{first_ms:.1f}",
+    "last 16": "{last_ms:.1f}",
+    "cache MB": "{cache_mb:.0f}",
+    "peak MB": "{peak_mb:.0f}",
+}
 
 
 @dataclass(frozen=True)
@@ -65,35 +76,22 @@ class Args(Flags):
 @program
 def main(args: Args) -> None:
     """Measure, print the table, and the JSON line."""
-    prepare(args)
+    methods = prepare(args, METHODS)
     preset = PRESETS[args.preset]
     if args.positions > preset.prior.n_ctx:
         raise ValueError(f"{args.positions} positions, the prior has {preset.prior.n_ctx}")
     priors = {name: AutoregressivePrior(preset.prior).eval() for name in ("bass", "drums")}
     fast = accelerate({k: p.to(args.device) for k, p in priors.items()}, args.precision)
     print(f"{args.preset}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(HEADER)
+    print_row(COLUMNS)
     rows = []
-    for method in chosen(args, METHODS):
+    for method in methods:
         scores = make_likelihood(method, preset, args)
         for candidates in args.candidates:
             rows.append(measure(method, candidates, priors, fast, scores, args))
-            print(_line(rows[-1]), flush=True)
+            print_row(COLUMNS, rows[-1])
     if args.json:
         print(json.dumps(rows))
-
-
-HEADER = "method   N   ms/position  plain   ratio   first 16  last 16   cache MB   peak MB"
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    plain = "-" if row["ratio"] is None else f"{row['plain_ms_per_position']:.0f}"
-    ratio = "-" if row["ratio"] is None else f"{row['ratio']:.1f}x"
-    return (
-        f"{row['method']:7} {row['candidates']:3} {row['ms_per_position']:11.1f} {plain:>8} "
-        f"{ratio:>7} {row['first_ms']:9.1f} {row['last_ms']:8.1f} {row['cache_mb']:10.0f} "
-        f"{row['peak_mb']:9.0f}"
-    )
 
 
 def measure(

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._common import Flags, chosen, compare, finish, prepare, row
+from benchmarks._common import Flags, compare, finish, prepare, row
 from jukebox_core.evaluation import metrics
 from jukebox_core.presets import PRESETS
 from scripts._cli import program
@@ -31,16 +30,10 @@ METHODS = ("framewise_sdr", "sdr", "si_sdr")
 _SOURCES = 2
 
 
-@dataclass(frozen=True)
-class Args(Flags):
-    """Flags of benchmarks.bench_scoring."""
-
-
 @program
-def main(args: Args) -> None:
+def main(args: Flags) -> None:
     """Measure and print."""
-    methods = chosen(args, METHODS)
-    prepare(args)
+    methods = prepare(args, METHODS)
     if set(methods) - {"si_sdr"}:
         check_museval()
     rows = []
@@ -58,7 +51,7 @@ def check_museval() -> None:
     import museval  # noqa: F401
 
 
-def signals(args: Args, count: int) -> tuple[Tensor, Tensor]:
+def signals(args: Flags, count: int) -> tuple[Tensor, Tensor]:
     """References [S, T] and estimates [N, S, T], from good to bad."""
     samples = args.positions * PRESETS[args.preset].vqvae.hop
     references = 0.1 * torch.randn(_SOURCES, samples)
@@ -66,7 +59,7 @@ def signals(args: Args, count: int) -> tuple[Tensor, Tensor]:
     return references, references + level * torch.randn(count, _SOURCES, samples)
 
 
-def bench(args: Args, name: str, references: Tensor, estimates: Tensor) -> dict[str, Any]:
+def bench(args: Flags, name: str, references: Tensor, estimates: Tensor) -> dict[str, Any]:
     """One score of all estimates in one call, against one by one."""
     score = getattr(metrics, name)
     if name == "si_sdr":

@@ -28,8 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks._common import Flags, chosen, compare, finish, peak_mb, prepare, reset_peak, row
-from benchmarks._plain_training import PlainCodecObjective, PlainPriorObjective
+from benchmarks._common import Flags, compare, finish, prepare, row
+from benchmarks._plain import PlainCodecObjective, PlainPriorObjective
 from jukebox_core.config import Bandwidths, LossConfig, OptimConfig
 from jukebox_core.presets import PRESETS
 from jukebox_core.prior.model import AutoregressivePrior
@@ -65,9 +65,8 @@ class Args(Flags):
 @program
 def main(args: Args) -> None:
     """Measure and print."""
-    prepare(replace(args, positions=args.positions or 1))
     rows = []
-    for name in chosen(args, METHODS):
+    for name in prepare(replace(args, positions=args.positions or 1), METHODS):
         for crops in (1,) if name.startswith("prior") else args.candidates:
             rows.append(measure(name, crops, args))
     if args.plain:
@@ -88,19 +87,14 @@ def measure(name: str, crops: int, args: Args) -> dict[str, Any]:
     step = training_step(ours, batch, args.precision)
     if not args.plain:
         step()
-        return {"method": name, "about": about, **alone(step, args.repeats)}
+        timed = compare(step, lambda: None, repeats=args.repeats, warm_up=False)
+        ms, peak = 1e3 * timed.seconds, timed.peak_mb
+        return {"method": name, "about": about, "ms": ms, "peak_mb": peak}
     slow = training_step(plain, batch, "32", fused=False)
     first, plain_first = step(), slow()
     timed = compare(step, slow, repeats=args.repeats, warm_up=False)
     difference = abs(first - plain_first) / abs(plain_first)
     return row(args, name, len(batch), batch.shape[1], timed, difference, note=about)
-
-
-def alone(step: Step, repeats: int) -> dict[str, float]:
-    """Time and memory without anything beside."""
-    reset_peak()
-    timed = compare(step, lambda: None, repeats=repeats, warm_up=False)
-    return {"ms": 1e3 * timed.seconds, "peak_mb": peak_mb()}
 
 
 def training_step(objective: nn.Module, batch: Tensor, precision: str, fused: bool = True) -> Step:

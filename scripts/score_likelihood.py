@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -34,7 +34,7 @@ from jukebox_core.checkpoints import fingerprint, load_codec, load_config, prove
 from jukebox_core.checks import require_fields
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets.manifest import load_manifest
-from jukebox_core.evaluation.likelihood import Information, pair_logs
+from jukebox_core.evaluation.likelihood import Information, held_out_bits
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.machine import free_bytes, set_threads
 from jukebox_core.separation.likelihood import (
@@ -54,10 +54,6 @@ from scripts._cli import program
 from scripts._results import text_table
 
 FAMILIES = ("reconstruction", "linearisation")
-NORMALISED = (
-    "All rows are normalised over the mixture's codes; in separation, the Gaussian and products "
-    "with it are not."
-)
 
 
 @dataclass(frozen=True)
@@ -120,16 +116,19 @@ def main(args: Args) -> None:
     if not load_manifest(args.data).split(args.split):
         raise ValueError(f"split is {args.split}, but {args.data} has no songs in it")
     further = further_counts(args.counts, codecs)
-    found = {
+    tables = {
         family: list(score(args, args.models / family, further[family])) for family in families
     }
-    for family, rows in found.items():
+    for family, rows in tables.items():
         print(f"{family}: {rows[0][1].n} codes of {args.split} songs\n")
         print(format_rows(rows, args.exponents), end="\n\n")
-    print(NORMALISED)
+    print(
+        "All rows are normalised over the mixture's codes; in separation, the Gaussian and "
+        "products with it are not."
+    )
     if args.output is not None:
         as_json = {
-            family: {name: _as_json(row) for name, row in rows} for family, rows in found.items()
+            family: {name: _as_json(row) for name, row in rows} for family, rows in tables.items()
         }
         asked = {name: getattr(args, name) for name in ("split", "iterations", "compared", "seed")}
         write_json(args.output, {"variants": as_json, "asked": asked, **provenance()})
@@ -143,7 +142,9 @@ def check_memory(args: Args, n_codes: int) -> None:
     """
     plan = PairCounting()
     triples = args.iterations * plan.pairs * plan.crop
-    needed = 8 * (n_codes * (triples + args.compared) + triples * args.compared)  # of `pair_logs`
+    needed = 8 * (
+        n_codes * (triples + args.compared) + triples * args.compared
+    )  # of `held_out_bits`
     free = free_bytes(torch.device("cpu"))
     if needed > free:
         counts = {"iterations": args.iterations, "compared": args.compared}
@@ -173,17 +174,16 @@ def further_counts(paths: Sequence[Path], codecs: Mapping[str, str]) -> dict[str
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, of no family's codec, or has the stem of another of the family.
     """
-    found: dict[str, dict[str, Path]] = {family: {} for family in codecs}
+    further: dict[str, dict[str, Path]] = {family: {} for family in codecs}
     for path in paths:
-        codec = CountsFile(path).metadata.get("codec")
-        families = [family for family, known in codecs.items() if known == codec]
-        if not families:
+        codec, prefix = CountsFile(path).metadata.get("codec"), f"{path.stem}: "
+        if codec not in codecs.values():
             raise ValueError(f"{path} was counted with another codec than {' or '.join(codecs)}")
-        for family in families:
-            if f"{path.stem}: " in found[family]:
+        for family in (family for family in codecs if codecs[family] == codec):
+            if prefix in further[family]:
                 raise ValueError(f"several --counts of {family} are called {path.stem}: rename one")
-            found[family][f"{path.stem}: "] = path
-    return found
+            further[family][prefix] = path
+    return further
 
 
 def score(
@@ -212,54 +212,40 @@ def score(
     table = load_sums(sums, identity) if sums.is_file() else None
     for prefix, path in {"": family / "counts.safetensors", **further}.items():
         counts, _ = load_counts(path, identity, sources)
-        for name, make in variants(args, counts, codec.codebook, table):
+        for name, likelihood in variants(args, counts, codec.codebook, table):
             if prefix and name.startswith("Gaussian"):
                 continue  # it has no counts
-            logs = pair_logs(make(), first, second, mixture, others)
-            yield prefix + name, logs.information(args.exponents)
+            triples = (first, second, mixture)
+            yield prefix + name, held_out_bits(likelihood, *triples, others, args.exponents)
 
 
 def variants(
     args: Args, counts: Counts, codebook: Tensor, sums: Tensor | None
-) -> Iterator[tuple[str, Callable[[], Likelihood]]]:
-    """(name, maker) of the likelihoods, at lambda 1."""
+) -> Iterator[tuple[str, Likelihood]]:
+    """(name, likelihood) of every variant, at lambda 1."""
 
-    def smoothed(base: Any, concentration: float, symmetric: bool = False) -> Likelihood:
-        return SmoothedLikelihood(
-            counts, base, 1.0, concentration=concentration, symmetric=symmetric
-        )
+    def smoothed(
+        name: str, base: Any, product: str = "", **options: Any
+    ) -> Iterator[tuple[str, SmoothedLikelihood]]:
+        for s in args.smoothings:
+            likelihood = SmoothedLikelihood(counts, base, 1.0, concentration=s, **options)
+            yield f"{name}, {s:g}{product}", likelihood
 
-    both = symmetrise(counts)
-    yield "counts, symmetric (LASS)", partial(CountLikelihood, counts, 1.0)
-    yield "counts, class-ordered", partial(CountLikelihood, counts, 1.0, symmetric=False)
-    for s in args.smoothings:
-        yield f"to p(m), {s:g}", partial(smoothed, Overall(counts), s)
-    for s in args.smoothings:
-        yield f"to marginals, {s:g}", partial(smoothed, Marginals(counts), s)
-    for s in args.smoothings:
-        yield f"to marginals, symmetric, {s:g}", partial(smoothed, Marginals(both), s, True)
+    marginals = Marginals(counts)
+    yield "counts, symmetric (LASS)", CountLikelihood(counts, 1.0)
+    yield "counts, class-ordered", CountLikelihood(counts, 1.0, symmetric=False)
+    yield from smoothed("to p(m)", Overall(counts))
+    yield from smoothed("to marginals", marginals)
+    both = Marginals(symmetrise(counts))
+    yield from smoothed("to marginals, symmetric", both, symmetric=True)
     if sums is None:
         return
     for sigma in args.sigmas:
         gaussian = LatentGaussianLikelihood(codebook, sums, sigma)
-        yield f"Gaussian (LQ-VAE), sigma {sigma:g}", partial(_same, gaussian)
-        for s in args.smoothings:
-            yield (
-                f"to Gaussian {sigma:g}, {s:g}",
-                partial(smoothed, GaussianBase(gaussian, counts), s),
-            )
-        for s in args.smoothings:
-            counted = partial(smoothed, Marginals(counts), s)
-            name = f"to marginals, {s:g}, times Gaussian {sigma:g}"
-            yield name, partial(_pooled, counted, gaussian)
-
-
-def _same(likelihood: Likelihood) -> Likelihood:
-    return likelihood
-
-
-def _pooled(counted: Callable[[], Likelihood], gaussian: LatentGaussianLikelihood) -> Likelihood:
-    return PooledLikelihood(counted(), gaussian)
+        yield f"Gaussian (LQ-VAE), sigma {sigma:g}", gaussian
+        yield from smoothed(f"to Gaussian {sigma:g}", GaussianBase(gaussian, counts))
+        for name, counted in smoothed("to marginals", marginals):
+            yield f"{name}, times Gaussian {sigma:g}", PooledLikelihood(counted, gaussian)
 
 
 def format_rows(rows: list[tuple[str, Information]], exponents: tuple[float, ...]) -> str:
@@ -268,11 +254,11 @@ def format_rows(rows: list[tuple[str, Information]], exponents: tuple[float, ...
     body = [
         [
             name,
-            f"{found.impossible:.1%}",
-            f"{found.bits_per_code:.3f}",
-            *(f"{found.pair_bits[w]:.2f}" for w in exponents),
+            f"{scores.impossible:.1%}",
+            f"{scores.bits_per_code:.3f}",
+            *(f"{scores.pair_bits[w]:.2f}" for w in exponents),
         ]
-        for name, found in rows
+        for name, scores in rows
     ]
     return text_table([head, *body])
 

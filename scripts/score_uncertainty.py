@@ -93,6 +93,7 @@ def main(args: Args) -> None:
     if args.output is not None:
         written = json_with("variants.0.correlation", "asked.within")
         check_replaceable(args.output, written, "a table of uncertainties")
+    manifest, rule = load_manifest(args.data), silence_rule(False)[1]
     rows = [["sampler", "shifts", "rank correlation", "95%", "median uncertainty"]]
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:
@@ -101,33 +102,26 @@ def main(args: Args) -> None:
             args.models, settings, "cpu", candidates=args.candidates
         )
         length = separator.codec.config.hop * min(args.chunk_codes, separator.window)
-        manifest, rule = load_manifest(args.data), silence_rule(False)[1]
-        chosen = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)
-        values, typical = correlations(separator, chosen[0], args.within, args.seed)
-        found = bootstrap_mean(values)
+        chunks, _ = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)
+        values, typical = correlations(separator, chunks, args.within, args.seed)
+        interval = bootstrap_mean(values)
         variants.append(
             {
                 "sampler": sampler,
                 "shifts": shifts,
-                "correlation": {name: _finite(x) for name, x in found._asdict().items()},
+                "correlation": {name: _finite(x) for name, x in interval._asdict().items()},
                 "chunks": [_finite(x) for x in values],
                 "median_disagreement": typical,
             }
         )
-        rows.append(
-            [
-                sampler,
-                str(shifts),
-                f"{found.mean:.2f}",
-                f"{found.low:.2f} to {found.high:.2f}",
-                f"{typical:.3f}",
-            ]
-        )
+        mean, low, high, _ = interval
+        cells = [f"{mean:.2f}", f"{low:.2f} to {high:.2f}", f"{typical:.3f}"]
+        rows.append([sampler, str(shifts), *cells])
     print(text_table(rows))
     if args.output is not None:
         asked = ("method", "split", "candidates", "chunk_codes", "within", "seed")
-        known = {name: getattr(args, name) for name in asked}
-        write_json(args.output, {"variants": variants, "asked": known, **provenance()})
+        flags = {name: getattr(args, name) for name in asked}
+        write_json(args.output, {"variants": variants, "asked": flags, **provenance()})
 
 
 def _finite(value: float) -> float | None:

@@ -37,7 +37,7 @@ from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.training.audio_logging import reconstructions
 from jukebox_core.training.run import Run, RunSettings
 from jukebox_core.training.trainer import CollapseWatch
-from jukebox_core.vqvae.losses import BandwidthMeter
+from jukebox_core.vqvae.losses import bandwidths_of
 from jukebox_core.vqvae.model import VQVAE
 from jukebox_core.vqvae.objective import ReconstructionObjective
 from lqvae.objective import LinearisationObjective
@@ -166,12 +166,13 @@ def stored_bandwidths(args: Args) -> Bandwidths | None:
 
 def measure_bandwidths(args: Args, items: CropDataset) -> Bandwidths:
     """Measure the normalisers on `bandwidth_seconds` of training crops, at most one epoch."""
-    meter = BandwidthMeter(args.loss.spectral_stft)
     samples = args.bandwidth_seconds * args.vqvae.sample_rate / items.rows
     count = math.ceil(min(samples, items.samples) / items.crop)
-    for first in range(0, count, 8):
-        meter.add(collate([items[index] for index in range(first, min(first + 8, count))]))
-    return meter.result()
+    batches = (
+        collate([items[index] for index in range(first, min(first + 8, count))])
+        for first in range(0, count, 8)
+    )
+    return bandwidths_of(batches, args.loss.spectral_stft)
 
 
 main = program(train_codec, defaults)

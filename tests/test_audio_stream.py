@@ -3,7 +3,6 @@
 import errno
 import math
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -69,43 +68,10 @@ def test_a_wav_that_grows_beyond_its_format_says_so(tmp_path, monkeypatch):
             writer.write(noise(1, 100_000))
 
 
-def test_what_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match=r"suffix is '.txt', expected .aif"):
-        AudioWriter(tmp_path / "x.txt", RATE, 1)
-    with pytest.raises(ValueError, match="cannot write"):
-        AudioWriter(tmp_path / "x.flac", RATE, 9)
+def test_blocks_of_another_shape_are_refused(tmp_path):
     with AudioWriter(tmp_path / "x.flac", RATE, 2) as writer:
         with pytest.raises(ValueError, match=r"\(1, 5\), expected \[2, t\]"):
             writer.write(torch.zeros(1, 5))
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            writer.write(torch.full((2, 5), math.nan))
-
-
-def test_damage_is_told_by_name(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")  # no ffmpeg
-    (tmp_path / "text.wav").write_text("hello")
-    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), RATE)
-    samples = np.zeros(100_000, np.float32)
-    samples[90_000] = np.inf
-    soundfile.write(tmp_path / "inf.wav", samples, RATE, subtype="FLOAT")
-    audio.save(tmp_path / "whole.flac", noise(200_000), RATE)
-    content = (tmp_path / "whole.flac").read_bytes()
-    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
-    words = {
-        "text.wav": "cannot be read as audio",
-        "empty.wav": "no samples",
-        "inf.wav": "NaN or infinite",
-        "cut.flac": r"is damaged after [1-5]\.\d s",
-    }
-    for name, said in words.items():
-        with (
-            pytest.raises(ValueError, match=said) as caught,
-            open_audio(tmp_path / name) as reader,
-        ):
-            survey(reader)
-        assert name in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError), open_audio(tmp_path / "missing.wav"):
-        pass
 
 
 FORMATS = [
@@ -177,20 +143,6 @@ def test_silence_has_no_level(tmp_path):
     audio.save(tmp_path / "x.wav", torch.zeros(1, 100), RATE)
     with open_audio(tmp_path / "x.wav") as reader:
         assert survey(reader) == (100, -math.inf)
-
-
-def test_other_formats_are_decoded_to_a_temporary_file(tmp_path, monkeypatch):
-    audio.save(tmp_path / "decoded.wav", noise(2, 500), 44_100)
-    (tmp_path / "x.m4a").write_bytes(b"....ftypM4A ")
-    fake = tmp_path / "ffmpeg"
-    fake.write_text(f'#!/bin/sh\nfor last; do :; done; cp "{tmp_path}/decoded.wav" "$last"\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with open_audio(tmp_path / "x.m4a") as reader:
-        assert reader.rate == 44_100
-        assert torch.equal(torch.cat(list(reader.blocks(99)), 1), noise(2, 500))
-        temporary = reader._decoded
-    assert not temporary.exists()
 
 
 @pytest.mark.parametrize("rates", [(44_100, RATE), (48_000, RATE), (8_000, RATE), (RATE, RATE)])

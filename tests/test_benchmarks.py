@@ -118,9 +118,9 @@ def test_without_ffmpeg_scoring_says_so(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--methods", "encode", "sing"], "--methods sing: expected any of encode"),
-        (["--candidates", "0"], "--candidates is 0"),
-        (["--threads", "0"], "--threads is 0"),
+        (["--methods", "encode", "sing"], "methods is 'sing', expected encode or"),
+        (["--candidates", "0"], "candidates is 0"),
+        (["--threads", "0"], "threads is 0"),
     ],
 )
 def test_bad_flags_are_one_line(capsys, flags, message):
@@ -140,8 +140,6 @@ def test_the_plain_path_is_scaled_and_results_are_kept():
     )
     assert calls == ["plain", "ours"] * 3 + ["ours"]
     assert (timed.result, timed.plain_result) == (1, 2)
-    with pytest.raises(ValueError, match="plain_repeats is 4"):
-        _common.compare(int, int, repeats=3, plain_repeats=4)
 
 
 def test_precision(capsys):
@@ -172,7 +170,7 @@ def test_methods(capsys, tiny_models, tiny_data):
             assert row["ratio"]["low"] <= row["ratio"]["mean"] <= row["ratio"]["high"]
         assert any(line.startswith(method) for line in lines[:-1])
     assert bench_methods.main([*flags, "--repeats", "1"]) == 1
-    assert "--repeats is 1, expected at least 2" in capsys.readouterr().err
+    assert "repeats is 1, expected an integer at least 2" in capsys.readouterr().err
 
 
 def test_methods_take_turns_and_the_first_does_not_count():
@@ -181,7 +179,7 @@ def test_methods_take_turns_and_the_first_does_not_count():
     def run(name):
         return lambda turn: calls.append((turn, name)) or {"mask": len(calls)}
 
-    found = bench_methods.take_turns({name: run(name) for name in "abc"}, 3)
+    found = bench_methods.take_turns({name: run(name) for name in "abc"}, range(3))
     assert [turn for turn, _ in calls] == [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
     orders = ["".join(name for turn, name in calls if turn == t) for t in range(3)]
     assert orders == ["abc", "bca", "cab"]

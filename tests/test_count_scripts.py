@@ -209,7 +209,7 @@ def test_the_benchmark_counts_what_it_simulates(capsys):
     assert said["rows"][-1]["spool_mb"] == 16 * distinct / (1 << 20)
     assert len(lines) == 1 + 5 + 3  # heads, rows, a gap, the summary, JSON
     assert bench_counting.main(["--triples", "0"]) == 1
-    assert "--triples is 0, expected at least 1" in capsys.readouterr().err
+    assert "triples is 0, expected an integer at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybrid.smoothing import SHARE, GaussianBase
-from jukebox_core.evaluation.likelihood import pair_logs
+from jukebox_core.evaluation.likelihood import held_out_bits
 from lass.counts import count_triples
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall
@@ -50,7 +50,7 @@ def test_information_equals_its_definition(parts, name):
         "counted": CountLikelihood(counts, 1.0, symmetric=False),
     }[name]
     table = log_table(likelihood)
-    found = pair_logs(likelihood, first, second, mixture, others).information((0.5, 2.0))
+    found = held_out_bits(likelihood, first, second, mixture, others, (0.5, 2.0))
     own = [float(table[i, j, m]) for i, j, m in zip(first, second, mixture, strict=True)]
     possible = [not math.isinf(x) and not math.isnan(x) for x in own]
     assert found.n == 20
@@ -134,7 +134,7 @@ def test_every_code_costs_a_finite_number_of_bits(parts):
         np.testing.assert_allclose(
             likelihood.scores(m).values.view(K, K), np.log(p[:, :, m]), rtol=1e-5, atol=1e-5
         )
-    found = pair_logs(likelihood, first, second, mixture, others).information((1.0,))
+    found = held_out_bits(likelihood, first, second, mixture, others)
     assert found.impossible == 0
     assert found.bits_per_code == pytest.approx(-np.log2(p[first, second, mixture]).mean())
 
@@ -154,6 +154,6 @@ def test_a_guess_without_knowledge_costs_the_logarithm_of_the_codes(parts):
         count_triples(K, *[np.arange(K)] * 3), Overall(counts), 1.0, concentration=1e12
     )
     flat.base.probabilities = lambda code: torch.full((K * K,), 1 / K)
-    found = pair_logs(flat, first, second, mixture, others).information()
+    found = held_out_bits(flat, first, second, mixture, others)
     assert found.bits_per_code == pytest.approx(math.log2(K), abs=1e-4)
     assert found.pair_bits[1.0] == pytest.approx(0, abs=1e-4)

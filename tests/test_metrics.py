@@ -39,16 +39,11 @@ def test_sdr_is_the_plain_formula_over_all_leading_dimensions():
         assert scores[index].item() == pytest.approx(plain(reference[index], estimate[index]))
 
 
-@pytest.mark.parametrize("length", [100, 250, 400, 499, 999])
+@pytest.mark.parametrize("length", [70, 100, 250, 400, 499, 999])
 def test_framewise_sdr_is_the_median_of_complete_windows(length):
     reference, estimate = signals(length)
     score = framewise_sdr(reference, estimate, window=100).item()
     assert score == pytest.approx(plain_framewise(reference, estimate, 100))
-
-
-def test_one_incomplete_window_counts_whole():
-    reference, estimate = signals(70)
-    torch.testing.assert_close(framewise_sdr(reference, estimate, 100), sdr(reference, estimate))
 
 
 def test_the_end_after_the_last_complete_window_does_not_count():
@@ -130,9 +125,6 @@ def test_lengths_that_differ_are_refused(score):
         score(torch.zeros(3), torch.zeros(4))
     with pytest.raises(ValueError, match="no samples"):
         score(torch.zeros(0), torch.zeros(0))
-
-
-def test_a_window_without_samples_is_refused():
     with pytest.raises(ValueError, match="window is 0"):
         framewise_sdr(torch.ones(3), torch.ones(3), 0)
 

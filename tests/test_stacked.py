@@ -66,6 +66,12 @@ def test_steps_equal_the_full_forward_of_each_prior(device, order, embedding):
         decoder.step(codes[:, :, 0], cache)
 
 
+def test_a_step_never_reads_numbers_back_from_the_device():
+    """A CUDA graph cannot record that; tensors of the meta device refuse it as well."""
+    decoder = StackedDecoder(two_priors("meta"))
+    decoder.static_step(decoder.new_cache(B, T))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_pairs_are_reordered(device):
     priors = two_priors(device)

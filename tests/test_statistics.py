@@ -39,21 +39,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
     hits = 0
     for _ in range(300):
-        interval = bootstrap_mean(generator.normal(size=40), resamples=1_000)
+        interval = bootstrap_mean(generator.normal(size=40))
         hits += interval.low <= 0 <= interval.high
     assert 0.89 <= hits / 300 <= 0.98
-
-
-def test_more_confidence_is_wider():
-    values = np.random.default_rng(0).normal(size=30)
-    narrow, wide = (bootstrap_mean(values, confidence=c) for c in (0.8, 0.99))
-    assert wide.low < narrow.low < narrow.high < wide.high
-
-
-def test_resamples_are_drawn_in_blocks_that_add_up():
-    values = np.random.default_rng(0).normal(size=5_000)
-    interval = bootstrap_mean(values, resamples=1_001)
-    assert interval.low < interval.mean < interval.high
 
 
 def test_paired_difference_takes_the_pairs_that_both_have():
@@ -77,7 +65,5 @@ def test_what_has_no_meaning_is_refused():
         paired_difference([1.0], [1.0, 2.0])
     with pytest.raises(ValueError, match="1 of 2 values are infinite"):
         bootstrap_mean([1.0, math.inf])
-    with pytest.raises(ValueError, match="confidence is 1"):
-        bootstrap_mean([1.0], confidence=1)
-    with pytest.raises(ValueError, match="resamples is 0"):
-        bootstrap_mean([1.0], resamples=0)
+    with pytest.raises(ValueError, match="seed is -1"):
+        bootstrap_mean([1.0], seed=-1)

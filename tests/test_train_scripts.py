@@ -27,7 +27,7 @@ from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.training import run as run_module
 from jukebox_core.training.tracking import read_metrics
 from jukebox_core.training.trainer import TIMINGS
-from jukebox_core.vqvae.losses import BandwidthMeter
+from jukebox_core.vqvae.losses import bandwidths_of
 from scripts import plot_losses, train_mask, train_prior, train_vqvae
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,11 +109,10 @@ def test_metrics_cover_both_splits(tiny_models):
 def test_bandwidths_are_measured_on_the_training_crops(tiny_models, tiny_data):
     manifest = load_manifest(tiny_data)
     items = CropDataset(manifest.split("train"), "sources", 4096, manifest.alpha)
-    meter = BandwidthMeter((2048, 256, 1536))
-    for index in range(-(-items.samples // 4096)):
-        meter.add(items[index])
+    batches = (items[index] for index in range(-(-items.samples // 4096)))
+    expected = bandwidths_of(batches, (2048, 256, 1536))
     stored = from_dict(Bandwidths, load_meta(tiny_models / "linearisation/vqvae")["bandwidths"])
-    for name, value in dataclasses.asdict(meter.result()).items():
+    for name, value in dataclasses.asdict(expected).items():
         assert getattr(stored, name) == pytest.approx(value, rel=1e-5)
 
 

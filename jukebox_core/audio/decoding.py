@@ -1,11 +1,11 @@
-"""Decode audio files with libsndfile, or with ffmpeg if libsndfile does not support the format.
-
-Samples are `[t, C]` float32 arrays.
-"""
+"""Decode audio files with libsndfile, or with ffmpeg if libsndfile does not support the format."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import io
+import itertools
 import re
 import shutil
 import stat
@@ -16,17 +16,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
+import torch
+from torch import Tensor
 
 from jukebox_core.audio.layout import Part, find_layout
+from jukebox_core.audio.mpeg_frames import find_pattern
 from jukebox_core.checks import one_line
 
-__all__ = ["Sound", "UnknownFormat", "ffmpeg_to_wav", "reason_of", "regular_file"]
+__all__ = ["BLOCK", "AudioReader", "UnknownFormat", "ffmpeg_to_wav", "reason_of", "regular_file"]
+
+BLOCK = 1 << 16
+"""Samples of a block."""
 
 _EXACT = {"WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF"}
 """libsndfile formats whose headers state the exact length and whose seeks are exact."""
 _UNKNOWN = 1 << 62
 """libsndfile gives a larger length than this if the header states none."""
-_FLAC = b"fLaC\0\0\0\x22"
+_FLAC = re.compile(rb"fLaC\0\0\0\x22")
 """The beginning of a FLAC file: its magic bytes, then the header of the STREAMINFO block."""
 _RATES = (100, 10_000_000)
 _BLOCK_VALUES = 1 << 22
@@ -49,187 +55,167 @@ def regular_file(path: str | Path) -> Path:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"there is no audio file {path}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is {_name(status.st_mode)}, expected an audio file")
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        names = {stat.S_IFDIR: "folder", stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket"}
+        raise ValueError(f"{path} is a {names.get(kind, 'device')}, expected an audio file")
     if status.st_size == 0:
         raise ValueError(f"{path} cannot be read as audio: it is empty")
     return path
 
 
-def _name(mode: int) -> str:
-    kinds = {
-        stat.S_ISDIR: "a folder",
-        stat.S_ISFIFO: "a named pipe",
-        stat.S_ISSOCK: "a socket",
-    }
-    return next((name for test, name in kinds.items() if test(mode)), "a device")
+class AudioReader:
+    """An open audio file; each call of `blocks` decodes it from start to end."""
 
-
-class Sound:
-    """An audio file that is open for decoding."""
-
-    def __init__(self, path: Path, name: Path | None = None):
+    def __init__(self, path: Path, name: Path | None = None, warning: str | None = None):
         """Open a file and look at its headers.
 
         Args:
             path: the file, checked by `regular_file`.
             name: the file's name in error messages; default: `path`.
+            warning: damage that ffmpeg reported.
 
         Raises:
             UnknownFormat: libsndfile cannot read it.
             ValueError: It is damaged.
             OSError: It cannot be opened.
         """
-        self._name = name or path
+        self.path = name or path
         self._file = open(path, "rb")
         try:
-            self._layout = find_layout(self._file, self._name)
-            with self._open(self._layout.parts[0]) as first:
-                self.rate: int = first.samplerate
-                self.channels: int = first.channels
-                self.exact = first.format in _EXACT and first.frames < _UNKNOWN
+            self._layout = find_layout(self._file, self.path)
+            self.warning = warning or self._layout.warning
+            """Damage to a file that still plays, such as a missing end; None if there is none."""
+            first, *others = self._layout.parts
+            with self._open(first) as sound:
+                self.rate: int = sound.samplerate
+                self.channels: int = sound.channels
+                self.exact = sound.format in _EXACT and sound.frames < _UNKNOWN
                 """Whether the header states the exact length, and seeks are exact."""
-                self.frames = first.frames if first.frames < _UNKNOWN else 0
-                """Samples according to the header, or 0 if it states none. If not `exact`, only
-                decoding gives the true number."""
-            for part in self._layout.parts[1:]:
+                self.frames = sound.frames if sound.frames < _UNKNOWN else 0
+                """Samples according to the header, or 0 if it has none; an estimate unless
+                `exact`."""
+            for part in others:
                 with self._open(part) as sound:
                     self.frames += sound.frames
             if not _RATES[0] <= self.rate <= _RATES[1]:
                 raise ValueError(
-                    f"{self._name} has a sample rate of {self.rate:,} Hz in its header, expected "
+                    f"{self.path} has a sample rate of {self.rate:,} Hz in its header, expected "
                     f"{_RATES[0]} to {_RATES[1]:,} Hz"
                 )
         except BaseException:
             self._file.close()
             raise
 
-    @property
-    def warning(self) -> str | None:
-        """Damage to a file that still plays; None if there is none."""
-        return self._layout.warning
-
-    def __enter__(self) -> Sound:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        """All samples in blocks [t, C] of at most `size`.
+    def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
+        """All samples in blocks [C, t] of at most `size`.
 
         Raises:
-            ValueError: The file is damaged, or its format changes.
+            ValueError: It is damaged, changes its format, has no samples, or NaN or infinite ones.
         """
-        size = min(size, max(1, _BLOCK_VALUES // self.channels))
-        done = 0
-        for part in self._layout.parts:
-            with self._open(part) as sound:
-                self._check_format(sound, done)
-                before = done
-                while done - before < sound.frames:
-                    left = sound.frames - (done - before)
-                    samples = self._read(sound, min(size, left), done)
-                    sound.source.check(self._name)
-                    if not len(samples):
-                        break
-                    done += len(samples)
-                    yield samples
-                self._check_complete(sound, done - before)
+        block = None
+        for block in self._blocks(size):
+            yield self._checked(block)
+        if block is None:
+            raise ValueError(f"{self.path} has no samples")
 
-    def segment(self, start: int, length: int) -> np.ndarray:
-        """Samples `start` to `start + length`, [length, C].
+    def segment(self, start: int, length: int) -> Tensor:
+        """Samples `start` to `start + length`, [C, length].
 
         If the format seeks exactly, only these are decoded; otherwise everything before them too.
 
         Raises:
-            ValueError: The file is shorter, or damaged there.
+            ValueError: The file is shorter, or the samples are damaged or not finite.
         """
-        if self.exact:
-            self._check_inside(start, length, self.frames)
-            # Not `_Forward`, which cannot seek.
+        end, frames, pieces = start + length, 0, []
+        if not self.exact:
+            for block in self._blocks(BLOCK):
+                pieces.append(block[max(0, start - frames) : max(0, end - frames)])
+                frames += len(block)
+                if frames >= end:
+                    return self._checked(np.concatenate(pieces))
+        elif end <= (frames := self.frames):
             source = _Bytes(self._file, self._layout.parts[0])
-            with soundfile.SoundFile(source) as sound:
-                try:
-                    sound.seek(start)
-                    samples = sound.read(length, dtype="float32", always_2d=True)
-                except soundfile.LibsndfileError as error:
-                    source.check(self._name)
-                    raise ValueError(f"{self._name} is damaged: {reason_of(error)}") from error
-            source.check(self._name)
-            if len(samples) != length:
-                raise ValueError(
-                    f"{self._name} is damaged: {len(samples)} of {length} samples could be decoded"
-                )
-            return samples
-        pieces, done = [], 0
-        for block in self.blocks(1 << 16):
-            pieces.append(block[max(0, start - done) : max(0, start + length - done)])
-            done += len(block)
-            if done >= start + length:
-                return np.concatenate(pieces)
-        self._check_inside(start, length, done)
-        raise AssertionError("unreachable")
+            with soundfile.SoundFile(source) as sound, self._errors(source):
+                sound.seek(start)
+                samples = sound.read(length, dtype="float32", always_2d=True)
+            self._check_count(len(samples), length)
+            return self._checked(samples)
+        raise ValueError(f"{self.path} has {frames} samples, requested {start} to {end}")
+
+    def _blocks(self, size: int) -> Iterator[np.ndarray]:
+        """All samples, [t, C]."""
+        size = min(size, max(1, _BLOCK_VALUES // self.channels))
+        done = 0
+        for part in self._layout.parts:
+            with self._open(part) as sound:
+                if (sound.samplerate, sound.channels) != (self.rate, self.channels):
+                    raise ValueError(
+                        f"{self.path} changes from {self.rate} Hz, {self.channels} channel(s), to "
+                        f"{sound.samplerate} Hz, {sound.channels} channel(s), after "
+                        f"{done / self.rate:.1f} s; expected one format: split the file"
+                    )
+                left = sound.frames
+                while left > 0:
+                    after = (
+                        f" after {done / self.rate:.1f} s and cannot be read as audio from there"
+                    )
+                    with self._errors(sound.source, after):
+                        samples = sound.read(min(size, left), dtype="float32", always_2d=True)
+                    if not len(samples):
+                        break
+                    done += len(samples)
+                    left -= len(samples)
+                    yield samples
+                if sound.frames < _UNKNOWN and sound.format != "MP3":
+                    self._check_count(sound.frames - left, sound.frames)
+                    if sound.format == "FLAC" and sound.source.has_ahead(_FLAC):
+                        raise ValueError(
+                            f"{self.path} is damaged: another FLAC file begins in it after "
+                            f"{done / self.rate:.1f} s; split it into separate files"
+                        )
 
     def _open(self, part: Part) -> _Forward:
         source = _Bytes(self._file, part)
         try:
             return _Forward(source)
         except (soundfile.LibsndfileError, TypeError) as error:
-            source.check(self._name)
+            source.check(self.path)
             if self._layout.final:
                 raise ValueError(
-                    f"{self._name} cannot be read as audio: {reason_of(error)}"
+                    f"{self.path} cannot be read as audio: {reason_of(error)}"
                 ) from error
-            raise UnknownFormat(self._reason(error)) from error
+            reason = reason_of(error)
+            if not self._layout.audio:
+                mp3 = self.path.suffix.lower() == ".mp3"
+                reason = "it has no MPEG frames" if mp3 else "its format is unknown"
+            raise UnknownFormat(reason) from error
 
-    def _reason(self, error: Exception) -> str:
-        if self._layout.audio:
-            return reason_of(error)
-        mp3 = self._name.suffix.lower() == ".mp3"
-        return "it has no MPEG frames" if mp3 else "its format is unknown"
-
-    def _read(self, sound: _Forward, size: int, done: int) -> np.ndarray:
+    @contextlib.contextmanager
+    def _errors(self, source: _Bytes, where: str = "") -> Iterator[None]:
+        """Raise OSError or ValueError after a read that failed."""
         try:
-            return sound.read(size, dtype="float32", always_2d=True)
+            yield
         except soundfile.LibsndfileError as error:
-            sound.source.check(self._name)
-            raise ValueError(
-                f"{self._name} is damaged after {done / self.rate:.1f} s and cannot be read as "
-                f"audio from there: {reason_of(error)}"
-            ) from error
+            source.check(self.path)
+            raise ValueError(f"{self.path} is damaged{where}: {reason_of(error)}") from error
+        source.check(self.path)
 
-    def _check_format(self, sound: soundfile.SoundFile, done: int) -> None:
-        came, expected = (sound.samplerate, sound.channels), (self.rate, self.channels)
-        if came != expected:
+    def _check_count(self, count: int, expected: int) -> None:
+        if count != expected:
             raise ValueError(
-                f"{self._name} changes from {expected[0]} Hz, {expected[1]} channel(s), to "
-                f"{came[0]} Hz, {came[1]} channel(s), after {done / self.rate:.1f} s; "
-                "expected one format: split the file"
+                f"{self.path} is damaged: {count} of {expected} samples could be decoded"
             )
 
-    def _check_complete(self, sound: soundfile.SoundFile, done: int) -> None:
-        if sound.frames >= _UNKNOWN or sound.format == "MP3":
-            return
-        if done != sound.frames:
-            raise ValueError(
-                f"{self._name} is damaged: {done} of {sound.frames} samples could be decoded"
-            )
-        if sound.format == "FLAC" and sound.source.has_ahead(_FLAC):
-            raise ValueError(
-                f"{self._name} is damaged: another FLAC file begins in it after "
-                f"{done / self.rate:.1f} s; split it into separate files"
-            )
-
-    def _check_inside(self, start: int, length: int, frames: int) -> None:
-        if start + length > frames:
-            raise ValueError(
-                f"{self._name} has {frames} samples, requested {start} to {start + length}"
-            )
+    def _checked(self, samples: np.ndarray) -> Tensor:
+        """[t, C] to [C, t]."""
+        if not np.isfinite(samples).all():
+            raise ValueError(f"{self.path} has NaN or infinite samples")
+        return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 
 class _Forward(soundfile.SoundFile):
@@ -251,29 +237,18 @@ class _Bytes(io.RawIOBase):
     """A part of a file, as a file for libsndfile."""
 
     def __init__(self, file: BinaryIO, part: Part):
-        self._file = file
-        self._head = part.head
-        self._pieces: list[tuple[int, int, int]] = []  # (start here, end here, start in the file)
-        size = len(part.head)
-        for start, end in part.spans:
-            self._pieces.append((size, size + end - start, start))
-            size += end - start
-        self._size = size
-        self._claimed = max(size, part.claimed)
+        self._file, self._part = file, part
+        lengths = (end - start for start, end in part.spans)
+        self._ends = list(itertools.accumulate(lengths, initial=len(part.head)))
+        self._size = self._ends[-1]
+        self._claimed = max(self._size, part.claimed)
         self._position = 0
-        self._piece = 0
         self._error: OSError | None = None
 
-    def has_ahead(self, beginning: bytes) -> bool:
+    def has_ahead(self, pattern: re.Pattern[bytes]) -> bool:
         """Whether these bytes follow; the decoder may have read some of them already."""
-        position, before = self._position, b""
-        self._position = max(1, position - (1 << 16))
-        while block := self.read(1 << 20):
-            if beginning in before + block:
-                return True
-            before = block[-len(beginning) :]
-        self._position = position
-        return False
+        start = max(1, self._position - (1 << 16))
+        return any(find_pattern(self, pattern, start, self._size))
 
     def check(self, name: Path) -> None:
         """Raise the system's error of a read, if any: libsndfile would lose it."""
@@ -315,15 +290,13 @@ class _Bytes(io.RawIOBase):
         return done
 
     def _next(self, size: int) -> bytes:
-        if self._position < len(self._head):
-            return self._head[self._position : self._position + size]
-        while self._position >= self._pieces[self._piece][1]:
-            self._piece += 1
-        while self._position < self._pieces[self._piece][0]:
-            self._piece -= 1
-        start, end, place = self._pieces[self._piece]
-        self._file.seek(place + self._position - start)
-        return self._file.read(min(size, end - self._position))
+        number = bisect.bisect_right(self._ends, self._position)
+        if number == 0:
+            return self._part.head[self._position : self._position + size]
+        end = self._part.spans[number - 1][1]
+        left = self._ends[number] - self._position
+        self._file.seek(end - left)
+        return self._file.read(min(size, left))
 
 
 _LIST = re.compile(
@@ -357,21 +330,12 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
             f"{path} cannot be read as audio ({reason}): expected wav, flac, ogg, mp3 or "
             "aiff; install ffmpeg to read other formats (m4a, aac, wma)"
         ) from reason
-    decoded = folder / "decoded.wav"
-    command = [
-        ffmpeg,
-        "-v",
-        "error",
-        "-nostdin",
-        "-protocol_whitelist",
-        "file",
-        "-i",
-        str(path.resolve()),
-    ]
-    command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", str(decoded)]
+    source, decoded = str(path.resolve()), folder / "decoded.wav"
+    command = [ffmpeg, *"-v error -nostdin -protocol_whitelist file -i".split(), source]
+    command += [*"-map 0:a:0 -c:a pcm_f32le -rf64 auto".split(), str(decoded)]
     result = subprocess.run(command, capture_output=True, check=False)
     lines = result.stderr.decode(errors="replace").strip().splitlines()
-    message = (lines or [str(reason)])[-1].removeprefix(f"{path.resolve()}: ")
+    message = (lines or [str(reason)])[-1].removeprefix(f"{source}: ")
     if result.returncode != 0 or not decoded.exists():
         raise ValueError(
             f"{path} cannot be read as audio: neither libsndfile nor ffmpeg can read it ({message})"

@@ -16,20 +16,6 @@ from torch import Tensor
 
 from jukebox_core.audio.stream import AudioReader, AudioWriter, check_suffix, open_audio
 
-__all__ = [
-    "AudioInfo",
-    "DamagedAudioWarning",
-    "info",
-    "is_silent",
-    "load",
-    "load_segment",
-    "resample",
-    "rms_dbfs",
-    "save",
-    "reference_is_silent",
-    "to_mono",
-]
-
 
 class DamagedAudioWarning(UserWarning):
     """A file lacks its end or other parts; the audio that is there was decoded."""

@@ -14,9 +14,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from io import RawIOBase
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["Stretch", "find_stretches", "read_at"]
+__all__ = ["Stretch", "find_pattern", "find_stretches", "read_at"]
 
 _SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
 _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
@@ -85,21 +86,22 @@ class Stretch:
     @property
     def stated(self) -> int:
         """Number of frames according to the info frame; 0 if it states none."""
-        at = _info_at(self.info, self.kind)
-        if at is None or not self.info[at + 7] & 1:
-            return 0
-        return int.from_bytes(self.info[at + 8 : at + 12], "big")
+        return self._info_field(1, 8)
 
     @property
     def missing(self) -> int:
         """Number of frames that the info frame states but the file lacks."""
         short = self.stated - self.frames
-        at = _info_at(self.info, self.kind)
-        if short == 1 and not self.cut and at is not None:  # some encoders count the info frame
-            sized = self.info[at + 7] & 2
-            if not sized or int.from_bytes(self.info[at + 12 : at + 16], "big") <= self.size:
-                return 0
+        if short == 1 and not self.cut and self._info_field(2, 12) <= self.size:
+            return 0  # some encoders count the info frame
         return max(0, short)
+
+    def _info_field(self, flag: int, place: int) -> int:
+        """A number in the info frame; 0 if its flag is not set."""
+        at = _info_at(self.info, self.kind)
+        if at is None or not self.info[at + 7] & flag:
+            return 0
+        return int.from_bytes(self.info[at + place : at + place + 4], "big")
 
     def add(self, position: int, size: int) -> None:
         """Append the bytes of a frame."""
@@ -218,7 +220,7 @@ def _first(file: BinaryIO, start: int, end: int, scattered: bool) -> int | None:
     for count, gap, ends in ((_CHAIN, 0, False), (8, _NEAR, False), (_CHAIN, 0, True)):
         if gap and not scattered:
             continue
-        for position in _candidates(file, start, start + _START, end):
+        for position in find_pattern(file, _SYNC, start, min(start + _START, end)):
             header = _parse(read_at(file, position, _HEADER))
             if header is None or (ends and position + header.size >= end):
                 continue
@@ -233,7 +235,7 @@ def _next(file: BinaryIO, position: int, end: int, last: _Header) -> int | None:
     It may begin inside the last frame, which is then incomplete.
     """
     alone: tuple[int, int] | None = None
-    for place in _candidates(file, position - last.size + _HEADER, end, end):
+    for place in find_pattern(file, _SYNC, position - last.size + _HEADER, end):
         header = _parse(read_at(file, place, _HEADER))
         if header is None:
             continue
@@ -253,18 +255,6 @@ def _near(end: int, place: int) -> bool:
     return end <= place <= end + _NEAR
 
 
-def _candidates(file: BinaryIO, start: int, stop: int, end: int) -> Iterator[int]:
-    """Positions from start to stop that look like the beginning of a header."""
-    step = 1 << 16
-    stop = min(stop, end)
-    while start < stop:
-        data = read_at(file, start, min(step + 2, end - start))
-        for match in _SYNC.finditer(data):
-            if start + match.start() < stop and match.start() < step:
-                yield start + match.start()
-        start += step
-
-
 def _followed(
     file: BinaryIO,
     position: int,
@@ -282,7 +272,8 @@ def _followed(
         position += header.size
         if position >= end:
             return ends and (position == end or number > 0)
-        for place in itertools.chain([position], _candidates(file, position, position + gap, end)):
+        nearby = find_pattern(file, _SYNC, position, min(position + gap, end))
+        for place in itertools.chain([position], nearby):
             follower = _parse(read_at(file, place, _HEADER))
             if follower is not None and follower.kind == header.kind:
                 position, header = place, follower
@@ -292,10 +283,22 @@ def _followed(
     return True
 
 
-def read_at(file: BinaryIO, position: int, size: int) -> bytes:
+def read_at(file: BinaryIO | RawIOBase, position: int, size: int) -> bytes:
     """Read `size` bytes from `position` on; fewer at the end of the file."""
     file.seek(position)
-    return file.read(size)
+    return file.read(size) or b""
+
+
+def find_pattern(
+    file: BinaryIO | RawIOBase, pattern: re.Pattern[bytes], start: int, stop: int
+) -> Iterator[int]:
+    """Positions from start to stop where a pattern of at most eight bytes begins."""
+    while start < stop:
+        size = min(1 << 16, stop - start)
+        for match in pattern.finditer(read_at(file, start, size + 7)):
+            if match.start() < size:
+                yield start + match.start()
+        start += size
 
 
 def _parse(data: bytes) -> _Header | None:

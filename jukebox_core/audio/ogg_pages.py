@@ -5,13 +5,15 @@ Ogg files may be joined (`cat`); libsndfile reads only the first stream.
 
 from __future__ import annotations
 
+import re
 from typing import BinaryIO, NamedTuple
 
-from jukebox_core.audio.mpeg_frames import read_at
+from jukebox_core.audio.mpeg_frames import find_pattern, read_at
 
 __all__ = ["Link", "find_links"]
 
 _HEADER = 27
+_MAGIC = re.compile(b"OggS")
 _FIRST, _LAST = 2, 4  # page flags: begin and end of a stream
 
 
@@ -42,7 +44,7 @@ def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
         if len(page) < _HEADER and page.startswith(b"OggS"):
             return [*links, Link(beginning, end, False, True)]
         if not page.startswith(b"OggS"):
-            position = _search(file, position, end) or end
+            position = next(find_pattern(file, _MAGIC, position, end), end)
             continue
         lacing = file.read(page[26])
         size = _HEADER + page[26] + sum(lacing)
@@ -55,14 +57,3 @@ def find_links(file: BinaryIO, start: int, end: int) -> list[Link]:
         ended = ended or bool(page[5] & _LAST)
         position += size
     return [*links, Link(beginning, end, ended, False)]
-
-
-def _search(file: BinaryIO, start: int, end: int) -> int | None:
-    """Position where the next page begins."""
-    step = 1 << 16
-    while start < end:
-        at = read_at(file, start, min(step + 3, end - start)).find(b"OggS")
-        if at >= 0:
-            return start + at
-        start += step
-    return None

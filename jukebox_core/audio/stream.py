@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -21,7 +21,14 @@ import soxr
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.decoding import Sound, UnknownFormat, ffmpeg_to_wav, reason_of, regular_file
+from jukebox_core.audio.decoding import (
+    BLOCK,
+    AudioReader,
+    UnknownFormat,
+    ffmpeg_to_wav,
+    reason_of,
+    regular_file,
+)
 from jukebox_core.files import atomic_path
 
 __all__ = [
@@ -34,9 +41,6 @@ __all__ = [
     "open_audio",
     "survey",
 ]
-
-BLOCK = 1 << 16
-"""Samples of a block."""
 
 _WAV_LIMIT = (1 << 32) - 1  # largest size in a plain wav, in bytes
 _HEADER_BYTES = 58
@@ -52,59 +56,6 @@ _SUBTYPES = {
 _BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
 
-class AudioReader:
-    """An open audio file; each call of `blocks` decodes it from start to end."""
-
-    def __init__(self, path: Path, decoded: Path, warning: str | None = None):
-        """Open a file that `open_audio` prepared.
-
-        Args:
-            path: the file, named in errors.
-            decoded: a file that libsndfile reads: the same, or ffmpeg's output.
-            warning: damage that ffmpeg reported.
-        """
-        self.path = path
-        self._decoded = decoded
-        self._sound = Sound(decoded, path)
-        self.rate = self._sound.rate
-        self.channels = self._sound.channels
-        self.frames = self._sound.frames
-        """Samples according to the header, or 0 if it has none; an estimate unless `exact`."""
-        self.exact = self._sound.exact
-        self.warning = warning or self._sound.warning
-        """Damage to a file that can be decoded, such as a missing end; None if there is none."""
-
-    def close(self) -> None:
-        """Close the file."""
-        self._sound.close()
-
-    def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
-        """All samples in blocks [C, t] of at most `size`.
-
-        Raises:
-            ValueError: It is damaged, has no samples, or has NaN or infinite ones.
-        """
-        done = 0
-        for samples in self._sound.blocks(size):
-            done += len(samples)
-            yield self._checked(samples)
-        if done == 0:
-            raise ValueError(f"{self.path} has no samples")
-
-    def segment(self, start: int, length: int) -> Tensor:
-        """Samples `start` to `start + length`, [C, length].
-
-        Raises:
-            ValueError: The file is shorter, or the samples are damaged or not finite.
-        """
-        return self._checked(self._sound.segment(start, length))
-
-    def _checked(self, samples: np.ndarray) -> Tensor:
-        if not np.isfinite(samples).all():
-            raise ValueError(f"{self.path} has NaN or infinite samples")
-        return torch.from_numpy(np.ascontiguousarray(samples.T))
-
-
 @contextlib.contextmanager
 def open_audio(path: str | Path) -> Iterator[AudioReader]:
     """Open an audio file of any length.
@@ -118,12 +69,12 @@ def open_audio(path: str | Path) -> Iterator[AudioReader]:
     path = regular_file(path)
     with contextlib.ExitStack() as stack:
         try:
-            reader = AudioReader(path, path)
+            reader = AudioReader(path)
         except UnknownFormat as reason:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            reader = AudioReader(path, *ffmpeg_to_wav(path, folder, reason))
-        stack.callback(reader.close)
-        yield reader
+            decoded, warning = ffmpeg_to_wav(path, folder, reason)
+            reader = AudioReader(decoded, path, warning)
+        yield stack.enter_context(contextlib.closing(reader))
 
 
 class Survey(NamedTuple):
@@ -155,31 +106,18 @@ class Resampler:
     def __init__(self, from_rate: int, to_rate: int):
         if from_rate <= 0 or to_rate <= 0:
             raise ValueError(f"cannot resample from {from_rate} to {to_rate} Hz: rates must be > 0")
-        self._stream = None
-        if from_rate != to_rate:
-            self._stream = soxr.ResampleStream(
-                from_rate, to_rate, 1, dtype="float32", quality="VHQ"
-            )
+        self._equal = from_rate == to_rate
+        self._stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="VHQ")
 
-    def push(self, piece: Tensor) -> Tensor:
+    def push(self, piece: Tensor, last: bool = False) -> Tensor:
         """Resample a piece [t] to [t'], delayed by the filter (t' may be 0)."""
-        if self._stream is None:
+        if self._equal:
             return piece
-        return torch.from_numpy(self._stream.resample_chunk(piece.cpu().numpy()))
+        return torch.from_numpy(self._stream.resample_chunk(piece.cpu().numpy(), last=last))
 
     def finish(self) -> Tensor:
         """The rest [t']."""
-        if self._stream is None:
-            return torch.empty(0)
-        return torch.from_numpy(
-            self._stream.resample_chunk(np.empty(0, dtype=np.float32), last=True)
-        )
-
-
-class _Encoder(Protocol):
-    def write(self, samples: np.ndarray) -> None: ...
-
-    def close(self) -> None: ...
+        return self.push(torch.empty(0), last=True)
 
 
 def check_suffix(path: str | Path) -> None:
@@ -237,7 +175,7 @@ class AudioWriter:
             file = self._open.enter_context(open(temporary, "wb", buffering=0))
             self._target = _Target(file)
             self._open.callback(self._target.stop)
-            self._encoder: _Encoder
+            self._encoder: _FloatWav | soundfile.SoundFile
             if suffix == ".wav" and subtype == "FLOAT":
                 self._encoder = _FloatWav(self._target, self.path, rate, channels, frames)
             else:

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jukebox_core.checks import require, require_seed
+from jukebox_core.checks import require_seed
 
 __all__ = ["Interval", "bootstrap_mean", "paired_difference"]
 
 _BLOCK = 1 << 22  # drawn values held at a time
+_CONFIDENCE = 0.95
+_RESAMPLES = 10_000
 
 
 class Interval(NamedTuple):
@@ -23,26 +25,16 @@ class Interval(NamedTuple):
     n: int
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """The mean and its percentile bootstrap interval; NaNs are left out.
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+    """The mean and its 95% percentile bootstrap interval of 10,000 means; NaNs are left out.
 
     Args:
         values: one number per item, such as a score per chunk.
-        confidence: probability mass inside the interval.
-        resamples: means drawn.
         seed: same seed, same interval.
 
     Raises:
-        ValueError: an infinite value, or a parameter without meaning.
+        ValueError: an infinite value, or an invalid seed.
     """
-    require("confidence", confidence, above=0, below=1)
-    require("resamples", resamples, whole=True, at_least=1)
     require_seed("seed", seed)
     kept = np.asarray(values, dtype=np.float64).ravel()
     kept = kept[~np.isnan(kept)]
@@ -54,21 +46,16 @@ def bootstrap_mean(
     rows = max(1, _BLOCK // len(kept))
     means = np.concatenate(
         [
-            kept[generator.integers(len(kept), size=(min(rows, resamples - i), len(kept)))].mean(1)
-            for i in range(0, resamples, rows)
+            kept[generator.integers(len(kept), size=(min(rows, _RESAMPLES - i), len(kept)))].mean(1)
+            for i in range(0, _RESAMPLES, rows)
         ]
     )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(means, [(1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2])
     return Interval(float(kept.mean()), float(low), float(high), len(kept))
 
 
 def paired_difference(
-    first: Sequence[float] | np.ndarray,
-    second: Sequence[float] | np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray
 ) -> Interval:
     """The mean of `first - second` over items that both have, with its bootstrap interval.
 
@@ -81,4 +68,4 @@ def paired_difference(
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"pairs are wanted, but there are {a.shape} and {b.shape} values")
-    return bootstrap_mean(a - b, confidence=confidence, resamples=resamples, seed=seed)
+    return bootstrap_mean(a - b)

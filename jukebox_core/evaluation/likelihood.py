@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jukebox_core.separation.likelihood import Likelihood, PairScores
 
-__all__ = ["Information", "PairLogs", "pair_logs"]
+__all__ = ["Information", "held_out_bits"]
 
 _IMPOSSIBLE = -1e30
 
@@ -39,34 +39,15 @@ class Information(NamedTuple):
     n: int
 
 
-class PairLogs(NamedTuple):
-    """log p(m | z1, z2), normalised over all codes m, float64; about -1e30 where impossible.
-
-    observed: [F], of the held-out triples. others: [F, R], of their mixture codes given R pairs
-    that were drawn apart from them.
-    """
-
-    observed: Tensor
-    others: Tensor
-
-    def information(self, weights: Sequence[float] = (1.0,)) -> Information:
-        """Mean bits; `weights` are the lambdas to take the bits about the pair at."""
-        possible = self.observed > _IMPOSSIBLE / 2
-        bits = -self.observed.mean().item() / math.log(2) if possible.all() else math.inf
-        own, others = self.observed[possible], self.others[possible]
-        pair_bits = {}
-        for weight in weights:
-            # The pair itself is one of those it is compared with: the ratio is bounded.
-            powers = torch.cat([own.unsqueeze(1), others], 1) * weight
-            expected = powers.logsumexp(1) - math.log(powers.shape[1])
-            pair_bits[weight] = (weight * own - expected).mean().item() / math.log(2)
-        return Information(bits, 1 - possible.double().mean().item(), pair_bits, len(possible))
-
-
-def pair_logs(
-    likelihood: Likelihood, first: Tensor, second: Tensor, mixture: Tensor, others: Tensor
-) -> PairLogs:
-    """Normalise a likelihood over the mixture codes, at some pairs.
+def held_out_bits(
+    likelihood: Likelihood,
+    first: Tensor,
+    second: Tensor,
+    mixture: Tensor,
+    others: Tensor,
+    weights: Sequence[float] = (1.0,),
+) -> Information:
+    """Mean bits of a likelihood, normalised over the mixture codes in float64.
 
     Args:
         likelihood: at lambda 1.
@@ -74,25 +55,35 @@ def pair_logs(
         second: codes of the second source, [F].
         mixture: codes of the mixture, [F].
         others: pairs to compare with, int64 [2, R].
+        weights: the lambdas to take the bits about the pair at.
     """
-    k = likelihood.n_codes
-    wanted = torch.cat([first * k + second, others[0] * k + others[1]])  # [F + R]
-    count = len(first)
-    logs = torch.empty(k, len(wanted), dtype=torch.float64)
+    k, count = likelihood.n_codes, len(first)
+    pairs = torch.cat([first * k + second, others[0] * k + others[1]])  # [F + R]
+    logs = torch.empty(k, len(pairs), dtype=torch.float64)
     for code in range(k):
-        logs[code] = _at(likelihood.scores(code), wanted, k)
+        logs[code] = _at(likelihood.scores(code), pairs, k)
     impossible = logs < _IMPOSSIBLE / 2
     logs -= logs.logsumexp(0)
     logs[impossible] = _IMPOSSIBLE  # also of pairs that no code is possible for
-    at = torch.arange(count)
-    return PairLogs(logs[mixture, at], logs[mixture, count:])
+    observed = logs[mixture, torch.arange(count)]  # [F]
+    possible = observed > _IMPOSSIBLE / 2
+    bits = -observed.mean().item() / math.log(2) if possible.all() else math.inf
+    own, compared = observed[possible], logs[mixture[possible], count:]  # [F'], [F', R]
+    del logs, impossible  # large
+    pair_bits = {}
+    for weight in weights:
+        # The pair itself is one of those it is compared with: the ratio is bounded.
+        powers = torch.cat([own.unsqueeze(1), compared], 1) * weight
+        expected = powers.logsumexp(1) - math.log(powers.shape[1])
+        pair_bits[weight] = (weight * own - expected).mean().item() / math.log(2)
+    return Information(bits, 1 - possible.double().mean().item(), pair_bits, count)
 
 
-def _at(scores: PairScores, wanted: Tensor, k: int) -> Tensor:
+def _at(scores: PairScores, pairs: Tensor, k: int) -> Tensor:
     """The scores of some pairs, given as first * K + second."""
     if scores.pairs is None:
-        where = wanted if scores.lookup is None else scores.lookup.cpu()[wanted]
+        where = pairs if scores.lookup is None else scores.lookup.cpu()[pairs]
         return scores.values.cpu()[where].double()
     table = torch.full((k * k,), _IMPOSSIBLE, dtype=torch.float64)
     table[(scores.pairs[0] * k + scores.pairs[1]).cpu()] = scores.values.double().cpu()
-    return table[wanted]
+    return table[pairs]

@@ -33,7 +33,7 @@ class Attention(nn.Module):
             part.view(batch, steps, self.heads, -1).transpose(1, 2)
             for part in self.qkv(x).chunk(3, dim=-1)
         )  # [B, H, T, d]
-        attended = _ATTEND[self.kind](query, key, value, self.block_length)
+        attended = _attend(self.kind, query, key, value, self.block_length)
         return self.out(attended.transpose(1, 2).reshape(batch, steps, -1))
 
     def step(self, x: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -48,29 +48,26 @@ class Attention(nn.Module):
         return self.out(attended.flatten(1))
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, _: int) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-
-
-def _block(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
+def _attend(kind: str, query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
+    """What the queries of whole sequences attend to; all [B, H, T, d]."""
+    if kind == "dense":
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     steps = query.shape[2]
-    attended = _within_groups(*(_fold(x, length) for x in (query, key, value)), is_causal=True)
-    return _unfold(attended, steps)
-
-
-def _column(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    steps = query.shape[2]
-    columns = (_fold(x, length).transpose(2, 3) for x in (query, key, value))
-    return _unfold(_within_groups(*columns, is_causal=True).transpose(2, 3), steps)
-
-
-def _previous_block(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    steps = query.shape[2]
-    q, k, v = (_fold(x, length) for x in (query, key, value))
-    if q.shape[2] == 1:
+    # Blocks [B, H, n, L, d], zeros after the end: nothing attends to them.
+    q, k, v = (
+        F.pad(x, (0, 0, 0, -steps % length)).unflatten(2, (-1, length)) for x in (query, key, value)
+    )
+    if kind == "block":
+        attended = _within_groups(q, k, v, is_causal=True)
+    elif kind == "column":
+        columns = (x.transpose(2, 3) for x in (q, k, v))
+        attended = _within_groups(*columns, is_causal=True).transpose(2, 3)
+    elif q.shape[2] == 1:
         return torch.zeros_like(query)
-    later = _within_groups(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], is_causal=False)
-    return _unfold(torch.cat([torch.zeros_like(q[:, :, :1]), later], dim=2), steps)
+    else:
+        later = _within_groups(q[:, :, 1:], k[:, :, :-1], v[:, :, :-1], is_causal=False)
+        attended = torch.cat([torch.zeros_like(q[:, :, :1]), later], dim=2)
+    return attended.flatten(2, 3)[:, :, :steps]
 
 
 def _within_groups(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
@@ -78,16 +75,3 @@ def _within_groups(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool
     groups = query.shape[1:3]
     q, k, v = (x.flatten(1, 2) for x in (query, key, value))  # [B, H * n, L, d]
     return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).unflatten(1, groups)
-
-
-def _fold(x: Tensor, length: int) -> Tensor:
-    """[B, H, T, d] to blocks [B, H, T / L, L, d], zeros after the end (nothing attends to them)."""
-    return F.pad(x, (0, 0, 0, -x.shape[2] % length)).unflatten(2, (-1, length))
-
-
-def _unfold(x: Tensor, steps: int) -> Tensor:
-    """Blocks [B, H, n, L, d] to [B, H, T, d]."""
-    return x.flatten(2, 3)[:, :, :steps]
-
-
-_ATTEND = {"dense": _dense, "block": _block, "column": _column, "previous_block": _previous_block}

@@ -7,8 +7,7 @@ for the device. Heads H, width per head d, block length L.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,44 +16,27 @@ from jukebox_core.config import PriorConfig
 
 
 class Slot(NamedTuple):
-    """Place of a position in the cache; it attends to the first `rows` rows of `read_part`."""
+    """Place of a position in the cache; it attends to the first `rows` rows of `read_part`.
 
-    part: int
-    row: int
-    read_part: int
-    rows: int
+    Integers, or integer tensors.
+    """
 
-
-def _dense(position: int, _: int) -> Slot:
-    return Slot(0, position, 0, position + 1)
-
-
-def _block(position: int, length: int) -> Slot:
-    offset = position % length
-    return Slot(0, offset, 0, offset + 1)
+    part: Any
+    row: Any
+    read_part: Any
+    rows: Any
 
 
-def _column(position: int, length: int) -> Slot:
-    block, offset = divmod(position, length)
-    return Slot(offset, block, offset, block + 1)
-
-
-def _previous_block(position: int, length: int) -> Slot:
-    block, offset = divmod(position, length)
-    return Slot(block % 2, offset, 1 - block % 2, length if block else 0)
-
-
-_SLOTS: dict[str, Callable[[int, int], Slot]] = {
-    "dense": _dense,
-    "block": _block,
-    "column": _column,
-    "previous_block": _previous_block,
-}
-
-
-def slot_of(kind: str, position: int, length: int) -> Slot:
-    """The slot of a position in a layer of a kind, in blocks of `length`."""
-    return _SLOTS[kind](position, length)
+def slot_of(kind: str, position: Any, length: int) -> Slot:
+    """The slot of a position, an integer or a tensor, in a layer of a kind, in blocks of L."""
+    block, offset = position // length, position % length
+    if kind == "dense":
+        return Slot(0, position, 0, position + 1)
+    if kind == "block":
+        return Slot(0, offset, 0, offset + 1)
+    if kind == "column":
+        return Slot(offset, block, offset, block + 1)
+    return Slot(block % 2, offset, 1 - block % 2, length * (block > 0))
 
 
 def _size(kind: str, length: int, positions: int) -> tuple[int, int]:

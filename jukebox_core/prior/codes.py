@@ -17,6 +17,7 @@ from jukebox_core.datasets.bad_files import BadFiles, warn_on_stderr
 from jukebox_core.datasets.cache import AudioCache
 from jukebox_core.datasets.crops import long_enough
 from jukebox_core.datasets.manifest import Track
+from jukebox_core.vqvae.blocks import dilations
 from jukebox_core.vqvae.model import VQVAE
 
 __all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]
@@ -160,15 +161,12 @@ def encode_long(codec: VQVAE, waveform: Tensor, window: int | None = None) -> Te
 
 def encoder_reach(config: VQVAEConfig) -> int:
     """Receptive field of the top level's encoder: samples to either side of a code."""
-    level = config.levels - 1
-    depth = config.depth * config.multipliers[level]
-    cycle = depth if config.dilation_cycle is None else config.dilation_cycle
-    dilations = sum(config.dilation_growth_rate ** (block % cycle) for block in range(depth))
+    dilated = sum(dilations(config, config.levels - 1))
     reach, scale = 0, 1
     for downs, stride in zip(config.downs_t, config.strides_t, strict=True):
         for _ in range(downs):
             reach += stride * scale
             scale *= stride
-            reach += dilations * scale
+            reach += dilated * scale
         reach += scale
     return reach

@@ -9,17 +9,16 @@ cache are rounded.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from jukebox_core.prior.cache import PriorCache
-from jukebox_core.prior.kernels import Kernels, Product, find_kernels
+from jukebox_core.prior.kernels import Kernels, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
-__all__ = ["CpuDecoder", "folded_weights"]
+__all__ = ["CpuDecoder", "Layer", "folded_weights"]
 
 _SLOPE = 1.702  # of the quick GELU
 
@@ -57,9 +56,12 @@ class CpuDecoder:
         self._prior = prior
         self._kernels = kernels or find_kernels()
         with torch.no_grad():
-            blocks = cast("list[Block]", prior.blocks)
-            self._layers = [_Layer.of(block, dtype, self._kernels) for block in blocks]
-            self._head = self._kernels.product(prior.head.weight, torch.zeros(prior.n_codes))
+            product = self._kernels.product
+            self._layers = [
+                Layer(*(product(w.to(dtype), b) for w, b in folded_weights(block)))
+                for block in cast("list[Block]", prior.blocks)
+            ]
+            self._head = product(prior.head.weight, torch.zeros(prior.n_codes))
             every = torch.arange(prior.n_codes, device=device)
             self._embedding: Tensor = prior.embed(every)  # [K, W]
 
@@ -93,19 +95,13 @@ class CpuDecoder:
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """The four products of a layer."""
+class Layer(NamedTuple):
+    """The four products of a layer, in a decoder's own form."""
 
-    qkv: Product
-    out: Product
-    up: Product
-    down: Product
-
-    @classmethod
-    def of(cls, block: Block, dtype: torch.dtype, kernels: Kernels) -> _Layer:
-        """Prepare a layer's weights."""
-        return cls(*(kernels.product(w.to(dtype), b) for w, b in folded_weights(block)))
+    qkv: Any
+    out: Any
+    up: Any
+    down: Any
 
 
 def folded_weights(block: Block) -> list[tuple[Tensor, Tensor]]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.prior.cache import LayerCache, PriorCache
-from jukebox_core.prior.cpu import folded_weights
+from jukebox_core.prior.cache import LayerCache, PriorCache, Slot, slot_of
+from jukebox_core.prior.cpu import Layer, folded_weights
 from jukebox_core.prior.kernels import EPSILON
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
@@ -29,15 +29,6 @@ def can_stack(priors: Mapping[str, AutoregressivePrior]) -> bool:
     return len({prior.config for prior in priors.values()}) == 1
 
 
-class _Layer(NamedTuple):
-    """Weights [S, in, out] and biases [S, 1, out] of a layer's four products."""
-
-    qkv: tuple[Tensor, Tensor]
-    out: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-
-
 class StackedDecoder:
     """`JointPriors` of S priors with one architecture, on any device.
 
@@ -45,18 +36,13 @@ class StackedDecoder:
     """
 
     def __init__(
-        self,
-        priors: Mapping[str, AutoregressivePrior],
-        dtype: torch.dtype = torch.float32,
-        *,
-        graph: bool | None = None,
+        self, priors: Mapping[str, AutoregressivePrior], dtype: torch.dtype = torch.float32
     ):
         """Stack the weights.
 
         Args:
             priors: by source, in the order of the codes.
             dtype: of weights and cache. The residual stream, softmax and logits are float32.
-            graph: record steps as a CUDA graph; default: on CUDA.
 
         Raises:
             ValueError: the architectures differ.
@@ -69,7 +55,6 @@ class StackedDecoder:
         self.config, self.n_codes, self.n_ctx = first.config, first.n_codes, first.n_ctx
         self.dtype = dtype
         self.device = first.positions.device
-        self._graph = self.device.type == "cuda" if graph is None else graph
         with torch.no_grad():
             every = torch.arange(self.n_codes, device=self.device)
             # The start stands behind the codes, as one more of them.
@@ -96,7 +81,8 @@ class StackedDecoder:
         """
         check_step(codes, cache.state)
         cache.set_codes(codes)
-        logits = cache.replay() if self._graph else self.static_step(cache)
+        on_cuda = self.device.type == "cuda"
+        logits = cache.replay() if on_cuda else self.static_step(cache)
         cache.state.position += 1
         return logits
 
@@ -105,24 +91,37 @@ class StackedDecoder:
         position = cache.position
         x = self._embedding.index_select(0, cache.codes.flatten()).view(*cache.codes.shape, -1)
         x = x + self._positions.index_select(1, position)  # [S, B, W]
-        masks = _Masks(position, cache.state, self.config.block_length)
+        kinds = {layer.kind: layer.keys.shape[3] for layer in cache.state.layers}
+        # Tensors of one element: PyTorch reads numbers without dimensions back to the host.
+        zero, length = torch.zeros_like(position), self.config.block_length
+        slots = {
+            kind: Slot(*(zero + number for number in slot_of(kind, position, length)))
+            for kind in kinds
+        }
+        masks = {
+            kind: torch.arange(rows, device=self.device) < slots[kind].rows
+            for kind, rows in kinds.items()
+        }
         for layer, own in zip(self._layers, cache.state.layers, strict=True):
-            attended = self._attend(_product(self._norm(x), layer.qkv), own, masks)
+            qkv = _product(self._norm(x), layer.qkv)
+            attended = self._attend(qkv, own, slots[own.kind], masks[own.kind])
             x = x + _product(attended, layer.out)
             x = x + _product(F.silu(_product(self._norm(x), layer.up)), layer.down)
         position += 1
         return torch.bmm(x, self._head)
 
-    def _attend(self, qkv: Tensor, cache: LayerCache, masks: _Masks) -> Tensor:
-        """[S, B, 3 A] to [S, B, A], through the cache of S * B sequences."""
+    def _attend(self, qkv: Tensor, cache: LayerCache, slot: Slot, visible: Tensor) -> Tensor:
+        """[S, B, 3 A] to [S, B, A], through the cache of S * B sequences.
+
+        slot: tensors [1]. visible: which rows of the part that is read, [rows].
+        """
         stacked, batch, _ = qkv.shape
         heads = self.config.heads
         query, key, value = qkv.view(stacked * batch, 3, heads, -1).unbind(1)  # [S B, H, d]
-        part, row, read, visible = masks.of(cache)
-        cache.keys[part, :, :, row] = key
-        cache.values[part, :, :, row] = value
+        cache.keys[slot.part, :, :, slot.row] = key
+        cache.values[slot.part, :, :, slot.row] = value
         keys, values = (
-            buffer[0] if read is None else buffer.index_select(0, read)[0]
+            buffer[0] if len(buffer) == 1 else buffer.index_select(0, slot.read_part)[0]
             for buffer in (cache.keys, cache.values)
         )  # [S B, H, rows, d]
         # The query is scaled before the product: float16 must not overflow.
@@ -136,10 +135,10 @@ class StackedDecoder:
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=EPSILON).to(self.dtype)
 
-    def _layer(self, blocks: Sequence[Block]) -> _Layer:
-        """One layer's weights, of all priors."""
+    def _layer(self, blocks: Sequence[Block]) -> Layer:
+        """One layer's weights [S, in, out] and biases [S, 1, out], of all priors."""
         products = zip(*(folded_weights(block) for block in blocks), strict=True)
-        return _Layer(
+        return Layer(
             *(
                 (
                     self._stack([weight for weight, _ in product], self.dtype),
@@ -158,29 +157,6 @@ class StackedDecoder:
 def _product(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
     weight, bias = weights
     return torch.baddbmm(bias, x, weight)
-
-
-class _Masks:
-    """Rows that a step writes and reads, as numbers on the device; see `cache.Slot`."""
-
-    def __init__(self, position: Tensor, cache: PriorCache, length: int):
-        self._position = position[0]
-        self._block, self._offset = position[0] // length, position[0] % length
-        rows = max(layer.keys.shape[3] for layer in cache.layers)
-        self._rows = torch.arange(rows, device=position.device)
-        self._zero = torch.zeros_like(self._offset)
-
-    def of(self, cache: LayerCache) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Part and row written, part read (None: the only one), visible rows [rows]."""
-        rows = self._rows[: cache.keys.shape[3]]
-        if cache.kind == "dense":
-            return self._zero, self._position, None, rows <= self._position
-        if cache.kind == "block":
-            return self._zero, self._offset, None, rows <= self._offset
-        if cache.kind == "column":
-            return self._offset, self._block, self._offset[None], rows <= self._block
-        visible = (self._block > 0).expand(len(rows))
-        return self._block % 2, self._offset, (1 - self._block % 2)[None], visible
 
 
 class StackedCache:

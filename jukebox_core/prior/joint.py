@@ -44,18 +44,6 @@ class Prior(Protocol):
         ...
 
 
-class JointCache(Protocol):
-    """The state of B pairs of sequences that are decoded together."""
-
-    def reorder(self, parents: Tensor) -> None:
-        """Replace pair b by pair parents[b] (int64 [B])."""
-        ...
-
-    def nbytes(self) -> int:
-        """Bytes held."""
-        ...
-
-
 class JointPriors(Protocol):
     """Both sources' priors, advanced together; the order of `names` is (z1, z2)."""
 
@@ -64,7 +52,10 @@ class JointPriors(Protocol):
     n_ctx: int
 
     def new_cache(self, batch_size: int, length: int) -> Any:
-        """An empty `JointCache` for `batch_size` pairs of sequences of at most `length` codes."""
+        """An empty cache for `batch_size` pairs of sequences of at most `length` codes.
+
+        Its `reorder(parents)` replaces pair b by pair parents[b] (int64 [B]); `nbytes()` are held.
+        """
         ...
 
     def step(self, codes: Tensor | None, cache: Any) -> Tensor:
@@ -100,29 +91,26 @@ class EachPrior:
 
     def new_cache(self, batch_size: int, length: int) -> EachCache:
         """An empty cache for `batch_size` pairs of sequences."""
-        return EachCache([prior.new_cache(batch_size, length) for prior in self._priors])
+        return EachCache(prior.new_cache(batch_size, length) for prior in self._priors)
 
     def step(self, codes: Tensor | None, cache: EachCache) -> Tensor:
         """Logits [2, B, K] of the next codes, after [2, B] (None at the start)."""
         last = (None, None) if codes is None else codes.unbind()
-        steps = zip(self._priors, last, cache.parts, strict=True)
+        steps = zip(self._priors, last, cache, strict=True)
         return torch.stack([prior.step(part, own) for prior, part, own in steps])
 
 
-class EachCache:
+class EachCache(list[PriorCache]):
     """Both priors' caches."""
-
-    def __init__(self, parts: list[PriorCache]):
-        self.parts = parts
 
     def reorder(self, parents: Tensor) -> None:
         """Replace pair b by pair parents[b] in both."""
-        for part in self.parts:
-            part.reorder(parents)
+        for cache in self:
+            cache.reorder(parents)
 
     def nbytes(self) -> int:
         """Bytes held by both."""
-        return sum(part.nbytes() for part in self.parts)
+        return sum(cache.nbytes() for cache in self)
 
 
 def accelerate(
@@ -138,7 +126,8 @@ def accelerate(
         ValueError: a precision that the device does not have, or not two priors.
     """
     device = next(iter(priors.values())).positions.device
-    dtype = choose_dtype(device, precision, min(_size(prior) for prior in priors.values()))
+    sizes = [sum(x.numel() for x in prior.parameters()) for prior in priors.values()]
+    dtype = choose_dtype(device, precision, min(sizes))
     if device.type == "cpu":
         return EachPrior({name: CpuDecoder(prior, dtype) for name, prior in priors.items()})
     if device.type == "cuda" and len(priors) == 2 and can_stack(priors):
@@ -163,7 +152,7 @@ def choose_dtype(
         ValueError: the device does not have it.
     """
     if precision != "auto":
-        dtype = {p: getattr(torch, p) for p in ("float32", "bfloat16", "float16")}[precision]
+        dtype = getattr(torch, precision)
         if dtype == torch.float16 and device.type == "cpu":
             raise ValueError("precision float16 is unusable on a CPU; use bfloat16 or float32")
         if dtype != torch.float32 and device.type not in ("cpu", "cuda"):
@@ -181,7 +170,3 @@ def cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 vectors or tiles."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
-
-
-def _size(prior: AutoregressivePrior) -> int:
-    return sum(parameter.numel() for parameter in prior.parameters())

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -36,48 +36,15 @@ _FLAGS = (
     "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math"
 )
-_NAMES = {torch.float32: "float", torch.bfloat16: "bf16"}
 
 log = logging.getLogger(__name__)
 
 
-class Product(Protocol):
-    """A linear layer x W^T + b of rows x [B, in]."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[B, out], in the weights' type."""
-        ...
-
-    def swish(self, x: Tensor) -> Tensor:
-        """The product y, then y sigmoid(y)."""
-        ...
-
-    def add_to(self, total: Tensor, x: Tensor) -> None:
-        """Add the product to `total`, float32 [B, out]."""
-        ...
-
-
-class Kernels(Protocol):
-    """The operations of a decoding step."""
+class TorchKernels:
+    """The operations of a decoding step in plain PyTorch."""
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
         """Store keys and values of [B, 3 A] at `position`; what the queries attend to, [B, A]."""
-        ...
-
-    def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Layer norm, without weights, of x [B, W] float32."""
-        ...
-
-    def product(self, weight: Tensor, bias: Tensor) -> Product:
-        """A linear layer with weights [out, in], in their type; bias [out] float32."""
-        ...
-
-
-class TorchKernels:
-    """Plain PyTorch."""
-
-    def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
-        """See `Kernels`."""
         heads = cache.keys.shape[2]
         query, key, value = (part.unflatten(-1, (heads, -1)) for part in qkv.chunk(3, dim=-1))
         context = cache.update(key, value, position)
@@ -88,11 +55,11 @@ class TorchKernels:
         return F.scaled_dot_product_attention(q, k, v).flatten(1).to(qkv.dtype)
 
     def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """See `Kernels`."""
+        """Layer norm, without weights, of x [B, W] float32."""
         return F.layer_norm(x, x.shape[-1:], eps=EPSILON).to(dtype)
 
     def product(self, weight: Tensor, bias: Tensor) -> Product:
-        """See `Kernels`."""
+        """A linear layer with weights [out, in], in their type; bias [out] float32."""
         return TorchProduct(weight, bias)
 
 
@@ -100,17 +67,17 @@ class CompiledKernels:
     """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
 
     def __init__(self, library: ctypes.CDLL):
-        self._attend: dict[torch.dtype, Callable[..., Any]] = {}
-        self._norm: dict[torch.dtype, Callable[..., Any]] = {}
-        for dtype, name in _NAMES.items():
-            self._attend[dtype] = _function(library, f"attend_{name}", 7, 6)
-            self._norm[dtype] = _function(library, f"norm_{name}", 2, 2, ctypes.c_float)
+        names = {torch.float32: "float", torch.bfloat16: "bf16"}
+        self._attend = {t: _function(library, f"attend_{names[t]}", 7, 6) for t in names}
+        self._norm = {
+            t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
+        }
         self._library = library
         self._has_product = bool(_function(library, "has_product", 0, 0)())
         self._scratch = torch.empty(0)
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
-        """See `Kernels`."""
+        """See `TorchKernels`."""
         _, batch, heads, rows, width = cache.keys.shape
         if qkv.shape != (batch, 3 * heads * width) or qkv.dtype != cache.keys.dtype:
             raise ValueError(
@@ -142,14 +109,14 @@ class CompiledKernels:
         return out
 
     def norm(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """See `Kernels`."""
+        """See `TorchKernels`."""
         assert x.is_contiguous() and x.dtype == torch.float32
         out = torch.empty(x.shape, dtype=dtype)
         self._norm[dtype](x.data_ptr(), out.data_ptr(), *x.shape, EPSILON)
         return out
 
     def product(self, weight: Tensor, bias: Tensor) -> Product:
-        """See `Kernels`."""
+        """See `TorchKernels`."""
         if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and self._has_product:
             return PanelProduct(self._library, weight, bias)
         return TorchProduct(weight, bias)
@@ -170,15 +137,15 @@ class PanelProduct:
         self._product = _function(library, "product_bf16", 4, 4)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """See `TorchProduct`."""
         return self._run(x, x.new_empty(x.shape[0], self._outputs), self._STORE)
 
     def swish(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """See `TorchProduct`."""
         return self._run(x, x.new_empty(x.shape[0], self._outputs), self._SWISH)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
-        """See `Product`."""
+        """See `TorchProduct`."""
         assert total.dtype == torch.float32 and total.is_contiguous()
         assert total.shape == (x.shape[0], self._outputs)
         self._run(x, total, self._ADD)
@@ -199,7 +166,10 @@ class PanelProduct:
 
 
 class TorchProduct:
-    """oneDNN with the weights in its own layout, where this PyTorch has that; otherwise plain."""
+    """A linear layer x W^T + b of rows x [B, in].
+
+    oneDNN with the weights in its own layout, where this PyTorch has that; otherwise plain.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor):
         self._weight = weight.contiguous()
@@ -208,17 +178,17 @@ class TorchProduct:
         self._packed_for = 0  # rows of x
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """[B, out], in the weights' type."""
         return self._run(x, "none") if packing_works(x.dtype) else self._plain(x)
 
     def swish(self, x: Tensor) -> Tensor:
-        """See `Product`."""
+        """The product y, then y sigmoid(y)."""
         if packing_works(x.dtype):
             return self._run(x, "swish")
         return F.silu(self._plain(x), inplace=True)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
-        """See `Product`."""
+        """Add the product to `total`, float32 [B, out]."""
         total += self(x)
 
     def _plain(self, x: Tensor) -> Tensor:
@@ -230,6 +200,10 @@ class TorchProduct:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
             self._packed_for = rows
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, post, [], "")
+
+
+Kernels: TypeAlias = TorchKernels | CompiledKernels
+Product: TypeAlias = TorchProduct | PanelProduct
 
 
 @functools.cache
@@ -269,10 +243,9 @@ def find_kernels() -> Kernels:
 def _compiled() -> Path:
     """The shared library, compiled for this processor unless it is there."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    key = hashlib.sha256()
-    for part in (SOURCE.read_text(encoding="utf-8"), _FLAGS, *compiler, _processor()):
-        key.update(part.encode() + b"\0")
-    path = _cache_folder() / f"kernels-{key.hexdigest()[:16]}.so"
+    parts = (SOURCE.read_text(encoding="utf-8"), _FLAGS, *compiler, _processor())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    path = _cache_folder() / f"kernels-{key[:16]}.so"
     if not path.is_file():
         with atomic_path(path) as temporary:
             command = [*compiler, *_FLAGS.split(), "-o", str(temporary), str(SOURCE), "-lm"]

@@ -22,53 +22,49 @@ class ResidualBlock(nn.Module):
         return x + self.pointwise(F.relu(self.dilated(F.relu(x))))
 
 
+def dilations(config: VQVAEConfig, level: int) -> list[int]:
+    """Dilations of the residual blocks of every stage in the stack of `level`."""
+    depth = config.depth * config.multipliers[level]
+    cycle = depth if config.dilation_cycle is None else config.dilation_cycle
+    return [config.dilation_growth_rate ** (block % cycle) for block in range(depth)]
+
+
 def residual_stack(config: VQVAEConfig, level: int, *, reverse: bool) -> nn.Sequential:
     """The residual blocks of one down- or upsampling step in the stack of `level`."""
-    width, depth = stage_size(config, level)
-    cycle = depth if config.dilation_cycle is None else config.dilation_cycle
-    dilations = [config.dilation_growth_rate ** (block % cycle) for block in range(depth)]
-    if reverse:
-        dilations.reverse()
+    width, step = config.width * config.multipliers[level], -1 if reverse else 1
     hidden = int(config.m_conv * width)
-    return nn.Sequential(*(ResidualBlock(width, hidden, dilation) for dilation in dilations))
-
-
-def stage_size(config: VQVAEConfig, level: int) -> tuple[int, int]:
-    """Width and depth of all stages in the stack of `level` (base sizes times its multiplier)."""
-    return config.width * config.multipliers[level], config.depth * config.multipliers[level]
+    blocks = (ResidualBlock(width, hidden, d) for d in dilations(config, level)[::step])
+    return nn.Sequential(*blocks)
 
 
 def encoder_stage(config: VQVAEConfig, level: int, stage: int) -> nn.Sequential:
     """One stage of a level's encoder: [B, 1 or D, T] to [B, D, T / (stride ** downs)]."""
-    width, _ = stage_size(config, level)
-    stride = config.strides_t[stage]
+    width = config.width * config.multipliers[level]
+    stride, downs = config.strides_t[stage], config.downs_t[stage]
     first = 1 if stage == 0 else config.emb_width
-    steps = []
-    for step in range(config.downs_t[stage]):
-        channels = first if step == 0 else width
-        steps.append(
-            nn.Sequential(
-                nn.Conv1d(channels, width, 2 * stride, stride, stride // 2),
-                residual_stack(config, level, reverse=False),
-            )
+    steps = [
+        nn.Sequential(
+            nn.Conv1d(channels, width, 2 * stride, stride, stride // 2),
+            residual_stack(config, level, reverse=False),
         )
+        for channels in [first, *[width] * (downs - 1)]
+    ]
     return nn.Sequential(*steps, nn.Conv1d(width, config.emb_width, 3, padding=1))
 
 
 def decoder_stage(config: VQVAEConfig, level: int, stage: int) -> nn.Sequential:
     """One stage of a level's decoder: [B, D, T] to [B, D, T * stride ** downs]."""
-    width, _ = stage_size(config, level)
-    stride = config.strides_t[stage]
-    steps: list[nn.Module] = [nn.Conv1d(config.emb_width, width, 3, padding=1)]
-    for step in range(config.downs_t[stage]):
-        channels = config.emb_width if step == config.downs_t[stage] - 1 else width
-        steps.append(
-            nn.Sequential(
-                residual_stack(config, level, reverse=config.reverse_decoder_dilation),
-                nn.ConvTranspose1d(width, channels, 2 * stride, stride, stride // 2),
-            )
+    width = config.width * config.multipliers[level]
+    stride, downs = config.strides_t[stage], config.downs_t[stage]
+    first = nn.Conv1d(config.emb_width, width, 3, padding=1)
+    steps = (
+        nn.Sequential(
+            residual_stack(config, level, reverse=config.reverse_decoder_dilation),
+            nn.ConvTranspose1d(width, channels, 2 * stride, stride, stride // 2),
         )
-    return nn.Sequential(*steps)
+        for channels in [*[width] * (downs - 1), config.emb_width]
+    )
+    return nn.Sequential(first, *steps)
 
 
 class Encoder(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -71,39 +73,26 @@ def reconstruction_terms(
     return terms
 
 
-class BandwidthMeter:
-    """Accumulates the normalisers of the loss over training audio.
+def bandwidths_of(batches: Iterable[Tensor], stft: tuple[int, int, int]) -> Bandwidths:
+    """The normalisers of the loss over training audio, batches [B, T].
 
     l2 is the variance of the samples, l1 their mean magnitude, spec the mean norm of an item's
     spectrogram.
+
+    Raises:
+        ValueError: there is no audio, or it is silent.
     """
-
-    def __init__(self, stft: tuple[int, int, int]):
-        self._stft = stft
-        self._samples = self._items = 0
-        self._sum = self._squares = self._absolute = self._spec = 0.0
-
-    def add(self, audio: Tensor) -> None:
-        """Add items [B, T]."""
+    samples = items = 0
+    total = squares = absolute = spec = 0.0
+    for audio in batches:
         exact = audio.double()
-        self._samples += exact.numel()
-        self._items += audio.shape[0]
-        self._sum += exact.sum().item()
-        self._squares += exact.square().sum().item()
-        self._absolute += exact.abs().sum().item()
-        self._spec += frobenius(magnitudes(audio, self._stft)).sum().item()
-
-    def result(self) -> Bandwidths:
-        """The bandwidths of everything added.
-
-        Raises:
-            ValueError: nothing was added, or it was silent.
-        """
-        if not self._samples:
-            raise ValueError("no audio to measure the loss bandwidths on")
-        mean = self._sum / self._samples
-        return Bandwidths(
-            l1=self._absolute / self._samples,
-            l2=self._squares / self._samples - mean**2,
-            spec=self._spec / self._items,
-        )
+        samples += exact.numel()
+        items += audio.shape[0]
+        total += exact.sum().item()
+        squares += exact.square().sum().item()
+        absolute += exact.abs().sum().item()
+        spec += frobenius(magnitudes(audio, stft)).sum().item()
+    if not samples:
+        raise ValueError("no audio to measure the loss bandwidths on")
+    l2 = squares / samples - (total / samples) ** 2
+    return Bandwidths(l1=absolute / samples, l2=l2, spec=spec / items)

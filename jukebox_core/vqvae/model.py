@@ -26,17 +26,11 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig):
         super().__init__()
         self.config = config
-        levels = [str(level) for level in config.built_levels]
-        self.encoders = nn.ModuleDict({level: Encoder(config, int(level)) for level in levels})
-        self.bottlenecks = nn.ModuleDict(
-            {
-                level: Bottleneck(
-                    config.l_bins, config.emb_width, config.l_mu, config.revival_threshold
-                )
-                for level in levels
-            }
-        )
-        self.decoders = nn.ModuleDict({level: Decoder(config, int(level)) for level in levels})
+        book = (config.l_bins, config.emb_width, config.l_mu, config.revival_threshold)
+        levels = config.built_levels
+        self.encoders = nn.ModuleDict({str(level): Encoder(config, level) for level in levels})
+        self.bottlenecks = nn.ModuleDict({str(level): Bottleneck(*book) for level in levels})
+        self.decoders = nn.ModuleDict({str(level): Decoder(config, level) for level in levels})
 
     @property
     def levels(self) -> tuple[int, ...]:

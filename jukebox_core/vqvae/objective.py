@@ -50,11 +50,15 @@ class ReconstructionObjective(nn.Module):
         Metrics carry `_l{n}` with n = 1 for the finest level; the l1, l2, linf losses and the
         spectral convergence are the finest built level's, as the original systems log them.
         """
-        config = self.config
+        config, bandwidths = self.config, self.bandwidths
+        # The single-scale term has no weight in any published configuration: it is computed for
+        # the log only where that costs no training time.
+        spectral = bool(config.spectral) or not self.training
         totals: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for level in sorted(outputs, reverse=True):
-            terms = self._terms(audio, outputs[level].audio)
+            decoded = outputs[level].audio
+            terms = reconstruction_terms(audio, decoded, config, bandwidths, spectral=spectral)
             for name in ("recons_loss", "spectral_loss", "multispectral_loss"):
                 if name in terms:
                     metrics[f"{name}_l{level + 1}"] = terms[name]
@@ -73,12 +77,6 @@ class ReconstructionObjective(nn.Module):
                 audio, outputs[min(outputs)].audio, config.spectral_stft
             )
         return ObjectiveOutput(loss, {name: value.detach() for name, value in metrics.items()})
-
-    def _terms(self, audio: Tensor, decoded: Tensor) -> dict[str, Tensor]:
-        # The single-scale term has no weight in any published configuration: it is computed for
-        # the log only where that costs no training time.
-        spectral = bool(self.config.spectral) or not self.training
-        return reconstruction_terms(audio, decoded, self.config, self.bandwidths, spectral=spectral)
 
 
 def _mean_metrics(levels: list[dict[str, Tensor]]) -> dict[str, Tensor]:
