@@ -15,8 +15,6 @@ import pretty_midi
 
 from data.parts import WRITERS, Bar, Hit, Song
 
-__all__ = ["BASS_PROGRAMS", "DRUM_KITS", "PARTS", "compose"]
-
 PARTS = ("bass", "drums", "piano", "guitar", "strings")
 
 # Programs and kits kept out of here are the ones that `midi.reorchestrate` changes to.

@@ -18,19 +18,6 @@ from typing import Any
 from jukebox_core.checks import require
 from jukebox_core.files import check_replaceable, json_with
 
-__all__ = [
-    "HIGHEST_RATE",
-    "INST_CLASSES",
-    "SPLITS",
-    "assign_splits",
-    "check_fractions",
-    "check_workers",
-    "fold_name",
-    "inst_class",
-    "is_claimed",
-    "unclaim",
-]
-
 SPLITS = ("train", "validation", "test")
 
 HIGHEST_RATE = 655_350

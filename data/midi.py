@@ -15,8 +15,6 @@ import pretty_midi
 from data.layout import fold_name, inst_class
 from jukebox_core.checks import one_line
 
-__all__ = ["cut", "read_midi", "reorchestrate", "stem_groups"]
-
 _HELD_OUT_BASS = (35, 37, 39)  # none of them in `composer.BASS_PROGRAMS`
 _HELD_OUT_KITS = (24, 32)
 

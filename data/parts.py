@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["WRITERS", "Bar", "Hit", "Song"]
-
 _BASS_STYLES = (
     "root_fifth",
     "walking",

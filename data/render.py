@@ -14,8 +14,6 @@ import numpy as np
 import pretty_midi
 import scipy.fft
 
-__all__ = ["Renderer", "block_powers", "check_header", "loudness"]
-
 _BLOCK_SECONDS = 0.4
 _BYTES_PER_FRAME = 8  # two float32 channels
 _CONTROL, _BEND, _NOTE_OFF, _NOTE_ON = range(4)  # the order of events at one sample

@@ -54,8 +54,6 @@ from jukebox_core.files import (
 )
 from jukebox_core.machine import free_bytes, is_out_of_memory
 
-__all__ = ["Prepared", "prepare", "quantise_sources"]
-
 _SETTINGS = "settings.json"  # written first, so that an interrupted run is not mixed with another
 _TRACK = "track.json"  # in every finished track's folder
 _UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many there will be

@@ -50,8 +50,6 @@ from jukebox_core.checks import one_line, require, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
-__all__ = ["MOST_SECONDS", "SyntheticData", "make_synthetic"]
-
 _RECORD = "synthetic.json"
 _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
 _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays

@@ -7,8 +7,6 @@ from typing import Any
 from jukebox_core.separation.likelihood import Likelihood, PairScores
 from lqvae.likelihood import LatentGaussianLikelihood
 
-__all__ = ["PooledLikelihood"]
-
 
 class PooledLikelihood:
     """The counted likelihood times the LQ-VAE's Gaussian, on the pairs that the counts allow.

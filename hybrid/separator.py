@@ -17,8 +17,6 @@ from lqvae.likelihood import SIGMA
 from lqvae.separator import METHOD as LQVAE
 from lqvae.separator import SUMS
 
-__all__ = ["METHOD", "POOLED_EXPONENT", "Hybrid", "load_separator"]
-
 POOLED_EXPONENT = 1.0
 
 

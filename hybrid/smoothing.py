@@ -11,8 +11,6 @@ from lass.counts import Counts
 from lass.smoothing import overall_frequencies
 from lqvae.likelihood import LatentGaussianLikelihood
 
-__all__ = ["SHARE", "GaussianBase"]
-
 SHARE = 0.1
 """Share of p(m): a code costs at most 0.15 bits more than under the Gaussian, and at most 3.3 bits
 more than under p(m). Not tuned."""

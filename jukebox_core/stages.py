@@ -20,8 +20,6 @@ from types import ModuleType
 from jukebox_core.files import check_replaceable, write_json
 from jukebox_core.training.tracking import METRICS
 
-__all__ = ["Runner", "Stage"]
-
 
 @dataclass(frozen=True)
 class Stage:

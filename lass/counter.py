@@ -25,8 +25,6 @@ from jukebox_core.tables import table_of
 from lass.counts import KIND, CountsFile, save_blocks, to_keys
 from lass.external_sort import HELD, Block, Run, SpoolRun, merged, write_run
 
-__all__ = ["BUFFER", "TripleCounter", "check_spool"]
-
 BUFFER = 1 << 23
 """Triples held in memory (64 MiB of keys) before a run is written, and while runs are merged."""
 _FAN = 8  # runs of one level before they become one of the next

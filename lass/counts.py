@@ -20,21 +20,6 @@ from jukebox_core.files import atomic_path, check_replaceable
 from jukebox_core.tables import TensorWriter, open_table, readable, table_of
 from lass.external_sort import HELD, Block, add_up, merged
 
-__all__ = [
-    "Counts",
-    "CountsFile",
-    "check_output",
-    "count_triples",
-    "from_keys",
-    "load_counts",
-    "merge_counts",
-    "save_blocks",
-    "save_counts",
-    "swap",
-    "symmetrise",
-    "to_keys",
-]
-
 KIND = "counts"
 _MOST_COUNTS = 1 << 53  # largest count that float64 holds exactly
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from jukebox_core.files import atomic_path
 
-__all__ = ["Block", "Run", "SpoolRun", "add_up", "merged", "write_run"]
-
 Block = tuple[np.ndarray, np.ndarray]
 """Sorted unique keys and their counts, int64."""
 HELD = 1 << 23

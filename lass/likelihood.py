@@ -13,8 +13,6 @@ from jukebox_core.separation.settings import Settings
 from lass.counts import Counts, symmetrise
 from lass.smoothing import Base, MakeBase
 
-__all__ = ["EXPONENT", "SMOOTHING", "CountLikelihood", "SmoothedLikelihood", "counted_likelihood"]
-
 EXPONENT = 3.0
 SMOOTHING = 3.0
 _PART = 1 << 18

@@ -16,8 +16,6 @@ from lass.likelihood import (
 )
 from lass.smoothing import BASES
 
-__all__ = ["COUNTS", "METHOD", "LASS", "load_separator"]
-
 COUNTS = "counts.safetensors"
 
 

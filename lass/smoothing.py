@@ -16,8 +16,6 @@ from torch import Tensor
 
 from lass.counts import Counts
 
-__all__ = ["BASES", "Base", "MakeBase", "Marginals", "Overall", "overall_frequencies"]
-
 _CONCENTRATION = 10.0
 """Pseudo-observations of p(m) in p(m | code)."""
 

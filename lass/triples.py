@@ -20,8 +20,6 @@ from jukebox_core.machine import free_bytes
 from jukebox_core.prior.codes import WINDOW_SECONDS, encoder_reach
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["KEPT", "PairCounting", "Pairing", "Triples"]
-
 KEPT = 1 << 31
 """Bytes of codes to keep: 1,500 songs of 4 minutes, at the paper's rate and 4 shifts. Python adds
 an eighth."""

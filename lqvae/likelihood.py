@@ -10,8 +10,6 @@ from torch import Tensor
 from jukebox_core.separation.likelihood import PairScores, check_sigma
 from lqvae.sums import check_sum_codes
 
-__all__ = ["SIGMA", "LatentGaussianLikelihood"]
-
 SIGMA = 0.4
 
 

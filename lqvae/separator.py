@@ -9,8 +9,6 @@ from jukebox_core.separation.settings import Settings
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
 from lqvae.sums import load_sums
 
-__all__ = ["METHOD", "load_separator"]
-
 SUMS = "sums.safetensors"
 
 

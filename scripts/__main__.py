@@ -8,8 +8,6 @@ from pathlib import Path
 
 import scripts
 
-__all__ = ["main", "programs"]
-
 
 def programs() -> dict[str, Path]:
     """{name: file with the flags} of all programs."""

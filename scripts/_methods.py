@@ -10,8 +10,6 @@ import lass
 import lqvae
 from jukebox_core.separation.method import Method
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "MethodName"]
-
 MethodName = Literal["lqvae", "lass", "hybrid"]
 METHODS: Mapping[MethodName, Method] = {
     "lqvae": lqvae.METHOD,

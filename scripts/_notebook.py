@@ -22,20 +22,6 @@ from jukebox_core.checkpoints import fingerprint
 from jukebox_core.files import atomic_path, data_uri
 from lqvae.sums import load_sums
 
-__all__ = [
-    "SIZES",
-    "CommandError",
-    "Size",
-    "Upload",
-    "forecast",
-    "has_sums",
-    "mount_drive",
-    "players",
-    "prior_flags",
-    "sections",
-    "use_shell",
-]
-
 _SHOWN_SECONDS = 300  # per player, since the notebook's file stores its output
 
 

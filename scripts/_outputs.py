@@ -26,16 +26,6 @@ from jukebox_core.kept import is_kept
 from scripts._methods import METHODS
 from scripts._results import NAMES
 
-__all__ = [
-    "EXAMPLES",
-    "HEARD",
-    "PLAYED",
-    "REPORT_MARK",
-    "REPORT_TITLE",
-    "Outputs",
-    "is_report",
-]
-
 REPORT_TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
 REPORT_MARK = '<meta name="generator" content="latent-separation report">'
 is_report = marked("<!doctype html>", REPORT_MARK, f"<title>{html.escape(REPORT_TITLE)}</title>")

@@ -7,21 +7,6 @@ from typing import Any
 
 from jukebox_core.evaluation.results import Line, find_row, sources_of
 
-__all__ = [
-    "ESTIMATES",
-    "NAMES",
-    "REFERENCE_NOTE",
-    "REFERENCE_TABLE",
-    "SYSTEMS",
-    "cell",
-    "default_line",
-    "format_table",
-    "line_name",
-    "markdown_table",
-    "table_lines",
-    "text_table",
-]
-
 NAMES = {
     "mixture": "Mixture",
     "hpss": "HPSS",

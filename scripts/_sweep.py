@@ -27,8 +27,6 @@ from jukebox_core.separation.loading import fingerprints, sizes_of
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
 from scripts._methods import METHODS, MethodName
 
-__all__ = ["Draw", "Scores", "Sweep", "run_draws"]
-
 _BATCH = 4  # chunks sampled together by one process
 
 

@@ -23,8 +23,6 @@ from jukebox_core.audio.layout import Part, find_layout
 from jukebox_core.audio.mpeg_frames import find_pattern
 from jukebox_core.checks import one_line
 
-__all__ = ["BLOCK", "AudioReader", "UnknownFormat", "ffmpeg_to_wav", "reason_of", "regular_file"]
-
 BLOCK = 1 << 16
 """Samples of a block."""
 

@@ -15,8 +15,6 @@ from typing import BinaryIO, NamedTuple
 from jukebox_core.audio.mpeg_frames import Stretch, find_stretches, read_at
 from jukebox_core.audio.ogg_pages import find_links
 
-__all__ = ["Layout", "Part", "find_layout"]
-
 _W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _W64_DATA = b"data\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 _MPEG_CODECS = (0x50, 0x55)

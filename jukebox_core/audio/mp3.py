@@ -10,8 +10,6 @@ from torch import Tensor
 
 from jukebox_core.audio.io import resample, to_mono
 
-__all__ = ["mp3"]
-
 _RATES = (16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # of MPEG-1 and 2: all browsers play them
 
 

@@ -17,8 +17,6 @@ from functools import cache
 from io import RawIOBase
 from typing import BinaryIO, NamedTuple
 
-__all__ = ["Stretch", "find_pattern", "find_stretches", "read_at"]
-
 _SYNC = re.compile(rb"\xff(?=[\xe2-\xff][\x10-\xef])")
 _BIT_RATES = {  # kbit/s by (MPEG-1, layer)
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),

@@ -10,8 +10,6 @@ from typing import BinaryIO, NamedTuple
 
 from jukebox_core.audio.mpeg_frames import find_pattern, read_at
 
-__all__ = ["Link", "find_links"]
-
 _HEADER = 27
 _MAGIC = re.compile(b"OggS")
 _FIRST, _LAST = 2, 4  # page flags: begin and end of a stream

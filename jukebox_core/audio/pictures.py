@@ -19,17 +19,6 @@ from torch import Tensor
 
 from jukebox_core.audio.io import to_mono
 
-__all__ = [
-    "COLUMNS",
-    "LOUDNESS",
-    "LOWEST",
-    "ROWS",
-    "levels",
-    "log_rows",
-    "spectrogram",
-    "uncertainty",
-]
-
 ROWS, COLUMNS = 96, 1000
 LOWEST = 40.0
 """Frequency of row 0, in Hz."""

@@ -7,8 +7,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["istft", "magnitudes", "stft"]
-
 
 def stft(audio: Tensor, n_fft: int, hop: int) -> Tensor:
     """Hann STFT of [..., T], complex [..., F, frames]; zeros outside, so any length works."""

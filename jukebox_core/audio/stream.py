@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from jukebox_core.audio.decoding import (
-    BLOCK,
     AudioReader,
     UnknownFormat,
     ffmpeg_to_wav,
@@ -30,17 +29,6 @@ from jukebox_core.audio.decoding import (
     regular_file,
 )
 from jukebox_core.files import atomic_path
-
-__all__ = [
-    "BLOCK",
-    "AudioReader",
-    "AudioWriter",
-    "Resampler",
-    "Survey",
-    "check_suffix",
-    "open_audio",
-    "survey",
-]
 
 _WAV_LIMIT = (1 << 32) - 1  # largest size in a plain wav, in bytes
 _HEADER_BYTES = 58

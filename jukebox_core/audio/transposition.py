@@ -9,8 +9,6 @@ import soxr
 import torch
 from torch import Tensor
 
-__all__ = ["room", "span", "transpose"]
-
 
 def span(samples: int, semitones: float) -> int:
     """Number of samples that transpose to at least `samples`, with two to spare for the ends."""

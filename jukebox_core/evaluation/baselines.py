@@ -19,15 +19,6 @@ from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.separation.mask import WIENER
 from jukebox_core.separation.samples import Candidates
 
-__all__ = [
-    "Baseline",
-    "first",
-    "hpss",
-    "ideal_ratio_mask",
-    "nmf",
-    "untrained_baselines",
-]
-
 COMPONENTS = 20
 """Components of `nmf`, chosen like its divergence on the demo's validation songs."""
 ITERATIONS = 200

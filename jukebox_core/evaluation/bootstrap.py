@@ -9,8 +9,6 @@ import numpy as np
 
 from jukebox_core.checks import require_seed
 
-__all__ = ["Interval", "bootstrap_mean", "paired_difference"]
-
 _BLOCK = 1 << 22  # drawn values held at a time
 _CONFIDENCE = 0.95
 _RESAMPLES = 10_000

@@ -14,8 +14,6 @@ from jukebox_core.checks import require, require_seed
 from jukebox_core.datasets.crops import long_enough
 from jukebox_core.datasets.manifest import Manifest, Track
 
-__all__ = ["Chunk", "Silent", "check_mixtures", "choose_chunks", "silence_rule"]
-
 _TRIES = 100  # random offsets in a song before it is searched from the beginning
 
 Silent = Callable[[Tensor], bool]

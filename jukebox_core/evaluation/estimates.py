@@ -23,18 +23,6 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import part_of
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = [
-    "Drawn",
-    "Estimator",
-    "First",
-    "Masked",
-    "Oracle",
-    "RoundTrip",
-    "Selected",
-    "codec_round_trip",
-    "draw_candidates",
-]
-
 
 class Estimator(Protocol):
     """Makes estimates {source: [T]} of a chunk, at the scale of the sources, from candidates.

@@ -9,8 +9,6 @@ from matplotlib.figure import Figure
 
 from jukebox_core.files import atomic_path, marked
 
-__all__ = ["is_figure_of", "is_png_of_matplotlib", "save_figure"]
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SOFTWARE = b"tEXtSoftware\0"
 

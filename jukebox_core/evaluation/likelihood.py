@@ -21,8 +21,6 @@ from torch import Tensor
 
 from jukebox_core.separation.likelihood import Likelihood, PairScores
 
-__all__ = ["Information", "held_out_bits"]
-
 _IMPOSSIBLE = -1e30
 
 

@@ -20,8 +20,6 @@ from jukebox_core.checks import require
 from jukebox_core.config import MaskEstimatorConfig
 from jukebox_core.separation.mask import RatioMask
 
-__all__ = ["MaskEstimator", "load_mask_estimator"]
-
 FLOOR = 1e-3
 """Added to magnitudes before the logarithm, relative to their root mean square."""
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 
-__all__ = ["BSSEVAL_WINDOW", "framewise_sdr", "sdr", "si_sdr", "si_sdri"]
-
 Score = Callable[[Tensor, Tensor], Tensor]
 _PART = 1 << 17  # samples scored at a time on a CPU
 

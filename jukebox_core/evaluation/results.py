@@ -10,19 +10,6 @@ from typing import Any, TypeAlias
 
 from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
 
-__all__ = [
-    "Line",
-    "as_interval",
-    "chunk_value",
-    "difference",
-    "find_row",
-    "load_results",
-    "make_rows",
-    "paired",
-    "series",
-    "sources_of",
-]
-
 Line: TypeAlias = tuple[str, str, bool]
 """(method, estimate, refined): one line of the table."""
 _FORMER_NAMES = {'"sdr_seed"': '"sdr_bsseval"'}  # of version 0.1

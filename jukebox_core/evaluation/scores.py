@@ -14,8 +14,6 @@ from torch import Tensor
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.chunks import Chunk
 
-__all__ = ["METRICS", "MUSEVAL", "check_museval", "museval_sdr", "score"]
-
 METRICS = ("sdr_bsseval", "sdr", "si_sdr", "si_sdri")
 MUSEVAL = "sdr_museval"
 """The SDR of the package museval, computed on request."""

@@ -20,8 +20,6 @@ from jukebox_core.datasets.manifest import Track
 from jukebox_core.vqvae.blocks import dilations
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["CodeDataset", "EncodedSong", "encode_long", "encode_songs", "encoder_reach"]
-
 WINDOW_SECONDS = {"cpu": 3, "cuda": 30}
 """Encoded at once: what fits a CPU's cache takes half the time there, a GPU wants more."""
 

@@ -18,8 +18,6 @@ from jukebox_core.prior.cache import PriorCache
 from jukebox_core.prior.kernels import Kernels, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
-__all__ = ["CpuDecoder", "Layer", "folded_weights"]
-
 _SLOPE = 1.702  # of the quick GELU
 
 

@@ -21,8 +21,6 @@ from jukebox_core.prior.cpu import Layer, folded_weights
 from jukebox_core.prior.kernels import EPSILON
 from jukebox_core.prior.model import AutoregressivePrior, Block, check_step
 
-__all__ = ["StackedCache", "StackedDecoder", "can_stack"]
-
 
 def can_stack(priors: Mapping[str, AutoregressivePrior]) -> bool:
     """Whether the priors have the same architecture."""

@@ -13,16 +13,6 @@ from jukebox_core.prior.cpu import CpuDecoder
 from jukebox_core.prior.gpu import StackedDecoder, can_stack
 from jukebox_core.prior.model import AutoregressivePrior
 
-__all__ = [
-    "EachPrior",
-    "JointPriors",
-    "Precision",
-    "Prior",
-    "accelerate",
-    "as_joint",
-    "choose_dtype",
-]
-
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Type of weights and caches; residual stream, attention sums and logits are float32."""
 

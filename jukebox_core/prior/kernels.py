@@ -27,8 +27,6 @@ from torch import Tensor
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.cache import LayerCache
 
-__all__ = ["CompiledKernels", "Kernels", "Product", "TorchKernels", "find_kernels"]
-
 SOURCE = Path(__file__).with_name("kernels.c")
 EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c

@@ -16,8 +16,6 @@ from jukebox_core.separation.samples import JointSamples, Progress
 from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import Truncation, draw_truncated
 
-__all__ = ["AncestralSampler"]
-
 
 @dataclass(frozen=True)
 class AncestralSampler:

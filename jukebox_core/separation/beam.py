@@ -22,8 +22,6 @@ from jukebox_core.separation.samples import JointSamples, Progress
 from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import leading, top_k_bound
 
-__all__ = ["BeamSampler", "Best", "best_entries"]
-
 _ENTRIES = 1 << 23  # of the explicit joint of stored pairs, held at a time
 
 

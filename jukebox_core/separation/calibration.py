@@ -20,8 +20,6 @@ from jukebox_core.audio.spectra import stft
 from jukebox_core.separation.mask import check_n_fft
 from jukebox_core.tables import read_table, write_table
 
-__all__ = ["Calibration", "CalibrationMeter", "load_calibration", "save_calibration"]
-
 KIND = "calibration"
 
 

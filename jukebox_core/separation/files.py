@@ -12,8 +12,6 @@ from jukebox_core.separation.samples import Progress
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.uncertainty import Uncertainty
 
-__all__ = ["SILENT", "check_input", "write_stems"]
-
 SILENT = -100.0
 """dB below full scale, over the whole file."""
 

@@ -15,21 +15,6 @@ import soundfile
 from jukebox_core.checks import one_line
 from jukebox_core.files import sha256, write_json
 
-__all__ = [
-    "RECORD",
-    "Failure",
-    "Job",
-    "assign",
-    "check_same_song",
-    "failure_of",
-    "find_jobs",
-    "identify_input",
-    "identify_models",
-    "is_finished",
-    "owned_files",
-    "write_record",
-]
-
 RECORD = "separation.json"
 """The record in the folder of a finished file: its input, models and settings."""
 

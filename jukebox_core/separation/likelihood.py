@@ -8,8 +8,6 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 
-__all__ = ["Likelihood", "PairScores", "check_exponent", "check_sigma", "check_smoothing"]
-
 _SMALLEST, _LARGEST = 1e-15, 1e15  # so that squares, and products with counts, fit in float32
 
 

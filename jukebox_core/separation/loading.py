@@ -22,14 +22,6 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.separation.calibration import Calibration, load_calibration
 from jukebox_core.separation.separator import Sizes
 
-__all__ = [
-    "calibration_of",
-    "family_folder",
-    "fingerprints",
-    "prior_folders",
-    "sizes_of",
-]
-
 _SHIFTS = 4
 
 

@@ -7,12 +7,6 @@ import torch
 from jukebox_core.machine import free_bytes
 from jukebox_core.prior.joint import JointPriors
 
-__all__ = [
-    "TooLarge",
-    "decoded_bytes",
-    "windows_that_fit",
-]
-
 SHARE = 0.5
 """Fraction of free memory to plan for; the estimate covers only the large parts."""
 

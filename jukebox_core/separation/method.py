@@ -24,9 +24,6 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = ["Method", "Parts", "resolve_each"]
-
-
 _LIKELIHOOD = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
 
 

@@ -27,8 +27,6 @@ from jukebox_core.separation.posterior import Draw, draw_chunks
 from jukebox_core.separation.samples import JointSamples, Progress
 from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 
-__all__ = ["ParticleSampler", "systematic_parents"]
-
 
 @dataclass(frozen=True)
 class ParticleSampler:

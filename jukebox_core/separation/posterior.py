@@ -17,22 +17,6 @@ from torch import Tensor
 
 from jukebox_core.separation.likelihood import PairScores
 
-__all__ = [
-    "Bound",
-    "Draw",
-    "FullTable",
-    "PairTable",
-    "categorical",
-    "draw",
-    "draw_chunks",
-    "draw_joint",
-    "keep_top_k",
-    "log_joint",
-    "make_table",
-    "redraw",
-    "uniform_numbers",
-]
-
 Bound = Callable[[Tensor, Tensor], Tensor]
 """Maps log joints [n, P] and their total log-mass [n] to the smallest kept log joint [n]."""
 

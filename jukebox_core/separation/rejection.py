@@ -17,14 +17,6 @@ from torch import Tensor
 
 from jukebox_core.separation.samples import Candidates
 
-__all__ = [
-    "PairPosterior",
-    "RejectionMarginals",
-    "RejectionPair",
-    "RejectionWeights",
-    "pair_posterior",
-]
-
 
 class PairPosterior(NamedTuple):
     """posterior: [N, N], float64, first source on rows. variance: sigma_r^2 of the likelihood."""

@@ -11,8 +11,6 @@ from jukebox_core.separation.beam import BeamSampler
 from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.samples import Sampler
 
-__all__ = ["OPTIONS", "SAMPLERS", "SamplerName", "make_sampler"]
-
 SamplerName = Literal["particle", "ancestral", "beam"]
 """particle: weighted draws from the posterior over whole sequences; ancestral: independent draws;
 beam: the most probable sequences."""

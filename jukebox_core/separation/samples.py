@@ -12,8 +12,6 @@ from torch import Tensor
 from jukebox_core.prior.joint import JointPriors, Prior
 from jukebox_core.separation.likelihood import Likelihood
 
-__all__ = ["Candidates", "JointSamples", "Progress", "Sampler", "join_groups", "join_shifts"]
-
 Progress = Callable[[int, int], None]
 """Called with (steps done, total steps)."""
 

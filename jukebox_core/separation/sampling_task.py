@@ -15,8 +15,6 @@ from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import FullTable, PairTable, make_table, uniform_numbers
 from jukebox_core.separation.samples import JointSamples
 
-__all__ = ["SamplingTask", "Tables", "check_temperature"]
-
 
 def check_temperature(name: str, value: object) -> None:
     """Refuse a temperature with which logits, divided by it and summed, overflow float32.

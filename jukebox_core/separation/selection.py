@@ -20,20 +20,6 @@ from jukebox_core.separation.mask import LARGEST_N_FFT
 from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair, RejectionWeights
 from jukebox_core.separation.samples import Candidates
 
-__all__ = [
-    "SELECTIONS",
-    "WEIGHTS",
-    "Jointly",
-    "LogPosterior",
-    "MinimumBayesRisk",
-    "PosteriorMean",
-    "Selection",
-    "SelectionName",
-    "SpectralFit",
-    "Weighting",
-    "WeightsName",
-]
-
 
 class Weighting(Protocol):
     """Maps candidates to weights that sum to one over N; one-hot weights take one candidate."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jukebox_core import audio as audio_io
-from jukebox_core.audio.stream import BLOCK
+from jukebox_core.audio.decoding import BLOCK
 from jukebox_core.checks import require, require_seed
 from jukebox_core.machine import free_bytes, is_out_of_memory, release
 from jukebox_core.prior.joint import JointPriors, Prior, as_joint

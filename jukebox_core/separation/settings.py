@@ -26,15 +26,6 @@ from jukebox_core.separation.selection import (
 )
 from jukebox_core.separation.truncation import check_top_k, check_top_p
 
-__all__ = [
-    "AFTER_SAMPLING",
-    "DEFAULTS",
-    "Settings",
-    "SmoothingBase",
-    "load_tuned",
-    "tuned_path",
-]
-
 SmoothingBase = Literal["marginals", "overall", "gaussian"]
 
 

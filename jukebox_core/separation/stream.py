@@ -16,15 +16,6 @@ from jukebox_core.separation.samples import Progress
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout, Window
 
-__all__ = [
-    "Piece",
-    "Run",
-    "Steps",
-    "Tape",
-    "cut",
-    "part_of",
-]
-
 
 class Tape:
     """The part of a signal [..., t] that is still needed, addressed by its own samples."""

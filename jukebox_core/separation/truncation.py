@@ -26,16 +26,6 @@ from jukebox_core.separation.posterior import (
     draw_joint,
 )
 
-__all__ = [
-    "Leading",
-    "Truncation",
-    "check_top_k",
-    "check_top_p",
-    "draw_truncated",
-    "leading",
-    "top_k_bound",
-]
-
 _SIDE = 32  # codes of each source looked at first
 _GROWTH = 2  # times as many where they were not enough
 _ENTRIES = 1 << 23  # of the joint looked at, held at a time

@@ -9,8 +9,6 @@ from jukebox_core.separation.mask import RatioMask, interpolate
 from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.windows import CrossFade, Window
 
-__all__ = ["Uncertainty", "uncertainty_of"]
-
 
 def uncertainty_of(mask: RatioMask, candidates: Candidates, weights: Tensor) -> Tensor:
     """Standard deviation of a bin's share over the candidates, [B, F, frames], from 0 to 0.5.

@@ -54,15 +54,6 @@ from jukebox_core.upstream.layout import (
 from jukebox_core.upstream.loss import bandwidths_of, loss_config, loss_hps
 from jukebox_core.upstream.tables import check_new, read_torch
 
-__all__ = [
-    "Checkpoint",
-    "export_codec",
-    "export_prior",
-    "import_codec",
-    "import_prior",
-    "read_checkpoint",
-]
-
 CODEBOOKS = "codebooks.safetensors"
 """The lower levels' codebooks in a converted prior's folder; only the export needs them."""
 

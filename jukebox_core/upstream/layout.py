@@ -18,24 +18,6 @@ from jukebox_core.config import ATTENTION_PATTERNS, PriorConfig, VQVAEConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.vqvae.model import VQVAE
 
-__all__ = [
-    "build_codec",
-    "build_prior",
-    "codebooks",
-    "codec_config",
-    "codec_hps",
-    "codec_names",
-    "codec_tensors",
-    "kind_of",
-    "prior_config",
-    "prior_hps",
-    "prior_names",
-    "prior_tensors",
-    "python_value",
-    "upstream_tensors",
-    "without_prefixes",
-]
-
 M = TypeVar("M", VQVAE, AutoregressivePrior)
 
 _CODEC_RULES = [

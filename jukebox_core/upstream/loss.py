@@ -8,8 +8,6 @@ from typing import Any
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.upstream.layout import python_value
 
-__all__ = ["bandwidths_of", "loss_config", "loss_hps"]
-
 _WEIGHTS = ("commit", "spectral", "multispectral", "lmix_l1", "lmix_l2", "lmix_linf", "linf_k")
 _SINGLE = ("n_fft", "hop_length", "window_size")
 _MULTI = tuple(f"multispec_loss_{name}" for name in _SINGLE)

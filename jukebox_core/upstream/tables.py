@@ -20,16 +20,6 @@ from torch import Tensor
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_path, check_writable, durable_path
 
-__all__ = [
-    "CountTable",
-    "check_new",
-    "read_counts",
-    "read_sums",
-    "read_torch",
-    "write_counts",
-    "write_sums",
-]
-
 _SCALAR = np.float64(0).__reduce__()[0]  # NumPy's scalar constructor; its module's name varies
 _ALLOWED: list[Any] = [
     np.dtype,

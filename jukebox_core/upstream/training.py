@@ -20,22 +20,6 @@ from jukebox_core.audio.io import reference_is_silent
 from jukebox_core.config import Bandwidths
 from jukebox_core.vqvae.losses import frobenius, magnitudes
 
-__all__ = [
-    "LossScale",
-    "Place",
-    "UpstreamAdam",
-    "UpstreamWeightAverage",
-    "bandwidths",
-    "clip_gradients",
-    "lr_factor",
-    "mono",
-    "non_silent_chunks",
-    "number_of_items",
-    "place_of_item",
-    "shuffle_chunks",
-    "subsample",
-]
-
 
 class Place(NamedTuple):
     """Sample `offset` of song number `song`."""

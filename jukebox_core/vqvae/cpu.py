@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["applies", "run"]
-
 _SAMPLES = 1 << 16  # audio samples of the items taken at a time
 _LAYOUT = torch.channels_last
 

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from jukebox_core.evaluation.figures import save_figure
 from scripts._results import NAMES, SYSTEMS, row_name
 
-__all__ = ["plot_names", "write_plots"]
-
 _BARS, _SCATTER = "ablation.png", "sdr_scatter.png"
 
 

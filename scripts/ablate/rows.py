@@ -26,8 +26,6 @@ from lqvae.likelihood import SIGMA
 from scripts._methods import METHODS, MethodName
 from scripts._sweep import Draw
 
-__all__ = ["Row", "estimators", "rows", "seeded"]
-
 PUBLISHED = Settings(
     sampler="ancestral",
     temperature=1.0,

@@ -14,8 +14,6 @@ from scripts._results import markdown_table, row_name
 from scripts._sweep import Draw, Scores
 from scripts.ablate.rows import Row, seeded
 
-__all__ = ["Table", "compare", "difference_cells", "interval_cell", "kind_of", "markdown"]
-
 
 class Table:
     """Scores by row, source and chunk, as means over the seeds."""

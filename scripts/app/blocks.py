@@ -18,8 +18,6 @@ from scripts._results import NAMES
 from scripts.app.jobs import Cancelled, Job, JobQueue
 from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
 
-__all__ = ["make_page", "serving"]
-
 EMPTY = '<div class="empty">The stems will appear here.</div>'
 _POLL = 0.25  # s between looks at a job
 _WAITING = 20  # visitors served at a time

@@ -30,8 +30,6 @@ from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
 from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
 
-__all__ = ["Cancelled", "Job", "JobQueue", "Limits", "Refused", "Result", "usable"]
-
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
 

@@ -13,8 +13,6 @@ from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.jobs import MIXTURE, UNCERTAINTY, Job, Limits, Result
 
-__all__ = ["LEAD", "STYLE", "TITLE", "head", "progress", "refusals", "remark", "results"]
-
 TITLE = "Latent source separation"
 LEAD = (
     "This page separates a song into {sources}: trained models of the sources search for the stems "

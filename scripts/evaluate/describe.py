@@ -18,8 +18,6 @@ from jukebox_core.separation.method import Method
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import load_tuned
 
-__all__ = ["DEFINITIONS", "describe_data", "describe_model", "machine"]
-
 DEFINITIONS = {
     "scale": "references are the sources x_i; the mixture is y = sum alpha_i x_i; an estimate of "
     "x_i is a stem divided by alpha_i",

@@ -44,8 +44,6 @@ from scripts.evaluate.describe import (
 )
 from scripts.evaluate.scoring import Scoring
 
-__all__ = ["Args", "evaluate", "main"]
-
 Baseline = Literal["mixture", "hpss", "nmf", "supervised", "codec", "irm"]
 BASELINES: tuple[Baseline, ...] = ("mixture", "hpss", "nmf", "supervised", "codec", "irm")
 

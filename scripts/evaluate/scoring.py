@@ -38,8 +38,6 @@ from scripts._methods import METHODS
 from scripts._outputs import HEARD, PLAYED, Outputs
 from scripts._results import NAMES
 
-__all__ = ["Scoring"]
-
 _CODEC_ORDER = ("hybrid", "lqvae", "lass")
 _TIMED = ("hpss", "nmf", "supervised")  # baselines that separate
 

@@ -16,8 +16,6 @@ from jukebox_core.evaluation.results import (
 from scripts._results import ESTIMATES, NAMES, SYSTEMS, default_line
 from scripts.report.intervals import Scale, span, strip, ticks
 
-__all__ = ["about_data", "headline"]
-
 _QUESTIONS = (("selected", True), ("oracle", False))
 
 

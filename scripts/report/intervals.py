@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from jukebox_core.evaluation.bootstrap import Interval
 
-__all__ = ["Scale", "span", "strip", "ticks"]
-
 _MARGIN = 3.0  # per cent on both sides, so that marks at the ends are complete
 
 

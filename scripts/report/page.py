@@ -7,8 +7,6 @@ from pathlib import Path
 
 from scripts._outputs import REPORT_MARK
 
-__all__ = ["SCRIPT", "STYLE", "document", "missing"]
-
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
 """The report's style sheet."""

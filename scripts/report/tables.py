@@ -20,8 +20,6 @@ from scripts._results import (
 )
 from scripts.report.intervals import Scale, span
 
-__all__ = ["ablation", "scores"]
-
 
 def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
     """Return the section with the scores of all methods and estimates."""
