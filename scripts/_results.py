@@ -1,26 +1,18 @@
-"""Labels of methods and estimates, and tables as text."""
+"""Labels of methods and estimates, tables as text, and the marks of a report."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jukebox_core.evaluation.results import Line, find_row, sources_of
+from jukebox_core.files import marked
 
-__all__ = [
-    "ESTIMATES",
-    "NAMES",
-    "REFERENCE_NOTE",
-    "REFERENCE_TABLE",
-    "SYSTEMS",
-    "cell",
-    "default_line",
-    "format_table",
-    "line_name",
-    "markdown_table",
-    "table_lines",
-    "text_table",
-]
+REPORT_TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
+REPORT_MARK = '<meta name="generator" content="latent-separation report">'
+is_report = marked("<!doctype html>", REPORT_MARK, f"<title>{html.escape(REPORT_TITLE)}</title>")
+"""For `files.check_replaceable`: recognise a report; old reports have only the title."""
 
 NAMES = {
     "mixture": "Mixture",

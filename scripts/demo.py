@@ -17,14 +17,14 @@ from pathlib import Path
 import scripts
 from data.synthetic import MOST_SECONDS
 from jukebox_core.checks import require_fields
+from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS
-from scripts._outputs import EXAMPLES, Outputs, is_report
-from scripts._results import NAMES, format_table
+from scripts._results import format_table, is_report
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
@@ -166,7 +166,7 @@ def main(args: Args) -> None:
     """Run the plan, then print the table."""
     results, report = args.output / "results.json", args.output / "report.html"
     # evaluate and report check this too, but only after the training.
-    Outputs(results, SOURCES).check(NAMES, (), min(EXAMPLES, args.chunks))
+    Outputs(results, SOURCES, METHODS).check(METHODS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, _cores(args), scripts).run()
     print(format_table(load_results(results)))

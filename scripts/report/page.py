@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from scripts._outputs import REPORT_MARK
+from scripts._results import REPORT_MARK
 
 __all__ = ["SCRIPT", "STYLE", "document", "missing"]
 

@@ -23,7 +23,7 @@ from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
 from jukebox_core.training.tracking import Row, read_metrics
 from scripts._cli import program
-from scripts._outputs import REPORT_TITLE, is_report
+from scripts._results import REPORT_TITLE, is_report
 from scripts.report import plots, tables
 from scripts.report.answer import headline
 from scripts.report.page import document, missing
