@@ -67,7 +67,8 @@ def stages(args: Args) -> list[Stage]:
     out = args.output
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
-    quarter = 1 / (len(OBJECTIVES) * len(SOURCES))  # the priors train side by side
+    half = 1 / len(OBJECTIVES)
+    quarter = half / len(SOURCES)  # the priors train side by side
     plan: list[Stage] = []
 
     def add(
@@ -90,14 +91,8 @@ def stages(args: Args) -> list[Stage]:
     common = ("--data", data, "--preset", args.preset, *seed)
     for objective in OBJECTIVES:
         codec = models / objective / "vqvae"
-        add(
-            f"codec {objective}",
-            "train_vqvae",
-            ("--objective", objective, "--output", codec, *common),
-            ["data"],
-            share=1 / len(OBJECTIVES),
-            product=codec / WEIGHTS,
-        )
+        train: tuple[object, ...] = ("--objective", objective, "--output", codec, *common)
+        add(f"codec {objective}", "train_vqvae", train, ["data"], half, codec / WEIGHTS)
     mask = models / "mask_estimator"
     train = ("--output", mask, *common)
     add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
@@ -106,29 +101,16 @@ def stages(args: Args) -> list[Stage]:
         from_codec = ("--vqvae", family / "vqvae")
         for source in SOURCES:
             run = family / f"prior_{source}"
-            add(
-                f"prior {objective} {source}",
-                "train_prior",
-                (*from_codec, "--source", source, "--output", run, *common),
-                after,
-                product=run / WEIGHTS,
-            )
-        counts, calibration = (family / f"{name}.safetensors" for name in ("counts", "calibration"))
-        pairs = ("--shifts", 1, "--iterations", args.count_iterations)
-        add(
-            f"counts {objective}",
-            "count_sums",
-            (*from_codec, "--data", data, "--output", counts, *pairs, *seed),
-            after,
-            product=counts,
-        )
-        add(
-            f"calibration {objective}",
-            "calibrate",
-            (*from_codec, "--data", data, "--output", calibration, *seed),
-            after,
-            product=calibration,
-        )
+            train = (*from_codec, "--source", source, "--output", run, *common)
+            add(f"prior {objective} {source}", "train_prior", train, after, product=run / WEIGHTS)
+        iterations = ("--shifts", 1, "--iterations", args.count_iterations)
+        for name, script, more in (
+            ("counts", "count_sums", iterations),
+            ("calibration", "calibrate", ()),
+        ):
+            table = family / f"{name}.safetensors"
+            flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
+            add(f"{name} {objective}", script, flags, after, product=table)
     linear = models / "linearisation"
     sums = linear / "sums.safetensors"
     compute = ("--vqvae", linear / "vqvae", "--output", sums)
@@ -142,18 +124,11 @@ def stages(args: Args) -> list[Stage]:
         trained = METHODS[method].family
         after = [f"prior {trained} {source}" for source in SOURCES]
         after += [f"counts {trained}", f"calibration {trained}", "code sums"]
-        add(
-            f"scores {method}",
-            "evaluate",
-            (*score, "--methods", method, "--parts-only"),
-            after,
-            share=1 / len(METHODS),
-        )
+        flags = (*score, "--methods", method, "--parts-only")
+        add(f"scores {method}", "evaluate", flags, after, share=1 / len(METHODS))
     parts = [f"scores {method}" for method in METHODS]
     add("scores", "evaluate", score, ["mask estimator", *parts], share=1, product=results)
-    add(
-        "report", "report", ("--runs", out, "--output", report), ["scores"], share=1, product=report
-    )
+    add("report", "report", ("--runs", out, "--output", report), ["scores"], 1, report)
     return plan
 
 
