@@ -20,8 +20,6 @@ from jukebox_core.files import data_uri
 from scripts._results import NAMES, SYSTEMS, default_line
 from scripts.report.page import missing
 
-__all__ = ["listen"]
-
 _HELP = (
     "Press a picture to hear it, another one to switch: playback continues at the same sample. "
     "Stems are as loud as in the mixture. Keys: <kbd>Tab</kbd> to the pictures, arrows to switch, "
