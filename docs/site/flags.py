@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import inspect
 import re
@@ -22,8 +21,11 @@ def names() -> list[str]:
 
 def commands() -> str:
     """Markdown of all sections."""
-    with _importable():
+    sys.path.insert(0, str(ROOT))  # the site may be built from anywhere
+    try:
         return "\n".join(section(name) for name in names())
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 def section(name: str) -> str:
@@ -49,13 +51,3 @@ def _row(action: argparse.Action) -> str:
     value = value.replace("|", " or ").replace(",", ", ")
     flag = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in action.option_strings or [""])
     return f"| {flag} | {default} | {meaning.replace('|', '&#124;')} |"
-
-
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """The project's modules can be imported, wherever the site is built from."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(ROOT))

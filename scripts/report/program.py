@@ -184,7 +184,8 @@ def _method(results: Mapping[str, Any]) -> str:
     n = partial(value_of, data)
     facts = {
         "Data": f"{n('chunks')} chunks of {n('chunk_samples')} samples from {n('songs')} of "
-        f"{n('songs_in_split')} songs, {n('sample_rate')} Hz; silent is {data.get('silence_rule', '?')}",
+        f"{n('songs_in_split')} songs, {n('sample_rate')} Hz; silent is "
+        f"{data.get('silence_rule', '?')}",
         "Prepared with": data.get("settings", {}),
         "Candidates": meta.get("candidates", {}),
         "Training steps": {m: v.get("steps") for m, v in meta.get("models", {}).items()},
