@@ -108,10 +108,11 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
     """
     shares = dict(zip(SPLITS, check_fractions(fractions), strict=True))
     order = [name for name in ("train", "test", "validation") if shares[name] > 0]
-    splits = order[:count]
+    splits, sizes = order[:count], dict.fromkeys(order, 1)
     for number in range(len(order) + 1, count + 1):
-        missing = {name: round(shares[name] * number - splits.count(name), 9) for name in order}
+        missing = {name: round(shares[name] * number - sizes[name], 9) for name in order}
         splits.append(max(order, key=missing.__getitem__))
+        sizes[splits[-1]] += 1
     return splits
 
 
