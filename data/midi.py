@@ -65,13 +65,10 @@ def cut(midi: pretty_midi.PrettyMIDI, seconds: float) -> pretty_midi.PrettyMIDI:
         part = copy.copy(instrument)
         part.notes = [
             pretty_midi.Note(
-                note.velocity,
-                note.pitch,
-                max(0.0, note.start - start),
-                min(seconds, note.end - start),
+                n.velocity, n.pitch, max(0.0, n.start - start), min(seconds, n.end - start)
             )
-            for note in instrument.notes
-            if note.end > start and note.start < start + seconds
+            for n in instrument.notes
+            if n.end > start and n.start < start + seconds
         ]
         part.control_changes = _shifted(instrument.control_changes, start, seconds)
         part.pitch_bends = _shifted(instrument.pitch_bends, start, seconds)

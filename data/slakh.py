@@ -202,7 +202,7 @@ def quantise_sources(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, float
 
 
 def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(fold_name(name) for name in sources)
+    names = tuple(map(fold_name, sources))
     if odd := [name for name in sources if re.search(r"[^\w\s()-]", name)]:
         raise ValueError(f"sources has {odd[0]!r}, expected names of instrument classes")
     if len(names) < 2 or len(set(names)) < len(names) or "mixture" in names or "" in names:
@@ -220,15 +220,12 @@ def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
 def _check_apart(slakh: Path, candidates: list[_Candidate], output: Path) -> None:
     """Refuse an output that a later run would read, and input tracks inside the output."""
     root, there = (Path(os.path.realpath(path)) for path in (slakh, output))
-    inside = there.relative_to(root).parts if there.is_relative_to(root) else None
-    mixed = inside is not None and (
-        not inside or inside[0] in SPLITS or _TRACK_NAME.fullmatch(inside[0]) is not None
-    )
+    first = [*there.relative_to(root).parts, ""][0] if there.is_relative_to(root) else "elsewhere"
+    mixed = first in ("", *SPLITS) or _TRACK_NAME.fullmatch(first) is not None
     places = [there / place for place in (_UNASSIGNED, *SPLITS)]
     for candidate in candidates:
         folder = Path(os.path.realpath(candidate.folder))
-        mixed = mixed or there.is_relative_to(folder)
-        mixed = mixed or any(folder.is_relative_to(place) for place in places)
+        mixed |= there.is_relative_to(folder) or any(map(folder.is_relative_to, places))
     if mixed:
         raise ValueError(
             f"output {output} and the data set {slakh} would be mixed: choose another output"
@@ -249,24 +246,20 @@ def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
     """Return the data set's tracks, by split and name."""
     if not slakh.is_dir():
         raise FileNotFoundError(f"there is no folder {slakh}")
-    found = [
-        _Candidate(folder, name, f"{name}/{folder.name}")
-        for name in SPLITS
+    tracks = [
+        _Candidate(folder, None if use_train_only else name, f"{name}/{folder.name}")
+        for name in (("train",) if use_train_only else SPLITS)
         for folder in _track_folders(slakh / name)
     ]
-    if use_train_only:
-        found = [candidate for candidate in found if candidate.split == "train"]
-    if not found:
-        found = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
-    if not found:
+    if not tracks:
+        tracks = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
+    if not tracks:
         inside = sorted(path.parents[2].name for path in slakh.glob("*/*/Track*/metadata.yaml"))
         hint = f"; did you mean {slakh / inside[0]}?" if inside else ""
         raise ValueError(
             f"{slakh} has no TrackNNNNN folders, neither in {', '.join(SPLITS)} nor itself{hint}"
         )
-    if use_train_only:
-        found = [_Candidate(candidate.folder, None, candidate.origin) for candidate in found]
-    return found
+    return tracks
 
 
 def _track_folders(folder: Path) -> list[Path]:
