@@ -104,10 +104,8 @@ def stages(args: Args) -> list[Stage]:
             train = (*from_codec, "--source", source, "--output", run, *common)
             add(f"prior {objective} {source}", "train_prior", train, after, product=run / WEIGHTS)
         iterations = ("--shifts", 1, "--iterations", args.count_iterations)
-        for name, script, more in (
-            ("counts", "count_sums", iterations),
-            ("calibration", "calibrate", ()),
-        ):
+        tables = {"counts": ("count_sums", iterations), "calibration": ("calibrate", ())}
+        for name, (script, more) in tables.items():
             table = family / f"{name}.safetensors"
             flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
             add(f"{name} {objective}", script, flags, after, product=table)
@@ -117,7 +115,7 @@ def stages(args: Args) -> list[Stage]:
     add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
 
     # One method per process. All get the number of threads, since it identifies the parts.
-    threads = max(1, _cores(args) // len(METHODS))
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
     inputs = ("--models", models, "--data", data)
     score = (*inputs, "--output", results, "--chunks", args.chunks, "--threads", threads, *seed)
     for method in METHODS:
@@ -132,10 +130,6 @@ def stages(args: Args) -> list[Stage]:
     return plan
 
 
-def _cores(args: Args) -> int:
-    return os.cpu_count() or 1 if args.cores is None else args.cores
-
-
 @program
 def main(args: Args) -> None:
     """Run the plan, then print the table."""
@@ -143,7 +137,7 @@ def main(args: Args) -> None:
     # evaluate and report check this too, but only after the training.
     Outputs(results, SOURCES, METHODS).check(METHODS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
-    Runner(stages(args), args.output, _cores(args), scripts).run()
+    Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))
     print(f"\nresults: {results}\nreport:  {report}")
 

@@ -113,9 +113,8 @@ def about_data(results: Mapping[str, Any]) -> str:
     """Describe the songs and models of the scores."""
     meta = results["meta"]
     presets = {m.get("preset") for m in meta.get("models", {}).values()} - {None}
-    sizes = (
-        f" Models: preset {html.escape(', '.join(sorted(map(str, presets))))}." if presets else ""
-    )
+    names = html.escape(", ".join(sorted(map(str, presets))))
+    sizes = f" Models: preset {names}." if presets else ""
     name = value_of(meta.get("data", {}), "folder")
     origin = {
         True: "composed and rendered by scripts.make_synthetic, so these are not scores on "
