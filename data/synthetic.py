@@ -158,9 +158,9 @@ def make_synthetic(
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
-    known = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
-    if parts is not None and (not parts or set(parts) - set(known)):
-        raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(known)}")
+    choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
+    if parts is not None and (not parts or set(parts) - set(choices)):
+        raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
     settings = _Settings(
         seed=seed,
         seconds=seconds,
@@ -259,8 +259,8 @@ def _is_written(song: _Song, settings: _Settings) -> bool:
     path = song.folder / "metadata.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        made = yaml.load(text, _YAML)["generator"]
-        return (made["seed"], made["song"]) == (settings.seed, song.number)
+        record = yaml.load(text, _YAML)["generator"]
+        return (record["seed"], record["song"]) == (settings.seed, song.number)
     except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 

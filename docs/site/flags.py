@@ -31,9 +31,9 @@ def commands() -> str:
 def section(name: str) -> str:
     """Title, docstring and flags of one command."""
     module = importlib.import_module(f"scripts.{name}")
-    about = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
+    text = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
     rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(module.main.parser()))]
-    return "\n".join([f"## {name} {{ #{name} }}", "", about, "", *rows, ""])
+    return "\n".join([f"## {name} {{ #{name} }}", "", text, "", *rows, ""])
 
 
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
