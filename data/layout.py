@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jukebox_core.checks import require
+from jukebox_core.checks import require, require_fields
 from jukebox_core.files import check_replaceable, json_with
 
 SPLITS = ("train", "validation", "test")
@@ -69,6 +69,12 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
     return train, validation, test
 
 
+def require_rate(settings: Any, at_least: int) -> None:
+    """Refuse the `sample_rate` of settings below a rate, or above what FLAC stores."""
+    bounds: dict[str, Any] = {"whole": True, "at_least": at_least, "at_most": HIGHEST_RATE}
+    require_fields(settings, "sample_rate", hint="FLAC stores no higher rates", **bounds)
+
+
 def check_workers(workers: int | None) -> None:
     """Refuse a number of threads or processes that a machine cannot use.
 
@@ -88,17 +94,12 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
     """
     shares = dict(zip(SPLITS, check_fractions(fractions), strict=True))
     order = [name for name in ("train", "test", "validation") if shares[name] > 0]
-    sizes = dict.fromkeys(order, 0)
-    chosen: list[str] = []
-    for index in range(count):
-        if index < len(order):
-            split = order[index]
-        else:
-            missing = {name: shares[name] * (index + 1) - sizes[name] for name in order}
-            split = max(order, key=lambda name: round(missing[name], 9))
-        chosen.append(split)
-        sizes[split] += 1
-    return chosen
+    splits, sizes = order[:count], dict.fromkeys(order, 1)
+    for number in range(len(order) + 1, count + 1):
+        missing = {name: round(shares[name] * number - sizes[name], 9) for name in order}
+        splits.append(max(order, key=missing.__getitem__))
+        sizes[splits[-1]] += 1
+    return splits
 
 
 def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:

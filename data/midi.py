@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -54,25 +53,20 @@ def _class_of(instrument: pretty_midi.Instrument) -> str:
 
 def cut(midi: pretty_midi.PrettyMIDI, seconds: float) -> pretty_midi.PrettyMIDI:
     """Cut a song so that it begins where both bass and drums play."""
-    entries = {"Bass": math.inf, "Drums": math.inf}
+    entries: dict[str, list[float]] = {"Bass": [], "Drums": []}
     for instrument in midi.instruments:
-        name = _class_of(instrument)
-        first = min(note.start for note in instrument.notes)
-        if name in entries:
-            entries[name] = min(entries[name], first)
-    start = max((entry for entry in entries.values() if entry < math.inf), default=0.0)
+        starts = entries.get(_class_of(instrument), [])
+        starts.extend(note.start for note in instrument.notes)
+    start = max((min(starts) for starts in entries.values() if starts), default=0.0)
     piece = pretty_midi.PrettyMIDI(resolution=960)
     for instrument in midi.instruments:
         part = copy.copy(instrument)
         part.notes = [
             pretty_midi.Note(
-                note.velocity,
-                note.pitch,
-                max(0.0, note.start - start),
-                min(seconds, note.end - start),
+                n.velocity, n.pitch, max(0.0, n.start - start), min(seconds, n.end - start)
             )
-            for note in instrument.notes
-            if note.end > start and note.start < start + seconds
+            for n in instrument.notes
+            if n.end > start and n.start < start + seconds
         ]
         part.control_changes = _shifted(instrument.control_changes, start, seconds)
         part.pitch_bends = _shifted(instrument.pitch_bends, start, seconds)

@@ -23,6 +23,8 @@ _BASS_STYLES = (
     "riff",
 )
 
+_KINDS = ("intro", "verse", "chorus", "bridge", "break")  # of sections
+
 _KICK, _SNARE, _RIM, _CLAP, _TAMBOURINE, _SHAKER = 36, 38, 37, 39, 54, 70
 _CLOSED, _PEDAL, _OPEN, _RIDE, _BELL = 42, 44, 46, 51, 53
 _CRASHES, _TOMS = (49, 57), (50, 48, 47, 45, 43, 41)
@@ -110,7 +112,7 @@ def _drums(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     grooves = _WALTZES if song.steps == 12 else _GROOVES
     main = str(rng.choice(list(grooves)))
     styles = {}
-    for kind in ("intro", "verse", "chorus", "bridge", "break"):
+    for kind in _KINDS:
         groove = main if rng.random() < 0.6 else str(rng.choice(list(grooves)))
         cymbals = str(rng.choice(list(_CYMBALS), p=[0.36, 0.12, 0.16, 0.16, 0.14, 0.06]))
         cymbal = _RIDE if rng.random() < (0.5 if kind == "chorus" else 0.15) else _CLOSED
@@ -174,10 +176,8 @@ def _fill(rng: np.random.Generator, start: int, length: int, kick: int, snare: i
 def _once(hits: list[Hit]) -> list[Hit]:
     """Keep the loudest hit of each drum at each step."""
     best: dict[tuple[float, int], Hit] = {}
-    for hit in hits:
-        key = (hit.step, hit.pitch)
-        if key not in best or best[key].velocity < hit.velocity:
-            best[key] = hit
+    for hit in sorted(hits, key=lambda hit: -hit.velocity):
+        best.setdefault((hit.step, hit.pitch), hit)
     return sorted(best.values())
 
 
@@ -185,7 +185,7 @@ def _bass(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     """A style per kind of section; roots move to the nearest octave in the bass's range."""
     main = str(rng.choice(_BASS_STYLES))
     styles, rhythms = {}, {}
-    for kind in ("intro", "verse", "chorus", "bridge", "break"):
+    for kind in _KINDS:
         styles[kind] = main if rng.random() < 0.5 else str(rng.choice(_BASS_STYLES))
         rhythms[kind] = _bass_rhythm(rng, song.steps)
     center = int(rng.integers(33, 38))
@@ -199,10 +199,7 @@ def _bass(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
         if rng.random() < 0.25 and line and line[-1].step >= song.steps - 4:
             line[-1] = line[-1]._replace(pitch=following + int(rng.choice([-2, -1, 1, 2])))
         bars.append(
-            [
-                hit._replace(length=hit.length * legato, pitch=min(60, max(26, hit.pitch)))
-                for hit in line
-            ]
+            [h._replace(length=h.length * legato, pitch=min(60, max(26, h.pitch))) for h in line]
         )
     return bars
 
@@ -270,14 +267,14 @@ def _chords(
     song: Song, rng: np.random.Generator, center: int, styles: Sequence[str]
 ) -> list[list[Hit]]:
     """Chords near a pitch: struck in a rhythm, broken, strummed or held."""
-    chosen = {}
-    for kind in ("intro", "verse", "chorus", "bridge", "break"):
+    manners = {}
+    for kind in _KINDS:
         rhythm = _CHORD_RHYTHMS[int(rng.integers(len(_CHORD_RHYTHMS)))]
-        chosen[kind] = (str(rng.choice(list(styles))), rhythm)
+        manners[kind] = (str(rng.choice(list(styles))), rhythm)
     level = rng.uniform(66, 92)
     bars = []
     for bar in song.bars:
-        style, rhythm = chosen[bar.kind]
+        style, rhythm = manners[bar.kind]
         voicing = sorted(_nearest(tone, center, center - 7, center + 8) for tone in bar.chord)
         if style == "held":
             hits = [Hit(0, song.steps, pitch, level) for pitch in voicing]

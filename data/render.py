@@ -140,22 +140,19 @@ def _events(
     instrument: pretty_midi.Instrument, sample_rate: int
 ) -> list[tuple[int, int, int, int]]:
     """Return (sample, kind, first value, second value) in playing order."""
-    events = []
-    for change in instrument.control_changes:
-        events.append((_at(change.time, sample_rate), _CONTROL, change.number, change.value))
-    for bend in instrument.pitch_bends:
-        events.append((_at(bend.time, sample_rate), _BEND, bend.pitch + 8192, 0))
+
+    def at(seconds: float) -> int:
+        return max(0, round(seconds * sample_rate))
+
+    events = [(at(c.time), _CONTROL, c.number, c.value) for c in instrument.control_changes]
+    events += [(at(bend.time), _BEND, bend.pitch + 8192, 0) for bend in instrument.pitch_bends]
     for note in instrument.notes:
-        start = _at(note.start, sample_rate)
-        end = max(start + 1, _at(note.end, sample_rate))  # its end must not come first
+        start = at(note.start)
         events.append((start, _NOTE_ON, note.pitch, note.velocity))
-        events.append((end, _NOTE_OFF, note.pitch, 0))
+        # its end must not come first
+        events.append((max(start + 1, at(note.end)), _NOTE_OFF, note.pitch, 0))
     # controllers keep their order: a parameter's number comes before its value
     return sorted(events, key=lambda event: event if event[1] >= _NOTE_OFF else event[:2])
-
-
-def _at(seconds: float, sample_rate: int) -> int:
-    return max(0, round(seconds * sample_rate))
 
 
 def block_powers(audio: np.ndarray, sample_rate: int, *, weighted: bool = False) -> np.ndarray:

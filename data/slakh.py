@@ -30,13 +30,13 @@ import yaml
 from tqdm import tqdm
 
 from data.layout import (
-    HIGHEST_RATE,
     SPLITS,
     assign_splits,
     check_fractions,
     check_workers,
     fold_name,
     is_claimed,
+    require_rate,
     unclaim,
 )
 from jukebox_core import audio
@@ -63,11 +63,7 @@ _TRACK_NAME = re.compile(r"Track\d+")
 _LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
 _LONGEST_NAME = 100  # characters of a source's name, which becomes a file name
 _BYTES_PER_SAMPLE = 16  # of a stem: its sum, and the samples before and after resampling
-_OF_THE_MACHINE = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-}  # errors that no file causes
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that no file causes
 
 
 class Prepared(NamedTuple):
@@ -88,14 +84,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require_fields(
-            self,
-            "sample_rate",
-            whole=True,
-            at_least=1000,
-            at_most=HIGHEST_RATE,
-            hint="FLAC stores no higher rates",
-        )
+        require_rate(self, at_least=1000)
         require_fields(self, "silence_dbfs", at_most=0)
         require_fields(self, "limit", whole=True, at_least=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
@@ -211,7 +200,7 @@ def quantise_sources(sources: np.ndarray) -> tuple[np.ndarray, np.ndarray, float
 
 
 def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(fold_name(name) for name in sources)
+    names = tuple(map(fold_name, sources))
     if odd := [name for name in sources if re.search(r"[^\w\s()-]", name)]:
         raise ValueError(f"sources has {odd[0]!r}, expected names of instrument classes")
     if len(names) < 2 or len(set(names)) < len(names) or "mixture" in names or "" in names:
@@ -229,15 +218,12 @@ def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
 def _check_apart(slakh: Path, candidates: list[_Candidate], output: Path) -> None:
     """Refuse an output that a later run would read, and input tracks inside the output."""
     root, there = (Path(os.path.realpath(path)) for path in (slakh, output))
-    inside = there.relative_to(root).parts if there.is_relative_to(root) else None
-    mixed = inside is not None and (
-        not inside or inside[0] in SPLITS or _TRACK_NAME.fullmatch(inside[0]) is not None
-    )
+    first = [*there.relative_to(root).parts, ""][0] if there.is_relative_to(root) else "elsewhere"
+    mixed = first in ("", *SPLITS) or _TRACK_NAME.fullmatch(first) is not None
     places = [there / place for place in (_UNASSIGNED, *SPLITS)]
     for candidate in candidates:
         folder = Path(os.path.realpath(candidate.folder))
-        mixed = mixed or there.is_relative_to(folder)
-        mixed = mixed or any(folder.is_relative_to(place) for place in places)
+        mixed |= there.is_relative_to(folder) or any(map(folder.is_relative_to, places))
     if mixed:
         raise ValueError(
             f"output {output} and the data set {slakh} would be mixed: choose another output"
@@ -258,24 +244,20 @@ def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
     """Return the data set's tracks, by split and name."""
     if not slakh.is_dir():
         raise FileNotFoundError(f"there is no folder {slakh}")
-    found = [
-        _Candidate(folder, name, f"{name}/{folder.name}")
-        for name in SPLITS
+    tracks = [
+        _Candidate(folder, None if use_train_only else name, f"{name}/{folder.name}")
+        for name in (("train",) if use_train_only else SPLITS)
         for folder in _track_folders(slakh / name)
     ]
-    if use_train_only:
-        found = [candidate for candidate in found if candidate.split == "train"]
-    if not found:
-        found = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
-    if not found:
+    if not tracks:
+        tracks = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
+    if not tracks:
         inside = sorted(path.parents[2].name for path in slakh.glob("*/*/Track*/metadata.yaml"))
         hint = f"; did you mean {slakh / inside[0]}?" if inside else ""
         raise ValueError(
             f"{slakh} has no TrackNNNNN folders, neither in {', '.join(SPLITS)} nor itself{hint}"
         )
-    if use_train_only:
-        found = [_Candidate(candidate.folder, None, candidate.origin) for candidate in found]
-    return found
+    return tracks
 
 
 def _track_folders(folder: Path) -> list[Path]:
@@ -387,12 +369,7 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
             exact = torch.from_numpy((samples / _FULL_SCALE).astype(np.float32))
             audio.save(file, exact, settings.sample_rate)
             checksums[name] = sha256(file)
-        record = {
-            "inputs": inputs,
-            "samples": len(mixture),
-            "gain": gain,
-            "sha256": checksums,
-        }
+        record = {"inputs": inputs, "samples": len(mixture), "gain": gain, "sha256": checksums}
         write_json(temporary / _TRACK, record)
     return _Done(candidate, folder, record)
 
@@ -400,19 +377,17 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
 def _record(folder: Path) -> dict[str, Any]:
     """Return the content of a track's track.json; empty if no run wrote one."""
     path = folder / _TRACK
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    whole = isinstance(record, dict) and {"inputs", "samples", "gain", "sha256"} <= record.keys()
-    return record if whole and isinstance(record["sha256"], dict) else {}
+    with suppress(OSError, ValueError, RecursionError):
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if isinstance(record, dict) and {"inputs", "samples", "gain", "sha256"} <= record.keys():
+            return record if isinstance(record["sha256"], dict) else {}
+    return {}
 
 
 def _owned(folder: Path) -> dict[str, None]:
     """Return the files in a track's folder that its record names."""
     record = _record(folder)
-    names = [f"{name}.flac" for name in record["sha256"]] if record else []
-    return dict.fromkeys([*names, _TRACK]) if record else {}
+    return dict.fromkeys([*(f"{name}.flac" for name in record["sha256"]), _TRACK] if record else ())
 
 
 def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
@@ -440,37 +415,26 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]
     text = path.read_bytes()
     try:
         entries = yaml.safe_load(text.decode("utf-8"))["stems"]
-        described = {
-            str(name): (_source_name(entry), bool(entry.get("audio_rendered", True)))
-            for name, entry in entries.items()
-        }
-    except (
-        yaml.YAMLError,
-        ValueError,  # not UTF-8, or an impossible date or number
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+        described = {str(name): _source_name(entry) for name, entry in entries.items()}
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise every kind
         raise _UnusableError("its metadata.yaml does not describe stems") from error
     selected = {}
     for source in sources:
-        names = [
-            name for name, (what, rendered) in described.items() if rendered and what == source
-        ]
+        names = [name for name, what in described.items() if what == source]
         if not names:
-            present = sorted({what for what, rendered in described.values() if rendered and what})
-            raise _UnusableError(f"it has no rendered stem of {source} (of {', '.join(present)})")
+            present = ", ".join(sorted(set(described.values()) - {""}))
+            raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
     return selected
 
 
 def _source_name(entry: dict[str, Any]) -> str:
-    if entry.get("is_drum"):
-        return "drums"
-    name = entry["inst_class"]
-    return fold_name(str(name)) if isinstance(name, str | int | float) else ""
+    """Return the source of a rendered stem; empty for others."""
+    name = "drums" if entry.get("is_drum") else entry["inst_class"]
+    rendered = entry.get("audio_rendered", True)
+    return fold_name(str(name)) if rendered and isinstance(name, str | int | float) else ""
 
 
 def _stem_file(folder: Path, name: str) -> Path:
@@ -557,23 +521,20 @@ def _write_manifest(
     tracks: list[tuple[str, _Done]],
     skipped: dict[str, str],
 ) -> None:
-    entries = []
-    for split, track in tracks:
-        name = track.folder.name
-        files = {
-            file: {"path": f"{split}/{name}/{file}.flac", "sha256": checksum}
-            for file, checksum in track.record["sha256"].items()
+    entries = [
+        {
+            "name": track.folder.name,
+            "split": split,
+            "samples": track.record["samples"],
+            "gain": track.record["gain"],
+            "origin": track.candidate.origin,
+            "files": {
+                file: {"path": f"{split}/{track.folder.name}/{file}.flac", "sha256": checksum}
+                for file, checksum in track.record["sha256"].items()
+            },
         }
-        entries.append(
-            {
-                "name": name,
-                "split": split,
-                "samples": track.record["samples"],
-                "gain": track.record["gain"],
-                "origin": track.candidate.origin,
-                "files": files,
-            }
-        )
+        for split, track in tracks
+    ]
     manifest = {
         "version": MANIFEST_VERSION,
         "sample_rate": settings.sample_rate,

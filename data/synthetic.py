@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 import multiprocessing
@@ -32,7 +33,6 @@ from tqdm import tqdm
 
 from data.composer import PARTS, compose
 from data.layout import (
-    HIGHEST_RATE,
     INST_CLASSES,
     SPLITS,
     assign_splits,
@@ -41,6 +41,7 @@ from data.layout import (
     fold_name,
     inst_class,
     is_claimed,
+    require_rate,
     unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
@@ -85,14 +86,12 @@ class _Settings:
         """Refuse values out of range."""
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
-        require_fields(
-            self,
-            "sample_rate",
-            whole=True,
-            at_least=8000,
-            at_most=HIGHEST_RATE,
-            hint="FLAC stores no higher rates",
-        )
+        require_rate(self, at_least=8000)
+
+    @property
+    def sound(self) -> tuple[int, str | None]:
+        """Arguments of the renderer."""
+        return self.sample_rate, self.soundfont
 
     def bytes_of(self, seconds: float, stems: int) -> float:
         """Return the bytes of memory to render a song."""
@@ -157,9 +156,9 @@ def make_synthetic(
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
-    known = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
-    if parts is not None and (not parts or set(parts) - set(known)):
-        raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(known)}")
+    choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
+    if parts is not None and (not parts or set(parts) - set(choices)):
+        raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
     settings = _Settings(
         seed=seed,
         seconds=seconds,
@@ -183,9 +182,10 @@ def make_synthetic(
             unclaim(output, _RECORD, existed)
         reason = next(iter(unusable.values()))
         raise ValueError(f"none of the {len(songs)} songs could be written, the first: {reason}")
-    made = [song.folder for song in songs if song not in unusable]
-    skipped = {str(song.midi or song.folder.name): reason for song, reason in unusable.items()}
-    return SyntheticData(made, skipped)
+    return SyntheticData(
+        [song.folder for song in songs if song not in unusable],
+        {str(song.midi or song.folder.name): reason for song, reason in unusable.items()},
+    )
 
 
 def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
@@ -212,18 +212,11 @@ def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
 def _songs(
     output: Path, settings: _Settings, files: list[Path] | None, tracks: int | None
 ) -> list[_Song]:
-    if files is not None:
-        files = files[:tracks]
-    count = tracks if files is None else len(files)
-    assert count is not None
-    splits = assign_splits(count, settings.split)
+    midis = [None] * (tracks or 0) if files is None else files[:tracks]
+    splits = assign_splits(len(midis), settings.split)
     return [
-        _Song(
-            number=index,
-            folder=output / splits[index] / f"Track{index + 1:05d}",
-            midi=None if files is None else files[index],
-        )
-        for index in range(count)
+        _Song(number, output / split / f"Track{number + 1:05d}", midi)
+        for number, (split, midi) in enumerate(zip(splits, midis, strict=True))
     ]
 
 
@@ -264,8 +257,8 @@ def _is_written(song: _Song, settings: _Settings) -> bool:
     path = song.folder / "metadata.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        made = yaml.load(text, _YAML)["generator"]
-        return (made["seed"], made["song"]) == (settings.seed, song.number)
+        record = yaml.load(text, _YAML)["generator"]
+        return (record["seed"], record["song"]) == (settings.seed, song.number)
     except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
@@ -296,9 +289,6 @@ def _check_renderer(settings: _Settings) -> None:
     """Load the soundfont before anything is written.
 
     A soundfont that the user gives is first tried in another process, which it may crash.
-
-    Raises:
-        ValueError: It is not a soundfont, or is so damaged that the synthesiser crashes.
     """
     if settings.soundfont is not None:
         check_header(Path(settings.soundfont))
@@ -306,33 +296,30 @@ def _check_renderer(settings: _Settings) -> None:
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(_check_soundfont, settings).result()
+                pool.submit(_check_soundfont, *settings.sound).result()
         except BrokenProcessPool as error:
             raise ValueError(
                 f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser; "
                 "use another"
             ) from error
-    _renderer(settings)
+    _renderer(*settings.sound)
 
 
-def _check_soundfont(settings: _Settings) -> None:
-    _renderer(settings).check()
+def _check_soundfont(sample_rate: int, soundfont: str | None) -> None:
+    _renderer(sample_rate, soundfont).check()
 
 
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
     """Write the songs, in one or several processes; return {unusable song: reason}."""
-    unusable = {}
-    with _mapping(settings, min(workers, len(songs))) as mapping:
+    with _mapping(min(workers, len(songs))) as mapping:
         results = mapping(_write_track, songs, itertools.repeat(settings))
         progress = tqdm(results, total=len(songs), desc="rendering", unit="song", disable=None)
-        for song, reason in zip(songs, progress, strict=True):
-            if reason is not None:
-                unusable[song] = reason
-    return unusable
+        reasons = zip(songs, progress, strict=True)
+        return {song: reason for song, reason in reasons if reason is not None}
 
 
 @contextlib.contextmanager
-def _mapping(settings: _Settings, workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
+def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Yield the built-in `map` or the `map` of a process pool."""
     if workers <= 1:
         yield map
@@ -350,15 +337,9 @@ def _mapping(settings: _Settings, workers: int) -> Iterator[Callable[..., Iterat
             pool.shutdown(cancel_futures=True)
 
 
-_RENDERERS: dict[tuple[int, str | None], Renderer] = {}  # one per process: loading takes time
-
-
-def _renderer(settings: _Settings) -> Renderer:
-    key = (settings.sample_rate, settings.soundfont)
-    if key not in _RENDERERS:
-        soundfont = None if settings.soundfont is None else Path(settings.soundfont)
-        _RENDERERS[key] = Renderer(settings.sample_rate, soundfont)
-    return _RENDERERS[key]
+@functools.cache  # loading takes time
+def _renderer(sample_rate: int, soundfont: str | None) -> Renderer:
+    return Renderer(sample_rate, None if soundfont is None else Path(soundfont))
 
 
 def _write_track(song: _Song, settings: _Settings) -> str | None:
@@ -383,15 +364,15 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
     groups = stem_groups(midi)
     if song.midi and settings.bytes_of(length, len(groups)) > free_bytes(torch.device("cpu")):
         return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit in memory"
+    renderer = _renderer(*settings.sound)
     samples = round(length * settings.sample_rate)
-    stems, mix, gain = _levelled(groups, samples, settings, rng)
+    stems, mix, gain = _levelled(groups, samples, renderer, rng)
     if not mix.any():
         return "it has no notes that sound"
     with atomic_folder(song.folder) as folder:
         _write_audio(folder, stems, mix, settings.sample_rate)
         _write_midi(folder, midi, groups)
-        description = _describe(song, settings, groups, stems, gain)
-        text = yaml.safe_dump(description, sort_keys=True)
+        text = yaml.safe_dump(_describe(song, settings.seed, renderer, groups, stems, gain))
         (folder / "metadata.yaml").write_text(text, encoding="utf-8")
     return None
 
@@ -399,16 +380,16 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
 def _levelled(
     groups: list[list[pretty_midi.Instrument]],
     samples: int,
-    settings: _Settings,
+    renderer: Renderer,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Return stems `[T]` and their sum as int16, and the gain that prevents clipping."""
     stems = []
     for group in groups:
-        wave = _renderer(settings)(group, samples)
+        wave = renderer(group, samples)
         name = inst_class(group[0].program, group[0].is_drum)
         level = _LEVELS.get(name, _OTHER_LEVEL) + rng.uniform(-_LEVEL_SPREAD, _LEVEL_SPREAD)
-        powers = block_powers(wave, settings.sample_rate)
+        powers = block_powers(wave, renderer.sample_rate)
         playing = powers[powers > powers.max() * 1e-4]
         if len(playing) > 0:
             wave *= np.float32(10 ** (level / 20) / math.sqrt(playing.mean()))
@@ -423,16 +404,10 @@ def _levelled(
 
 def _write_audio(folder: Path, stems: list[np.ndarray], mix: np.ndarray, rate: int) -> None:
     (folder / "stems").mkdir()
-    _write_flac(folder / "mix.flac", mix, rate)
-    for index, stem in enumerate(stems):
-        if stem.any():
-            _write_flac(folder / "stems" / f"S{index:02d}.flac", stem, rate)
-
-
-def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
-    """Write int16 samples `[T]` unchanged."""
-    exact = torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
-    audio.save(path, exact, rate, subtype="PCM_16")
+    audible = {f"stems/S{index:02d}": stem for index, stem in enumerate(stems) if stem.any()}
+    for name, samples in {"mix": mix, **audible}.items():
+        exact = torch.from_numpy(samples.astype(np.float32) / np.float32(32768))
+        audio.save(folder / f"{name}.flac", exact, rate, subtype="PCM_16")
 
 
 def _write_midi(
@@ -448,7 +423,8 @@ def _write_midi(
 
 def _describe(
     song: _Song,
-    settings: _Settings,
+    seed: int,
+    renderer: Renderer,
     groups: list[list[pretty_midi.Instrument]],
     stems: list[np.ndarray],
     gain: float,
@@ -458,29 +434,27 @@ def _describe(
     origin = "composed"
     if song.midi is not None:  # its name may not be UTF-8
         origin = os.fsencode(song.midi.name).decode("utf-8", "backslashreplace")
-    soundfont = _renderer(settings).soundfont.name
     described = {}
     for index, (group, stem) in enumerate(zip(groups, stems, strict=True)):
         program, is_drum = int(group[0].program), bool(group[0].is_drum)
+        program_name = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
         entry: dict[str, Any] = {
             "audio_rendered": bool(stem.any()),
             "inst_class": inst_class(program, is_drum),
             "is_drum": is_drum,
-            "midi_program_name": "Drums"
-            if is_drum
-            else pretty_midi.program_to_instrument_name(program),
+            "midi_program_name": program_name,
             "midi_saved": True,
-            "plugin_name": soundfont if stem.any() else "None",
+            "plugin_name": renderer.soundfont.name if stem.any() else "None",
             "program_num": 128 if is_drum else program,
         }
-        level = loudness(stem / np.float32(32768 * gain), settings.sample_rate)
+        level = loudness(stem / np.float32(32768 * gain), renderer.sample_rate)
         if math.isfinite(level):
             entry["integrated_loudness"] = level
         described[f"S{index:02d}"] = entry
     return {
-        "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"{origin}/{settings.seed}/{song.number}").hex,
+        "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"{origin}/{seed}/{song.number}").hex,
         "audio_dir": f"{name}/stems",
-        "generator": {"seed": settings.seed, "song": song.number, "origin": origin},
+        "generator": {"seed": seed, "song": song.number, "origin": origin},
         "lmd_midi_dir": origin,
         "midi_dir": f"{name}/MIDI",
         "normalization_factor": _LEVELS["Bass"],

@@ -35,8 +35,9 @@ class Stage:
     product: Path | None = None
     """File or folder that the stage writes."""
 
+    @property
     def key(self) -> str:
-        """Return a digest of the command."""
+        """Digest of the command."""
         return hashlib.sha256("\0".join(self.command).encode()).hexdigest()
 
     def progress(self) -> str:
@@ -75,9 +76,8 @@ class Runner:
         resumed = self._record.is_file()
         for stage in self._plan:
             check_replaceable(self._log(stage), lambda _: resumed, "a log")
-        self._keys: dict[str, str] = (
-            json.loads(self._record.read_text(encoding="utf-8") or "{}") if resumed else {}
-        )
+        record = self._record.read_text(encoding="utf-8") if resumed else ""
+        self._keys: dict[str, str] = json.loads(record or "{}")
         self._finished: set[str] = set()
         self._fresh: set[str] = set()  # finished by this runner, not by an earlier one
         self._running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
@@ -111,32 +111,29 @@ class Runner:
             started = stage.name in self._finished or stage.name in self._running
             if started or not set(stage.after) <= self._finished:
                 continue
-            if self._is_done(stage):
+            unchanged = self._keys.get(stage.name) == stage.key and not self._fresh & {*stage.after}
+            if unchanged and (stage.product is None or stage.product.exists()):
                 self._finished.add(stage.name)
                 self._print(f"{stage.name}: already done")
             elif sum(s.share for s, _, _ in self._running.values()) + stage.share < 1 + 1e-9:
                 self._start(stage)
 
-    def _is_done(self, stage: Stage) -> bool:
-        exists = stage.product is None or stage.product.exists()
-        same = self._keys.get(stage.name) == stage.key()
-        return exists and same and not set(stage.after) & self._fresh
-
     def _start(self, stage: Stage) -> None:
         threads = str(max(1, round(self._cores * stage.share)))
         path = os.pathsep.join(filter(None, [self._root, os.environ.get("PYTHONPATH")]))
+        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
         script, *flags = stage.command
+        command = ["-m", f"{self._package}.{script}", *flags]
         with open(self._log(stage), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"{self._package}.{script}", *flags],
+                [sys.executable, *command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ
-                | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path},
+                env=os.environ | env,
             )
         self._running[stage.name] = (stage, process, time.monotonic())
-        self._print(f"{stage.name}: python -m {self._package}.{script} {' '.join(flags)}")
+        self._print(f"{stage.name}: python {' '.join(command)}")
 
     def _collect(self) -> None:
         for name, (stage, process, began) in list(self._running.items()):
@@ -150,7 +147,7 @@ class Runner:
                 raise ValueError(
                     f"{name} failed with status {status}: {reason} (log: {self._log(stage)})"
                 )
-            self._keys[name] = stage.key()
+            self._keys[name] = stage.key
             write_json(self._record, self._keys)
             self._finished.add(name)
             self._fresh.add(name)

@@ -239,19 +239,19 @@ class Upload:
             widgets = importlib.import_module("ipywidgets")
         except ImportError:
             print("no upload here (ipywidgets is not installed): name a file in MY_FILE instead")
-            return None
-        self._widget = widgets.FileUpload(accept="audio/*", multiple=False)
+        else:
+            self._widget = widgets.FileUpload(accept="audio/*", multiple=False)
         return self._widget
 
     def _keep(self, name: str, content: bytes) -> None:
         """Write a file under an unused name that needs no quoting in a shell."""
         plain = Path(re.sub(r"[^\w.-]+", "_", PurePosixPath(name.replace("\\", "/")).name))
-        path = self._folder / plain
-        for number in itertools.count(2):
-            if not path.exists() or (path.is_file() and path.read_bytes() == content):
-                break
-            path = self._folder / f"{plain.stem}-{number}{plain.suffix}"
-        if not path.exists():
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(content)
-        self._file = path
+        numbered = (f"{plain.stem}-{number}{plain.suffix}" for number in itertools.count(2))
+        for name in itertools.chain([plain.name], numbered):
+            path = self._folder / name
+            if not path.exists():
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(content)
+            if path.is_file() and path.read_bytes() == content:
+                self._file = path
+                return

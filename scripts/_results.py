@@ -1,11 +1,18 @@
-"""Labels of methods and estimates, and tables as text."""
+"""Labels of methods and estimates, tables as text, and the marks of a report."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jukebox_core.evaluation.results import Line, find_row, sources_of
+from jukebox_core.files import marked
+
+REPORT_TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
+REPORT_MARK = '<meta name="generator" content="latent-separation report">'
+is_report = marked("<!doctype html>", REPORT_MARK, f"<title>{html.escape(REPORT_TITLE)}</title>")
+"""For `files.check_replaceable`: recognise a report; old reports have only the title."""
 
 NAMES = {
     "mixture": "Mixture",
@@ -45,9 +52,8 @@ def default_line(method: str) -> Line:
 
 def table_lines(results: Mapping[str, Any]) -> list[Line]:
     """Return the lines of the table: systems first, then the baselines."""
-    there = list(
-        dict.fromkeys((row["method"], row["estimate"], row["refined"]) for row in results["rows"])
-    )
+    rows = results["rows"]
+    there = list(dict.fromkeys((row["method"], row["estimate"], row["refined"]) for row in rows))
     systems = [(m, *shown) for m in SYSTEMS for shown in SHOWN if (m, *shown) in there]
     baselines = [line for name in NAMES for line in there if line[0] == name not in SYSTEMS]
     return systems + baselines
@@ -76,32 +82,18 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
         metric: one of `scores.METRICS`.
     """
     sources = sources_of(results)
-    head = ["method", "estimate", *sources, "mean", "s / chunk"]
-    head += [f"{name} *" for name in sources]
+    head = ["method", "estimate", *sources, "mean", "s / chunk", *(f"{s} *" for s in sources)]
     body = []
-    for method, estimate, refined in table_lines(results):
-        rows = [
-            find_row(results, method, estimate, refined, source, metric)
-            for source in (*sources, "mean")
-        ]
-        seconds = results.get("seconds_per_chunk", {}).get(method)
-        reference = (
-            REFERENCE_TABLE.get(method, {}) if (estimate, refined) == ("oracle", False) else {}
-        )
-        body.append(
-            [
-                *line_name(method, estimate, refined),
-                *map(cell, rows),
-                "-" if seconds is None else f"{seconds:.2f}",
-                *(f"{reference[name]:.2f}" if name in reference else "" for name in sources),
-            ]
-        )
+    for line in table_lines(results):
+        rows = [find_row(results, *line, source, metric) for source in (*sources, "mean")]
+        seconds = results.get("seconds_per_chunk", {}).get(line[0])
+        time = "-" if seconds is None else f"{seconds:.2f}"
+        reference = REFERENCE_TABLE.get(line[0], {}) if line[1:] == ("oracle", False) else {}
+        scores = (f"{reference[name]:.2f}" if name in reference else "" for name in sources)
+        body.append([*line_name(*line), *map(cell, rows), time, *scores])
     meta = results["meta"]
-    data = meta.get("data", {})
-    title = (
-        f"{metric} in dB, mean and 95% interval; chunks: {data.get('chunks', '?')}, "
-        f"songs: {data.get('songs', '?')}"
-    )
+    chunks, songs = (meta.get("data", {}).get(name, "?") for name in ("chunks", "songs"))
+    title = f"{metric} in dB, mean and 95% interval; chunks: {chunks}, songs: {songs}"
     notes = [f"* reference report: {REFERENCE_NOTE}", *meta.get("notes", [])]
     return "\n".join([title, "", text_table([head, *body]), "", *notes])
 
@@ -109,13 +101,8 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
 def text_table(lines: Sequence[Sequence[str]], left: int = 2) -> str:
     """Format cells as aligned text; the first line is the head, the first `left` columns names."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
+    form = "  ".join(f"{{:{'<' if i < left else '>'}{w}}}" for i, w in enumerate(widths))
+    text = [form.format(*line).rstrip() for line in lines]
     text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import scripts
 from data.synthetic import MOST_SECONDS
 from jukebox_core.checks import require_fields
+from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS
-from scripts._outputs import EXAMPLES, Outputs, is_report
-from scripts._results import NAMES, format_table
+from scripts._results import format_table, is_report
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
@@ -67,7 +67,8 @@ def stages(args: Args) -> list[Stage]:
     out = args.output
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
-    quarter = 1 / (len(OBJECTIVES) * len(SOURCES))  # the priors train side by side
+    half = 1 / len(OBJECTIVES)
+    quarter = half / len(SOURCES)  # the priors train side by side
     plan: list[Stage] = []
 
     def add(
@@ -90,14 +91,8 @@ def stages(args: Args) -> list[Stage]:
     common = ("--data", data, "--preset", args.preset, *seed)
     for objective in OBJECTIVES:
         codec = models / objective / "vqvae"
-        add(
-            f"codec {objective}",
-            "train_vqvae",
-            ("--objective", objective, "--output", codec, *common),
-            ["data"],
-            share=1 / len(OBJECTIVES),
-            product=codec / WEIGHTS,
-        )
+        train: tuple[object, ...] = ("--objective", objective, "--output", codec, *common)
+        add(f"codec {objective}", "train_vqvae", train, ["data"], half, codec / WEIGHTS)
     mask = models / "mask_estimator"
     train = ("--output", mask, *common)
     add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
@@ -106,59 +101,33 @@ def stages(args: Args) -> list[Stage]:
         from_codec = ("--vqvae", family / "vqvae")
         for source in SOURCES:
             run = family / f"prior_{source}"
-            add(
-                f"prior {objective} {source}",
-                "train_prior",
-                (*from_codec, "--source", source, "--output", run, *common),
-                after,
-                product=run / WEIGHTS,
-            )
-        counts, calibration = (family / f"{name}.safetensors" for name in ("counts", "calibration"))
-        pairs = ("--shifts", 1, "--iterations", args.count_iterations)
-        add(
-            f"counts {objective}",
-            "count_sums",
-            (*from_codec, "--data", data, "--output", counts, *pairs, *seed),
-            after,
-            product=counts,
-        )
-        add(
-            f"calibration {objective}",
-            "calibrate",
-            (*from_codec, "--data", data, "--output", calibration, *seed),
-            after,
-            product=calibration,
-        )
+            train = (*from_codec, "--source", source, "--output", run, *common)
+            add(f"prior {objective} {source}", "train_prior", train, after, product=run / WEIGHTS)
+        iterations = ("--shifts", 1, "--iterations", args.count_iterations)
+        tables = {"counts": ("count_sums", iterations), "calibration": ("calibrate", ())}
+        for name, (script, more) in tables.items():
+            table = family / f"{name}.safetensors"
+            flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
+            add(f"{name} {objective}", script, flags, after, product=table)
     linear = models / "linearisation"
     sums = linear / "sums.safetensors"
     compute = ("--vqvae", linear / "vqvae", "--output", sums)
     add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
 
     # One method per process. All get the number of threads, since it identifies the parts.
-    threads = max(1, _cores(args) // len(METHODS))
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
     inputs = ("--models", models, "--data", data)
     score = (*inputs, "--output", results, "--chunks", args.chunks, "--threads", threads, *seed)
     for method in METHODS:
         trained = METHODS[method].family
         after = [f"prior {trained} {source}" for source in SOURCES]
         after += [f"counts {trained}", f"calibration {trained}", "code sums"]
-        add(
-            f"scores {method}",
-            "evaluate",
-            (*score, "--methods", method, "--parts-only"),
-            after,
-            share=1 / len(METHODS),
-        )
+        flags = (*score, "--methods", method, "--parts-only")
+        add(f"scores {method}", "evaluate", flags, after, share=1 / len(METHODS))
     parts = [f"scores {method}" for method in METHODS]
     add("scores", "evaluate", score, ["mask estimator", *parts], share=1, product=results)
-    add(
-        "report", "report", ("--runs", out, "--output", report), ["scores"], share=1, product=report
-    )
+    add("report", "report", ("--runs", out, "--output", report), ["scores"], 1, report)
     return plan
-
-
-def _cores(args: Args) -> int:
-    return os.cpu_count() or 1 if args.cores is None else args.cores
 
 
 @program
@@ -166,9 +135,9 @@ def main(args: Args) -> None:
     """Run the plan, then print the table."""
     results, report = args.output / "results.json", args.output / "report.html"
     # evaluate and report check this too, but only after the training.
-    Outputs(results, SOURCES).check(NAMES, (), min(EXAMPLES, args.chunks))
+    Outputs(results, SOURCES, METHODS).check(METHODS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
-    Runner(stages(args), args.output, _cores(args), scripts).run()
+    Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))
     print(f"\nresults: {results}\nreport:  {report}")
 

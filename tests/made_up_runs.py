@@ -71,10 +71,8 @@ def example(folder, chunk, generator):
     files = {"mixture": f"results_audio/{chunk:02d}_mixture.flac"}
     for group in ("truth", "lqvae", "lass", "hybrid", "hybrid_oracle", "supervised"):
         files[group] = {s: f"results_audio/{chunk:02d}_{group}_{s}.flac" for s in SOURCES}
-    for name in [
-        files["mixture"],
-        *(p for f in files.values() if isinstance(f, dict) for p in f.values()),
-    ]:
+    groups = [group for group in files.values() if isinstance(group, dict)]
+    for name in [files["mixture"], *(path for group in groups for path in group.values())]:
         audio_io.save(folder / name, 0.1 * torch.randn(20_000, generator=generator), RATE)
     unsure = {m: f"results_audio/{chunk:02d}_{m}_uncertainty.npz" for m in SYSTEMS}
     for method, shown in (("lqvae", 0.0), ("hybrid", 0.5)):  # LASS's file is missing

@@ -41,7 +41,7 @@ def queue(tiny_models, tmp_path):
         def build(method):
             return METHODS[method].load_separator(tiny_models, candidates=2)
 
-        made.append(JobQueue(tmp_path / "results", build, limits, seed=seed, keep=keep))
+        made.append(JobQueue(tmp_path / "results", build, limits or Limits(), seed=seed, keep=keep))
         return made[-1]
 
     yield make
@@ -109,7 +109,7 @@ def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
 
     song = tmp_path / "m.wav"
     audio.save(song, music(0.5, 22_050, 1), 22_050)
-    queue = JobQueue(tmp_path / "results", build, keep=2)
+    queue = JobQueue(tmp_path / "results", build, Limits(), keep=2)
     jobs = [queue.submit(song, method) for method in ("lqvae", "hybrid", "lqvae", "lqvae")]
     assert queue.ahead(jobs[-1]) > 0
     results = [job.result() for job in jobs]
@@ -178,7 +178,7 @@ def test_what_goes_wrong_gives_the_button_back(tmp_path):
     def broken(method):
         raise RuntimeError("out of <memory>")
 
-    queue = JobQueue(tmp_path, broken)
+    queue = JobQueue(tmp_path, broken, Limits())
     job = queue.submit(tmp_path / "m.wav", "hybrid")
     with pytest.raises(RuntimeError):
         job.result()

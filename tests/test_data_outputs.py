@@ -217,12 +217,8 @@ def test_midi_files_beside_the_output_can_be_rendered_again(tmp_path):
 # One bad track stops no other
 
 
-def damage(track, kind):
-    """Make one file of a track what cannot be read; returns a word of the reason."""
-    metadata, stem = track / "metadata.yaml", track / "stems/S00.flac"
-    target = stem if kind.startswith("stem") else metadata
-    target.unlink()
-    what = kind.partition(" ")[2]
+def put(target, what):
+    """Put there what cannot be read."""
     if what == "folder":
         target.mkdir()
     elif what == "dangling":
@@ -237,7 +233,6 @@ def damage(track, kind):
         target.write_bytes(b"#" * (2 << 20))
     else:
         target.write_bytes(WRONG[what])
-    return target.name
 
 
 WRONG = {
@@ -271,30 +266,28 @@ KINDS = ("folder", "dangling", "pipe", "device", "loop")
     ],
 )
 def test_a_track_that_cannot_be_read_is_skipped(data_set, tmp_path, capsys, kind):
-    name = damage(data_set / "train/Track00002", kind)
+    file, _, what = kind.partition(" ")
+    name = "stems/S00.flac" if file == "stem" else "metadata.yaml"
+    target = data_set / "train/Track00002" / name
+    target.unlink()
+    put(target, what)
     assert prepare(data_set, tmp_path / "out") == 0
     captured = capsys.readouterr()
     assert captured.err == "" and "skipped train/Track00002: " in captured.out
     content = json.loads((tmp_path / "out/manifest.json").read_text())
     (entry,) = content["skipped"]
     assert entry["name"] == "train/Track00002"
-    assert name in entry["reason"] or "stem" in entry["reason"] or kind == "metadata long"
+    assert target.name in entry["reason"] or "stem" in entry["reason"] or kind == "metadata long"
     assert "\n" not in entry["reason"]
     assert [track["name"][-1] for track in content["tracks"]] == ["1", "3", "4"]
 
 
-@pytest.mark.parametrize("what", ["folder", "dangling link", "file"])
+@pytest.mark.parametrize("what", ["folder", "dangling", "empty"])
 def test_track_folders_that_are_none(data_set, tmp_path, what):
-    path = data_set / "train/Track00009"
-    if what == "folder":
-        path.mkdir()
-    elif what == "dangling link":
-        path.symlink_to("nowhere")
-    else:
-        path.write_text("")
+    put(data_set / "train/Track00009", what)
     assert prepare(data_set, tmp_path / "out") == 0
     skipped = json.loads((tmp_path / "out/manifest.json").read_text())["skipped"]
-    assert [entry["name"] for entry in skipped] == ["train/Track00009"] * (what != "file")
+    assert [entry["name"] for entry in skipped] == ["train/Track00009"] * (what != "empty")
 
 
 @pytest.mark.parametrize("name", ["metadata.yaml", "S00.flac"])
@@ -377,21 +370,10 @@ def test_a_bad_midi_file_stops_no_other(tmp_path, capsys, kind):
     source = tmp_path / "midi"
     write_midi(source / "a.mid", (33, False, LINE), (0, True, BEAT))
     write_midi(source / "c.mid", (33, False, LINE), (0, True, BEAT))
-    target = source / "b.mid"
     if kind == "name":
         shutil.copy(source / "a.mid", source / os.fsdecode(b"b\xff.mid"))
-    elif kind == "folder":
-        target.mkdir()
-    elif kind == "dangling":
-        target.symlink_to("nowhere")
-    elif kind == "pipe":
-        os.mkfifo(target)
-    elif kind == "device":
-        target.symlink_to("/dev/zero")
-    elif kind == "loop":
-        target.symlink_to("b.mid")
     else:
-        target.write_bytes(WRONG[kind])
+        put(source / "b.mid", kind)
     for _ in range(2):
         assert make(tmp_path / "out", "--midi-dir", source) == 0
         captured = capsys.readouterr()

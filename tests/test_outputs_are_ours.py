@@ -25,6 +25,7 @@ from jukebox_core import audio
 from jukebox_core.datasets.excerpts import write_excerpt
 from jukebox_core.evaluation.estimates import Oracle
 from jukebox_core.evaluation.figures import is_figure_of
+from jukebox_core.evaluation.outputs import Outputs
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import tuned_path
 from jukebox_core.upstream.checkpoints import export_codec, import_codec
@@ -41,7 +42,7 @@ from scripts import (
     score_uncertainty,
     tune,
 )
-from scripts._outputs import Outputs
+from scripts._methods import METHODS
 from scripts._sweep import Draw, Sweep, run_draws
 from scripts.ablate import program as ablate_program
 from scripts.ablate.tables import compare, markdown
@@ -124,7 +125,7 @@ def test_evaluate_keeps_a_users_files_beside_its_own(tiny_models, tiny_data, tmp
     mine += [put(parts / "thesis.txt"), put(parts / "hpss.json", {"key": 1})]
     assert evaluate.main(evaluation(tiny_models, tiny_data, out, "--examples", "2")) == 0
     examples = set((tmp_path / "test_audio").iterdir()) - set(mine)
-    named = {Path(name).name for name in Outputs(out, ("bass", "drums")).owned()}
+    named = {Path(name).name for name in Outputs(out, ("bass", "drums"), METHODS).owned()}
     assert {path.name for path in examples} == named and "01_mixture.flac" in named
     assert all(path.exists() for path in mine)
 
@@ -220,7 +221,7 @@ def test_examples_are_known_where_the_old_results_are_gone_and_the_rest_is_not_r
     """Stopped between the new results and the removal of old examples."""
     out = tmp_path / "test.json"
     assert evaluate.main(evaluation(tiny_models, tiny_data, out, "--examples", "2")) == 0
-    outputs = Outputs(out, ("bass", "drums"))
+    outputs = Outputs(out, ("bass", "drums"), METHODS)
     results = json.loads(out.read_text())
     results["meta"]["examples"] = results["meta"]["examples"][:1]
     with monkeypatch.context() as patch:

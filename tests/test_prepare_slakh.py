@@ -316,24 +316,6 @@ def test_other_settings_or_data_are_not_mixed(dataset, tmp_path):
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"sources": ["bass"]}, "expected two or more"),
-        ({"sources": ["bass", "Bass"]}, "expected two or more"),
-        ({"sources": ["bass", "mixture"]}, "expected two or more"),
-        ({"split": (1, 2)}, "expected three shares"),
-        ({"limit": 0}, "limit is 0"),
-        ({"workers": -1}, "workers is -1"),
-        ({"sample_rate": 0}, "sample_rate is 0"),
-    ],
-)
-def test_wrong_arguments_write_nothing(dataset, tmp_path, options, words):
-    with pytest.raises(ValueError, match=words):
-        prepare(dataset, tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-
-
 def test_folders_that_are_not_slakh(dataset, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         prepare(tmp_path / "nowhere", tmp_path / "out")

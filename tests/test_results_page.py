@@ -14,11 +14,15 @@ from scripts.ablate.tables import compare, difference_cells, interval_cell, kind
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")
-MEASURED = {
-    name: json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))
-    for name in ("confirmation", "ablation", "ablation_second")
-}
-COST = json.loads((ROOT / "docs" / "data" / "cost.json").read_text(encoding="utf-8"))
+
+
+def kept(name):
+    """The content of a measurement's JSON."""
+    return json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+MEASURED = {name: kept(name) for name in ("confirmation", "ablation", "ablation_second")}
+COST = kept("cost")
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
     "LQ-VAE, what you get": "lqvae, default: refined",
@@ -30,11 +34,6 @@ README = {
     "NMF (blind)": "baseline: NMF",
     "mask estimator trained on the same songs": "baseline: supervised mask (LSTM)",
 }
-
-
-def kept(name):
-    """The text of a measurement's JSON."""
-    return (ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8")
 
 
 def cells(text):
@@ -123,14 +122,10 @@ def test_the_steps_lead_from_the_published_system_to_the_default():
 
 def test_every_interval_in_prose_is_measured():
     """In the text of each section, differences with intervals are those of its JSON."""
-    training = [
-        row
-        for name in ("training", "training_levels")
-        for row in json.loads(kept(name))["variants"]
-    ]
+    training = [row for n in ("training", "training_levels") for row in kept(n)["variants"]]
     gaps = {
-        name: [gap for item in kept["comparisons"] for gap in item["difference"].values()]
-        for name, kept in MEASURED.items()
+        name: [gap for item in measured["comparisons"] for gap in item["difference"].values()]
+        for name, measured in MEASURED.items()
     }
     gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training]
     number = r"[-+−]\d\.\d\d"
@@ -149,12 +144,8 @@ def test_every_interval_in_prose_is_measured():
 def test_the_claims_about_the_second_set():
     """Each number of its prose is that of the comparison that the sentence is about."""
     items = {(i["first"], i["second"]): i for i in MEASURED["ablation_second"]["comparisons"]}
-    text = " ".join(
-        told_of("ablation_second")
-        .split("| baseline: ideal ratio mask")[1]
-        .split("\n## ")[0]
-        .split()
-    )
+    text = told_of("ablation_second").split("| baseline: ideal ratio mask")[1].split("\n## ")[0]
+    text = " ".join(text.split())
     told = [gap.replace("−", "-") for gap in re.findall(r"[+−]\d\.\d\d \[[^]]*\]", text)]
     refined, published = "{}, default: refined", "{}, published: refined"
     oracle = "{}, {}: oracle, raw"
@@ -176,8 +167,7 @@ def test_the_claims_about_the_second_set():
 def test_the_page_shows_what_training_choices_were_worth(name):
     (section,) = (text for heading, text in sections() if heading == "Codec and prior choices")
     table = cells(section.split("### The top level alone")[name == "training_levels"])
-    text = (ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8")
-    for row in json.loads(text)["variants"]:
+    for row in kept(name)["variants"]:
         shown_row = table[row["variant"]]
         bits, scores = row["bits_per_code"], row["scores"]
         expected = [row["codec_sdr_sources"], row["codec_sdr_mixtures"], *bits.values()]
@@ -207,11 +197,8 @@ QUESTIONS = [
 @pytest.mark.parametrize("name", ["confirmation", "ablation"])
 def test_what_a_user_gets_is_3_db_above_oracle_picks_and_the_mixture(name):
     items = {(i["first"], i["second"]): i["difference"] for i in MEASURED[name]["comparisons"]}
-    for second in (
-        "hybrid, published: oracle, raw",
-        "hybrid, default: oracle, raw",
-        "baseline: mixture",
-    ):
+    oracles = (f"hybrid, {kind}: oracle, raw" for kind in ("published", "default"))
+    for second in (*oracles, "baseline: mixture"):
         for source in ("bass", "drums"):
             assert items["hybrid, default: refined", second][source]["mean"] >= 3
 
@@ -243,15 +230,14 @@ def test_the_costs_are_those_measured():
 
 
 def test_the_page_shows_what_a_likelihood_knows():
-    text = (ROOT / "docs" / "data" / "likelihood.json").read_text(encoding="utf-8")
-    found = json.loads(text)["variants"]
+    variants = kept("likelihood")["variants"]
     families = {"LASS": "reconstruction", "LQ-VAE, hybrid": "linearisation"}
     (section,) = (text for heading, text in sections() if heading.startswith("What a likelihood"))
     lines = [line.strip("| ").split(" | ") for line in section.splitlines()]
     rows = [row for row in lines if row[0] in families]
     assert len(rows) > 20
     for codec, likelihood, *told in rows:
-        of = found[families[codec]][likelihood]
+        of = variants[families[codec]][likelihood]
         bits, pair = of["bits_per_code"], of["pair_bits"]
         expected = [f"{of['impossible']:.1%}", "inf" if bits is None else f"{bits:.3f}"]
         assert told == expected + [f"{pair[weight]:.2f}" for weight in ("1", "3")]

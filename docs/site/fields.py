@@ -33,11 +33,11 @@ def _items(paragraph: str) -> str:
     shown: list[str] = []
     inside = False
     for line in lines:
-        if found := _FIELD.match(line):
-            names = ", ".join(f"`{name}`" for name in found[1].split(", "))
+        if match := _FIELD.match(line):
+            names = ", ".join(f"`{name}`" for name in match[1].split(", "))
             if shown and not inside:
                 shown.append("")
-            line, inside = f"- {names}: {line[found.end() :]}", True
+            line, inside = f"- {names}: {line[match.end() :]}", True
         elif line.startswith("- "):
             if shown and not shown[-1].startswith(("- ", " ")):
                 shown.append("")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import inspect
 import re
@@ -22,16 +21,19 @@ def names() -> list[str]:
 
 def commands() -> str:
     """Markdown of all sections."""
-    with _importable():
+    sys.path.insert(0, str(ROOT))  # the site may be built from anywhere
+    try:
         return "\n".join(section(name) for name in names())
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 def section(name: str) -> str:
     """Title, docstring and flags of one command."""
     module = importlib.import_module(f"scripts.{name}")
-    about = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
+    text = inspect.cleandoc(inspect.getmodule(inspect.unwrap(module.main)).__doc__ or "")
     rows = ["| flag | default | |", "|---|---|---|", *map(_row, flags_of(module.main.parser()))]
-    return "\n".join([f"## {name} {{ #{name} }}", "", about, "", *rows, ""])
+    return "\n".join([f"## {name} {{ #{name} }}", "", text, "", *rows, ""])
 
 
 def flags_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
@@ -49,13 +51,3 @@ def _row(action: argparse.Action) -> str:
     value = value.replace("|", " or ").replace(",", ", ")
     flag = ", ".join(f"`{f'{name} {value}'.strip()}`" for name in action.option_strings or [""])
     return f"| {flag} | {default} | {meaning.replace('|', '&#124;')} |"
-
-
-@contextlib.contextmanager
-def _importable() -> Iterator[None]:
-    """The project's modules can be imported, wherever the site is built from."""
-    sys.path.insert(0, str(ROOT))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(ROOT))

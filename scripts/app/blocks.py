@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gradio as gr
 
@@ -39,6 +40,7 @@ def make_page(
     """
     sources = " and ".join(next(iter(ready.values())))
     methods = [(NAMES[method], method) for method in ready]
+    private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(900, 7200)) as page:
         job = gr.State(None)
         gr.HTML(f"<h1>{TITLE}</h1><p>{LEAD.format(sources=sources)}</p>", elem_id="lead")
@@ -51,9 +53,9 @@ def make_page(
                         [song],
                         label="Or try",
                         example_labels=[path.stem for path in examples],
-                        api_visibility="private",
+                        **private,
                     )
-                method = gr.Radio(methods, value=methods[0][1], label="MethodName")
+                method = gr.Radio(methods, value=methods[0][1], label="Method")
                 if missing:
                     gr.HTML(refusals(missing))
                 start = gr.Button("Separate", variant="primary")
@@ -68,14 +70,9 @@ def make_page(
             [message, stems, start, stop, job],
             show_progress="hidden",
             concurrency_limit=_WAITING,  # the queue makes them wait and shows it
-            api_visibility="private",
+            **private,
         )
-        stop.click(
-            lambda running: running and running.cancel(),
-            [job],
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        stop.click(lambda job: job and job.cancel(), [job], show_progress="hidden", **private)
     return page
 
 
@@ -84,18 +81,12 @@ def _separator(queue: JobQueue) -> Any:
 
     async def separate(song: str | None, method: MethodName) -> AsyncIterator[tuple[Any, ...]]:
         if song is None:
-            yield _idle(remark("There is no song yet. Drop one above.", error=True))
+            yield _shown(remark("There is no song yet. Drop one above.", error=True))
             return
         job = queue.submit(Path(song), method)
         try:
             while not job.done:
-                yield (
-                    progress(job, queue.ahead(job)),
-                    gr.skip(),
-                    gr.update(visible=False),
-                    gr.update(visible=True),
-                    job,
-                )
+                yield _shown(progress(job, queue.ahead(job)), job=job)
                 await asyncio.sleep(_POLL)
             yield _ended(job)
         finally:
@@ -106,24 +97,21 @@ def _separator(queue: JobQueue) -> Any:
 
 def _ended(job: Job) -> tuple[Any, ...]:
     try:
-        return _idle("", results(job.result()))
+        return _shown("", results(job.result()))
     except Cancelled:
-        return _idle(remark("Stopped."))
+        return _shown(remark("Stopped."))
     except (ValueError, OSError) as error:
-        return _idle(remark(one_line(error), error=True))
+        text = one_line(error)
     except Exception as error:  # a bug, or models too large for the device
         traceback.print_exception(error)
-        return _idle(remark(f"{type(error).__name__}: {one_line(error)}", error=True))
+        text = f"{type(error).__name__}: {one_line(error)}"
+    return _shown(remark(text, error=True))
 
 
-def _idle(message: str, stems: Any = None) -> tuple[Any, ...]:
-    return (
-        message,
-        gr.skip() if stems is None else stems,
-        gr.update(visible=True),
-        gr.update(visible=False),
-        None,
-    )
+def _shown(message: str, stems: str | None = None, job: Job | None = None) -> tuple[Any, ...]:
+    """Return (message, stems, start, stop, job); without stems, the page keeps the former ones."""
+    start, stop = gr.update(visible=job is None), gr.update(visible=job is not None)
+    return message, gr.skip() if stems is None else stems, start, stop, job
 
 
 def _theme() -> gr.themes.Base:
@@ -140,17 +128,9 @@ def _theme() -> gr.themes.Base:
 @contextmanager
 def gradio_folder(folder: Path) -> Iterator[None]:
     """Make gradio keep uploads in `folder`, write no history and send no analytics."""
-    values = {"GRADIO_TEMP_DIR": str(folder)}
-    values |= dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
+    values = dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
+    with mock.patch.dict(os.environ, values, GRADIO_TEMP_DIR=str(folder)):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager

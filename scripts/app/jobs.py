@@ -5,6 +5,7 @@ This module does not use gradio; any thread can submit, watch and cancel jobs.
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import shutil
@@ -50,7 +51,7 @@ class Limits:
     megabytes: float = 100.0
 
     def check_size(self, path: Path) -> None:
-        """Raise ValueError if the file is too large."""
+        """Refuse a file that is too large."""
         megabytes = path.stat().st_size / 1e6
         if megabytes > self.megabytes:
             raise ValueError(self.too_large(path.name, f"{megabytes:.1f}"))
@@ -63,7 +64,7 @@ class Limits:
         )
 
     def check_length(self, reader: AudioReader, frames: int) -> None:
-        """Raise ValueError if audio of `frames` samples is too long."""
+        """Refuse audio of so many samples that is too long."""
         seconds = frames / reader.rate
         if seconds > self.seconds:
             raise ValueError(
@@ -157,18 +158,13 @@ class Job:
 
 
 class JobQueue:
-    """Separates songs one after the other in its own thread.
-
-    Example:
-        >>> queue = JobQueue(folder, lambda method: build_separator(method, models))
-        >>> queue.submit(Path("song.mp3"), "hybrid").result().folder
-    """
+    """Separates songs one after the other in its own thread."""
 
     def __init__(
         self,
         folder: Path,
         build: Callable[[MethodName], Separator],
-        limits: Limits | None = None,
+        limits: Limits,
         *,
         seed: int = 0,
         keep: int = 4,
@@ -182,10 +178,9 @@ class JobQueue:
             seed: random seed for sampling.
             keep: number of results to keep; older ones are removed.
         """
-        self.limits = limits or Limits()
-        self._folder, self._build = folder, build
+        self.limits = limits
+        self._folder, self._build = folder, functools.cache(build)
         self._seed, self._keep = seed, keep
-        self._separators: dict[MethodName, Separator] = {}
         self._results: list[Path] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
@@ -214,10 +209,9 @@ class JobQueue:
 
     def _attempt(self, path: Path, method: MethodName, job: Job) -> Result:
         job.enter("loading the models")
-        if method not in self._separators:
-            self._separators[method] = self._build(method)
+        separator = self._build(method)
         try:
-            result = self._separate(path, method, job)
+            result = self._separate(path, method, separator, job)
         except Cancelled:
             raise
         except Exception as error:
@@ -228,8 +222,7 @@ class JobQueue:
             shutil.rmtree(self._results.pop(0), ignore_errors=True)
         return result
 
-    def _separate(self, path: Path, method: MethodName, job: Job) -> Result:
-        separator = self._separators[method]
+    def _separate(self, path: Path, method: MethodName, separator: Separator, job: Job) -> Result:
         job.enter("reading the file")
         with open_audio(path) as reader:
             self.limits.check_size(path)
@@ -258,7 +251,6 @@ class JobQueue:
                     examination.frames,
                     {source: written.file(source) for source in separator.sources},
                     seed=self._seed,
-                    batch=separator.fitting_batch(),
                     progress=job.advance,
                     uncertainty=uncertainty,
                 )

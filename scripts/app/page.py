@@ -25,9 +25,8 @@ def progress(job: Job, ahead: int) -> str:
     if ahead:
         text = f"waiting for {ahead} other {'song' if ahead == 1 else 'songs'}"
     elif job.stage == "separating":
-        left = job.left
-        text = f"{job.fraction:.0%} separated"
-        text += "" if left is None else f", about {_duration(left)} left"
+        left = "" if job.left is None else f", about {_duration(job.left)} left"
+        text = f"{job.fraction:.0%} separated{left}"
     else:
         text = job.stage
     return (
@@ -74,15 +73,12 @@ def results(result: Result) -> str:
 
 
 def _track(result: Result, name: str) -> str:
-    label = html.escape(name)
-    link = ""
-    if name != MIXTURE:
-        link = f'<a href="{_url(result.file(name))}" download>download wav</a>'
+    label, url = html.escape(name), _url(result.file(name))
+    link = "" if name == MIXTURE else f'<a href="{url}" download>download wav</a>'
     return (
         f'<section class="track" data-track="{label}"><header><b>{label}</b>{link}</header>'
         f"{_picture(result, name, 'spectrogram of ' + name)}"
-        f'<audio controls preload="metadata" aria-label="{label}" '
-        f'src="{_url(result.file(name))}"></audio></section>'
+        f'<audio controls preload="metadata" aria-label="{label}" src="{url}"></audio></section>'
     )
 
 

@@ -124,18 +124,16 @@ def opened(args: Args) -> Iterator[str]:
     with ExitStack() as stack:
         temporary = tempfile.TemporaryDirectory(prefix="separation-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary)).resolve()
-        uploads, results = folder / "uploads", folder / "results"
-        for each in (uploads, results):
-            each.mkdir()
-        stack.enter_context(blocks.gradio_folder(uploads))
+        results = folder / "results"
+        results.mkdir()
+        stack.enter_context(blocks.gradio_folder(folder / "uploads"))
         limits = Limits(args.max_seconds, args.max_megabytes)
         queue = JobQueue(results, build, limits, seed=args.seed)
         stack.callback(queue.close)
         songs = _examples(args.examples, folder / "examples")
         page = blocks.make_page(queue, ready, missing, songs)
-        yield stack.enter_context(
-            blocks.serving(queue, page, results, args.host, args.port, args.open)
-        )
+        serving = blocks.serving(queue, page, results, args.host, args.port, args.open)
+        yield stack.enter_context(serving)
 
 
 def _blocks() -> ModuleType:
@@ -157,12 +155,11 @@ def _examples(paths: Sequence[Path], folder: Path) -> list[Path]:
     for path in paths:
         if (path / "manifest.json").is_file():
             songs.append(write_excerpt(path, folder / str(len(songs)) / "test song.wav"))
-            continue
-        jobs, _ = find_jobs([path], folder)
-        for job in jobs[:_EXAMPLES]:
-            copy = folder / str(len(songs)) / job.path.name
-            copy.parent.mkdir(parents=True)
-            songs.append(Path(shutil.copyfile(job.path, copy)))
+        else:
+            for job in find_jobs([path], folder)[0][:_EXAMPLES]:
+                copy = folder / str(len(songs)) / job.path.name
+                copy.parent.mkdir(parents=True)
+                songs.append(Path(shutil.copyfile(job.path, copy)))
     return songs
 
 

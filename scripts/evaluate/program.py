@@ -24,6 +24,7 @@ from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, load_manifest
 from jukebox_core.evaluation.chunks import check_mixtures, choose_chunks, silence_rule
+from jukebox_core.evaluation.outputs import EXAMPLES, Outputs
 from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.evaluation.scores import check_museval
 from jukebox_core.machine import pick_device, set_threads
@@ -34,7 +35,6 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
-from scripts._outputs import EXAMPLES, Outputs
 from scripts._results import format_table
 from scripts.evaluate.describe import (
     DEFINITIONS,
@@ -125,7 +125,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     methods = {name: METHODS[name] for name in args.methods}
     settings = resolve_each(args.settings, methods.values(), args.models)
     manifest = load_manifest(args.data)
-    outputs = Outputs(args.output, manifest.sources)
+    outputs = Outputs(args.output, manifest.sources, METHODS)
     outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
     separators = {
         name: method.load_separator(

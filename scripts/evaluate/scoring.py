@@ -29,13 +29,13 @@ from jukebox_core.evaluation.estimates import (
     draw_candidates,
 )
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
+from jukebox_core.evaluation.outputs import HEARD, PLAYED, Outputs
 from jukebox_core.evaluation.scores import score
 from jukebox_core.files import atomic_path, sha256
 from jukebox_core.kept import kept, key_of, read_kept
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
 from scripts._methods import METHODS
-from scripts._outputs import HEARD, PLAYED, Outputs
 from scripts._results import NAMES
 
 _CODEC_ORDER = ("hybrid", "lqvae", "lass")

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jukebox_core.evaluation.results import (
-    as_interval,
-    difference,
-    find_row,
-    paired,
-    sources_of,
-)
+from jukebox_core.evaluation.bootstrap import Interval
+from jukebox_core.evaluation.results import as_interval, difference, find_row, paired, sources_of
 from scripts._results import ESTIMATES, NAMES, SYSTEMS, default_line
 from scripts.report.intervals import Scale, span, strip, ticks
-
-_QUESTIONS = (("selected", True), ("oracle", False))
+from scripts.report.page import value_of
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -26,34 +20,29 @@ def headline(results: Mapping[str, Any]) -> str:
     return (
         f'<section id="answer"><h2>Answer</h2><p class="answer">{answer}</p>{_cards(results)}'
         f"{_differences(results)}<p>{beside}</p>"
-        f'<p class="note">Mean SDR of {_n(data, "chunks")} chunks of {_n(data, "songs")} songs '
-        f"(split: {_n(data, 'split')}), separated without the truth and refined by a mask of "
+        f'<p class="note">Mean SDR of {value_of(data, "chunks")} chunks of '
+        f"{value_of(data, 'songs')} songs (split: {value_of(data, 'split')}), separated without "
+        "the truth and refined by a mask of "
         f"the mixture; mean of both sources. {about_data(results)}</p></section>"
     )
 
 
 def _cards(results: Mapping[str, Any]) -> str:
-    rows = {
-        method: row
-        for method in SYSTEMS
-        if (row := find_row(results, method, "selected", True, "mean", "sdr"))
-        and row["mean"] is not None
-    }
-    scale = Scale.over(x for row in rows.values() for x in as_interval(row)[:3])
+    def scores(method: str, names: Sequence[str]) -> dict[str, Interval]:
+        rows = {n: find_row(results, method, "selected", True, n, "sdr") for n in names}
+        return {name: own for name, row in rows.items() if (own := as_interval(row)).n}
+
+    means = {m: own["mean"] for m in SYSTEMS if (own := scores(m, ["mean"]))}
+    scale = Scale.over(x for mean in means.values() for x in mean[:3])
     cards = []
-    for method, row in rows.items():
-        each = [
-            f"{html.escape(source)} {own['mean']:.2f}"
-            for source in sources_of(results)
-            if (own := find_row(results, method, "selected", True, source, "sdr"))
-            and own["mean"] is not None
-        ]
+    for method, mean in means.items():
+        own = scores(method, sources_of(results))
+        each = [f"{html.escape(source)} {score.mean:.2f}" for source, score in own.items()]
         cards.append(
             f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
-            f'<p class="big">{row["mean"]:.2f} <small>dB SDR, higher is better</small></p>'
-            f'<div class="span" style="width:100%">{span(as_interval(row), scale)}</div>'
-            f"<p>95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}<br>{', '.join(each)}</p>"
-            "</div>"
+            f'<p class="big">{mean.mean:.2f} <small>dB SDR, higher is better</small></p>'
+            f'<div class="span" style="width:100%">{span(mean, scale)}</div>'
+            f"<p>95%: {mean.low:.2f} to {mean.high:.2f}<br>{', '.join(each)}</p></div>"
         )
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -61,12 +50,12 @@ def _cards(results: Mapping[str, Any]) -> str:
 def _differences(results: Mapping[str, Any]) -> str:
     """Return the hybrid minus each other system: a point per chunk, the mean and its interval."""
     lines = []
-    for estimate, refined in _QUESTIONS:
+    for question in (("selected", True), ("oracle", False)):
         for other in ("lqvae", "lass"):
-            first, second = ((method, estimate, refined) for method in ("hybrid", other))
+            first, second = ("hybrid", *question), (other, *question)
             if values := paired(results, first, second):
-                words = ESTIMATES[estimate, refined]
-                lines.append((other, words, values, difference(results, first, second)))
+                gap = difference(results, first, second)
+                lines.append((other, ESTIMATES[question], values, gap))
     if not lines:
         return ""
     scale = Scale.over(value for _, _, values, _ in lines for value in values)
@@ -106,12 +95,8 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
     interval = difference(results, default_line(first), default_line(second))
     if interval.n == 0:
         return ""
-    if interval.low > 0:
-        verdict = "better than"
-    elif interval.high < 0:
-        verdict = "worse than"
-    else:
-        verdict = "not distinguishable from"
+    verdict = "worse than" if interval.high < 0 else "not distinguishable from"
+    verdict = "better than" if interval.low > 0 else verdict
     names = NAMES | {
         "hybrid": "The hybrid",
         "mixture": "the mixture taken as both estimates",
@@ -128,10 +113,9 @@ def about_data(results: Mapping[str, Any]) -> str:
     """Describe the songs and models of the scores."""
     meta = results["meta"]
     presets = {m.get("preset") for m in meta.get("models", {}).values()} - {None}
-    sizes = (
-        f" Models: preset {html.escape(', '.join(sorted(map(str, presets))))}." if presets else ""
-    )
-    name = html.escape(str(meta.get("data", {}).get("folder", "?")))
+    names = html.escape(", ".join(sorted(map(str, presets))))
+    sizes = f" Models: preset {names}." if presets else ""
+    name = value_of(meta.get("data", {}), "folder")
     origin = {
         True: "composed and rendered by scripts.make_synthetic, so these are not scores on "
         "Slakh2100",
@@ -145,7 +129,3 @@ def about_data(results: Mapping[str, Any]) -> str:
         "choice of chunks, not the randomness of training. The project's "
         "<code>docs/results.md</code> has results on more songs, two trainings and other music."
     )
-
-
-def _n(values: Mapping[str, Any], name: str) -> str:
-    return html.escape(str(values.get(name, "?")))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jukebox_core.evaluation.bootstrap import Interval
 
+_HIDDEN = ' aria-hidden="true" focusable="false"'
 _MARGIN = 3.0  # per cent on both sides, so that marks at the ends are complete
 
 
@@ -34,13 +35,12 @@ def span(interval: Interval, scale: Scale, hollow: bool = False) -> str:
     """Return SVG of a mean and its 95% interval."""
     if not math.isfinite(interval.mean):
         return ""
-    low, mid, high, zero = (scale.at(x) for x in (interval.low, interval.mean, interval.high, 0.0))
+    mid, low, high, zero = map(scale.at, (*interval[:3], 0.0))
     mark = ' class="hollow"' if hollow else ""
-    return _svg(
-        24,
-        f'<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="24"/>'
+    return (
+        f'<svg height="24"{_HIDDEN}><line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="24"/>'
         f'<line x1="{low}" x2="{high}" y1="12" y2="12"/>'
-        f'<circle{mark} cx="{mid}" cy="12" r="5"/>',
+        f'<circle{mark} cx="{mid}" cy="12" r="5"/></svg>'
     )
 
 
@@ -48,18 +48,17 @@ def strip(values: Sequence[float], interval: Interval, scale: Scale) -> str:
     """Return SVG of all values as points, with their mean and its 95% interval below."""
     if not math.isfinite(interval.mean):
         return ""
-    low, mid, high, zero = (scale.at(x) for x in (interval.low, interval.mean, interval.high, 0.0))
+    mid, low, high, zero = map(scale.at, (*interval[:3], 0.0))
     # Three lines of points, so that neighbours in value do not hide each other.
     points = "".join(
         f'<circle cx="{scale.at(value)}" cy="{6 + 6 * (i % 3)}" r="3"/>'
         for i, value in enumerate(sorted(v for v in values if math.isfinite(v)))
     )
-    return _svg(
-        42,
+    return (
+        f'<svg class="strip" height="42"{_HIDDEN}>'
         f'<line class="zero" x1="{zero}" x2="{zero}" y1="0" y2="42"/>{points}'
         f'<line class="reach" x1="{low}" x2="{high}" y1="32" y2="32"/>'
-        f'<circle class="mean" cx="{mid}" cy="32" r="6"/>',
-        "strip",
+        f'<circle class="mean" cx="{mid}" cy="32" r="6"/></svg>'
     )
 
 
@@ -70,8 +69,3 @@ def ticks(scale: Scale) -> str:
         for value in sorted({scale.low, 0.0, scale.high})
     )
     return f'<div class="ticks">{shown}</div>'
-
-
-def _svg(height: int, inside: str, name: str = "") -> str:
-    kind = f' class="{name}"' if name else ""
-    return f'<svg{kind} height="{height}" aria-hidden="true" focusable="false">{inside}</svg>'

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from scripts._outputs import REPORT_MARK
+from scripts._results import REPORT_MARK
 
 _HERE = Path(__file__).parent
 STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
@@ -29,6 +31,24 @@ def document(title: str, body: str) -> str:
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
         f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def value_of(values: Mapping[str, Any], name: str) -> str:
+    """Return a value as HTML, or a question mark."""
+    return html.escape(str(values.get(name, "?")))
+
+
+def table(caption: str, head: str, rows: Iterable[str]) -> str:
+    """Return a table that scrolls sideways; its caption, head cells and rows are HTML."""
+    return (
+        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def head_cells(names: Iterable[str]) -> str:
+    """Return the head cells of columns; the names are plain text."""
+    return "".join(f"<th>{html.escape(name)}</th>" for name in names)
 
 
 def missing(text: str) -> str:

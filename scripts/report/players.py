@@ -40,9 +40,8 @@ _EMPTY = '<div class="uncertainty"></div>'  # keeps the rows of a song on one gr
 
 def listen(results: Mapping[str, Any], folder: Path) -> str:
     """Return the section with the examples of an evaluation; `folder` holds results.json."""
-    songs = "".join(
-        _song(results, example, folder) for example in results["meta"].get("examples", [])
-    )
+    examples = results["meta"].get("examples", [])
+    songs = "".join(_song(results, example, folder) for example in examples)
     body = f"<p>{_HELP}</p>{songs}" if songs else missing("There are no examples.")
     return f'<section id="listen"><h2>Listen</h2>{body}</section>'
 
@@ -57,15 +56,10 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
         title: str, name: str, line: Line | None = None, end: str = _EMPTY, detail: str = ""
     ) -> str:
         colour = f' style="--c:var(--{line[0]})"' if line and line[0] in SYSTEMS else ""
-        tracks = "".join(
-            _track(
-                folder / path,
-                f"{title}{detail}: {source}",
-                source,
-                _score(results, example, line, source),
-            )
-            for source, path in files[name].items()
-        )
+        tracks = ""
+        for source, path in files[name].items():
+            score = _score(results, example, line, source)
+            tracks += _track(folder / path, f"{title}{detail}: {source}", source, score)
         return f'<div class="row"{colour}><h4>{title}</h4>{tracks}{end}</div>'
 
     systems = [m for m in SYSTEMS if m in files]
@@ -81,10 +75,8 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
         if f"{m}_oracle" in files
     ]
     if best:
-        rows.append(
-            "<details><summary>Raw decodes of the best candidate, chosen with the truth</summary>"
-            f"{''.join(best)}</details>"
-        )
+        summary = "<summary>Raw decodes of the best candidate, chosen with the truth</summary>"
+        rows.append(f"<details>{summary}{''.join(best)}</details>")
     rate = results["meta"].get("data", {}).get("sample_rate", 1)
     title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
     seconds = soundfile.info(mixture).duration if mixture.is_file() else 0.0

@@ -66,9 +66,8 @@ def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") 
             if points:
                 steps, values = zip(*points, strict=True)
                 dot = "." if len(points) == 1 else None
-                axes.plot(
-                    steps, values, color=colour, lw=width, marker=dot, label=f"{name} {split}"
-                )
+                label = f"{name} {split}"
+                axes.plot(steps, values, color=colour, lw=width, marker=dot, label=label)
     positive = [v for line in axes.lines for v in np.asarray(line.get_ydata(), float)]
     if positive and min(positive) > 0 and max(positive) > 20 * min(positive):
         axes.set_yscale("log")

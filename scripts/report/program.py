@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
 from jukebox_core.training.tracking import Row, read_metrics
 from scripts._cli import program
-from scripts._outputs import REPORT_TITLE, is_report
+from scripts._results import REPORT_TITLE, is_report
 from scripts.report import plots, tables
 from scripts.report.answer import headline
-from scripts.report.page import document, missing
+from scripts.report.page import document, missing, value_of
 from scripts.report.players import listen
 
 QUESTION = (
@@ -141,10 +142,8 @@ def _ablation(runs: Path) -> str:
 def _scatters(results: Mapping[str, Any]) -> str:
     if len(sources_of(results)) < 2:
         return ""
-    pictures = [
-        plots.scatter(results, "oracle", False, "Oracle pick, raw"),
-        plots.scatter(results, "selected", True, "What you get"),
-    ]
+    lines = {"Oracle pick, raw": ("oracle", False), "What you get": ("selected", True)}
+    pictures = (plots.scatter(results, *line, title) for title, line in lines.items())
     figures = "".join(f"<figure>{picture}</figure>" for picture in pictures)
     return (
         f'<section id="plots"><h2>Both sources at once</h2><div class="plots">{figures}</div>'
@@ -156,15 +155,12 @@ def _scatters(results: Mapping[str, Any]) -> str:
 
 def _curves(runs: Path) -> str:
     """Return the section with the loss curves of codecs and priors."""
-    figures, absent = [], []
+    absent = []
     groups: dict[str, dict[str, list[Row]]] = {}
     for family, name in FAMILIES.items():
         folder = runs / "models" / family
-        priors = sorted(path.name for path in folder.glob("prior_*")) or [
-            "prior_bass",
-            "prior_drums",
-        ]
-        for run in ("vqvae", *priors):
+        priors = sorted(path.name for path in folder.glob("prior_*"))
+        for run in ("vqvae", *(priors or ["prior_bass", "prior_drums"])):
             path = folder / run / METRICS_FILE
             if not path.is_file():
                 absent.append(f"{family}/{run}")
@@ -172,11 +168,10 @@ def _curves(runs: Path) -> str:
             title = "Codecs" if run == "vqvae" else f"Priors of the {name}"
             label = family if run == "vqvae" else run.removeprefix("prior_")
             groups.setdefault(title, {})[label] = read_metrics(path)
-    for title, rows in groups.items():
-        figures.append(f"<figure>{plots.losses(rows, title)}</figure>")
+    figures = "".join(f"<figure>{plots.losses(r, title)}</figure>" for title, r in groups.items())
     note = missing(f"No training curves of: {', '.join(absent)}.") if absent else ""
     return (
-        f'<section id="training"><h2>Training</h2><div class="plots">{"".join(figures)}</div>{note}'
+        f'<section id="training"><h2>Training</h2><div class="plots">{figures}</div>{note}'
         "<p>Thin lines: training; thick lines: validation. The losses of the two codecs consist of "
         "different terms and cannot be compared.</p></section>"
     )
@@ -185,17 +180,18 @@ def _curves(runs: Path) -> str:
 def _method(results: Mapping[str, Any]) -> str:
     """Return the section on how the scores are measured."""
     meta = results["meta"]
-    data, machine = meta.get("data", {}), meta.get("machine", {})
+    data = meta.get("data", {})
+    n = partial(value_of, data)
     facts = {
-        "Data": f"{_n(data, 'chunks')} chunks of {_n(data, 'chunk_samples')} samples from "
-        f"{_n(data, 'songs')} of {_n(data, 'songs_in_split')} songs, {_n(data, 'sample_rate')} Hz; "
-        f"silent is {data.get('silence_rule', '?')}",
+        "Data": f"{n('chunks')} chunks of {n('chunk_samples')} samples from {n('songs')} of "
+        f"{n('songs_in_split')} songs, {n('sample_rate')} Hz; silent is "
+        f"{data.get('silence_rule', '?')}",
         "Prepared with": data.get("settings", {}),
         "Candidates": meta.get("candidates", {}),
         "Training steps": {m: v.get("steps") for m, v in meta.get("models", {}).items()},
         "Seed": meta.get("seed"),
         "Values without a score": meta.get("skipped_values"),
-        "Machine": machine,
+        "Machine": meta.get("machine", {}),
         "Date": meta.get("date"),
     } | dict(meta.get("definitions", {}))
     items = "".join(
@@ -221,10 +217,6 @@ def _again(results: Mapping[str, Any], runs: Path) -> str:
         f"<pre><code>{command}\npython -m scripts.report --runs {folder} "
         f"--output {folder}/report.html</code></pre><p>Commit: <code>{commit}</code></p></section>"
     )
-
-
-def _n(values: Mapping[str, Any], name: str) -> str:
-    return html.escape(str(values.get(name, "?")))
 
 
 def _plain(value: Any) -> str:

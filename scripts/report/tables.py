@@ -19,24 +19,24 @@ from scripts._results import (
     table_lines,
 )
 from scripts.report.intervals import Scale, span
+from scripts.report.page import head_cells, table
 
 
 def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
     """Return the section with the scores of all methods and estimates."""
-    sources = sources_of(results)
-    head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
+    sources = (*sources_of(results), "mean")
     lines = table_lines(results)
     means = [find_row(results, *line, "mean", metric) for line in lines]
     scale = Scale.over(x for row in means for x in as_interval(row)[:3])
     body, before = [], None
     for line, mean in zip(lines, means, strict=True):
         name, what = line_name(*line)
-        get = line[1:] == ("selected", True)
-        classes = ["main"] * get + ["first"] * (_group(line[0]) != before)
-        before = _group(line[0])
+        group = line[0] if line[0] in SYSTEMS else "baselines"
+        classes = ["main"] * (line[1:] == ("selected", True)) + ["first"] * (group != before)
+        before = group
         cells = "".join(
             f"<td>{_cell(as_interval(find_row(results, *line, source, metric)))}</td>"
-            for source in (*sources, "mean")
+            for source in sources
         )
         seconds = results.get("seconds_per_chunk", {}).get(line[0])
         picture = span(as_interval(mean), scale, hollow=line[1] == "oracle")
@@ -46,12 +46,16 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
             f'<td class="span">{picture}</td>'
             f"<td>{'-' if seconds is None else format(seconds, '.2f')}</td></tr>"
         )
-    return (
-        '<section id="scores"><h2>Scores</h2><div class="scroll"><table><caption>'
+    caption = (
         "SDR of whole chunks in dB, mean [95% interval]; the picture shows the mean of the "
-        "sources, hollow if the estimate uses the truth</caption><thead><tr><th>method</th>"
-        f'<th class="left">estimate</th>{head}<th class="left">{scale.low:g} to {scale.high:g} dB'
-        f"</th><th>s / chunk</th></tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        "sources, hollow if the estimate uses the truth"
+    )
+    head = (
+        f'<th>method</th><th class="left">estimate</th>{head_cells(sources)}'
+        f"{_scale_cell(scale)}<th>s / chunk</th>"
+    )
+    return (
+        f'<section id="scores"><h2>Scores</h2>{table(caption, head, body)}'
         "<p><em>What you get</em> averages all candidates into a mask of the mixture. "
         "<em>Raw</em> is one candidate as the codec decodes it: the <em>own pick</em> fits the "
         "mixture's spectrum best; the <em>oracle pick</em> is the best per source by comparison "
@@ -62,16 +66,16 @@ def scores(results: Mapping[str, Any], metric: str = "sdr") -> str:
 
 
 def _reference_table() -> str:
-    rows = "".join(
+    rows = [
         f'<tr style="--c:{_colour(method)}"><th>{NAMES[method]}</th><td>{row["bass"]:.2f}</td>'
         f"<td>{row['drums']:.2f}</td><td>{row['seconds']:.1f}</td></tr>"
         for method, row in REFERENCE_TABLE.items()
-    )
+    ]
     return (
-        '<details open><summary>The reference report</summary><div class="scroll"><table>'
-        f"<caption>{REFERENCE_NOTE}</caption><thead><tr><th>method</th><th>bass</th><th>drums</th>"
-        f"<th>s</th></tr></thead><tbody>{rows}</tbody></table></div><p>Its data, models and "
-        "machine differ from these: take its numbers as context, not as a comparison.</p></details>"
+        "<details open><summary>The reference report</summary>"
+        f"{table(REFERENCE_NOTE, head_cells(['method', 'bass', 'drums', 's']), rows)}"
+        "<p>Its data, models and machine differ from these: take its numbers as context, not as a "
+        "comparison.</p></details>"
     )
 
 
@@ -119,7 +123,7 @@ def ablation(content: Mapping[str, Any]) -> str:
         for line in content["rows"]
         if line["row"].startswith("parts: ")
     ]
-    sources = [name for name in content["rows"][0]["sdr"] if name != "mean"]
+    sources = [*(name for name in content["rows"][0]["sdr"] if name != "mean"), "mean"]
     sweep = content["study"]
     caption = (
         f"{sweep['chunks']} chunks, {sweep['candidates']} candidates, samplings: {sweep['seeds']}; "
@@ -132,14 +136,12 @@ def ablation(content: Mapping[str, Any]) -> str:
         )
         for item in content["comparisons"]
     ]
-    tables = [
-        _spans(caption, sources, added) if added else "",
-        "<details><summary>Paired differences</summary>"
-        f"{_spans('in dB, mean [95% interval]', sources, differences, '+')}</details>",
-    ]
     return (
         '<section id="parts"><h2>What each part adds</h2><p>The parts are added one by one, from '
-        f"the published hybrid to what you get.</p>{''.join(tables)}</section>"
+        "the published hybrid to what you get.</p>"
+        f"{_spans(caption, sources, added) if added else ''}"
+        "<details><summary>Paired differences</summary>"
+        f"{_spans('in dB, mean [95% interval]', sources, differences, '+')}</details></section>"
     )
 
 
@@ -149,21 +151,16 @@ def _spans(
     lines: Sequence[tuple[str, Mapping[str, Any]]],
     sign: str = "",
 ) -> str:
-    """Return a table of {source: mean and interval} per line, with pictures of the mean."""
-    found = [{name: Interval(**value) for name, value in of.items()} for _, of in lines]
-    scale = Scale.over(x for each in found for x in each["mean"][:3])
-    head = "".join(f"<th>{html.escape(s)}</th>" for s in (*sources, "mean"))
-    body = "".join(
-        f"<tr><th>{name}</th>"
-        + "".join(f"<td>{_cell(each[source], sign)}</td>" for source in (*sources, "mean"))
-        + f'<td class="span" style="--c:var(--hybrid)">{span(each["mean"], scale)}</td></tr>'
-        for (name, _), each in zip(lines, found, strict=True)
-    )
-    return (
-        f'<div class="scroll"><table><caption>{html.escape(caption)}</caption><thead><tr><th></th>'
-        f'{head}<th class="left">{scale.low:g} to {scale.high:g} dB</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    """Return a table of {source: mean and interval} per line; pictures show the last source."""
+    scores = [[Interval(**values[source]) for source in sources] for _, values in lines]
+    scale = Scale.over(x for row in scores for x in row[-1][:3])
+    body = [
+        f"<tr><th>{name}</th>{''.join(f'<td>{_cell(score, sign)}</td>' for score in row)}"
+        f'<td class="span" style="--c:var(--hybrid)">{span(row[-1], scale)}</td></tr>'
+        for (name, _), row in zip(lines, scores, strict=True)
+    ]
+    head = f"<th></th>{head_cells(sources)}{_scale_cell(scale)}"
+    return table(html.escape(caption), head, body)
 
 
 def _cell(interval: Interval, sign: str = "") -> str:
@@ -173,8 +170,8 @@ def _cell(interval: Interval, sign: str = "") -> str:
     return f"{format(interval.mean, f'{sign}.2f')} <i>[{low}, {high}]</i>"
 
 
-def _group(method: str) -> str:
-    return method if method in SYSTEMS else "baselines"
+def _scale_cell(scale: Scale) -> str:
+    return f'<th class="left">{scale.low:g} to {scale.high:g} dB</th>'
 
 
 def _colour(method: str) -> str:

@@ -1,4 +1,4 @@
-"""Files that an evaluation and a report write, and how to recognise files of earlier runs.
+"""Files that an evaluation writes, and how to recognise files of earlier runs.
 
     OUTPUT                              the results, which name their examples
     OUTPUT.parts/METHOD.json            results of a finished method, until all are done
@@ -11,28 +11,20 @@ are never replaced or removed.
 
 from __future__ import annotations
 
-import html
 import json
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jukebox_core.files import check_replaceable, check_writable, json_with, marked, write_json
+from jukebox_core.files import check_replaceable, check_writable, json_with, write_json
 from jukebox_core.kept import is_kept
-from scripts._methods import METHODS
-from scripts._results import NAMES
-
-REPORT_TITLE = "LQ-VAE, LASS and their hybrid: separating music in a latent space"
-REPORT_MARK = '<meta name="generator" content="latent-separation report">'
-is_report = marked("<!doctype html>", REPORT_MARK, f"<title>{html.escape(REPORT_TITLE)}</title>")
-"""For `files.check_replaceable`: recognise a report; old reports have only the title."""
 
 EXAMPLES = 3
 """Default number of chunks whose audio is written."""
+BASELINES = ("mixture", "hpss", "nmf", "supervised", "codec", "codec_lass", "irm")
 HEARD = ("nmf", "supervised")
 """Baselines with examples."""
 PLAYED = {("selected", True): "", ("oracle", False): "_oracle"}
@@ -52,11 +44,12 @@ def _is_part(path: Path) -> bool:
 class Outputs:
     """The paths that an evaluation writes.
 
-    results: the JSON file. sources: the data set's sources.
+    results: the JSON file. sources: the data set's sources. systems: names of all methods.
     """
 
     results: Path
     sources: Sequence[str]
+    systems: Collection[str]
 
     @property
     def parts(self) -> Path:
@@ -79,11 +72,11 @@ class Outputs:
 
     def examples(self, method: str, count: int) -> list[str]:
         """Paths of a method's first `count` examples; `truth` also has the mixtures."""
-        suffixes = tuple(PLAYED.values()) if method in METHODS else ("",)
+        suffixes = tuple(PLAYED.values()) if method in self.systems else ("",)
         names = []
         for i in range(count):
             names += [self.example(i, method + x, s) for x in suffixes for s in self.sources]
-            if method in METHODS:
+            if method in self.systems:
                 names.append(self.example(i, method, "uncertainty", "npz"))
             elif method == _TRUTH:
                 names.append(self.example(i, "", "mixture"))
@@ -105,16 +98,16 @@ class Outputs:
         scored = [*methods, *baselines, *(["codec_lass"] if "codec" in baselines else [])]
         for method in scored:
             check_replaceable(self.part(method), _is_part, "a part of an evaluation")
+        for method in (*scored, _TRUTH):
             check_replaceable(self._record(method), _is_record, "a record of examples")
-        check_replaceable(self._record(_TRUTH), _is_record, "a record of examples")
         if examples < 1:
             return
         check_writable(self.audio / "00")
-        heard = [method for method in scored if method in METHODS or method in HEARD]
+        heard = [method for method in scored if method in self.systems or method in HEARD]
         first = [name for method in (*heard, _TRUTH) for name in self.examples(method, 1)]
         endings = {Path(name).name.removeprefix("00_") for name in first}
         owned = self.owned()
-        for path in _entries(self.audio):
+        for path in sorted(self.audio.glob("*")):
             number, _, ending = path.name.partition("_")
             if ending not in endings or not number.isdecimal():
                 continue
@@ -128,9 +121,9 @@ class Outputs:
     def owned(self) -> set[str]:
         """Names of the examples of former runs, from their results and records."""
         named = _strings(_content(self.results, _is_results).get("meta", {}).get("examples"))
-        for method in (*NAMES, _TRUTH):
-            named += _strings(_content(self._record(method), _is_record).get("examples"))
-        paths = [PurePosixPath(name) for name in named]
+        for method in self._all():
+            named += _strings(_content(self._record(method), _is_record))
+        paths = map(PurePosixPath, named)
         return {
             path.name
             for path in paths
@@ -140,7 +133,7 @@ class Outputs:
     def announce(self, method: str, names: Iterable[str]) -> None:
         """Record examples before they are written, so that the next run knows a stopped run's."""
         path = self._record(method)
-        before = _strings(_content(path, _is_record).get("examples"))
+        before = _strings(_content(path, _is_record))
         if names := sorted({*before, *names}):
             write_json(path, {"examples": names})
 
@@ -154,7 +147,7 @@ class Outputs:
         for name in stale:
             if _is_plain(self.audio / name):
                 (self.audio / name).unlink()
-        for method in (*NAMES, _TRUTH):
+        for method in self._all():
             for path, ours in ((self.part(method), _is_part), (self._record(method), _is_record)):
                 if _is_plain(path) and _content(path, ours):
                     path.unlink()
@@ -162,13 +155,11 @@ class Outputs:
             with suppress(OSError):  # missing, or holds files of the user
                 folder.rmdir()
 
+    def _all(self) -> tuple[str, ...]:
+        return (*self.systems, *BASELINES, _TRUTH)
+
     def _record(self, method: str) -> Path:
         return self.parts / f"{method}.examples.json"
-
-
-def _entries(folder: Path) -> Iterator[Path]:
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        yield from sorted(Path(entry.path) for entry in entries)
 
 
 def _is_plain(path: Path) -> bool:
@@ -176,13 +167,11 @@ def _is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _content(path: Path, ours: Any) -> dict[str, Any]:
+def _content(path: Path, ours: Callable[[Path], bool]) -> dict[str, Any]:
     """The JSON object in a file of ours; empty if there is none."""
-    try:
+    with suppress(OSError, ValueError, RecursionError):
         if path.is_file() and ours(path):
             return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        pass
     return {}
 
 
