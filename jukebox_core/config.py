@@ -146,7 +146,7 @@ class LossConfig:
     lmix_linf: float = 0.02
     """Weight of the mean of the `linf_k` largest squared errors of the waveform."""
     linf_k: int = 2048
-    """Number of samples in that mean."""
+    """Number of squared errors in the mean that `lmix_linf` weights."""
     spectral_stft: tuple[int, int, int] = (2048, 256, 1536)
     """n_fft, hop and window of the single-scale spectral loss and of its bandwidth."""
     relative_spectral: bool = False

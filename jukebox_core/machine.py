@@ -93,6 +93,9 @@ def release(device: torch.device) -> None:
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """Free bytes within a container's limit; without a limit, more than any machine has."""
     with suppress(OSError, ValueError):  # without a limit, the file has the word max
-        limit, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (
+            int((folder / f"memory.{name}").read_text(encoding="ascii"))
+            for name in ("max", "current")
+        )
         return max(0, limit - used)
     return 1 << 62

@@ -34,7 +34,7 @@ class Args:
 
     run: tyro.conf.OmitArgPrefixes[RunSettings]
     pairing: Literal["song", "random"] = "random"
-    """Draw the sources at one place of one song, or each from a random song."""
+    """Take all sources from the same place of one song, or each source from a random song."""
     gain_db: float = 6.0
     """Augmentation: scale every source by up to this many decibels, up or down."""
     mask: MaskEstimatorConfig

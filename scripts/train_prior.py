@@ -60,7 +60,7 @@ class Args:
     """audio: encode crops during the training; cache: encode all songs before it; auto: cache for
     up to two hours of audio."""
     code_shifts: int = 2
-    """Copies of every song in the cache, each shifted by another fraction of a code."""
+    """Copies of every song in the cache, each shifted by a different fraction of a code."""
     transpose_semitones: int = 0
     """Augmentation: transpose songs by up to this many semitones, up or down."""
     activation_checkpointing: bool

@@ -53,9 +53,9 @@ class Args:
     objective: Literal["reconstruction", "linearisation"]
     """reconstruction: the Jukebox loss; linearisation: also the LQ-VAE's loss (eq. 7)."""
     train_on: Literal["mixtures", "sources", "both"] = "sources"
-    """Content of the crops. linearisation sums the two halves of a batch."""
+    """Audio of the training crops. For linearisation, the two halves of a batch are summed."""
     pairing: Literal["song", "random"] = "song"
-    """Draw the sources at one place of one song, or each from a random song."""
+    """Take all sources from the same place of one song, or each source from a random song."""
     gain_db: float = 0.0
     """Augmentation: scale every source by up to this many decibels, up or down."""
     polarity: bool = False

@@ -142,7 +142,7 @@ def import_all() -> None:
 def all_cases(programs: Sequence[str] = ()) -> Iterator[Case]:
     """Every value of every flag of the programs (none named: of all)."""
     for name in programs or site_flags.names():
-        parser = site_flags.parser_of(importlib.import_module(f"scripts.{name}"))
+        parser = importlib.import_module(f"scripts.{name}").main.parser()
         for flag in filter(None, map(flag_of, site_flags.flags_of(parser))):
             for value in values_of(flag):
                 yield Case(name, flag, value)

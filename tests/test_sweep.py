@@ -31,7 +31,7 @@ class Args:
     count: str
 
 @program
-def main(args):
+def main(args: Args) -> int:
     what = args.count
     if what == "0":
         return 0
@@ -60,7 +60,6 @@ def main(args):
         return 0
     raise ValueError(f"count is {what}")
 
-main.__wrapped__.__annotations__["args"] = Args
 module = types.ModuleType("scripts.faulty")
 module.main, module.__file__ = main, "faulty.py"
 sys.modules["scripts.faulty"] = module

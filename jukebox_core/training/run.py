@@ -67,15 +67,15 @@ class RunSettings:
     seed: int | None = None
     """Random seed; overrides `train.seed`."""
     max_seconds: float | None = None
-    """Stop after this training time; the learning rate decays in time for it."""
+    """Stop after this many seconds; the learning-rate decay is scheduled to finish by then."""
     validate_on: str | None = None
-    """Split to validate on; without it `validation`, or 5% of the training songs if it is empty."""
+    """Split for validation; without it `validation`, or 5% of the training songs if empty."""
     keep: int = 0
     """Number of checkpoints whose weights stay in OUTPUT/steps."""
     keep_media: int = 3
     """Number of validations whose audio and spectrograms stay in OUTPUT/media (codecs)."""
     best: bool = True
-    """Keep the weights of the smallest validation loss in OUTPUT/best."""
+    """Keep the weights with the lowest validation loss in OUTPUT/best."""
     skip_silent: bool = True
     """Draw another crop where a source is silent throughout."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
