@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 
 def _attend(kind: str, query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
-    """What the queries of whole sequences attend to; all [B, H, T, d]."""
+    """The attention output of whole sequences; all tensors are [B, H, T, d]."""
     if kind == "dense":
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     steps = query.shape[2]

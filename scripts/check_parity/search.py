@@ -54,7 +54,7 @@ class SparseLikelihood:
 
 
 class Problem(NamedTuple):
-    """What a search is about. mixture: [T]."""
+    """The priors, the likelihood and the mixture to decode. mixture: [T]."""
 
     priors: tuple[Prior, Prior]
     likelihood: Likelihood
