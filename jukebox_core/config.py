@@ -63,7 +63,7 @@ class VQVAEConfig:
     revival_threshold: float = 1.0
     """Replace a code whose average number of uses per batch falls below this value."""
     top_only: bool = False
-    """Build and train only the top level: the same separation for a third of the cost."""
+    """Build and train only the top level: the same separation for a fraction of the cost."""
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -1,12 +1,12 @@
-"""Compare codecs and priors at equal steps: train variants that differ in one setting, score each.
+"""Compare codecs and priors at equal steps: train and score variants that differ in one setting.
 
     python -m scripts.ablate_training --data runs/demo/data --output runs/ablation_training
 
-Every variant takes the preset's steps and crops. A variant of the codec has its own priors and
+All variants train for equally many steps. A variant of the codec has its own priors and
 counts; a variant of the prior shares the base's codec and counts. Scores are on validation songs:
 SDR of the codec's round trip, used codes (perplexity), the priors' bits per code and per second,
 and the hybrid's separation as paired differences to the base. It writes OUTPUT/training.json and
-prints the table. After an interruption the same command continues. It takes an hour or more on a
+prints the table. The same command resumes an interrupted run. It takes an hour or more on a
 CPU; `--variants` and `--steps-share` shorten it. The demo's codec has one level: the two variants
 with two levels show the effect of training only the top level.
 """
@@ -96,7 +96,7 @@ class Args:
     seed: int = 0
     """Random seed."""
     cores: int | None = None
-    """CPU cores to use; without it all."""
+    """CPU cores to use; default: all."""
 
     def __post_init__(self) -> None:
         require_types(self)

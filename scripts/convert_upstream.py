@@ -11,9 +11,9 @@ r"""Convert upstream checkpoints and tables to the native format, and back.
 With --back, INPUT is native and OUTPUT has upstream's format. --vqvae records the codec of a prior
 or table: scripts.separate needs it, in a models folder as the README describes.
 
-Priors may embed codes by a table or by codebook vectors. The latter hold the codebooks of all
-levels; --back takes them from the file that was converted, or else from --vqvae. Pickles cannot run
-code.
+Priors may embed codes by a table or by codebook vectors. The latter format needs all
+levels' codebooks; --back takes the lower ones from --vqvae, else from the converted run. Pickles
+cannot run code.
 """
 
 from __future__ import annotations

@@ -41,10 +41,10 @@ class Args:
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, validation and test songs."""
     parts: tuple[str, ...] | None = None
-    """Parts to render; fewer are faster. Composed songs have bass, drums, piano, and some have
+    """Parts to render; fewer are faster. Composed songs have bass, drums and piano, some also
     guitar and strings; MIDI files have Slakh's instrument classes. Without it: all parts."""
     reprogram: bool = False
-    """Replace basses, drum kits and instruments by others of their kind."""
+    """Replace all instruments and drum kits with others of their kind."""
     soundfont: Path | None = None
     """Soundfont (.sf2); without it the small one of pretty_midi."""
     workers: int | None = None

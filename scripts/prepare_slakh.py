@@ -3,12 +3,12 @@
     python -m scripts.prepare_slakh --slakh slakh2100_flac_redux --output prepared
     python -m scripts.prepare_slakh --slakh DIR --output DIR --sources bass drums piano
 
-It keeps the split folders train, validation and test, and ignores omitted; a folder of TrackNNNNN
+Splits are the folders train, validation and test (omitted/ is ignored); a folder of TrackNNNNN
 without them is split at random by song. Use the redux release: in the first release, train and test
 share songs.
 
 --limit N uses the first N usable tracks by name, in proportion to the sizes of the splits. --split
-TRAIN VALIDATION TEST takes only the tracks of the train folder, by name, and cuts that list by
+TRAIN VALIDATION TEST takes only the train folder's tracks, in name order, and cuts the list by
 these shares. For example, the reference report of the hybrid has 210 of the first 300 tracks for
 training and 90 for testing:
 
@@ -42,13 +42,13 @@ class Args:
     sample_rate: int = 22050
     """Sample rate to write, in Hz."""
     limit: int | None = None
-    """Number of tracks to use; without it all."""
+    """Number of tracks to use; default: all."""
     split: tuple[float, float, float] | None = None
     """Shares of train, validation and test, to split the train folder again."""
     seed: int = 0
     """Random seed of the split, for a folder without splits."""
     silence_dbfs: float = -60.0
-    """RMS in dB re full scale below which a source counts as silent."""
+    """RMS in dBFS below which a source counts as silent."""
     workers: int | None = None
     """Threads; without it one per CPU."""
 

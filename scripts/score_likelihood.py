@@ -2,16 +2,16 @@
 
     python -m scripts.score_likelihood --models runs/demo/models --data runs/demo/data
 
-Crops of songs are encoded, sources and mixture, and every variant predicts the mixture's code: bits
-per code (fewer are better; blind guessing costs log2 K), and bits about the pair at several
-exponents (more are better), see `jukebox_core.evaluation.likelihood`. Nothing is trained or chosen
+Sources and mixture of song crops are encoded; every variant predicts the mixture's code: bits per
+code (fewer are better; blind guessing costs log2 K), and bits about the pair at several exponents
+(more are better), see `jukebox_core.evaluation.likelihood`. Nothing is trained or chosen
 here. Every row is normalised over the mixture's codes; in separation, the Gaussian and products
 with it are not.
 
     python -m scripts.score_likelihood --models ... --data ... --counts gains.safetensors
 
---counts also scores other files of counts that belong to the same codec, as rows FILE: VARIANT:
-counts at several gains, for example, or of fewer iterations.
+--counts also scores other files of counts that belong to the same codec, as rows FILE: VARIANT;
+for example, counts at several gains, or of fewer iterations.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Args:
     data: Path
     """Prepared data set."""
     counts: tuple[Path, ...] = ()
-    """Further files of counts to score, named by their stems."""
+    """Further files of counts to score, named by file name."""
     output: Path | None = None
     """JSON file for the table and the flags."""
     split: str = "validation"

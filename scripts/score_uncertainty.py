@@ -2,10 +2,10 @@
 
     python -m scripts.score_uncertainty --models runs/demo/models --data runs/demo/data
 
-For every validation chunk, computes Spearman's correlation over the bins within `--within` dB of
-the loudest: between the uncertainty, which needs no truth, and the distance between the mask and
-the mask of the true sources. Compares independent draws with particles, and one encoding of the
-window with several: particles with a common past agree for that reason, right or not.
+For every validation chunk, it computes Spearman's correlation of the uncertainty (needs no truth)
+with the distance of the mask from the true sources' mask, over bins within `--within` dB of the
+loudest. It compares independent draws with particles, and one encoding of the window with several:
+particles with a common past agree whether they are right or not.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Args:
     chunks: int = 24
     """Maximum number of chunks, one per song if there are enough songs."""
     candidates: int | None = None
-    """Joint candidates per chunk; default: the number of the models' preset."""
+    """Joint candidates per chunk; default: that of the models' preset."""
     budget: int = 16
     """Maximum number of sampling runs, excluding one for the masks; once it is spent, the remaining
     settings keep their defaults."""

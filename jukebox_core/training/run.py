@@ -57,7 +57,7 @@ class RunSettings:
     """Machines; torchrun, mpiexec and SLURM override it."""
     batch: int | Literal["auto"] | None = None
     """Crops that each process computes at a time, to save memory; gradients accumulate. auto: as
-    many as fit the memory. Without it: all crops of the process."""
+    many as fit in memory. Default: all crops of the process."""
     shard_optimizer: bool = False
     """Each process keeps the optimiser state of only its share of the parameters (ZeRO 1)."""
     compile: bool = False
@@ -69,7 +69,7 @@ class RunSettings:
     max_seconds: float | None = None
     """Stop after this many seconds; the learning-rate decay is scheduled to finish by then."""
     validate_on: str | None = None
-    """Split for validation; without it `validation`, or 5% of the training songs if empty."""
+    """Split for validation; default: `validation`, or 5% of the training songs if empty."""
     keep: int = 0
     """Number of checkpoints whose weights stay in OUTPUT/steps."""
     keep_media: int = 3

@@ -2,8 +2,8 @@
 
     python -m scripts.ablate --models runs/demo/models --data runs/demo/data --output runs/ablation
 
-Every row is an estimator of the same chunks. Each is sampled with several seeds; a chunk's score is
-the mean over the seeds, intervals are over chunks (paired for differences). Writes
+Every row scores one estimator on the same chunks, sampled with several seeds. A chunk's score is
+the mean over seeds; intervals are over chunks (paired for differences). It writes
 OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and plots. A stopped run resumes.
 """
 
