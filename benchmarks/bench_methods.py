@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_methods --models runs/demo/models --data runs/demo/data --threads 4
 
-Candidates, pick and mask of the same chunks, with the default settings of `scripts.separate`.
+Candidates, selection and mask of the same chunks, with the default settings of `scripts.separate`.
 The systems take turns, in another order every turn, after one warm-up turn; the seconds of a turn
 are paired. Ratios are geometric means over the turns with 95% intervals, bootstrapped over the
 turns. They hold only for this machine and time.
@@ -13,7 +13,7 @@ turns. They hold only for this machine and time.
     candidates  per chunk
     positions   codes of a chunk
     seconds     per chunk, {mean, low, high, n} over the turns
-    parts       {candidates, pick, mask}: mean seconds per chunk
+    parts       {candidates, selection, mask}: mean seconds per chunk
     turns       seconds per chunk of every turn
     ratio       of the hybrid's seconds to this method's, {mean, low, high, n}; null for the hybrid
 

@@ -341,13 +341,18 @@ def _differences(stored: Any, expected: Any, name: str = "") -> list[str]:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    at, nothing = Path(__file__).parent, subprocess.DEVNULL
+    """The commit of this file; None if it is in no commit, as in an installed package."""
+    here = Path(__file__)
+
+    def git(*flags: str) -> str:
+        options: Any = {"cwd": here.parent, "stderr": subprocess.DEVNULL, "timeout": 10}
+        return subprocess.check_output(["git", *flags], text=True, **options).strip()
+
     try:
-        stdout = subprocess.check_output(command, cwd=at, stderr=nothing, text=True, timeout=10)
+        git("ls-files", "--error-unmatch", here.name)  # the repository may be another project's
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return stdout.strip() or None
 
 
 def run_part(folder: str | Path, name: str) -> Path:

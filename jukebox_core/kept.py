@@ -69,13 +69,17 @@ def kept(path: Path, key: str, make: Callable[[], Any]) -> Any:
 
 @functools.cache
 def code_digest(package: str, root: Path | None = None) -> str:
-    """A digest of all source code of a package, which is imported, or lies in `root`."""
-    folder = root / package if root else Path(sys.modules[package].__path__[0])
+    """A digest of all source code of a package or module, which is imported, or lies in `root`."""
+    if root:
+        place = root / package
+    else:
+        module = sys.modules[package]
+        place = Path([*getattr(module, "__path__", ()), str(module.__file__)][0])
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
         if file.suffix in (".py", ".c"):
             text = file.read_text(encoding="utf-8")
-            digest.update(f"{file.relative_to(folder).as_posix()}\n".encode())
+            digest.update(f"{file.relative_to(place).as_posix()}\n".encode())
             digest.update((_bare(text) if file.suffix == ".py" else text).encode())
     return digest.hexdigest()
 

@@ -20,6 +20,14 @@ from types import ModuleType
 from jukebox_core.files import check_replaceable, write_json
 from jukebox_core.training.tracking import METRICS
 
+# `python -m` would look for the programs in the current folder first.
+_RUN = """\
+import runpy, sys
+sys.path[0], name = sys.argv[1:3]
+del sys.argv[1:3]
+runpy.run_module(name, run_name="__main__", alter_sys=True)
+"""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -123,17 +131,17 @@ class Runner:
         path = os.pathsep.join(filter(None, [self._root, os.environ.get("PYTHONPATH")]))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
         script, *flags = stage.command
-        command = ["-m", f"{self._package}.{script}", *flags]
+        command = [f"{self._package}.{script}", *flags]
         with open(self._log(stage), "a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, *command],
+                [sys.executable, "-c", _RUN, self._root, *command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | env,
             )
         self._running[stage.name] = (stage, process, time.monotonic())
-        self._print(f"{stage.name}: python {' '.join(command)}")
+        self._print(f"{stage.name}: python -m {' '.join(command)}")
 
     def _collect(self) -> None:
         for name, (stage, process, began) in list(self._running.items()):

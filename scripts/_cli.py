@@ -79,7 +79,8 @@ class Program:
         self._hints = get_type_hints(body)
         path = Path(body.__code__.co_filename)
         path = path.parent if path.stem == "program" else path
-        self._prog = scripts.COMMAND + path.stem
+        ours = path.parent == Path(scripts.__file__).parent
+        self._prog = (scripts.COMMAND if ours else f"python -m {path.parent.name}.") + path.stem
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """Run with flags (None: the process's) and return the exit status."""
@@ -116,7 +117,10 @@ class Program:
         return tyro.extras.get_parser(kind, default=self._default([]), registry=_FLAGS)
 
     def _parse(self, argv: Sequence[str]) -> Any:
-        options = {"prog": self._prog, "description": self._body.__globals__.get("__doc__")}
+        text = (self._body.__globals__.get("__doc__") or "").replace(
+            "python -m scripts.", scripts.COMMAND
+        )
+        options = {"prog": self._prog, "description": text}
         return _parse(self._hints["args"], argv, default=self._default(argv), **options)
 
     def _default(self, argv: Sequence[str]) -> Any:

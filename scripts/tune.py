@@ -129,15 +129,19 @@ class Tuning:
         self._note({}, self.best)
 
     def _draw(
-        self, changes: Sequence[dict[str, Any]], masks: int = 1, candidates: int | None = None
+        self, changes: Sequence[dict[str, Any]], masks: int = 1, sizes: Sequence[int] = ()
     ) -> list[Scores]:
-        """Scores of the best settings so far with each of these changes, by the first masks."""
+        """Scores of the best settings so far with each of these changes, by the first masks.
+
+        With `sizes`, also the scores of the best settings with these numbers of candidates.
+        """
         estimators = {
             _mask_name(mask): Masked(Settings(**mask).make_mask(self._calibration))
             for mask in _masks()[:masks]
         }
-        draw = self._base if candidates is None else self._base._replace(candidates=candidates)
-        draws = [draw._replace(settings=replace(self.settings, **change)) for change in changes]
+        best = self._base._replace(settings=self.settings)
+        draws = [best._replace(settings=replace(self.settings, **change)) for change in changes]
+        draws += [best._replace(candidates=size) for size in sizes]
         scores = run_draws(self._sweep, dict.fromkeys(draws, estimators), self._folder, self._jobs)
         self._left -= len(draws)
         return [scores[draw] for draw in draws]
@@ -156,8 +160,9 @@ class Tuning:
 
     def sizes(self, values: Sequence[int]) -> None:
         """Score other numbers of candidates, as many as the budget allows; none is taken."""
-        for value in list(values)[: max(0, self._left)]:
-            self._note({"candidates": value}, self._draw([{}], candidates=value)[0])
+        sizes = list(values)[: max(0, self._left)]
+        for size, scores in zip(sizes, self._draw([], sizes=sizes), strict=True):
+            self._note({"candidates": size}, scores)
 
     def _note(self, setting: dict[str, Any], scores: Scores) -> float:
         """Record the scores of a draw; return its gain over the best so far."""

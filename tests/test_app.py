@@ -205,7 +205,7 @@ def test_without_gradio_the_extra_is_named(tiny_models):
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "error: scripts.app needs gradio, which is not installed: pip install -e '.[app]'\n"
+        "error: scripts.app needs gradio, which is not installed: pip install gradio\n"
     )
 
 

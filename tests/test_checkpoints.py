@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from jukebox_core.checkpoints import (
     load_prior,
     load_state,
     open_run,
+    provenance,
     save_meta,
     save_model,
     save_state,
@@ -212,3 +214,12 @@ def test_a_run_from_before_there_was_an_option_goes_on_without_it(tmp_path):
     assert open_run(tmp_path, wanted, steps=3) == "finished"
     with pytest.raises(ValueError, match="loss.relative_spectral is None there, now True"):
         open_run(tmp_path, {"loss": {"commit": 1.0, "relative_spectral": True}}, steps=3)
+
+
+def test_the_commit_is_of_the_code_not_of_the_repository_around_it(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "another project"], check=True)
+    monkeypatch.setattr("jukebox_core.checkpoints.__file__", str(tmp_path / "checkpoints.py"))
+    (tmp_path / "checkpoints.py").touch()
+    assert provenance()["git_commit"] is None

@@ -73,5 +73,5 @@ def test_wrong_flags_are_one_line(capsys, argv, words):
 def test_help_names_the_command_and_the_flags(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "python -m scripts.test_cli" in out and "--midi-dir" in out
+    assert "python -m tests.test_cli" in out and "--midi-dir" in out
     assert "one-line errors" in out  # the module's docstring

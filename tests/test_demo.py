@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import scripts
 from data.synthetic import MOST_SECONDS
+from jukebox_core.stages import Runner, Stage
 from scripts import demo
 from scripts.demo import Args, stages
 
@@ -39,3 +41,13 @@ def test_nothing_is_started_with_a_value_that_cannot_be(flags, tmp_path, capsys)
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and flags[0][2:] in said
     assert not any(tmp_path.iterdir())
+
+
+def test_stages_run_the_installed_programs_in_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "data.py").write_text("raise ImportError('the wrong data')")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "__init__.py").write_text("raise ImportError('the wrong scripts')")
+    monkeypatch.chdir(tmp_path)
+    flags = "--output songs --tracks 1 --seconds 1 --parts bass drums".split()
+    Runner([Stage("songs", ("make_synthetic", *flags))], tmp_path / "out", 1, scripts).run()
+    assert len(list(tmp_path.glob("songs/**/mix.flac"))) == 1

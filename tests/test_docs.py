@@ -253,9 +253,12 @@ def test_the_settings_have_these_defaults():
     shown = {flag: cells[0] for flag, cells in table.items() if flag.startswith("--")}
     names = {name: f"--{name.replace('_', '-')}" for name in vars(Settings())}
     assert set(shown) == set(names.values())
+    values = {name: set() for name in names}
     for defaults in (DEFAULTS, *(method.resolve(Settings()) for method in METHODS.values())):
         for name, value in defaults.explicit().items():
-            assert str(value) in shown[names[name]].replace("`", ""), name
+            values[name].add(str(value))
+    for name, flag in names.items():
+        assert set(re.findall(r"[^`() ]+", shown[flag])) - {"auto"} == values[name], name
 
 
 def test_the_files_hold_what_the_page_says(tiny_models, tiny_data):

@@ -300,3 +300,8 @@ def test_ablation_on_tiny_models(models, tiny_data, tmp_path, capsys):
     text = (out / "ablation.md").read_text()
     assert all(row.partition(",")[2] in text for row in lines)
     assert (out / "ablation.png").stat().st_size and (out / "sdr_scatter.png").stat().st_size
+
+
+def test_a_method_may_lie_in_a_single_file():
+    user = type("Method", (), {"__module__": "argparse"})  # argparse.py is no package
+    assert key_of({}, user) == key_of({}, user) != key_of({})

@@ -9,6 +9,7 @@ import functools
 import math
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -228,6 +229,8 @@ class JobQueue:
             self.limits.check_size(path)
             self.limits.check_length(reader, reader.frames)
             examination = check_input(reader)
+            if reader.warning:
+                print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
             self.limits.check_length(reader, examination.frames)
             result = Result(
                 path.stem,

@@ -4,7 +4,7 @@
 
 Choose a method, hear and see the stems, and download them; scripts.separate writes the same stems.
 Only this computer can open the page (--host 0.0.0.0 opens it to the network). Songs and stems stay
-on this computer. The page needs gradio: pip install -e '.[app]'
+on this computer. The page needs gradio: pip install gradio
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _blocks() -> ModuleType:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise ModuleNotFoundError(
-            "scripts.app needs gradio, which is not installed: pip install -e '.[app]'"
+            "scripts.app needs gradio, which is not installed: pip install gradio"
         ) from error
     return blocks
 

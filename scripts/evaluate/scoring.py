@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import scripts
 from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import fingerprint
 from jukebox_core.datasets.manifest import MANIFEST_NAME, Manifest
@@ -178,7 +179,7 @@ class Scoring:
         if not folder.is_dir():
             self.notes.append(
                 f"supervised was left out: the models have no {folder.name}; train it: "
-                f"python -m scripts.train_mask --data DATA --output MODELS/{folder.name}"
+                f"{scripts.COMMAND}train_mask --data DATA --output MODELS/{folder.name}"
             )
             return
         estimator = load_mask_estimator(folder, self.device)

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import scripts
 from jukebox_core.evaluation.results import load_results, sources_of
 from jukebox_core.files import check_replaceable, write_text
 from jukebox_core.training.tracking import METRICS as METRICS_FILE
@@ -213,8 +214,9 @@ def _again(results: Mapping[str, Any], runs: Path) -> str:
     folder = html.escape(shlex.quote(runs.as_posix()))
     return (
         '<section id="again"><h2>Reproduce</h2><p>Everything, beginning with the songs:</p>'
-        "<pre><code>make demo</code></pre><p>These scores and this page, from trained models:</p>"
-        f"<pre><code>{command}\npython -m scripts.report --runs {folder} "
+        f"<pre><code>{scripts.COMMAND}demo</code></pre>"
+        "<p>These scores and this page, from trained models:</p>"
+        f"<pre><code>{command}\n{scripts.COMMAND}report --runs {folder} "
         f"--output {folder}/report.html</code></pre><p>Commit: <code>{commit}</code></p></section>"
     )
 
