@@ -43,7 +43,7 @@ from jukebox_core.machine import set_threads
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS
+from scripts._methods import METHODS, default_methods
 from scripts._results import text_table
 
 PARTS = ("candidates", "selection", "mask")
@@ -83,9 +83,10 @@ def main(args: Args) -> None:
     require_fields(args, "chunks", "candidates", "chunk_codes", whole=True, at_least=1)
     require_fields(args, "repeats", whole=True, at_least=2)
     set_threads(args.threads)
+    methods = {name: METHODS[name] for name in default_methods(args.models)}
     systems = {
         name: method.load_separator(args.models, device="cpu", candidates=args.candidates)
-        for name, method in METHODS.items()
+        for name, method in methods.items()
     }
     positions = min(args.chunk_codes, *(system.window for system in systems.values()))
     length = positions * systems["hybrid"].codec.config.hop
@@ -106,7 +107,7 @@ def main(args: Args) -> None:
             "chunks": len(chunks),
             "settings": vars(METHODS[method].resolve(Settings(), args.models)),
         }
-        for method in METHODS
+        for method in methods
     ]
     print(f"{len(chunks)} chunks, {args.candidates} candidates, {args.repeats} turns, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; seconds per chunk\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hybrid.likelihood import PooledLikelihood
 from hybrid.smoothing import GaussianBase
+from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.settings import Settings
@@ -87,3 +88,6 @@ def _uses_gaussian(settings: Settings) -> bool:
 
 METHOD = Hybrid()
 load_separator = METHOD.load_separator
+
+NEURAL = NeuralMethod(METHOD)
+load_neural_separator = NEURAL.load_separator

@@ -309,8 +309,68 @@ class MaskEstimatorConfig:
 
 
 @dataclass(frozen=True)
+class NeuralLikelihoodConfig:
+    """Architecture of the neural likelihood: the sources' codes given the mixture's waveform."""
+
+    sample_rate: int = 22_050
+    """Sample rate of the codec, in Hz."""
+    hop: int = 128
+    """Samples per code of the codec."""
+    l_bins: int = 2048
+    """Codebook size of the codec."""
+    emb_width: int = 64
+    """Width of the codec's latents."""
+    mels: int = 96
+    """Mel bands of each of the two spectrograms."""
+    n_fft: int = 1024
+    """STFT size of the spectrogram with a frame per code, in samples."""
+    long_n_fft: int = 8192
+    """STFT size of the spectrogram with a frame per `coarse` codes, in samples."""
+    long_hertz: float = 2000.0
+    """Highest frequency of the long spectrogram, in Hz."""
+    taps: int = 4
+    """Length of the waveform frame around a code, in codes."""
+    frame_width: int = 256
+    """Features of the waveform frame."""
+    coarse: int = 4
+    """Codes per step of the coarse blocks."""
+    coarse_width: int = 768
+    """Width of the coarse blocks."""
+    coarse_depth: int = 12
+    """Number of coarse blocks."""
+    width: int = 512
+    """Width of the blocks with a step per code."""
+    depth: int = 6
+    """Number of blocks with a step per code."""
+    dilation_cycle: int = 6
+    """Blocks after which the dilations 1, 2, 4, ... start again at 1."""
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
+        require_fields(self, "l_bins", whole=True, at_least=1, at_most=MOST_CODES)
+        require_fields(self, "hop", whole=True, at_least=1, at_most=_LONGEST)
+        require_fields(self, "n_fft", "long_n_fft", whole=True, at_least=2, at_most=_LONGEST)
+        widths = ("emb_width", "mels", "frame_width", "coarse_width", "width")
+        require_fields(self, *widths, whole=True, at_least=1, at_most=_WIDEST)
+        require_fields(self, "long_hertz", above=0)
+        require_fields(self, "taps", "coarse", whole=True, at_least=1, at_most=1024)
+        require_fields(self, "coarse_depth", "depth", whole=True, at_least=0, at_most=1024)
+        require_fields(self, "dilation_cycle", whole=True, at_least=1, at_most=16)
+
+    @property
+    def reach(self) -> int:
+        """Codes to either side that the blocks see."""
+        fine, coarse = (
+            sum(2 ** (block % self.dilation_cycle) for block in range(depth))
+            for depth in (self.depth, self.coarse_depth)
+        )
+        return fine + self.coarse * coarse
+
+
+@dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser (AdamW), schedule and weight averaging."""
+    """Optimiser (AdamW, or Muon and AdamW), schedule and weight averaging."""
 
     lr: float = 3e-4
     """Learning rate."""
@@ -328,6 +388,8 @@ class OptimConfig:
     """Largest norm of the gradient; 0: no clipping."""
     ema_decay: float = 0.999
     """Decay of the weight average per step; 0: no averaging."""
+    muon: bool = False
+    """Update matrices by Muon (Jordan et al. 2024; PyTorch 2.9 or newer), the rest by AdamW."""
 
     def __post_init__(self) -> None:
         require_types(self)

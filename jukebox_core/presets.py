@@ -10,6 +10,7 @@ from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import (
     LossConfig,
     MaskEstimatorConfig,
+    NeuralLikelihoodConfig,
     OptimConfig,
     PriorConfig,
     TrainConfig,
@@ -34,6 +35,11 @@ class Preset:
     mask: MaskEstimatorConfig = MaskEstimatorConfig()
     mask_train: TrainConfig = TrainConfig(steps=40_000, batch_size=32, crop=131_072)
     mask_optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=1e-5, decay_steps=20_000)
+    neural: NeuralLikelihoodConfig = NeuralLikelihoodConfig()
+    neural_train: TrainConfig = TrainConfig(steps=40_000, batch_size=32, crop=131_072)
+    neural_optim: OptimConfig = OptimConfig(
+        lr=2e-3, weight_decay=0.01, decay_steps=30_000, muon=True
+    )
     window: int = 1024
     """Codes per separated window."""
     candidates: int = 64
@@ -87,6 +93,22 @@ PRESETS: Mapping[str, Preset] = {
         mask=MaskEstimatorConfig(n_fft=256, hop=64, hidden=16, layers=2, dropout=0.1),
         mask_optim=OptimConfig(),
         mask_train=_TINY_TRAIN,
+        neural=NeuralLikelihoodConfig(
+            hop=16,
+            l_bins=32,
+            emb_width=16,
+            mels=8,
+            n_fft=256,
+            long_n_fft=512,
+            frame_width=8,
+            coarse_width=16,
+            coarse_depth=2,
+            width=16,
+            depth=2,
+            dilation_cycle=2,
+        ),
+        neural_train=_TINY_TRAIN,
+        neural_optim=OptimConfig(muon=True),
         window=256,
         candidates=4,
         activation_checkpointing=False,
@@ -117,6 +139,28 @@ PRESETS: Mapping[str, Preset] = {
         mask_optim=OptimConfig(
             lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=700, ema_decay=0.98
         ),
+        neural=NeuralLikelihoodConfig(
+            hop=64,
+            l_bins=512,
+            emb_width=32,
+            mels=64,
+            long_n_fft=4096,
+            frame_width=128,
+            coarse_width=256,
+            coarse_depth=0,
+            width=160,
+            depth=9,
+            dilation_cycle=8,
+        ),
+        neural_train=replace(_DEMO_TRAIN, steps=800, batch_size=16, crop=32_768),
+        neural_optim=OptimConfig(
+            lr=4e-3,
+            weight_decay=0.01,
+            warmup_steps=30,
+            decay_steps=600,
+            ema_decay=0.98,
+            muon=True,
+        ),
         candidates=32,
         activation_checkpointing=False,
     ),
@@ -132,6 +176,19 @@ PRESETS: Mapping[str, Preset] = {
         mask=MaskEstimatorConfig(hidden=256, layers=2, dropout=0.2),
         mask_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
         mask_optim=OptimConfig(lr=2e-3, weight_decay=0.01, decay_steps=5_000),
+        neural=NeuralLikelihoodConfig(
+            hop=64,
+            l_bins=1024,
+            mels=80,
+            long_n_fft=4096,
+            frame_width=192,
+            coarse_width=512,
+            coarse_depth=12,
+            width=256,
+            depth=6,
+        ),
+        neural_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
+        neural_optim=OptimConfig(lr=3e-3, weight_decay=0.01, decay_steps=7_000, muon=True),
         activation_checkpointing=False,
     ),
     "t4": Preset(
@@ -142,6 +199,9 @@ PRESETS: Mapping[str, Preset] = {
     "jukebox_5b": Preset(
         vqvae=VQVAEConfig(sample_rate=44_100, downs_t=(3, 2, 2)),
         mask=MaskEstimatorConfig(sample_rate=44_100, n_fft=4096, hop=1024),
+        neural=NeuralLikelihoodConfig(
+            sample_rate=44_100, n_fft=2048, long_n_fft=16_384, coarse_depth=18
+        ),
         loss=LossConfig(commit=0.02),
         prior=PriorConfig(embedding="table"),
     ),

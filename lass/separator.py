@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.settings import Settings
 from lass.counts import CountsFile, load_counts
@@ -68,3 +69,6 @@ class LASS(Method):
 
 METHOD = LASS()
 load_separator = METHOD.load_separator
+
+NEURAL = NeuralMethod(METHOD)
+load_neural_separator = NEURAL.load_separator

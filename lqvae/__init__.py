@@ -2,13 +2,15 @@
 
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.objective import LinearisationObjective
-from lqvae.separator import METHOD, load_separator
+from lqvae.separator import METHOD, NEURAL, load_neural_separator, load_separator
 from lqvae.sums import code_sums
 
 __all__ = [
     "METHOD",
+    "NEURAL",
     "LatentGaussianLikelihood",
     "LinearisationObjective",
     "code_sums",
+    "load_neural_separator",
     "load_separator",
 ]

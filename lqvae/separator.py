@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.settings import Settings
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
@@ -40,3 +41,6 @@ class LQVAE(Method):
 
 METHOD = LQVAE()
 load_separator = METHOD.load_separator
+
+NEURAL = NeuralMethod(METHOD)
+load_neural_separator = NEURAL.load_separator

@@ -1,19 +1,48 @@
-"""The three methods by name: the only table of them."""
+"""The methods by name: the only table of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import hybrid
 import lass
 import lqvae
+from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method
 
-MethodName = Literal["lqvae", "lass", "hybrid"]
+PublishedName = Literal["lqvae", "lass", "hybrid"]
+MethodName = Literal[
+    "lqvae", "lass", "hybrid", "lqvae-neural", "lass-neural", "hybrid-neural", "neural"
+]
 METHODS: Mapping[MethodName, Method] = {
     "lqvae": lqvae.METHOD,
     "lass": lass.METHOD,
     "hybrid": hybrid.METHOD,
+    "lqvae-neural": lqvae.NEURAL,
+    "lass-neural": lass.NEURAL,
+    "hybrid-neural": hybrid.NEURAL,
+    "neural": NeuralMethod(),
 }
-DEFAULT_METHOD: MethodName = "hybrid"
+PUBLISHED: tuple[PublishedName, ...] = get_args(PublishedName)
+"""The systems that this project compares, without the neural likelihood."""
+RECOMMENDED: MethodName = "hybrid-neural"
+"""The project's own system."""
+
+
+MethodFlag: TypeAlias = MethodName | Literal["auto"]
+
+
+def method_of(flag: MethodFlag, models: Path) -> MethodName:
+    """The method of that name; auto: the recommended one if the models have it, else the hybrid."""
+    if flag != "auto":
+        return flag
+    method = METHODS[RECOMMENDED]
+    family = Path(models) / method.family
+    return RECOMMENDED if all((family / run).is_dir() for run in method.runs()) else "hybrid"
+
+
+def default_methods(models: Path) -> tuple[MethodName, ...]:
+    """The published systems, and the recommended one if the models have it."""
+    return tuple(dict.fromkeys((*PUBLISHED, method_of("auto", models))))

@@ -25,8 +25,12 @@ NAMES = {
     "lqvae": "LQ-VAE",
     "lass": "LASS",
     "hybrid": "Hybrid",
+    "lqvae-neural": "LQ-VAE + neural",
+    "lass-neural": "LASS + neural",
+    "hybrid-neural": "Hybrid + neural",
+    "neural": "Neural",
 }
-SYSTEMS = ("lqvae", "lass", "hybrid")
+SYSTEMS = ("lqvae", "lass", "hybrid", "lqvae-neural", "lass-neural", "hybrid-neural", "neural")
 SHOWN = (("oracle", False), ("selected", False), ("selected", True))
 ESTIMATES = {
     ("oracle", False): "oracle pick, raw",

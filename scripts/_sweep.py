@@ -137,7 +137,7 @@ class _Task:
         method = METHODS[draw.method]
         tables = method.tables(draw.settings)
         identity = sweep.identity() | {
-            "models": fingerprints(method.folder(sweep.models), tables),
+            "models": fingerprints(method.folder(sweep.models), tables, method.runs()),
             "draw": [draw.method, draw.settings.explicit(), draw.candidates, draw.seed],
             "estimators": {name: repr(each) for name, each in self.estimators.items()},
         }

@@ -36,7 +36,7 @@ from jukebox_core.separation.selection import PosteriorMean
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
+from scripts._methods import METHODS, MethodFlag, method_of
 from scripts._results import text_table
 
 VARIANTS: tuple[tuple[SamplerName, int], ...] = (
@@ -57,8 +57,9 @@ class Args:
     """Prepared data set."""
     output: Path | None = None
     """JSON file for the table, the value of every chunk, and the flags."""
-    method: MethodName = DEFAULT_METHOD
-    """Separation method."""
+    method: MethodFlag = "auto"
+    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
+    hybrid."""
     split: str = "validation"
     """Split of the songs."""
     chunks: int = 24
@@ -98,7 +99,7 @@ def main(args: Args) -> None:
     variants: list[dict[str, Any]] = []
     for sampler, shifts in VARIANTS:
         settings = Settings(sampler=sampler, shifts=shifts)
-        separator = METHODS[args.method].load_separator(
+        separator = METHODS[method_of(args.method, args.models)].load_separator(
             args.models, settings, "cpu", candidates=args.candidates
         )
         length = separator.codec.config.hop * min(args.chunk_codes, separator.window)

@@ -46,7 +46,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import Ranks
 from scripts._cli import program
-from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
+from scripts._methods import METHODS, MethodFlag, method_of
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class Args:
     """Folder of trained models."""
     output: Path
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
-    method: MethodName = DEFAULT_METHOD
-    """Separation method."""
+    method: MethodFlag = "auto"
+    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
+    hybrid."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     candidates: int | None = None
     """Joint candidates per window; default: the number of the models' preset."""
@@ -119,7 +120,7 @@ def main(args: Args) -> int:
     failures: list[Failure | None] = []
     if any(plan.shares):
         separator = ranks.together(
-            lambda: METHODS[args.method].load_separator(
+            lambda: METHODS[method_of(args.method, args.models)].load_separator(
                 args.models,
                 args.settings,
                 ranks.device(args.device),
@@ -149,7 +150,8 @@ def make_plan(args: Args, ranks: int) -> Plan:
     """
     jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    method = METHODS[args.method]
+    settings["method"] = method_of(args.method, args.models)
+    method = METHODS[settings["method"]]
     settings["settings"] = vars(method.resolve(args.settings, args.models, refine=args.refine))
     models = identify_models(args.models / method.family)
     identity = {"settings": settings, "models": models}

@@ -33,9 +33,14 @@ from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.separation.loading import calibration_of, sizes_of
 from jukebox_core.separation.settings import DEFAULTS, Settings, tuned_path
 from scripts._cli import program
-from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
+from scripts._methods import METHODS, MethodFlag, MethodName, method_of
 from scripts._sweep import Draw, Scores, Sweep, run_draws
 
+_NEURAL: Mapping[str, Sequence[Any]] = {
+    "neural_exponent": (0.5, 0.7, 0.35, 1.0),
+    "temperature": (1.0, 1.3, 0.8, 2.0),
+}
+"""The weights of the neural likelihood and of the priors (the inverse of their temperature)."""
 GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
     "lqvae": {
         "sigma": (0.4, 0.3, 0.2, 0.6),
@@ -55,10 +60,13 @@ GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
         "smoothing": (3.0, 10.0, 1.0),
         "sampler": ("particle", "ancestral"),
     },
+    "neural": {**_NEURAL, "sampler": ("particle", "ancestral")},
+    "lqvae-neural": {**_NEURAL, "sigma": (0.4, 0.6, 0.3)},
+    "lass-neural": {**_NEURAL, "exponent": (3.0, 1.0, 2.0)},
+    "hybrid-neural": {**_NEURAL, "exponent": (1.0, 0.7, 0.5, 1.5), "sigma": (0.4, 0.6, 0.3)},
 }
 """Settings of the sampling in the order of tuning, the most important first; the first value is the
-default. A budget of 8 draws reaches all except the hybrid's last smoothing and the samplers of LASS
-and the hybrid."""
+default. A budget of 8 draws reaches all except the last two or three of LASS and the hybrid."""
 MASKS: Mapping[str, Sequence[Any]] = {
     "mask_power": (2.5, 1.5, 2.0, 3.0, 4.0),
     "mask_n_fft": (4096, 2048, 8192),
@@ -75,8 +83,9 @@ class Args:
     """Folder of trained models."""
     data: Path
     """Prepared data set."""
-    method: MethodName = DEFAULT_METHOD
-    """Separation method."""
+    method: MethodFlag = "auto"
+    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
+    hybrid."""
     split: str = "validation"
     """Split of the songs."""
     chunks: int = 24
@@ -101,7 +110,7 @@ class Args:
         require_fields(self, "chunks", "chunk_codes", "budget", "jobs", whole=True, at_least=1)
         require_fields(self, "candidates", optional=True, whole=True, at_least=1)
         require_fields(self, "sizes", whole=True, at_least=1)
-        require_choice("method", self.method, tuple(METHODS))
+        require_choice("method", self.method, ("auto", *METHODS))
         if self.split == "test":
             raise ValueError("split is test: settings are chosen on validation songs only")
 
@@ -201,19 +210,20 @@ class Tuning:
 @program
 def main(args: Args) -> None:
     """Tune, write the settings, print what was tried."""
-    path = tuned_path(args.models, args.method)
+    method = method_of(args.method, args.models)
+    path = tuned_path(args.models, method)
     check_replaceable(path, json_with("options", "tried", "study"), "settings")
     study = (args.split, args.chunks, args.seed, args.chunk_codes)
     sweep = Sweep(args.models, args.data, *study, tuned=False)
-    family = METHODS[args.method].folder(args.models)
+    family = METHODS[method].folder(args.models)
     for candidates in args.sizes:  # scored last, but checked first
         try:
             sizes_of(family, candidates)
         except ValueError as error:
             raise ValueError(f"sizes: {error}") from error
-    draw = Draw(args.method, candidates=args.candidates, seed=args.seed)
+    draw = Draw(method, candidates=args.candidates, seed=args.seed)
     tuning = Tuning(sweep, draw, path.with_suffix(".parts"), args.budget, args.jobs)
-    for name, values in GRIDS[args.method].items():
+    for name, values in GRIDS[method].items():
         tuning.sampling(name, values)
     tuning.sizes(args.sizes)
     tuning.masks()

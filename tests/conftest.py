@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,6 +133,22 @@ def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
     with made_once(tmp_path_factory, worker_id, "tiny_models") as (folder, done):
         if not done:
             train_tiny_models(folder, tiny_data)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_neural_models(tmp_path_factory, worker_id, tiny_data, tiny_models) -> Path:
+    """`tiny_models` and a neural likelihood for both families, once for all processes."""
+    from scripts import train_likelihood
+
+    with made_once(tmp_path_factory, worker_id, "tiny_neural_models") as (folder, done):
+        if not done:
+            shutil.copytree(tiny_models, folder)
+            for family in ("reconstruction", "linearisation"):
+                flags = ["--vqvae", str(folder / family / "vqvae"), "--data", str(tiny_data)]
+                flags += ["--output", str(folder / family / "neural_likelihood")]
+                flags += ["--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
+                assert train_likelihood.main(flags) == 0
     return folder
 
 

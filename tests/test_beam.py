@@ -12,6 +12,7 @@ from jukebox_core.separation.beam import BeamSampler, best_entries
 from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.posterior import make_table
 from jukebox_core.separation.samples import Sampler
+from jukebox_core.separation.sampling_task import Step
 
 K = 3
 
@@ -288,7 +289,7 @@ def test_one_step_of_many_codes_is_that_of_the_explicit_joint(form, spread, boun
     wanted = best_entries(joint + score.double().unsqueeze(1), n)
     state = beam._Beams(n, 1, torch.device("cpu"))
     state.score = score.double()
-    parents = state.advance(0, log_p[0], log_p[1], make_table(scores, k))
+    parents = state.advance(0, Step(log_p[:, None], log_p[:, None]), 0, make_table(scores, k))
     assert torch.equal(parents, wanted.rows)
     assert torch.equal(state.codes[0][:, 0] * k + state.codes[1][:, 0], wanted.columns)
     torch.testing.assert_close(state.score, wanted.values)

@@ -23,6 +23,7 @@ from jukebox_core.datasets.cache import AudioCache
 from jukebox_core.datasets.manifest import Manifest, Track
 
 MIXTURE = "mixture"
+Pairing = Literal["song", "random", "half"]
 DRAWS = 20
 """Places to try for one item."""
 HELD_OUT = 0.05
@@ -85,8 +86,8 @@ class CropDataset(Dataset):
     seed: int = 0
     skip_silent: bool = True
     """Draw again if a source is silent throughout the crop (below -60 dBFS)."""
-    pairing: Literal["song", "random"] = "song"
-    """`random` draws each source from a random song."""
+    pairing: Pairing = "song"
+    """`random` draws each source from a random song; `half` does so for every second item."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     cache: AudioCache = field(default_factory=AudioCache, repr=False)
 
@@ -116,7 +117,7 @@ class CropDataset(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         """Crop [R, crop] of item `index`, any index from 0."""
         generator = np.random.default_rng((self.seed, index))
-        if self.pairing == "random":
+        if self.pairing == "random" or (self.pairing == "half" and index % 2):
             parts = [self._draw((name,), generator) for name in self._sources]
             sources = torch.cat(parts)
         else:

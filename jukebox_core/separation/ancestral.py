@@ -45,14 +45,15 @@ class AncestralSampler:
     def __call__(
         self,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        log_factors: Mapping[str, Tensor] | None = None,
     ) -> JointSamples:
         """N samples for each of B mixtures; arguments and errors as in `SamplingTask`."""
-        task = SamplingTask(priors, likelihood, mixture_codes, candidates)
+        task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
         uniform = task.uniform(generator, candidates)
         return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
 
@@ -67,13 +68,13 @@ class AncestralSampler:
         log_likelihood = torch.zeros(batch, candidates, device=device)
         lost = torch.zeros((), dtype=torch.bool, device=device)
         for step in range(steps):
-            log_p = task.log_p(last, cache, self.temperature)
-            drawn = self._pairs(task.tables.at(step), log_p, uniform[step], exact)
+            law = task.step(step, last, cache, self.temperature)
+            drawn = self._pairs(task.tables.at(step), law.log_p, uniform[step], exact)
             if drawn.lost is not None:
                 lost |= drawn.lost.any()
             codes[0, step], codes[1, step] = drawn.first, drawn.second
-            log_prior += log_p.gather(3, codes[:, step].unsqueeze(3)).squeeze(3)
-            log_likelihood += drawn.score
+            log_prior += law.log_prior_of(codes[:, step])
+            log_likelihood += law.log_likelihood_of(codes[:, step], drawn.score)
             last = codes[:, step].flatten(1)
             if progress is not None:
                 progress(step + 1, steps)

@@ -1,8 +1,9 @@
 """Beam search for the most probable pair of code sequences (LASS: 10 beams).
 
-A beam's score is log p1 + log p2 + log-likelihood of all its steps. The scores that come out of a
-step's top-k belong to the new beams and stay as they are; upstream's program re-orders them by
-parent a second time, so that later steps rank with the scores of other beams.
+A beam's score is log p1 + log p2 + log-likelihood (pair scores and log-factors) of all its steps.
+The scores that come out of a step's top-k belong to the new beams and stay as they are; upstream's
+program re-orders them by parent a second time, so that later steps rank with the scores of other
+beams.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jukebox_core.prior.joint import JointPriors, Prior
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import FullTable, PairTable, log_joint
 from jukebox_core.separation.samples import JointSamples, Progress
-from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
+from jukebox_core.separation.sampling_task import SamplingTask, Step, check_temperature
 from jukebox_core.separation.truncation import leading, top_k_bound
 
 _ENTRIES = 1 << 23  # of the explicit joint of stored pairs, held at a time
@@ -72,11 +73,12 @@ class BeamSampler:
     def __call__(
         self,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
+        log_factors: Mapping[str, Tensor] | None = None,
     ) -> JointSamples:
         """The N best beams of every mixture; nothing is random, so the generator is not used.
 
@@ -85,16 +87,16 @@ class BeamSampler:
         Raises:
             ValueError: as `SamplingTask`, or no pair of codes is possible at a step.
         """
-        task = SamplingTask(priors, likelihood, mixture_codes, candidates)
+        task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
         steps, batch, device = task.steps, task.batch, task.device
         cache, last = task.new_cache(), None
         beams = [_Beams(candidates, steps, device) for _ in range(batch)]
         offsets = torch.arange(batch, device=device).unsqueeze(1) * candidates
         for step in range(steps):
-            log_p = task.log_p(last, cache, self.temperature, _precision(device))
+            law = task.step(step, last, cache, self.temperature, _precision(device))
             parents = []
             for b, (state, table) in enumerate(zip(beams, task.tables.at(step), strict=True)):
-                parents.append(state.advance(step, log_p[0][b], log_p[1][b], table))
+                parents.append(state.advance(step, law, b, table))
                 if not state.alive:
                     raise ValueError(
                         f"no pair of codes is possible at step {step}, whose mixture code is "
@@ -148,18 +150,19 @@ class _Beams:
         """Whether any beam is possible."""
         return bool(self.score.max() > -math.inf)
 
-    def advance(
-        self, step: int, log_p1: Tensor, log_p2: Tensor, table: FullTable | PairTable
-    ) -> Tensor:
+    def advance(self, step: int, law: Step, b: int, table: FullTable | PairTable) -> Tensor:
         """Extend by one pair of codes; return the parents [N] of the new beams.
 
         Args:
             step: whose codes these are.
-            log_p1: [N, K] of the first source's next code, in the precision of the scores.
-            log_p2: [N, K] of the second source's.
+            law: the sources' distributions, in the precision of the scores.
+            b: the mixture's place in the batch.
             table: of the mixture code.
         """
         n = len(self.score)
+        log_p1, log_p2 = law.log_p[:, b]
+        if law.log_norm is not None:
+            self.score = self.score + law.log_norm[b]
         best = self._best(log_p1, log_p2, table)
         if not len(best.values):
             self.score.fill_(-math.inf)
@@ -180,7 +183,10 @@ class _Beams:
         self.codes = [codes[parents] for codes in self.codes]
         self.codes[0][:, step], self.codes[1][:, step] = first, second
         score = torch.cat([score.new_zeros(missing), score]).to(self.score.dtype)
-        gains = torch.stack([log_p1[parents, first], log_p2[parents, second], score])
+        if law.factors is not None:
+            score = score + law.factors[0, b, 0, first] + law.factors[1, b, 0, second]
+        prior1, prior2 = law.log_prior[:, b]
+        gains = torch.stack([prior1[parents, first], prior2[parents, second], score])
         self.parts = self.parts[:, parents] + gains
         return parents
 

@@ -1,4 +1,8 @@
-"""The interface of the likelihoods: scores of code pairs given a code of the mixture."""
+"""The interfaces of the likelihoods.
+
+A pair likelihood scores pairs of source codes given one code of the mixture; a source likelihood
+reads the mixture's waveform and scores every source's codes by themselves.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,25 @@ class Likelihood(Protocol):
 
     def scores(self, mixture_code: int) -> PairScores:
         """Log-likelihoods of the pairs of codes that may have given `mixture_code`."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that it was made with, ready for JSON."""
+        ...
+
+
+class SourceLikelihood(Protocol):
+    """Scores every source's codes against the mixture's waveform."""
+
+    n_codes: int
+    sources: tuple[str, ...]
+
+    def log_factors(self, mixtures: Tensor) -> dict[str, Tensor]:
+        """Log-factors {source: [B, T, K]} of the codes at every step of mixtures [B, T * hop].
+
+        A posterior is proportional to the priors, the pair likelihood and exp(log-factors).
+        """
         ...
 
     @property

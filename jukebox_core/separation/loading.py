@@ -4,6 +4,7 @@ MODELS/{reconstruction,linearisation}/vqvae/            the codec's run
 MODELS/{reconstruction,linearisation}/prior_SOURCE/     one prior's run per source
 MODELS/{reconstruction,linearisation}/counts.safetensors
 MODELS/{reconstruction,linearisation}/calibration.safetensors
+MODELS/{reconstruction,linearisation}/neural_likelihood/      the run of the neural likelihood
 MODELS/linearisation/sums.safetensors
 MODELS/tuned/METHOD.json                               tuned settings
 MODELS/mask_estimator/                                 the run of the supervised baseline
@@ -102,8 +103,11 @@ def sizes_of(
     return sizes
 
 
-def fingerprints(family: Path, tables: tuple[str, ...]) -> dict[str, str]:
-    """{part: digest} of a family's codec, priors and tables."""
+def fingerprints(
+    family: Path, tables: tuple[str, ...], more_runs: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """{part: digest} of a family's codec, priors, tables and further runs."""
     runs = [family / "vqvae", *sorted(p for p in family.glob("prior_*") if p.is_dir())]
+    runs += [family / run for run in more_runs]
     digests = {run.name: fingerprint(run) for run in runs}
     return digests | {table: sha256(family / table) for table in tables}

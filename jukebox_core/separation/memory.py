@@ -18,6 +18,7 @@ GPU_SEQUENCES = 4096
 
 _LOGITS = 16  # float32 rows [K] of a sequence: logits, log-probabilities, the draw's intermediates
 _TABLES = 3  # float32 tables [K, K] of a window's step
+_FACTORS = 4  # float32 tensors [T, K] of a source: network's logits, log-factors, intermediates
 
 
 class TooLarge(ValueError):
@@ -32,6 +33,7 @@ def windows_that_fit(
     device: torch.device,
     processes: int = 1,
     shifts: int = 1,
+    factors: bool = False,
 ) -> int:
     """Windows to sample together, at least 1: useful on the device, within half its free memory.
 
@@ -43,10 +45,13 @@ def windows_that_fit(
         device: where the priors are.
         processes: that share the free memory.
         shifts: sequences of mixture codes per window.
+        factors: whether there is a source likelihood.
     """
     useful = -(-(CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES) // candidates)
     per_pair = joint.new_cache(1, codes).nbytes() + 2 * 4 * _LOGITS * joint.n_codes
     on_device = candidates * per_pair + 4 * _TABLES * shifts * joint.n_codes**2
+    if factors:
+        on_device += 2 * 4 * _FACTORS * shifts * codes * joint.n_codes
     on_host = 2 * decoded_bytes(candidates, samples)  # decoded in parts and joined
     host, own = torch.device("cpu"), free_bytes(device)
     if device.type == "cpu":

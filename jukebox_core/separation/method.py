@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from jukebox_core.checkpoints import (
     WEIGHTS,
@@ -16,24 +16,41 @@ from jukebox_core.checkpoints import (
     run_part,
 )
 from jukebox_core.machine import pick_device
-from jukebox_core.prior.joint import Precision, accelerate
-from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.prior.joint import JointPriors, Precision, accelerate
+from jukebox_core.separation.likelihood import Likelihood, SourceLikelihood
 from jukebox_core.separation.loading import calibration_of, family_folder, prior_folders, sizes_of
 from jukebox_core.separation.samplers import OPTIONS
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned
 from jukebox_core.vqvae.model import VQVAE
 
-_LIKELIHOOD = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
+_LIKELIHOOD = (
+    "sigma",
+    "exponent",
+    "smoothing",
+    "smoothing_base",
+    "symmetric",
+    "gaussian",
+    "neural_exponent",
+    "prior",
+)
 
 
 class Parts(NamedTuple):
-    """Parts that a likelihood is made of: the family's folder, the codec, the sources in order."""
+    """Parts that likelihoods are made of: the family's folder, the codec, the sources in order."""
 
     family: Path
     codec: VQVAE
     codec_fingerprint: str
     sources: tuple[str, ...]
+
+
+class Likelihoods(NamedTuple):
+    """What a posterior is made of: priors, pair likelihood, source likelihood (None: without)."""
+
+    priors: JointPriors
+    pair: Likelihood | None
+    source: SourceLikelihood | None = None
 
 
 class Method(ABC):
@@ -43,18 +60,22 @@ class Method(ABC):
     all methods use all other settings.
     """
 
-    name: ClassVar[str]
-    family: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]] = ()
+    name: str
+    family: str
+    settings: tuple[str, ...] = ()
 
     @abstractmethod
-    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
-        """The likelihood with resolved settings.
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:
+        """The pair likelihood with resolved settings.
 
         Raises:
             FileNotFoundError: a table is missing.
             ValueError: a table is damaged or belongs to another codec.
         """
+
+    def likelihoods(self, parts: Parts, priors: JointPriors, settings: Settings) -> Likelihoods:
+        """All factors of the posterior; raises as `likelihood`."""
+        return Likelihoods(priors, self.likelihood(parts, settings))
 
     def defaults(self, settings: Settings) -> Settings:
         """Defaults of the likelihood's settings, which may depend on the other settings."""
@@ -62,6 +83,10 @@ class Method(ABC):
 
     def tables(self, settings: Settings) -> tuple[str, ...]:
         """Files of the family's folder that the likelihood reads."""
+        return ()
+
+    def runs(self) -> tuple[str, ...]:
+        """Run folders of the family that the likelihood reads."""
         return ()
 
     def check_tables(self, family: Path, settings: Settings) -> None:
@@ -139,7 +164,8 @@ class Method(ABC):
         """
         family = self.folder(models)
         priors = prior_folders(family)
-        for folder in (family / "vqvae", *priors.values()):
+        runs = [family / name for name in ("vqvae", *self.runs())]
+        for folder in (*runs, *priors.values()):
             load_meta(folder)
             run_part(folder, WEIGHTS)
         self.check_tables(family, self.resolve(settings or Settings(), models, strict=False))
@@ -183,11 +209,13 @@ class Method(ABC):
             name: load_prior(folder, place, codec_fingerprint=identity)
             for name, folder in folders.items()
         }
-        likelihood = self.likelihood(Parts(family, codec, identity, tuple(priors)), full)
+        parts = Parts(family, codec, identity, tuple(priors))
+        factors = self.likelihoods(parts, accelerate(priors, precision), full)
         return Separator(
             codec,
-            accelerate(priors, precision),
-            likelihood,
+            factors.priors,
+            factors.pair,
+            source_likelihood=factors.source,
             sampler=full.make_sampler(),
             overlap=min(64, sizes.window // 4),
             selection=full.make_selection(),

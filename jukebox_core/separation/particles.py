@@ -3,7 +3,9 @@
 Ancestral sampling draws every step from its exact one-step posterior, but never takes back a past
 that explains what follows badly. The posterior over whole sequences,
 
-    p(z1, z2 | m) = p1(z1) p2(z2) exp(sum_t scores(m_t)[z1_t, z2_t]) / Z,
+    p(z1, z2 | m) = p1(z1) p2(z2) exp(sum_t scores(m_t)[z1_t, z2_t] + f1_t[z1_t] + f2_t[z2_t]) / Z,
+
+f_i the log-factors of a source likelihood, if there is one,
 
 differs from its draws by the product of the steps' normalisers. Particles carry that product as
 their weight, and those of little weight are replaced (Doucet, Godsill and Andrieu 2000, the
@@ -25,7 +27,7 @@ from jukebox_core.prior.joint import JointPriors, Prior
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import Draw, draw_chunks
 from jukebox_core.separation.samples import JointSamples, Progress
-from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
+from jukebox_core.separation.sampling_task import SamplingTask, Step, check_temperature
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class ParticleSampler:
     def __call__(
         self,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        log_factors: Mapping[str, Tensor] | None = None,
     ) -> JointSamples:
         """N weighted particles of every mixture, and an estimate of the mixtures' evidence.
 
@@ -71,7 +74,7 @@ class ParticleSampler:
         with threshold 0 the particles equal the candidates of that sampler. Arguments and errors as
         in `SamplingTask`.
         """
-        task = SamplingTask(priors, likelihood, mixture_codes, candidates)
+        task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
         # The last number of a step is for resampling.
         uniform = task.uniform(generator, candidates + (self.threshold > 0))
         return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
@@ -84,19 +87,19 @@ class ParticleSampler:
         particles = _Particles(task, uniform.dtype)
         lost = torch.zeros((), dtype=torch.bool, device=task.device)
         for step in range(task.steps):
-            log_p = task.log_p(last, cache, self.temperature)
+            law = task.step(step, last, cache, self.temperature)
             tables, numbers = task.tables.at(step), uniform[step, :, : task.candidates]
-            drawn = draw_chunks(tables, log_p[0], log_p[1], numbers, exact)
+            drawn = draw_chunks(tables, law.log_p[0], law.log_p[1], numbers, exact)
             lost |= _any_lost(drawn)
-            particles.weigh(drawn.log_total)
+            particles.weigh(law.total(drawn.log_total))
             if self.threshold > 0 and step + 1 < task.steps:
                 parents = particles.resample(step, self.threshold, uniform[step, :, -1, 0])
                 if parents is not None:
                     cache.reorder((parents + particles.offsets).flatten())
-                    log_p = log_p.gather(2, parents.unsqueeze(2).expand_as(log_p))
-                    drawn = draw_chunks(tables, log_p[0], log_p[1], numbers, exact)
+                    law = law.reorder(parents)
+                    drawn = draw_chunks(tables, law.log_p[0], law.log_p[1], numbers, exact)
                     lost |= _any_lost(drawn)
-            last = particles.extend(step, log_p, drawn)
+            last = particles.extend(step, law, drawn)
             if progress is not None:
                 progress(step + 1, task.steps)
         return None if bool(lost) else particles.samples(task.joint.names)
@@ -158,12 +161,12 @@ class _Particles:
         self.parents[step] = parents
         return parents
 
-    def extend(self, step: int, log_p: Tensor, drawn: Draw) -> Tensor:
-        """Add the codes drawn under log_p [2, B, N, K]; return them, [2, B * N]."""
+    def extend(self, step: int, law: Step, drawn: Draw) -> Tensor:
+        """Add the codes drawn under the step's distributions; return them, [2, B * N]."""
         codes = self.codes[:, step]
         codes[0], codes[1] = drawn.first, drawn.second
-        self.log_prior = self.log_prior + log_p.gather(3, codes.unsqueeze(3)).squeeze(3)
-        self.log_likelihood = self.log_likelihood + drawn.score
+        self.log_prior = self.log_prior + law.log_prior_of(codes)
+        self.log_likelihood = self.log_likelihood + law.log_likelihood_of(codes, drawn.score)
         return codes.flatten(1)
 
     def samples(self, names: tuple[str, ...]) -> JointSamples:

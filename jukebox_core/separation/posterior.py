@@ -140,6 +140,40 @@ class PairTable:
         return PairScores(self.values, self.pairs)
 
 
+class ConstantTable(FullTable):
+    """The table of no pair likelihood: every pair has the score 0, so the sources are independent.
+
+    The K x K weights exist only where a search asks for them.
+    """
+
+    def __init__(self, n_codes: int, device: torch.device):
+        self._n_codes = n_codes
+        self._index = None
+        self.maximum = torch.zeros((), device=device)
+
+    @property
+    def _values(self) -> Tensor:  # type: ignore[override]
+        return self.maximum.expand(self._n_codes**2)
+
+    @property
+    def weights(self) -> Tensor:  # type: ignore[override]
+        """Ones, [K, K]."""
+        return self.maximum.new_ones(self._n_codes, self._n_codes)
+
+    @property
+    def nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def sums(self, p2: Tensor) -> Tensor:
+        """The mass of p2 [N, K] for every z1, [N, K]."""
+        return p2.sum(1, keepdim=True).expand_as(p2)
+
+    def rows(self, first: Tensor) -> Tensor:
+        """Zeros, [N, K]."""
+        return self.maximum.expand(len(first), self._n_codes)
+
+
 def make_table(scores: PairScores, n_codes: int) -> FullTable | PairTable:
     """The scores of one mixture code, ready to be drawn from."""
     return FullTable(scores, n_codes) if scores.pairs is None else PairTable(scores, n_codes)

@@ -20,9 +20,10 @@ class JointSamples(NamedTuple):
     """N joint samples for each of B chunks: sequences of T codes per source, drawn together.
 
     codes: {source: [B, N, T]}. log_prior: {source: [B, N]}, log p(codes) in nats. log_likelihood:
-    [B, N], the sum of the pair scores of the codes. log_weights: [B, N], normalised over N, if the
-    samples are weighted (particles); None: equally probable draws. log_evidence: [B], log of an
-    unbiased estimate of sum p1 p2 exp(scores) over all pairs of sequences; None: not estimated.
+    [B, N], the sum of the codes' pair scores and log-factors. log_weights: [B, N], normalised over
+    N, if the samples are weighted (particles); None: equally probable draws. log_evidence: [B], log
+    of an unbiased estimate of sum p1 p2 exp(log_likelihood) over all pairs of sequences; None: not
+    estimated.
     """
 
     codes: dict[str, Tensor]
@@ -87,13 +88,14 @@ class Sampler(Protocol):
     def __call__(
         self,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         mixture_codes: Tensor,
         candidates: int,
         generator: torch.Generator,
         progress: Progress | None = None,
+        log_factors: Mapping[str, Tensor] | None = None,
     ) -> JointSamples:
-        """N samples for each row of the mixture codes [B, T]; the first prior is z1."""
+        """N samples for each row of the mixture codes [B, T]; arguments as in `SamplingTask`."""
         ...
 
     @property

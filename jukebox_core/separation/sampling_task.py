@@ -1,10 +1,11 @@
-"""The task of a sampler: mixture codes, their tables of scores, both priors."""
+"""The task of a sampler: mixture codes, their tables of scores, both priors, log-factors."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,13 @@ from torch import Tensor
 from jukebox_core.checks import require
 from jukebox_core.prior.joint import JointPriors, Prior, as_joint
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.posterior import FullTable, PairTable, make_table, uniform_numbers
+from jukebox_core.separation.posterior import (
+    ConstantTable,
+    FullTable,
+    PairTable,
+    make_table,
+    uniform_numbers,
+)
 from jukebox_core.separation.samples import JointSamples
 
 
@@ -25,6 +32,45 @@ def check_temperature(name: str, value: object) -> None:
     require(name, value, at_least=1e-6, at_most=1e6)
 
 
+class Step(NamedTuple):
+    """The sources' distributions at one step, [2, B, N, K] each, before the pair likelihood.
+
+    log_prior: log p_i, normalised. log_p: log of p_i exp(f_i) / Z_i, normalised, f_i the step's
+    log-factors; log_prior itself if there are none. log_norm: [B, N], log Z_1 + log Z_2: part of
+    the step's total mass, so of a particle's weight and of a beam's score. factors: f_i,
+    [2, B, 1, K]. The last two are None without log-factors.
+    """
+
+    log_prior: Tensor
+    log_p: Tensor
+    log_norm: Tensor | None = None
+    factors: Tensor | None = None
+
+    def log_prior_of(self, codes: Tensor) -> Tensor:
+        """Log p_i of codes [2, B, N], [2, B, N]."""
+        return self.log_prior.gather(3, codes.unsqueeze(3)).squeeze(3)
+
+    def log_likelihood_of(self, codes: Tensor, score: Tensor) -> Tensor:
+        """The pairs' scores [B, N] and the log-factors of their codes [2, B, N], [B, N]."""
+        if self.factors is None:
+            return score
+        factors = self.factors.expand(-1, -1, codes.shape[2], -1)
+        return score + factors.gather(3, codes.unsqueeze(3)).squeeze(3).sum(0)
+
+    def total(self, log_total: Tensor) -> Tensor:
+        """The step's log-mass [B, N], given the log-mass under `log_p`."""
+        return log_total if self.log_norm is None else log_total + self.log_norm
+
+    def reorder(self, parents: Tensor) -> Step:
+        """Candidate n replaced by candidate parents[b, n]; parents are [B, N]."""
+        index = parents.unsqueeze(2).expand_as(self.log_p)
+        log_p = self.log_p.gather(2, index)
+        if self.log_norm is None:
+            return Step(log_p, log_p)
+        log_norm = self.log_norm.gather(1, parents)
+        return Step(self.log_prior.gather(2, index), log_p, log_norm, self.factors)
+
+
 class SamplingTask:
     """N sequences per source to draw for B rows of T mixture codes.
 
@@ -35,17 +81,20 @@ class SamplingTask:
     def __init__(
         self,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         mixture_codes: Tensor,
         candidates: int,
+        log_factors: Mapping[str, Tensor] | None = None,
     ):
         """Check that priors, likelihood and codes fit together.
 
         Args:
             priors: the two sources' priors; the first is z1 of the likelihood, the second z2.
-            likelihood: scores of code pairs given a mixture code.
+            likelihood: scores of code pairs given a mixture code; None: no pair likelihood.
             mixture_codes: int64 [B, T], T within the priors' context.
             candidates: N.
+            log_factors: {source: [B, T, K]}, see `SourceLikelihood`; None: no source likelihood.
+                -inf forbids a code.
 
         Raises:
             ValueError: there are not two priors, there is no candidate, or the parts do not fit
@@ -56,7 +105,7 @@ class SamplingTask:
             raise ValueError(
                 f"mixture codes are {tuple(mixture_codes.shape)}, expected [B, T], T > 0"
             )
-        if joint.n_codes != likelihood.n_codes:
+        if likelihood is not None and joint.n_codes != likelihood.n_codes:
             raise ValueError(
                 f"the priors of {' and '.join(joint.names)} have {joint.n_codes} codes, "
                 f"the likelihood {likelihood.n_codes}: they belong to different codecs"
@@ -67,7 +116,24 @@ class SamplingTask:
         require("candidates", candidates, whole=True, at_least=1)
         self.candidates = candidates
         self.device = mixture_codes.device
-        self.tables = Tables(likelihood, mixture_codes)
+        self.tables = Tables(likelihood, mixture_codes, joint.n_codes)
+        self._factors = None if log_factors is None else self._stacked(log_factors)
+
+    def _stacked(self, log_factors: Mapping[str, Tensor]) -> Tensor:
+        """Log-factors [T, 2, B, 1, K] in the order of the priors."""
+        expected = (self.batch, self.steps, self.joint.n_codes)
+        for name in self.joint.names:
+            if name not in log_factors:
+                raise ValueError(f"log-factors of {', '.join(log_factors)}, but none of {name}")
+            values = log_factors[name]
+            if tuple(values.shape) != expected:
+                raise ValueError(
+                    f"log-factors of {name} are {tuple(values.shape)}, expected {expected}"
+                )
+            if not bool((values < math.inf).all()):
+                raise ValueError(f"log-factors of {name} hold NaN or infinity")
+        stacked = torch.stack([log_factors[name] for name in self.joint.names])
+        return stacked.to(self.device).permute(2, 0, 1, 3).unsqueeze(3)
 
     def uniform(self, generator: torch.Generator, numbers: int) -> Tensor:
         """Random numbers [T, B, numbers, 2], drawn chunk by chunk.
@@ -81,17 +147,26 @@ class SamplingTask:
         """An empty cache for all sequences."""
         return self.joint.new_cache(self.batch * self.candidates, self.steps)
 
-    def log_p(
+    def step(
         self,
+        step: int,
         last: Tensor | None,
         cache: Any,
         temperature: float,
         dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """Log-probabilities [2, B, N, K] of the next codes after `last` [2, B * N]."""
+    ) -> Step:
+        """The sources' distributions of the next codes, at `step`, after `last` [2, B * N]."""
         logits = self.joint.step(last, cache).to(dtype)
         log_p = torch.log_softmax(logits / temperature, -1)
-        return log_p.view(2, self.batch, self.candidates, -1)
+        log_p = log_p.view(2, self.batch, self.candidates, -1)
+        if self._factors is None:
+            return Step(log_p, log_p)
+        factors = self._factors[step].to(dtype)  # [2, B, 1, K]
+        tilted = log_p + factors
+        norms = tilted.logsumexp(3, keepdim=True)
+        # Where no code is possible, all stay at -inf.
+        tilted = tilted - norms.clamp_min(torch.finfo(dtype).min)
+        return Step(log_p, tilted, norms.squeeze(3).sum(0), factors)
 
     @staticmethod
     def draw(draw: Callable[[bool], JointSamples | None]) -> JointSamples:
@@ -110,11 +185,19 @@ class SamplingTask:
 class Tables:
     """The tables of scores of B chunks' mixture codes; recently used tables are kept.
 
-    Mixture codes are looked up as host integers, so no step waits for a device.
+    Mixture codes are looked up as host integers, so no step waits for a device. Without a pair
+    likelihood all steps share one `ConstantTable`.
     """
 
-    def __init__(self, likelihood: Likelihood, mixture_codes: Tensor, budget: int = 1 << 30):
+    def __init__(
+        self,
+        likelihood: Likelihood | None,
+        mixture_codes: Tensor,
+        n_codes: int,
+        budget: int = 1 << 30,
+    ):
         self._likelihood = likelihood
+        self._constant = ConstantTable(n_codes, mixture_codes.device)
         self._codes: list[list[int]] = mixture_codes.T.tolist()  # [T][B]
         self._budget = budget
         self._held = 0
@@ -125,6 +208,8 @@ class Tables:
         return [self._table(code) for code in self._codes[step]]
 
     def _table(self, mixture_code: int) -> FullTable | PairTable:
+        if self._likelihood is None:
+            return self._constant
         table = self._kept.get(mixture_code)
         if table is None:
             table = make_table(self._likelihood.scores(mixture_code), self._likelihood.n_codes)

@@ -1,4 +1,4 @@
-"""The one user-facing object: a codec, two priors and a likelihood that separate any audio."""
+"""The one user-facing object: a codec, two priors and likelihoods that separate any audio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jukebox_core.audio.decoding import BLOCK
 from jukebox_core.checks import require, require_seed
 from jukebox_core.machine import free_bytes, is_out_of_memory, release
 from jukebox_core.prior.joint import JointPriors, Prior, as_joint
-from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.likelihood import Likelihood, SourceLikelihood
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.memory import TooLarge, decoded_bytes, windows_that_fit
 from jukebox_core.separation.samples import (
@@ -91,8 +91,9 @@ class Separator:
         self,
         codec: VQVAE,
         priors: Mapping[str, Prior] | JointPriors,
-        likelihood: Likelihood,
+        likelihood: Likelihood | None,
         *,
+        source_likelihood: SourceLikelihood | None = None,
         alpha: Mapping[str, float] | None = None,
         sampler: Sampler | None = None,
         candidates: int = 64,
@@ -108,7 +109,8 @@ class Separator:
         Args:
             codec: in evaluation mode.
             priors: {source: prior}, in the order of the likelihood's pairs, or both as one.
-            likelihood: scores of code pairs given the mixture's code.
+            likelihood: scores of code pairs given the mixture's code; None: no pair likelihood.
+            source_likelihood: scores of each source's codes given the mixture's waveform.
             alpha: {source: gain in the mixture}; default 1/S each.
             sampler: draws the joint candidates.
             candidates: N, drawn per window.
@@ -128,13 +130,15 @@ class Separator:
         self.codec = codec
         self.priors = dict(priors) if isinstance(priors, Mapping) else priors
         self.likelihood = likelihood
+        self.source_likelihood = source_likelihood
         self.sources = tuple(joint.names)
         self.n_ctx = joint.n_ctx
         self.alpha = dict(alpha) if alpha else {name: 1 / len(self.sources) for name in joint.names}
         if set(self.alpha) != set(self.sources):
             raise ValueError(f"alpha names {sorted(self.alpha)}, the priors {sorted(self.sources)}")
-        codes = {"codec": codec.config.l_bins, "likelihood": likelihood.n_codes}
-        codes["priors"] = joint.n_codes
+        likelihoods = {"likelihood": likelihood, "source likelihood": source_likelihood}
+        codes = {"codec": codec.config.l_bins, "priors": joint.n_codes}
+        codes |= {name: part.n_codes for name, part in likelihoods.items() if part is not None}
         if len(set(codes.values())) != 1:
             raise ValueError(f"the parts have different numbers of codes: {codes}")
         for name, gain in self.alpha.items():
@@ -155,7 +159,7 @@ class Separator:
         """The values that it was made with, ready for JSON."""
         return {
             "sources": list(self.sources),
-            "likelihood": self.likelihood.settings,
+            "likelihood": self._likelihood_settings(),
             "sampler": self.sampler.settings,
             "candidates": self.n_candidates,
             "shifts": self.shifts,
@@ -165,6 +169,10 @@ class Separator:
             "window": self.window,
             "overlap": self.overlap,
         }
+
+    def _likelihood_settings(self) -> dict[str, Any]:
+        parts = (self.likelihood, self.source_likelihood)
+        return {name: x for part in parts if part is not None for name, x in part.settings.items()}
 
     @property
     def device(self) -> torch.device:
@@ -181,7 +189,14 @@ class Separator:
         samples = self.window * self.codec.config.hop
         joint = as_joint(self.priors)
         return windows_that_fit(
-            joint, self.n_candidates, self.window, samples, self.device, processes, self.shifts
+            joint,
+            self.n_candidates,
+            self.window,
+            samples,
+            self.device,
+            processes,
+            self.shifts,
+            self.source_likelihood is not None,
         )
 
     @torch.no_grad()
@@ -206,14 +221,17 @@ class Separator:
         """
         offsets = [round(s * self.codec.config.hop / self.shifts) for s in range(self.shifts)]
         moved = torch.stack([_delayed(mixtures, offset) for offset in offsets], 1)  # [B, S, T]
-        codes = self.codec.encode(moved.flatten(0, 1).to(self.device))
+        flat = moved.flatten(0, 1).to(self.device)
+        codes = self.codec.encode(flat)
+        source = self.source_likelihood
+        factors = None if source is None else source.log_factors(flat)
         each = self.n_candidates // self.shifts
         sizes = [len(part) for part in torch.arange(each).chunk(parts)]
         groups = []
         for i, size in enumerate(sizes):
             report = part_of(progress, i, len(sizes))
             groups.append(
-                self.sampler(self.priors, self.likelihood, codes, size, generator, report)
+                self.sampler(self.priors, self.likelihood, codes, size, generator, report, factors)
             )
         samples = join_groups(groups)
         audio = {name: self._decode(c) for name, c in samples.codes.items()}  # [B * S, N / S, T]

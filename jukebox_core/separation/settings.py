@@ -27,6 +27,7 @@ from jukebox_core.separation.selection import (
 from jukebox_core.separation.truncation import check_top_k, check_top_p
 
 SmoothingBase = Literal["marginals", "overall", "gaussian"]
+PriorName = Literal["autoregressive", "unigram"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Settings:
     """Search for candidates: particle (default): weighted draws from the posterior over whole
     sequences; ancestral: independent draws; beam: beam search."""
     temperature: float | None = None
-    """Temperature of the priors; default 1."""
+    """Temperature of the priors, the inverse of their weight (exponent); default 1."""
     top_k: int | None = None
     """Ancestral: draw among the k most probable pairs of codes per step; default 0: all."""
     top_p: float | None = None
@@ -57,6 +58,11 @@ class Settings:
     LASS), else False."""
     gaussian: bool | None = None
     """Multiply the hybrid's counted likelihood by the LQ-VAE's Gaussian; default True."""
+    neural_exponent: float | None = None
+    """Exponent of the neural likelihood; default 0.5."""
+    prior: PriorName | None = None
+    """With the neural likelihood: the autoregressive priors (default), or the frequencies of the
+    codes (unigram)."""
     shifts: int | None = None
     """Number of time offsets below one code at which a window is encoded; the candidates are split
     among them. Default: 4, or a smaller number that divides the candidates."""
@@ -137,6 +143,8 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "smoothing_base": _one_of(*get_args(SmoothingBase)),
     "symmetric": _one_of(True, False),
     "gaussian": _one_of(True, False),
+    "neural_exponent": check_exponent,
+    "prior": _one_of(*get_args(PriorName)),
     "shifts": lambda name, value: require(name, value, whole=True, at_least=1),
     "selection": _one_of(*get_args(SelectionName)),
     "weights": _one_of(*get_args(WeightsName)),

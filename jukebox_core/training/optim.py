@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,21 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from jukebox_core.config import OptimConfig
 
 
+@runtime_checkable
+class HasHiddenMatrices(Protocol):
+    """A module that names the matrices for Muon: neither those at its inputs nor at its outputs."""
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices."""
+        ...
+
+
 def build_optimizer(
     module: nn.Module, config: OptimConfig, *, fused: bool, sharded: bool = False
 ) -> Optimizer:
     """AdamW (decoupled weight decay) over the trainable parameters; vectors are not decayed.
+
+    With `config.muon` the module's `hidden_matrices()` are updated by Muon.
 
     Args:
         module: module to train.
@@ -27,18 +38,101 @@ def build_optimizer(
         fused: use PyTorch's fused kernel.
         sharded: each process of torch.distributed keeps the moments of its share of the parameters
             and sends the updated ones to the others (ZeRO stage 1, arXiv 1910.02054).
+
+    Raises:
+        ValueError: Muon is to be sharded, PyTorch is too old for it, or the module names no hidden
+            matrices.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     betas = tuple(float(beta) for beta in config.betas)
     options: dict[str, Any] = {"betas": betas, "eps": config.eps, "fused": fused}
+    if config.muon:
+        if sharded:
+            raise ValueError("Muon's state is not sharded: leave out muon or shard_optimizer")
+        if not isinstance(module, HasHiddenMatrices):
+            raise ValueError("muon is True, but this model names no matrices for it: leave it out")
+        hidden = {id(p) for p in module.hidden_matrices()}
+        return MuonWithAdamW(
+            [p for p in parameters if id(p) in hidden],
+            [
+                group | {"params": [p for p in group["params"] if id(p) not in hidden]}
+                for group in groups
+            ],
+            config,
+            options,
+        )
     if sharded:
         return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, lr=config.lr, **options)
     return torch.optim.AdamW(groups, lr=config.lr, **options)
+
+
+class MuonWithAdamW(Optimizer):
+    """PyTorch's Muon for hidden matrices and its AdamW for all other parameters, as one optimiser.
+
+    Muon's updates are scaled to the size of AdamW's, so that both share one learning rate.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[Tensor],
+        others: list[dict[str, Any]],
+        config: OptimConfig,
+        options: Mapping[str, Any],
+    ):
+        """Make both.
+
+        Args:
+            matrices: for Muon.
+            others: groups for AdamW.
+            config: rates and decays.
+            options: of AdamW.
+
+        Raises:
+            ValueError: PyTorch has no Muon.
+        """
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"muon is True, but PyTorch {torch.__version__} has no Muon: install 2.9 or newer"
+            )
+        muon = torch.optim.Muon(
+            matrices,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        adamw = torch.optim.AdamW(others, lr=config.lr, **options)
+        self._parts: dict[str, Optimizer] = {"muon": muon, "adamw": adamw}
+        super().__init__(self._groups(), {})
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parts' own groups: a change of the learning rate reaches them."""
+        return [group for part in self._parts.values() for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts.values():
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of both."""
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from stored states."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state_dict[name])
+        self.param_groups = self._groups()
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 0.0) -> float:

@@ -30,7 +30,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
-from scripts._methods import DEFAULT_METHOD, METHODS, MethodName
+from scripts._methods import METHODS, PUBLISHED, RECOMMENDED, MethodName
 
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
@@ -288,16 +288,20 @@ def usable(
 ) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
     """Return the complete methods, {method: sources}, and the others, {method: what is missing}.
 
+    The neural likelihood is an addition: a method that lacks it is not named.
+
     Raises:
         FileNotFoundError: the folder has no complete method.
     """
     ready: dict[MethodName, tuple[str, ...]] = {}
     missing: dict[MethodName, str] = {}
-    for method in sorted(METHODS, key=lambda method: method != DEFAULT_METHOD):  # it comes first
+    first: tuple[MethodName, ...] = (RECOMMENDED, "hybrid")
+    for method in dict.fromkeys((*first, *METHODS)):
         try:
             ready[method] = METHODS[method].check(models, settings)
         except (ValueError, OSError) as error:
-            missing[method] = one_line(error)
+            if method in PUBLISHED:
+                missing[method] = one_line(error)
     if not ready:
         raise FileNotFoundError(f"{models} has no complete method: {next(iter(missing.values()))}")
     return ready, missing

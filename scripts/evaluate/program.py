@@ -34,7 +34,7 @@ from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS, MethodName
+from scripts._methods import METHODS, MethodName, default_methods
 from scripts._results import format_table
 from scripts.evaluate.describe import (
     DEFINITIONS,
@@ -58,8 +58,9 @@ class Args:
     """Prepared data set."""
     output: Path
     """JSON file to write."""
-    methods: tuple[MethodName, ...] = tuple(METHODS)
-    """Separation methods to score."""
+    methods: tuple[MethodName, ...] | None = None
+    """Separation methods to score; default: lqvae, lass, hybrid, and hybrid-neural if the models
+    have a neural likelihood."""
     baselines: tuple[Baseline, ...] = BASELINES
     """Baselines to score."""
     chunks: int = 30
@@ -96,8 +97,10 @@ class Args:
         require_fields(self, "chunks", "chunk_codes", whole=True, at_least=1)
         require_fields(self, "candidates", "batch", optional=True, whole=True, at_least=1)
         require_fields(self, "examples", whole=True, at_least=0)
-        if not self.methods or len(set(self.methods)) != len(self.methods):
-            raise ValueError(f"methods is {' '.join(self.methods) or 'empty'}, expected each once")
+        if self.methods is not None:
+            if not self.methods or len(set(self.methods)) != len(self.methods):
+                named = " ".join(self.methods) or "empty"
+                raise ValueError(f"methods is {named}, expected each once")
         if self.output.suffix != ".json":
             raise ValueError(f"output is {self.output}, expected the name of a .json file")
 
@@ -122,11 +125,12 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     """
     if args.museval:
         check_museval()
-    methods = {name: METHODS[name] for name in args.methods}
+    names = default_methods(args.models) if args.methods is None else args.methods
+    methods = {name: METHODS[name] for name in names}
     settings = resolve_each(args.settings, methods.values(), args.models)
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources, METHODS)
-    outputs.check(args.methods, args.baselines, min(args.examples, args.chunks))
+    outputs.check(names, args.baselines, min(args.examples, args.chunks))
     separators = {
         name: method.load_separator(
             args.models,
@@ -152,7 +156,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         manifest,
         chunks,
         outputs,
-        args.methods,
+        names,
         args.seed,
         args.examples,
         args.museval,
@@ -173,7 +177,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     for name, method in methods.items():
         family, full = method.folder(args.models), method.resolve(settings[name], args.models)
         identity = {
-            "models": fingerprints(family, method.tables(full)),
+            "models": fingerprints(family, method.tables(full), method.runs()),
             "description": models[name],
             "device": separators[name].device.type,
         }

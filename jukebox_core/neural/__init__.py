@@ -1,0 +1,1 @@
+"""The neural likelihood: what the mixture's waveform says about the sources' codes."""

@@ -1,0 +1,75 @@
+"""A separation method with the neural likelihood in addition to its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from jukebox_core.neural.likelihood import EXPONENT, ScaledNeuralLikelihood
+from jukebox_core.neural.model import load_neural_likelihood
+from jukebox_core.prior.joint import JointPriors
+from jukebox_core.prior.unigram import UnigramPriors
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.method import Likelihoods, Method, Parts
+from jukebox_core.separation.settings import Settings
+
+RUN = "neural_likelihood"
+"""Run folder of the network in the family's folder."""
+
+
+class NeuralMethod(Method):
+    """The models of another method, whose posterior is multiplied by the neural likelihood.
+
+    The other method's pair likelihood couples the sources; without one they are independent given
+    the mixture's waveform.
+    """
+
+    def __init__(self, base: Method | None = None, family: str = "linearisation"):
+        """Extend a method.
+
+        Args:
+            base: the method; None: no pair likelihood.
+            family: of the models, if there is no base.
+        """
+        self.base = base
+        self.family = family if base is None else base.family
+        self.name = "neural" if base is None else f"{base.name}-neural"
+        own = () if base is None else base.settings
+        self.settings = (*own, "neural_exponent", "prior")
+
+    def defaults(self, settings: Settings) -> Settings:
+        """The base's, and the neural likelihood's."""
+        base = Settings() if self.base is None else self.base.defaults(settings)
+        return replace(base, neural_exponent=EXPONENT, prior="autoregressive")
+
+    def unused(self, settings: Settings) -> dict[str, str]:
+        """As for the base."""
+        return {} if self.base is None else self.base.unused(settings)
+
+    def tables(self, settings: Settings) -> tuple[str, ...]:
+        """The base's."""
+        return () if self.base is None else self.base.tables(settings)
+
+    def check_tables(self, family: Path, settings: Settings) -> None:
+        """Check the base's."""
+        if self.base is not None:
+            self.base.check_tables(family, settings)
+
+    def runs(self) -> tuple[str, ...]:
+        """The network."""
+        return (RUN,)
+
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:
+        """The base's pair likelihood."""
+        return None if self.base is None else self.base.likelihood(parts, settings)
+
+    def likelihoods(self, parts: Parts, priors: JointPriors, settings: Settings) -> Likelihoods:
+        """The base's pair likelihood, the neural likelihood, and the priors of the settings."""
+        device = parts.codec.codebook.device
+        network = load_neural_likelihood(parts.family / RUN, device, parts.codec_fingerprint)
+        exponent = settings.neural_exponent or EXPONENT
+        source = ScaledNeuralLikelihood(network, parts.codec, parts.sources, exponent)
+        if settings.prior == "unigram":
+            frequencies = {name: network.log_frequencies(name) for name in parts.sources}
+            priors = UnigramPriors(frequencies, priors.n_ctx)
+        return Likelihoods(priors, self.likelihood(parts, settings), source)

@@ -1,0 +1,45 @@
+"""Priors without memory: a code's frequency, whatever came before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class NoCache:
+    """The cache of a prior without memory."""
+
+    def reorder(self, parents: Tensor) -> None:
+        """Nothing moves."""
+
+    def nbytes(self) -> int:
+        """Nothing is held."""
+        return 0
+
+
+class UnigramPriors:
+    """The sources' code frequencies as `JointPriors`.
+
+    With the neural likelihood and exponent 1 the posterior is then the network's own, q_i: what is
+    left of a separation without autoregressive priors.
+    """
+
+    def __init__(self, log_frequencies: Mapping[str, Tensor], n_ctx: int):
+        """Use normalised log-frequencies {source: [K]}, for sequences of at most n_ctx codes."""
+        self.names = tuple(log_frequencies)
+        self._logits = torch.stack(list(log_frequencies.values()))  # [S, K]
+        self.n_codes = self._logits.shape[1]
+        self.n_ctx = n_ctx
+        self._sequences = 0
+
+    def new_cache(self, batch_size: int, length: int) -> NoCache:
+        """An empty cache; the next steps are for `batch_size` sequences."""
+        self._sequences = batch_size
+        return NoCache()
+
+    def step(self, codes: Tensor | None, cache: NoCache) -> Tensor:
+        """Logits [S, B, K], the same at every step."""
+        count = self._sequences if codes is None else codes.shape[1]
+        return self._logits.unsqueeze(1).expand(-1, count, -1)

@@ -1,0 +1,148 @@
+r"""Train the neural likelihood: a network that hears the sources' codes in the mixture.
+
+    python -m scripts.train_likelihood --vqvae runs/models/linearisation/vqvae --data prepared \
+        --output runs/models/linearisation/neural_likelihood --preset demo
+
+The methods with "-neural" in their name use the network in the folder of their codec. The codec
+sets the hop, the number and the width of the codes. The run folder has the same files and continues
+in the same way as with scripts.train_vqvae.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
+from jukebox_core.config import NeuralLikelihoodConfig, OptimConfig, TrainConfig, VQVAEConfig
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
+from jukebox_core.neural.model import KIND, NeuralLikelihood
+from jukebox_core.neural.objective import NeuralLikelihoodObjective
+from jukebox_core.training.run import Run, RunSettings
+from jukebox_core.vqvae.model import VQVAE
+from scripts._cli import program
+from scripts._training import FirstFlags
+
+MEASURED_ON = 128
+"""Training items on which the features' deviation and the codes' frequencies are measured."""
+
+
+@dataclass(frozen=True)
+class LikelihoodFlags(FirstFlags):
+    """The size, and the codec, which overrides the preset's."""
+
+    vqvae: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Flags of scripts.train_likelihood."""
+
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    vqvae: Path
+    """Run folder of the codec."""
+    pairing: Pairing = "half"
+    """Take all sources from the same place of one song, each source from a random song, or half of
+    the items in either way."""
+    augmentation: Augmentation
+    neural: NeuralLikelihoodConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+def defaults(flags: LikelihoodFlags) -> Args:
+    """The preset's defaults, for the codec."""
+    preset = flags.values
+    return Args(
+        run=tyro.MISSING_NONPROP,
+        vqvae=tyro.MISSING,
+        augmentation=Augmentation(gain_db=4.0),
+        neural=fit_to_codec(preset.neural, flags.vqvae),
+        optim=preset.neural_optim,
+        train=preset.neural_train,
+    )
+
+
+def fit_to_codec(config: NeuralLikelihoodConfig, codec: Path | None) -> NeuralLikelihoodConfig:
+    """The preset with the codec's sample rate, hop and codes (preset < checkpoint < flag)."""
+    try:
+        stored = VQVAEConfig(**load_meta(codec or "")["config"])
+        return replace(config, **_of_codec(stored))
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # load_codec reports what is wrong with the folder
+
+
+def _of_codec(config: VQVAEConfig) -> dict[str, int]:
+    return {
+        "sample_rate": config.sample_rate,
+        "hop": config.hop,
+        "l_bins": config.l_bins,
+        "emb_width": config.emb_width,
+    }
+
+
+def train_likelihood(args: Args, command: str) -> None:
+    """Train, or continue a training."""
+    run = Run(args.run, args.optim, args.train)
+    codec = load_codec(args.vqvae, run.fabric.device)
+    data = run.open_data(codec.config.sample_rate)
+    alpha = data.manifest.alpha
+    check(args, codec)
+    identity = run.identity(data) | {
+        "kind": KIND,
+        "sources": list(alpha),
+        "config": asdict(args.neural),
+        "vqvae_fingerprint": fingerprint(args.vqvae),
+        "pairing": args.pairing,
+        "augmentation": asdict(args.augmentation),
+    }
+    if run.already_finished(identity):
+        return
+
+    def build(codec: VQVAE) -> NeuralLikelihoodObjective:
+        return NeuralLikelihoodObjective(codec, NeuralLikelihood(args.neural, alpha), alpha)
+
+    plain = CropDataset(
+        data.train, "sources", args.train.crop, alpha, run.train.seed, args.run.skip_silent
+    )
+    items = replace(plain, pairing=args.pairing, augmentation=args.augmentation)
+    run.require(lambda: build(VQVAE(codec.config)), items.rows, args.train.crop)
+    objective = build(codec)
+    objective.to(run.fabric.device)
+    measured = collate([items[index] for index in range(MEASURED_ON)])
+    objective.measure(measured.to(run.fabric.device))
+    run.fit(
+        objective,
+        objective.model,
+        items,
+        lambda: replace(plain, tracks=data.validation),
+        meta=identity | run.meta(command),
+    )
+
+
+def check(args: Args, codec: VQVAE) -> None:
+    """Refuse settings that cannot be trained.
+
+    Raises:
+        ValueError: the crop is no multiple of the hop, or the architecture contradicts the codec.
+    """
+    for name, codecs in _of_codec(codec.config).items():
+        own = getattr(args.neural, name)
+        if own != codecs:
+            flag = f"--neural.{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is {own}, the codec {args.vqvae} has {codecs}: leave it out")
+    hop = codec.config.hop
+    if args.train.crop % hop:
+        raise ValueError(
+            f"--train.crop is {args.train.crop}, not a multiple of the hop, {hop} samples"
+        )
+
+
+main = program(train_likelihood, defaults)
+
+if __name__ == "__main__":
+    sys.exit(main())
