@@ -171,13 +171,32 @@ def load_prior(
             that are not finite, or the prior was trained on the codes of another codec.
     """
     config, meta = load_config(folder, "prior", PriorConfig)
+    check_codec(folder, meta, codec_fingerprint)
+    return load_model(lambda: AutoregressivePrior(config), folder, device)
+
+
+def check_codec(folder: str | Path, meta: Mapping[str, Any], codec_fingerprint: str | None) -> None:
+    """Raise ValueError unless a run was trained on the codes of this codec; None accepts any."""
     trained_on = meta.get("vqvae_fingerprint")
     if codec_fingerprint is not None and trained_on != codec_fingerprint:
         raise ValueError(
             f"{folder} was trained on the codes of another codec (fingerprint "
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
         )
-    return load_model(lambda: AutoregressivePrior(config), folder, device)
+
+
+def alpha_of(folder: str | Path, meta: Mapping[str, Any]) -> dict[str, float]:
+    """The sources' gains in the mixture that a run was trained with, {source: gain}.
+
+    Raises:
+        ValueError: the metadata name no sources, or a gain is not a positive number.
+    """
+    alpha = meta.get("alpha")
+    if not isinstance(alpha, dict) or not alpha:
+        raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
+    for source, gain in alpha.items():
+        require(f"{Path(folder) / META}: alpha of {source}", gain, above=0)
+    return alpha
 
 
 def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:

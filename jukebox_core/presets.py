@@ -10,6 +10,7 @@ from jukebox_core.checks import require_fields, require_types
 from jukebox_core.config import (
     LossConfig,
     MaskEstimatorConfig,
+    MaskNetworkConfig,
     NeuralLikelihoodConfig,
     OptimConfig,
     PriorConfig,
@@ -40,6 +41,11 @@ class Preset:
     neural_optim: OptimConfig = OptimConfig(
         lr=2e-3, weight_decay=0.01, decay_steps=30_000, muon=True
     )
+    mask_network: MaskNetworkConfig = MaskNetworkConfig()
+    mask_network_train: TrainConfig = TrainConfig(steps=20_000, batch_size=288, crop=131_072)
+    mask_network_optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.01, decay_steps=10_000)
+    mask_network_items: int = 20_000
+    """Crops whose candidates the mask network learns from."""
     window: int = 1024
     """Codes per separated window."""
     candidates: int = 64
@@ -49,7 +55,7 @@ class Preset:
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_fields(self, "candidates", whole=True, at_least=1)
+        require_fields(self, "candidates", "mask_network_items", whole=True, at_least=1)
         most = self.prior.n_ctx
         require_fields(self, "window", whole=True, at_least=1, at_most=most, hint="prior.n_ctx")
 
@@ -109,6 +115,10 @@ PRESETS: Mapping[str, Preset] = {
         ),
         neural_train=_TINY_TRAIN,
         neural_optim=OptimConfig(muon=True),
+        mask_network=MaskNetworkConfig(n_fft=256, hop=64, hidden=16, layers=1, channels=4, depth=2),
+        mask_network_train=replace(_TINY_TRAIN, batch_size=20),
+        mask_network_optim=OptimConfig(),
+        mask_network_items=16,
         window=256,
         candidates=4,
         activation_checkpointing=False,
@@ -130,9 +140,9 @@ PRESETS: Mapping[str, Preset] = {
             m_mlp=2.0,
             emb_width=32,
         ),
-        prior_train=replace(_DEMO_TRAIN, steps=900, batch_size=4, crop=65_536),
+        prior_train=replace(_DEMO_TRAIN, steps=450, batch_size=4, crop=65_536),
         prior_optim=OptimConfig(
-            lr=2e-3, weight_decay=0.01, warmup_steps=30, decay_steps=500, ema_decay=0.98
+            lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=300, ema_decay=0.98, muon=True
         ),
         mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
         mask_train=replace(_DEMO_TRAIN, steps=1200, batch_size=32, crop=32_768),
@@ -161,6 +171,12 @@ PRESETS: Mapping[str, Preset] = {
             ema_decay=0.98,
             muon=True,
         ),
+        mask_network=MaskNetworkConfig(hidden=128, layers=1, channels=16, depth=3),
+        mask_network_train=replace(_DEMO_TRAIN, steps=400, batch_size=80, crop=32_768),
+        mask_network_optim=OptimConfig(
+            lr=2e-3, weight_decay=0.01, warmup_steps=20, decay_steps=300, ema_decay=0.98
+        ),
+        mask_network_items=640,
         candidates=32,
         activation_checkpointing=False,
     ),
@@ -188,6 +204,10 @@ PRESETS: Mapping[str, Preset] = {
             depth=6,
         ),
         neural_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
+        mask_network=MaskNetworkConfig(hidden=256, layers=2),
+        mask_network_train=TrainConfig(steps=10_000, batch_size=144, crop=65_536),
+        mask_network_optim=OptimConfig(lr=1e-3, weight_decay=0.01, decay_steps=5_000),
+        mask_network_items=8_000,
         neural_optim=OptimConfig(lr=3e-3, weight_decay=0.01, decay_steps=7_000, muon=True),
         activation_checkpointing=False,
     ),
@@ -202,6 +222,7 @@ PRESETS: Mapping[str, Preset] = {
         neural=NeuralLikelihoodConfig(
             sample_rate=44_100, n_fft=2048, long_n_fft=16_384, coarse_depth=18
         ),
+        mask_network=MaskNetworkConfig(sample_rate=44_100, n_fft=4096, hop=1024),
         loss=LossConfig(commit=0.02),
         prior=PriorConfig(embedding="table"),
     ),

@@ -25,10 +25,16 @@ METHODS: Mapping[MethodName, Method] = {
     "hybrid-neural": hybrid.NEURAL,
     "neural": NeuralMethod(),
 }
-PUBLISHED: tuple[PublishedName, ...] = get_args(PublishedName)
+PUBLISHED_METHODS: tuple[PublishedName, ...] = get_args(PublishedName)
 """The systems that this project compares, without the neural likelihood."""
 RECOMMENDED: MethodName = "hybrid-neural"
 """The project's own system."""
+
+
+def available(name: MethodName, models: Path) -> bool:
+    """Whether the models have what the method needs beyond the published systems' parts."""
+    family = Path(models) / METHODS[name].family
+    return all((family / run).is_dir() for run in METHODS[name].runs())
 
 
 MethodFlag: TypeAlias = MethodName | Literal["auto"]
@@ -38,11 +44,9 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
     """The method of that name; auto: the recommended one if the models have it, else the hybrid."""
     if flag != "auto":
         return flag
-    method = METHODS[RECOMMENDED]
-    family = Path(models) / method.family
-    return RECOMMENDED if all((family / run).is_dir() for run in method.runs()) else "hybrid"
+    return RECOMMENDED if available(RECOMMENDED, models) else "hybrid"
 
 
 def default_methods(models: Path) -> tuple[MethodName, ...]:
     """The published systems, and the recommended one if the models have it."""
-    return tuple(dict.fromkeys((*PUBLISHED, method_of("auto", models))))
+    return tuple(dict.fromkeys((*PUBLISHED_METHODS, method_of("auto", models))))

@@ -1,4 +1,4 @@
-"""Compose songs, train the three systems small, separate, score and write the report.
+"""Compose songs, train all systems small, separate, score and write the report.
 
     python -m scripts.demo --output runs/demo
 
@@ -20,15 +20,18 @@ from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable
+from jukebox_core.neural.method import RUN, mask_folder
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS
+from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED
 from scripts._results import format_table, is_report
 
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
 WEIGHTS = "weights.safetensors"
+DRAWN_WITH = ("--prior", "unigram", "--neural-exponent", 1.0, "--sampler", "ancestral")
+"""Settings of the candidates that the mask network learns from."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +116,29 @@ def stages(args: Args) -> list[Stage]:
     sums = linear / "sums.safetensors"
     compute = ("--vqvae", linear / "vqvae", "--output", sums)
     add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
+    # The recommended system: the network's own draws are enough for the last stage to learn from.
+    network = linear / RUN
+    train = ("--vqvae", linear / "vqvae", "--output", network, *common)
+    after = ["codec linearisation"]
+    add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
+    last = mask_folder(models, RECOMMENDED)
+    train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
+    after = ["neural likelihood", *(f"prior linearisation {source}" for source in SOURCES)]
+    add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
 
     # One method per process. All get the number of threads, since it identifies the parts.
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(METHODS))
+    systems = (*PUBLISHED_METHODS, RECOMMENDED)
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(systems))
     inputs = ("--models", models, "--data", data)
     score = (*inputs, "--output", results, "--chunks", args.chunks, "--threads", threads, *seed)
-    for method in METHODS:
+    for method in systems:
         trained = METHODS[method].family
         after = [f"prior {trained} {source}" for source in SOURCES]
         after += [f"counts {trained}", f"calibration {trained}", "code sums"]
+        after += ["mask network"] * (method == RECOMMENDED)
         flags = (*score, "--methods", method, "--parts-only")
-        add(f"scores {method}", "evaluate", flags, after, share=1 / len(METHODS))
-    parts = [f"scores {method}" for method in METHODS]
+        add(f"scores {method}", "evaluate", flags, after, share=1 / len(systems))
+    parts = [f"scores {method}" for method in systems]
     add("scores", "evaluate", score, ["mask estimator", *parts], share=1, product=results)
     add("report", "report", ("--runs", out, "--output", report), ["scores"], 1, report)
     return plan
@@ -135,7 +149,8 @@ def main(args: Args) -> None:
     """Run the plan, then print the table."""
     results, report = args.output / "results.json", args.output / "report.html"
     # evaluate and report check this too, but only after the training.
-    Outputs(results, SOURCES, METHODS).check(METHODS, BASELINES, min(EXAMPLES, args.chunks))
+    systems = (*PUBLISHED_METHODS, RECOMMENDED)
+    Outputs(results, SOURCES, METHODS).check(systems, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))

@@ -94,7 +94,6 @@ def train_likelihood(args: Args, command: str) -> None:
     check(args, codec)
     identity = run.identity(data) | {
         "kind": KIND,
-        "sources": list(alpha),
         "config": asdict(args.neural),
         "vqvae_fingerprint": fingerprint(args.vqvae),
         "pairing": args.pairing,

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
 
 import tyro
 
 from jukebox_core.config import MaskEstimatorConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import collate
-from jukebox_core.datasets.crops import Augmentation, CropDataset
+from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.evaluation.mask_objective import MaskObjective
 from jukebox_core.training.run import Run, RunSettings
@@ -33,8 +32,9 @@ class Args:
     """Flags of scripts.train_mask."""
 
     run: tyro.conf.OmitArgPrefixes[RunSettings]
-    pairing: Literal["song", "random"] = "random"
-    """Take all sources from the same place of one song, or each source from a random song."""
+    pairing: Pairing = "random"
+    """Take all sources from the same place of one song, each source from a random song, or half of
+    the items in either way."""
     gain_db: float = 6.0
     """Augmentation: scale every source by up to this many decibels, up or down."""
     mask: MaskEstimatorConfig

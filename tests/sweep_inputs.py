@@ -33,8 +33,8 @@ def _models(path: Path) -> None:
 
 
 def complete(models: Path) -> None:
-    """Add what `train_tiny_models` leaves out: calibration and mask estimator."""
-    from scripts import calibrate, train_mask
+    """Add what `train_tiny_models` leaves out."""
+    from scripts import calibrate, train_likelihood, train_mask, train_mask_network
 
     data = make(models.parent, "data")
     for family in CALIBRATED:
@@ -43,6 +43,12 @@ def complete(models: Path) -> None:
         _do(calibrate, *flags, "--codes", "128", "--n-fft", "256", "--device", "cpu")
     flags = ["--data", data, "--output", models / "mask_estimator", "--preset", "tiny"]
     _do(train_mask, *flags, "--device", "cpu", "--wandb", "disabled")
+    common = ["--data", data, "--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
+    family = models / "linearisation"
+    network = ["--vqvae", family / "vqvae", "--output", family / "neural_likelihood"]
+    _do(train_likelihood, *network, *common)
+    last = ["--models", models, "--output", models / "mask_network/hybrid-neural"]
+    _do(train_mask_network, *last, *common)
     for state in models.rglob("state.pt"):  # large, and read by nothing here
         state.unlink()
 

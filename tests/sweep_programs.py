@@ -60,6 +60,10 @@ _COUNT = (
 )
 _VQVAE = f"{_TRAIN} --objective linearisation --keep-media 0 --bandwidth-seconds 1"
 
+_NEURAL = (
+    "in/song.wav --models in/models --output out --method hybrid-neural --candidates 2 --device cpu"
+)
+
 BASES: Mapping[str, Base] = {
     "ablate": Base(f"{_STUDY} --output out --no-parts --seeds 1 --jobs 1"),
     "ablate_training": Base(
@@ -124,11 +128,16 @@ BASES: Mapping[str, Base] = {
     "separate": Base(
         "in/song.wav --models in/models --output out --method hybrid --candidates 2 --device cpu",
         instead={
+            "--neural-exponent": _NEURAL,
+            "--prior": _NEURAL,
+            "--mask-network": _NEURAL,
             "--calibration": "in/song.wav --models in/models --output out --candidates 2"
             " --device cpu --mask-n-fft 256",
         },
     ),
+    "train_likelihood": Base(f"{_TRAIN} --vqvae in/models/linearisation/vqvae"),
     "train_mask": Base(_TRAIN),
+    "train_mask_network": Base(f"{_TRAIN} --models in/models --method neural"),
     "train_prior": Base(f"{_TRAIN} --vqvae in/models/linearisation/vqvae --source bass"),
     "train_vqvae": Base(
         _VQVAE,

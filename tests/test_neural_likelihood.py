@@ -1,6 +1,7 @@
 """The neural likelihood: its network, its training, and the methods that use it."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import load_codec, load_meta
 from jukebox_core.config import NeuralLikelihoodConfig
 from jukebox_core.datasets.batches import collate
-from jukebox_core.datasets.crops import Augmentation, CropDataset
+from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.neural.likelihood import ScaledNeuralLikelihood
 from jukebox_core.neural.model import FLOOR, NeuralLikelihood, load_neural_likelihood
@@ -20,7 +21,7 @@ from jukebox_core.separation.settings import Settings
 from jukebox_core.training.tracking import read_metrics
 from lass import load_neural_separator
 from scripts import separate, train_likelihood
-from scripts._methods import METHODS, PUBLISHED, default_methods, method_of
+from scripts._methods import METHODS, PUBLISHED_METHODS, default_methods, method_of
 from tests.conftest import RATE
 from tests.test_train_scripts import error_of
 
@@ -170,7 +171,7 @@ def test_training_resumes_bit_for_bit_and_notices_another_codec(
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     meta = load_meta(run)
-    assert meta["kind"] == "neural_likelihood" and meta["sources"] == ["bass", "drums"]
+    assert meta["kind"] == "neural_likelihood" and list(meta["alpha"]) == ["bass", "drums"]
     assert meta["pairing"] == "half" and meta["augmentation"]["gain_db"] == 4.0
     metrics = {row.metric for row in read_metrics(run / "metrics.csv") if row.split == "validation"}
     assert {"loss", "bits_bass", "bits_drums"} <= metrics
@@ -210,24 +211,21 @@ def test_half_of_the_pairs_are_of_one_song(tiny_data, pairing):
         assert torch.equal(items[index], (loose if apart else tight)[index])
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in PUBLISHED])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in PUBLISHED_METHODS])
 def test_every_method_separates_with_it(method, tiny_neural_models):
-    mixture = 0.2 * torch.randn(1, 3 * RATE, generator=torch.Generator().manual_seed(0))
+    mixture = 0.2 * torch.randn(1, RATE // 2, generator=torch.Generator().manual_seed(0))
     separator = METHODS[method].load_separator(tiny_neural_models, candidates=4)
     assert separator.settings["likelihood"]["neural_exponent"] == 0.5
     stems = separator(mixture, RATE, seed=1)
     torch.testing.assert_close(sum(stems.values()), mixture, atol=1e-5, rtol=0)
-    again = separator(mixture, RATE, seed=1, batch=1)
-    for name, stem in stems.items():
-        assert stem.std() > 0
-        torch.testing.assert_close(stem, again[name], atol=1e-5, rtol=1e-4)
+    assert all(stem.std() > 0 for stem in stems.values())
     without = separator.likelihood, separator.source_likelihood
     assert (without[0] is None) == (method == "neural") and without[1] is not None
 
 
 def test_published_methods_ignore_it(tiny_models, tiny_neural_models):
-    mixture = 0.2 * torch.randn(1, RATE, generator=torch.Generator().manual_seed(0))
-    for method in PUBLISHED:
+    mixture = 0.2 * torch.randn(1, RATE // 4, generator=torch.Generator().manual_seed(0))
+    for method in PUBLISHED_METHODS:
         stems = [
             METHODS[method].load_separator(models, candidates=4)(mixture, RATE)
             for models in (tiny_models, tiny_neural_models)
@@ -259,8 +257,6 @@ def test_the_network_changes_the_candidates_and_unigram_priors_too(tiny_neural_m
 
 
 def test_another_codecs_network_is_refused(tmp_path, tiny_neural_models):
-    import shutil
-
     models = tmp_path / "models"
     shutil.copytree(tiny_neural_models, models)
     shutil.rmtree(models / "reconstruction/neural_likelihood")
@@ -282,8 +278,8 @@ def test_the_recommended_method_is_the_default_where_it_is_there(
     assert method_of("auto", tiny_models) == "hybrid"
     assert method_of("auto", tiny_neural_models) == "hybrid-neural"
     assert method_of("lass", tiny_neural_models) == "lass"
-    assert default_methods(tiny_models) == PUBLISHED
-    assert default_methods(tiny_neural_models) == (*PUBLISHED, "hybrid-neural")
+    assert default_methods(tiny_models) == PUBLISHED_METHODS
+    assert default_methods(tiny_neural_models) == (*PUBLISHED_METHODS, "hybrid-neural")
     song = tmp_path / "song.wav"
     audio_io.save(song, 0.1 * torch.randn(1, RATE), RATE)
     flags = [str(song), "--models", str(tiny_neural_models), "--device", "cpu"]
@@ -292,15 +288,3 @@ def test_the_recommended_method_is_the_default_where_it_is_there(
         assert separate.main([*flags, *more]) == 0
     stems = [audio_io.load(tmp_path / name / "song/bass.wav")[0] for name in ("auto", "named")]
     assert torch.equal(*stems)
-
-
-def test_augmentation_has_its_flags(capsys):
-    with pytest.raises(SystemExit):
-        train_likelihood.main(["--help"])
-    text = capsys.readouterr().out
-    for flag in ("--augmentation.gain-db", "--augmentation.polarity", "--pairing", "--optim.muon"):
-        assert flag in text
-    assert (
-        Augmentation(gain_db=4.0)
-        == train_likelihood.defaults(train_likelihood.LikelihoodFlags()).augmentation
-    )

@@ -22,6 +22,8 @@ MORE = {
     "scripts.evaluate": ["--chunks", "1", "--candidates", "2", "--chunk-codes", "128"],
     "scripts.train_vqvae": ["--train.steps", "4", "--wandb", "disabled"],
     "scripts.train_prior": ["--train.steps", "4", "--wandb", "disabled"],
+    "scripts.train_likelihood": ["--train.steps", "4", "--wandb", "disabled"],
+    "scripts.train_mask_network": ["--train.steps", "4", "--wandb", "disabled"],
     "scripts.train_mask": ["--train.steps", "4", "--wandb", "disabled"],
 }
 

@@ -190,7 +190,7 @@ class Bits:
 class Copy:
     """As candidates of both sources the mixture's own codes."""
 
-    def __call__(self, priors, likelihood, codes, n, generator, progress=None):
+    def __call__(self, priors, likelihood, codes, n, generator, progress=None, factors=None):
         copies = dict.fromkeys(priors.names, codes.unsqueeze(1).expand(-1, n, -1))
         zeros = torch.zeros(len(codes), n)
         return JointSamples(copies, dict.fromkeys(copies, zeros), zeros)

@@ -29,7 +29,7 @@ class Spy:
         self.most, self.independent, self.error = most, independent, error
         self.batches = []
 
-    def __call__(self, priors, likelihood, codes, n, generator, progress=None):
+    def __call__(self, priors, likelihood, codes, n, generator, progress=None, factors=None):
         batch, steps = codes.shape
         shape = (batch, steps, 2, n)
         numbers = torch.randint(likelihood.n_codes, shape, generator=generator)  # window by window

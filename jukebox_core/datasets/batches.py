@@ -35,6 +35,15 @@ class Items(Protocol):
         ...
 
 
+class TrainingItems(Items, Protocol):
+    """Items of which `samples` samples are an epoch."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of all songs."""
+        ...
+
+
 def collate(items: Sequence[Tensor]) -> Tensor:
     """Join items [R, ...] to a batch [R * B, ...]: all first rows, then all second, and so on."""
     return torch.stack(list(items), dim=1).flatten(0, 1)

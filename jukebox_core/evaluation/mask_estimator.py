@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jukebox_core.audio.spectra import stft
-from jukebox_core.checkpoints import META, load_config, load_model
-from jukebox_core.checks import require
+from jukebox_core.checkpoints import alpha_of, load_config, load_model
 from jukebox_core.config import MaskEstimatorConfig
 from jukebox_core.separation.mask import RatioMask
 
@@ -110,9 +109,5 @@ def load_mask_estimator(folder: str | Path, device: str | torch.device = "cpu") 
             values that are not finite.
     """
     config, meta = load_config(folder, "mask_estimator", MaskEstimatorConfig)
-    alpha = meta.get("alpha")
-    if not isinstance(alpha, dict) or not alpha:
-        raise ValueError(f"{Path(folder) / META} names no sources: alpha is {alpha!r}")
-    for source, gain in alpha.items():
-        require(f"{Path(folder) / META}: alpha of {source}", gain, above=0)
+    alpha = alpha_of(folder, meta)
     return load_model(lambda: MaskEstimator(config, alpha), folder, device)

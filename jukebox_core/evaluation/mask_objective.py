@@ -36,12 +36,22 @@ class MaskObjective(nn.Module):
         stems = stems * stems.new_tensor(list(alpha.values()))[:, None, None]
         mixture = self.estimator.spectrum(stems.sum(0))
         masked = self.estimator(mixture) * mixture
-        target = self.estimator.spectrum(stems)
-        floor = SILENCE * _power(mixture) + 1e-12
-        ratio = (_power(target) + floor) / (_power(target - masked) + floor)
-        sdr = 10 * ratio.log10().mean(1)  # [S]
+        sdr = -distortion(mixture, self.estimator.spectrum(stems), masked)
         metrics = {f"sdr_{name}": x.detach() for name, x in zip(alpha, sdr, strict=True)}
         return ObjectiveOutput(-sdr.mean(), metrics)
+
+
+def distortion(mixture: Tensor, target: Tensor, masked: Tensor) -> Tensor:
+    """Mean over crops of 10 log10(|S - M Y|^2 / |S|^2) in dB, [S].
+
+    Args:
+        mixture: complex spectra Y, [B, F, frames].
+        target: spectra S of the sources in the mixture, [S, B, F, frames].
+        masked: masked mixtures M Y, of the same shape.
+    """
+    floor = SILENCE * _power(mixture) + 1e-12
+    ratio = (_power(target) + floor) / (_power(target - masked) + floor)
+    return -10 * ratio.log10().mean(1)
 
 
 def _power(spectrum: Tensor) -> Tensor:

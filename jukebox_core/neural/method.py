@@ -5,16 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from jukebox_core.checkpoints import fingerprint
 from jukebox_core.neural.likelihood import EXPONENT, ScaledNeuralLikelihood
+from jukebox_core.neural.mask import load_mask_network, network_mask
 from jukebox_core.neural.model import load_neural_likelihood
 from jukebox_core.prior.joint import JointPriors
 from jukebox_core.prior.unigram import UnigramPriors
 from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.method import Likelihoods, Method, Parts
 from jukebox_core.separation.settings import Settings
 
 RUN = "neural_likelihood"
 """Run folder of the network in the family's folder."""
+
+
+def mask_folder(models: Path, method: str) -> Path:
+    """The run folder of a method's mask network."""
+    return Path(models) / "mask_network" / method
 
 
 class NeuralMethod(Method):
@@ -35,7 +45,7 @@ class NeuralMethod(Method):
         self.family = family if base is None else base.family
         self.name = "neural" if base is None else f"{base.name}-neural"
         own = () if base is None else base.settings
-        self.settings = (*own, "neural_exponent", "prior")
+        self.settings = (*own, "neural_exponent", "prior", "mask_network")
 
     def defaults(self, settings: Settings) -> Settings:
         """The base's, and the neural likelihood's."""
@@ -58,6 +68,22 @@ class NeuralMethod(Method):
     def runs(self) -> tuple[str, ...]:
         """The network."""
         return (RUN,)
+
+    def mask(self, models: Path, settings: Settings, device: torch.device) -> RatioMask:
+        """The mask network trained on this method's candidates, or the ratio mask.
+
+        Raises:
+            FileNotFoundError: the network is to be used, but missing.
+            ValueError: it was trained on candidates of another codec.
+        """
+        ratio = super().mask(models, settings, device)
+        folder = mask_folder(models, self.name)
+        if settings.mask_network is False or (
+            settings.mask_network is None and not folder.is_dir()
+        ):
+            return ratio
+        codec = fingerprint(self.folder(models) / "vqvae")
+        return network_mask(ratio, load_mask_network(folder, device, codec))
 
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:
         """The base's pair likelihood."""

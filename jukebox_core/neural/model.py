@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jukebox_core.checkpoints import META, load_config, load_model
+from jukebox_core.checkpoints import alpha_of, check_codec, load_config, load_model
 from jukebox_core.config import NeuralLikelihoodConfig
 
 KIND = "neural_likelihood"
@@ -197,13 +197,6 @@ def load_neural_likelihood(
             that are not finite, or the network was trained on the codes of another codec.
     """
     config, meta = load_config(folder, KIND, NeuralLikelihoodConfig)
-    trained_on = meta.get("vqvae_fingerprint")
-    if codec_fingerprint is not None and trained_on != codec_fingerprint:
-        raise ValueError(
-            f"{folder} was trained on the codes of another codec (fingerprint "
-            f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
-        )
-    sources = meta.get("sources")
-    if not isinstance(sources, list) or not all(isinstance(name, str) for name in sources):
-        raise ValueError(f"{Path(folder) / META} names no sources: sources is {sources!r}")
+    check_codec(folder, meta, codec_fingerprint)
+    sources = alpha_of(folder, meta)
     return load_model(lambda: NeuralLikelihood(config, sources), folder, device)

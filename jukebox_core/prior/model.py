@@ -134,6 +134,10 @@ class AutoregressivePrior(nn.Module):
                 x = block(x)
         return self.head(x)
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Matrices of the layers, for Muon."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
+
     def bits_per_code(self, codes: Tensor) -> Tensor:
         """Mean negative log2-likelihood per code of [B, T], the training loss."""
         logits = self(codes).float()

@@ -39,6 +39,10 @@ class PriorObjective(nn.Module):
         bits = self.prior.bits_per_code(self.codes(batch))
         return ObjectiveOutput(bits, {"bits_per_code": bits.detach()})
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The prior's."""
+        return self.prior.hidden_matrices()
+
     @torch.no_grad()
     def codes(self, batch: Tensor) -> Tensor:
         """Codes [B, T'] of a batch; codes pass unchanged.

@@ -86,8 +86,14 @@ class RatioMask:
             candidates: N estimates of the sources of every mixture.
             weights: [B, N], summing to one over the candidates.
         """
-        stems = self.apply(mixture, self.masks(self.mean_powers(candidates, weights)))
+        stems = self.apply(mixture, self.estimate(mixture, candidates, weights))
         return {name: stem / candidates.alpha[name] for name, stem in stems.items()}
+
+    def estimate(
+        self, mixture: Tensor, candidates: Candidates, weights: Tensor
+    ) -> dict[str, Tensor]:
+        """The masks, {source: [B, F, frames]}; arguments as in `__call__`."""
+        return self.masks(self.mean_powers(candidates, weights))
 
     def mean_powers(self, candidates: Candidates, weights: Tensor) -> dict[str, Tensor]:
         """Weighted mean powers of alpha_i x_i, {source: [B, F, frames]}, calibrated."""

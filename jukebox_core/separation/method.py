@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from jukebox_core.checkpoints import (
     WEIGHTS,
     fingerprint,
@@ -19,6 +21,7 @@ from jukebox_core.machine import pick_device
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate
 from jukebox_core.separation.likelihood import Likelihood, SourceLikelihood
 from jukebox_core.separation.loading import calibration_of, family_folder, prior_folders, sizes_of
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samplers import OPTIONS
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned
@@ -33,7 +36,10 @@ _LIKELIHOOD = (
     "gaussian",
     "neural_exponent",
     "prior",
+    "mask_network",
 )
+
+_MASKS = ("weights", "mask_power", "mask_n_fft", "compression", "mask_network", "calibration")
 
 
 class Parts(NamedTuple):
@@ -84,6 +90,11 @@ class Method(ABC):
     def tables(self, settings: Settings) -> tuple[str, ...]:
         """Files of the family's folder that the likelihood reads."""
         return ()
+
+    def mask(self, models: Path, settings: Settings, device: torch.device) -> RatioMask:
+        """The mask with resolved settings; raises as `likelihood`."""
+        family = self.folder(models)
+        return settings.make_mask(calibration_of(family, settings.calibration))
 
     def runs(self) -> tuple[str, ...]:
         """Run folders of the family that the likelihood reads."""
@@ -145,8 +156,7 @@ class Method(ABC):
         if full.weights != "posterior-mean":
             unused["compression"] = f"weights is {full.weights}, which takes one candidate"
         if refine is False:
-            masks = ("weights", "mask_power", "mask_n_fft", "compression", "calibration")
-            unused |= dict.fromkeys(masks, "refine is False")
+            unused |= dict.fromkeys(_MASKS, "refine is False")
         if refine is True:
             unused["selection"] = "refine is True"
         return full, unused
@@ -200,8 +210,8 @@ class Method(ABC):
         family = self.folder(models)
         full = self.resolve(settings or Settings(), models if tuned else None)
         sizes = sizes_of(family, candidates, window, full.shifts)
-        mask = full.make_mask(calibration_of(family, full.calibration))
         place = pick_device(device)
+        mask = self.mask(Path(models), full, place)
         folders = prior_folders(family)
         codec = load_codec(family / "vqvae", place)
         identity = fingerprint(family / "vqvae")

@@ -422,7 +422,7 @@ class Separator:
     ) -> dict[str, list[Tensor]]:
         """Masks from the candidates [B windows], applied to the windows' channels [C, T']."""
         weights = self.weights(pieces, candidates)
-        masks = self.mask.masks(self.mask.mean_powers(candidates, weights))
+        masks = self.mask.estimate(pieces, candidates, weights)
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
         for b, channels in enumerate(inputs):
             own = {name: mask[b] for name, mask in masks.items()}

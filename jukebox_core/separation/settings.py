@@ -76,6 +76,9 @@ class Settings:
     """STFT size of the ratio mask, in samples; the hop is a quarter of it; default 4096."""
     compression: float | None = None
     """Exponent of the power mean over the candidates' power spectra; default 1: the mean."""
+    mask_network: bool | None = None
+    """With the neural likelihood: masks of the network trained on its candidates, instead of the
+    ratio mask; default: if there is one."""
     calibration: bool | None = None
     """Calibrate candidates' spectra for the codec's errors; default: if there is a calibration."""
 
@@ -151,6 +154,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "mask_power": check_power,
     "mask_n_fft": _check_mask_n_fft,
     "compression": check_compression,
+    "mask_network": _one_of(True, False),
     "calibration": _one_of(True, False),
 }
 
@@ -166,7 +170,8 @@ DEFAULTS = Settings(
     compression=RatioMask.compression,
 )
 """Defaults that all methods share; a method adds the defaults of its likelihood. Without a value:
-`shifts`, which depends on the number of candidates, and `calibration`, which depends on the models.
+`shifts`, which depends on the number of candidates, `mask_network` and `calibration`, which depend
+on the models.
 """
 
 AFTER_SAMPLING = (
@@ -175,6 +180,7 @@ AFTER_SAMPLING = (
     "mask_power",
     "mask_n_fft",
     "compression",
+    "mask_network",
     "calibration",
 )
 """Settings that the candidates do not depend on."""

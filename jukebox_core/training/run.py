@@ -23,12 +23,11 @@ from jukebox_core.checkpoints import (
 )
 from jukebox_core.checks import require, require_fields, require_types
 from jukebox_core.config import OptimConfig, TrainConfig
-from jukebox_core.datasets.batches import Batches, Items
-from jukebox_core.datasets.crops import CropDataset, split_for_validation
+from jukebox_core.datasets.batches import Batches, Items, TrainingItems
+from jukebox_core.datasets.crops import split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
-from jukebox_core.prior.codes import CodeDataset
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
 from jukebox_core.training.memory import crops_that_fit, require_memory
@@ -269,7 +268,7 @@ class Run:
         self,
         objective: nn.Module,
         model: nn.Module,
-        items: CropDataset | CodeDataset,
+        items: TrainingItems,
         validation: Callable[[], Items],
         meta: Mapping[str, Any],
         collapse: CollapseWatch | None = None,

@@ -86,7 +86,8 @@ def main(args: Args) -> None:
     lines = [table.line(name) for name in table.rows]
     comparisons = list(compare(lines))
     settings = {
-        name: vars(method.resolve(Settings(), args.models)) for name, method in METHODS.items()
+        name: vars(METHODS[name].resolve(Settings(), args.models))
+        for name in dict.fromkeys(row.draw.method for row in every)
     }
     write_json(
         args.output / _ROWS,

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from hybrid.separator import POOLED_EXPONENT
 from jukebox_core.evaluation.estimates import (
     Estimator,
@@ -16,6 +18,7 @@ from jukebox_core.evaluation.estimates import (
     RoundTrip,
     Selected,
 )
+from jukebox_core.neural.method import NeuralMethod, mask_folder
 from jukebox_core.separation.loading import calibration_of
 from jukebox_core.separation.mask import WIENER
 from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair, RejectionWeights
@@ -23,7 +26,7 @@ from jukebox_core.separation.selection import LogPosterior, MinimumBayesRisk, Sp
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
 from lass.likelihood import EXPONENT, SMOOTHING
 from lqvae.likelihood import SIGMA
-from scripts._methods import METHODS, MethodName
+from scripts._methods import METHODS, PUBLISHED_METHODS, MethodName, available
 from scripts._sweep import Draw
 
 PUBLISHED = Settings(
@@ -42,6 +45,7 @@ PUBLISHED = Settings(
 
 
 _DEFAULT = Settings()
+_CPU = torch.device("cpu")
 
 
 class Row(NamedTuple):
@@ -63,13 +67,18 @@ def estimators(models: Path) -> dict[str, Estimator]:
     Upstream selects among all pairs, comparing with the codec's round trip of the mixture.
     """
     own: dict[str, Estimator] = {}
-    for name, method in METHODS.items():
+    for name in _available(models):
+        method = METHODS[name]
         full, family = method.resolve(Settings(), models), method.folder(models)
         own[f"mask, tuned ({name})"] = Masked(full.make_mask())
         calibrated = full.make_mask(calibration_of(family, full.calibration))
         own[f"mask, tuned and calibrated ({name})"] = Masked(calibrated)
-        published = RejectionPair(RoundTrip(family / "vqvae"))
-        own[f"rejection, published ({name})"] = Selected(published)
+        if isinstance(method, NeuralMethod):
+            if mask_folder(models, name).is_dir():
+                own[f"mask network ({name})"] = Masked(method.mask(models, full, _CPU))
+        else:
+            published = RejectionPair(RoundTrip(family / "vqvae"))
+            own[f"rejection, published ({name})"] = Selected(published)
     return {
         "oracle": Oracle(),
         "single": First(),
@@ -97,7 +106,7 @@ def rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
     def draw(method: MethodName, settings: Settings = _DEFAULT) -> Draw:
         return Draw(method, settings, candidates)
 
-    for method in METHODS:
+    for method in PUBLISHED_METHODS:
         published, default = draw(method, PUBLISHED), draw(method)
         yield Row(f"{method}, published: oracle, raw", published, "oracle")
         rejection = f"rejection, published ({method})"
@@ -107,6 +116,7 @@ def rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
         yield Row(f"{method}, default: selected, raw", default, "spectral fit")
         refined = f"mask, tuned and calibrated ({method})"
         yield Row(f"{method}, default: refined", default, refined)
+    yield from _neural_rows(models, candidates)
     if not parts:
         return
     full = METHODS["hybrid"].resolve(Settings(), models)
@@ -128,5 +138,31 @@ def rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
     yield Row("parts: the mask tuned", draw("hybrid"), "mask, tuned (hybrid)")
     yield Row("parts: spectra calibrated", draw("hybrid"), "mask, tuned and calibrated (hybrid)")
     for name in estimators(models):
-        if not name.endswith(("(lqvae)", "(lass)")):
+        if not name.endswith(tuple(f"({method})" for method in METHODS if method != "hybrid")):
             yield Row(f"estimator: {name}", draw("hybrid"), name)
+
+
+def _neural_rows(models: Path, candidates: int) -> Iterator[Row]:
+    """The rows of the methods with the neural likelihood, for models that have it."""
+    for name in _available(models):
+        if name in PUBLISHED_METHODS:
+            continue
+        draw = Draw(name, Settings(), candidates)
+        yield Row(f"{name}, default: oracle, raw", draw, "oracle")
+        yield Row(f"{name}, default: selected, raw", draw, "spectral fit")
+        refined = f"mask, tuned and calibrated ({name})"
+        yield Row(f"{name}, default: refined", draw, refined)
+        if mask_folder(models, name).is_dir():
+            yield Row(f"{name}, default: mask network", draw, f"mask network ({name})")
+        if name == "neural":
+            alone = Settings(prior="unigram", neural_exponent=1.0, sampler="ancestral")
+            drawn = Draw(name, alone, candidates)
+            yield Row("neural, no priors: oracle, raw", drawn, "oracle")
+            yield Row("neural, no priors: refined", drawn, refined)
+            best = Draw(name, replace(alone, sampler="beam", shifts=1), 1)
+            yield Row("neural, no priors, most probable codes: raw", best, "oracle")
+            yield Row("neural, no priors, most probable codes: refined", best, refined)
+
+
+def _available(models: Path) -> list[MethodName]:
+    return [name for name in METHODS if available(name, models)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
-from scripts._methods import METHODS
+from scripts._methods import PUBLISHED_METHODS
 from scripts._results import markdown_table, row_name
 from scripts._sweep import Draw, Scores
 from scripts.ablate.rows import Row, seeded
@@ -89,12 +89,19 @@ def _pairs_of_rows(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
     for estimate, kind in [*kinds, ("selected, raw", "default")]:
         for other in ("lqvae", "lass"):
             yield f"hybrid, {kind}: {estimate}", f"{other}, {kind}: {estimate}"
-    for method in METHODS:
+    for method in PUBLISHED_METHODS:
         for second in ("published: oracle, raw", "default: oracle, raw", "published: refined"):
             yield f"{method}, default: refined", f"{method}, {second}"
+        for estimate in ("oracle, raw", "refined"):
+            yield f"{method}-neural, default: {estimate}", f"{method}, default: {estimate}"
+    yield "neural, default: refined", "neural, no priors: refined"
+    yield "hybrid-neural, default: refined", "neural, default: refined"
+    yield "hybrid-neural, default: mask network", "hybrid-neural, default: refined"
     for row in rows:
         if row.startswith("baseline:"):
             yield "hybrid, default: refined", row
+            yield "hybrid-neural, default: refined", row
+            yield "hybrid-neural, default: mask network", row
     for before, after in pairwise(row for row in rows if row.startswith("parts:")):
         yield after, before
     for row in rows:

@@ -1,0 +1,202 @@
+r"""Train the last stage: a network that makes the masks from the mixture and the candidates.
+
+    python -m scripts.train_mask_network --models runs/models --data prepared --preset demo
+
+First the candidates of many training crops are drawn with the models, once, into RUN/candidates;
+then the network learns from them. Methods with "-neural" in their name use the network if it is
+there. RUN is MODELS/mask_network/METHOD; it has the same files and continues in the same way as
+with scripts.train_vqvae.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from tqdm import tqdm
+
+from jukebox_core.checkpoints import fingerprint
+from jukebox_core.checks import require_fields
+from jukebox_core.config import MaskNetworkConfig, OptimConfig, TrainConfig
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
+from jukebox_core.neural.candidates import GROUP, CandidateItems, draw_items
+from jukebox_core.neural.mask import KIND, MaskNetwork
+from jukebox_core.neural.mask_objective import MaskNetworkObjective
+from jukebox_core.neural.method import NeuralMethod
+from jukebox_core.separation.loading import fingerprints
+from jukebox_core.separation.separator import Separator
+from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
+from jukebox_core.training.run import Run, RunSettings
+from scripts._cli import program
+from scripts._methods import METHODS, RECOMMENDED, MethodName
+from scripts._training import FirstFlags
+
+VALIDATION_ITEMS = 64
+"""Largest number of validation crops whose candidates are drawn."""
+MEASURED_ON = 32
+"""Training items on which the features' mean and deviation are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Flags of scripts.train_mask_network."""
+
+    run: tyro.conf.OmitArgPrefixes[RunSettings]
+    models: Path
+    """Folder of trained models."""
+    method: MethodName = RECOMMENDED
+    """Separation method that draws the candidates; it must have the neural likelihood."""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    items: int
+    """Training crops to draw candidates for."""
+    candidates: int = 4
+    """Joint candidates per crop."""
+    pairing: Pairing = "half"
+    """Take all sources from the same place of one song, each source from a random song, or half of
+    the items in either way. Sources of different songs: the priors do not know their sum."""
+    augmentation: Augmentation
+    mask_network: MaskNetworkConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require_fields(self, "items", "candidates", whole=True, at_least=1)
+        if self.items % GROUP:
+            raise ValueError(f"items is {self.items}, expected a multiple of {GROUP}")
+
+
+def defaults(flags: FirstFlags) -> Args:
+    """The preset's defaults."""
+    preset = flags.values
+    return Args(
+        run=tyro.MISSING_NONPROP,
+        models=tyro.MISSING,
+        items=preset.mask_network_items,
+        augmentation=Augmentation(gain_db=4.0),
+        mask_network=preset.mask_network,
+        optim=preset.mask_network_optim,
+        train=preset.mask_network_train,
+    )
+
+
+def train_mask_network(args: Args, command: str) -> None:
+    """Draw the candidates, then train, or continue a training.
+
+    Raises:
+        ValueError: the method has no neural likelihood, or the crop does not fit the models.
+    """
+    method = METHODS[args.method]
+    if not isinstance(method, NeuralMethod):
+        raise ValueError(f"method is {args.method}, expected one with the neural likelihood")
+    run = Run(args.run, args.optim, args.train)
+    family = method.folder(args.models)
+    full = method.resolve(args.settings, args.models, strict=False).without(*AFTER_SAMPLING)
+    data = run.open_data(args.mask_network.sample_rate)
+    alpha = data.manifest.alpha
+    drawn_with = {
+        "method": args.method,
+        "settings": full.explicit(),
+        "candidates": args.candidates,
+        "models": fingerprints(family, method.tables(full), method.runs()),
+        "pairing": args.pairing,
+        "augmentation": asdict(args.augmentation),
+    }
+    identity = run.identity(data) | {
+        "kind": KIND,
+        "config": asdict(args.mask_network),
+        "vqvae_fingerprint": fingerprint(family / "vqvae"),
+        "items": args.items,
+        "drawn_with": drawn_with,
+    }
+    if run.already_finished(identity):
+        return
+    separator = method.load_separator(
+        args.models,
+        replace(full, mask_network=False),
+        str(run.fabric.device),
+        candidates=args.candidates,
+    )
+    check(args, separator)
+    plain = CropDataset(
+        data.train, "sources", args.train.crop, alpha, run.train.seed, args.run.skip_silent
+    )
+    crops = replace(plain, pairing=args.pairing, augmentation=args.augmentation)
+    rows = len(alpha) * (1 + args.candidates)
+
+    def build() -> MaskNetworkObjective:
+        return MaskNetworkObjective(MaskNetwork(args.mask_network, alpha), args.candidates)
+
+    run.require(build, rows, args.train.crop)
+    folder = args.run.output / "candidates"
+    items = _draw(run, separator, crops, args.items, folder / "train", identity)
+    held_out = replace(plain, tracks=data.validation)
+    count = min(VALIDATION_ITEMS, args.items)
+    objective = build()
+    objective.measure(collate([items[index] for index in range(min(MEASURED_ON, args.items))]))
+    run.fit(
+        objective,
+        objective.network,
+        items,
+        lambda: _draw(run, separator, held_out, count, folder / "validation", identity),
+        meta=identity | run.meta(command),
+    )
+
+
+def _draw(
+    run: Run,
+    separator: Separator,
+    crops: CropDataset,
+    count: int,
+    folder: Path,
+    identity: Mapping[str, Any],
+) -> CandidateItems:
+    """The items with their candidates, drawn by the first process."""
+    parts = (identity["drawn_with"], identity["data"], folder.name, crops.crop, crops.seed)
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    with tqdm(desc=f"candidates, {folder.name}", total=count, disable=None, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
+        def draw() -> CandidateItems:
+            return draw_items(
+                separator, crops, count, folder, digest, seed=crops.seed, progress=advance
+            )
+
+        if run.fabric.is_global_zero:
+            draw()
+        run.fabric.barrier()
+        return draw()
+
+
+def check(args: Args, separator: Separator) -> None:
+    """Refuse settings that cannot be trained.
+
+    Raises:
+        ValueError: another sample rate, or crops that the models cannot separate.
+    """
+    if separator.sample_rate != args.mask_network.sample_rate:
+        raise ValueError(
+            f"--mask-network.sample-rate is {args.mask_network.sample_rate}, the models have "
+            f"{separator.sample_rate}"
+        )
+    hop, longest = separator.codec.config.hop, separator.n_ctx
+    if args.train.crop % hop or args.train.crop > longest * hop:
+        raise ValueError(
+            f"--train.crop is {args.train.crop}, expected a multiple of {hop} up to "
+            f"{longest * hop} samples (the context of the priors)"
+        )
+
+
+main = program(train_mask_network, defaults)
+
+if __name__ == "__main__":
+    sys.exit(main())

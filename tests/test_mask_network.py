@@ -1,0 +1,190 @@
+"""The last stage: the mask network, its candidates and its training."""
+
+import shutil
+
+import pytest
+import torch
+
+import hybrid
+from jukebox_core.audio.spectra import stft
+from jukebox_core.checkpoints import load_meta
+from jukebox_core.config import MaskNetworkConfig
+from jukebox_core.datasets.batches import collate
+from jukebox_core.datasets.crops import CropDataset
+from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.neural.candidates import draw_items
+from jukebox_core.neural.mask import MaskNetwork, load_mask_network, network_mask
+from jukebox_core.neural.mask_objective import MaskNetworkObjective
+from jukebox_core.presets import PRESETS
+from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.samples import Candidates
+from jukebox_core.separation.settings import Settings
+from scripts import train_mask_network
+from tests.test_train_scripts import error_of, same_weights
+
+ALPHA = {"bass": 0.5, "drums": 0.25}
+TINY = PRESETS["tiny"].mask_network
+
+
+def make_network(trained=False, **changes):
+    torch.manual_seed(0)
+    network = MaskNetwork(MaskNetworkConfig(**{**vars(TINY), **changes}), ALPHA)
+    if trained:
+        for p in network.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def make_candidates(batch=2, count=3, samples=2000):
+    generator = torch.Generator().manual_seed(1)
+    audio = {n: torch.randn(batch, count, samples, generator=generator) for n in ALPHA}
+    mixture = torch.randn(batch, samples, generator=generator)
+    weights = torch.rand(batch, count, generator=generator)
+    return mixture, Candidates(audio, ALPHA), weights / weights.sum(1, keepdim=True)
+
+
+def test_evidence_is_that_of_weighted_candidates_by_hand():
+    mixture, candidates, weights = make_candidates()
+    spectrum, powers, spread = make_network().evidence(mixture, candidates, weights)
+    torch.testing.assert_close(spectrum, stft(mixture, TINY.n_fft, TINY.hop))
+    for b in range(2):
+        each = [
+            [(gain * stft(candidates.audio[n][b, i], TINY.n_fft, TINY.hop)).abs() ** 2]
+            for i in range(3)
+            for n, gain in ALPHA.items()
+        ]
+        each = torch.stack([x for (x,) in each]).unflatten(0, (3, 2))  # [N, S, F, frames]
+        w = weights[b][:, None, None, None]
+        torch.testing.assert_close(powers[b], (w * each).sum(0))
+        share = each / each.sum(1, keepdim=True)
+        mean = (w * share).sum(0)
+        deviation = (w * (share - mean) ** 2).sum(0).sqrt()
+        torch.testing.assert_close(spread[b], deviation, atol=1e-5, rtol=1e-4)
+
+
+def test_untrained_it_is_a_ratio_mask_of_the_mean_powers():
+    mixture, candidates, weights = make_candidates()
+    ratio = RatioMask(2.5, TINY.n_fft, TINY.hop)
+    mask = network_mask(ratio, make_network())
+    expected = ratio.estimate(mixture, candidates, weights)
+    for name, values in mask.estimate(mixture, candidates, weights).items():
+        torch.testing.assert_close(values, expected[name], atol=1e-4, rtol=1e-3)
+    stems = mask(mixture, candidates, weights)
+    total = sum(ALPHA[name] * x for name, x in stems.items())
+    torch.testing.assert_close(total, mixture, atol=1e-4, rtol=0)
+
+
+def test_chunks_do_not_mix_and_loudness_does_not_matter():
+    mixture, candidates, weights = make_candidates()
+    mask = network_mask(RatioMask(), make_network(trained=True))
+    together = mask.estimate(mixture, candidates, weights)
+    alone = mask.estimate(mixture[1:], candidates.chunk(1), weights[1:])
+    quiet = Candidates({n: 1e-3 * x for n, x in candidates.audio.items()}, ALPHA)
+    quieter = mask.estimate(1e-3 * mixture, quiet, weights)
+    for name, values in together.items():
+        torch.testing.assert_close(values[1:], alone[name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(values, quieter[name], atol=1e-3, rtol=1e-2)
+        assert (values - 0.5).abs().mean() > 0.01
+
+
+def test_items_are_drawn_once_and_every_epoch_has_all_of_them(
+    tmp_path, tiny_data, tiny_neural_models
+):
+    separator = hybrid.load_neural_separator(tiny_neural_models, candidates=4)
+    manifest = load_manifest(tiny_data)
+    crops = CropDataset(manifest.split("train"), "sources", 1024, manifest.alpha)
+    items = draw_items(separator, crops, 16, tmp_path, "one")
+    assert items.rows == 2 * (1 + 4) and items.samples == 16 * 1024
+    first = torch.stack([crops[i] for i in range(16)]).half().float()
+    for epoch in (0, 1):
+        own = torch.stack([items[16 * epoch + i] for i in range(16)])
+        order = [int((first == x[:2]).all((1, 2)).nonzero()) for x in own]
+        assert sorted(order) == list(range(16))
+    mixtures = torch.einsum(
+        "s,gst->gt", torch.tensor([0.5, 0.5]), torch.stack([*map(crops.__getitem__, range(8))])
+    )
+    drawn = separator.candidates(mixtures, torch.Generator().manual_seed(0))
+    place = next(i for i in range(16) if torch.equal(items[i][:2], first[3]))
+    torch.testing.assert_close(items[place][2:6], drawn.audio["bass"][3].half().float())
+    torch.testing.assert_close(items[place][6:], drawn.audio["drums"][3].half().float())
+
+    separator.candidates = None  # all are there: nothing is drawn
+    again = draw_items(separator, crops, 16, tmp_path, "one")
+    assert torch.equal(again[5], items[5])
+    with pytest.raises(TypeError):
+        draw_items(separator, crops, 16, tmp_path, "another")
+
+
+def test_the_loss_is_the_distortion_of_the_masked_mixture(tiny_data):
+    network = make_network(trained=True)
+    objective = MaskNetworkObjective(network, 3)
+    torch.manual_seed(2)
+    batch = collate([torch.randn(8, 1500) for _ in range(2)])
+    out = objective(batch)
+    rows = batch.unflatten(0, (8, 2))
+    alpha = torch.tensor([0.5, 0.25])
+    values = []
+    for b in range(2):
+        sources = rows[:2, b] * alpha[:, None]
+        audio = {"bass": rows[2:5, b][None], "drums": rows[5:, b][None]}
+        mixture = sources.sum(0)[None]
+        evidence = network.evidence(mixture, Candidates(audio, ALPHA), torch.full((1, 3), 1 / 3))
+        masks = network(*evidence)[0]
+        target = stft(sources, TINY.n_fft, TINY.hop)
+        error = (target - masks * evidence[0]).abs().square().sum((1, 2))
+        floor = 1e-4 * evidence[0].abs().square().sum()
+        values.append(10 * ((target.abs().square().sum((1, 2)) + floor) / (error + floor)).log10())
+    expected = torch.stack(values).mean(0)
+    assert out.loss.item() == pytest.approx(-expected.mean().item(), rel=1e-4)
+    assert out.metrics["sdr_bass"].item() == pytest.approx(expected[0].item(), rel=1e-4)
+    with pytest.raises(ValueError, match="7 rows are no multiple of the 8 of an item"):
+        objective(torch.zeros(7, 1500))
+
+
+def mask_flags(models, data, output, *more):
+    paths = ("--models", str(models), "--data", str(data), "--output", str(output))
+    return [*paths, "--preset", "tiny", "--device", "cpu", "--wandb", "disabled", *more]
+
+
+def test_training_resumes_bit_for_bit_and_the_method_uses_it(
+    tmp_path, tiny_data, tiny_neural_models, capsys
+):
+    models = tmp_path / "models"
+    shutil.copytree(tiny_neural_models, models)
+    whole, parts = models / "mask_network/hybrid-neural", tmp_path / "parts"
+    assert train_mask_network.main(mask_flags(models, tiny_data, whole)) == 0
+    assert train_mask_network.main(mask_flags(models, tiny_data, parts, "--train.steps", "3")) == 0
+    assert train_mask_network.main(mask_flags(models, tiny_data, parts)) == 0
+    assert same_weights(whole, parts)
+    meta = load_meta(whole)
+    assert meta["kind"] == "mask_network" and meta["drawn_with"]["method"] == "hybrid-neural"
+    assert load_mask_network(whole).config == TINY
+    capsys.readouterr()
+    other = mask_flags(models, tiny_data, parts, "--candidates", "8")
+    assert "drawn_with.candidates is 4 there, now 8" in error_of(
+        capsys, train_mask_network.main(other)
+    )
+    wrong = mask_flags(models, tiny_data, tmp_path / "new", "--method", "hybrid")
+    message = error_of(capsys, train_mask_network.main(wrong))
+    assert "expected one with the neural likelihood" in message
+
+    mixture = 0.2 * torch.randn(2, 5000, generator=torch.Generator().manual_seed(0))
+    rate = PRESETS["tiny"].vqvae.sample_rate
+    stems = {}
+    for name, settings in (
+        ("default", Settings()),
+        ("with", Settings(mask_network=True)),
+        ("without", Settings(mask_network=False)),
+    ):
+        separator = hybrid.load_neural_separator(models, settings, candidates=4)
+        stems[name] = separator(mixture, rate, seed=1)
+        assert ("network" in separator.mask.settings) == (name != "without")
+        torch.testing.assert_close(sum(stems[name].values()), mixture, atol=1e-5, rtol=0)
+    assert torch.equal(stems["default"]["bass"], stems["with"]["bass"])
+    assert not torch.equal(stems["default"]["bass"], stems["without"]["bass"])
+    with pytest.raises(FileNotFoundError):
+        hybrid.load_neural_separator(tiny_neural_models, Settings(mask_network=True))
+    shutil.rmtree(models / "linearisation")
+    shutil.copytree(models / "reconstruction", models / "linearisation")
+    with pytest.raises(ValueError, match="trained on the codes of another codec"):
+        hybrid.load_neural_separator(models, Settings(gaussian=False), candidates=4)
