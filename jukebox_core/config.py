@@ -370,33 +370,17 @@ class NeuralLikelihoodConfig:
 
 @dataclass(frozen=True)
 class MaskNetworkConfig:
-    """Architecture of the last stage: masks from the mixture and the candidates."""
+    """Architecture of the last stage, which makes masks; its STFT is the mask estimator's."""
 
-    sample_rate: int = 22_050
-    """Sample rate in Hz."""
-    n_fft: int = 2048
-    """STFT size in samples."""
-    hop: int = 512
-    """STFT hop in samples."""
-    hidden: int = 512
-    """Width of the recurrent branch; each direction of the LSTM has half of it."""
-    layers: int = 2
-    """LSTM layers."""
     channels: int = 32
-    """Channels of the convolutional branch."""
-    depth: int = 4
-    """Convolutions of the convolutional branch, besides the last one."""
+    """Channels of the convolutions."""
+    depth: int = 5
+    """Number of convolutions besides the last one; dilations in frequency are 1, 2, 4, ..."""
 
     def __post_init__(self) -> None:
         require_types(self)
-        require_fields(self, "sample_rate", whole=True, at_least=1, at_most=655_350)
-        require_fields(self, "n_fft", "hop", whole=True, at_least=1, at_most=_LONGEST)
-        require_fields(self, "hidden", "channels", whole=True, at_least=1, at_most=_WIDEST)
-        require_fields(self, "layers", "depth", whole=True, at_least=1, at_most=1024)
-        if self.n_fft % (2 * self.hop):
-            raise ValueError(f"n_fft {self.n_fft} is not an even multiple of hop {self.hop}")
-        if self.hidden % 2:
-            raise ValueError(f"hidden is {self.hidden}; two directions need an even number")
+        require_fields(self, "channels", whole=True, at_least=1, at_most=_WIDEST)
+        require_fields(self, "depth", whole=True, at_least=1, at_most=12)
 
 
 @dataclass(frozen=True)

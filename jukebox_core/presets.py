@@ -115,7 +115,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         neural_train=_TINY_TRAIN,
         neural_optim=OptimConfig(muon=True),
-        mask_network=MaskNetworkConfig(n_fft=256, hop=64, hidden=16, layers=1, channels=4, depth=2),
+        mask_network=MaskNetworkConfig(channels=4, depth=2),
         mask_network_train=replace(_TINY_TRAIN, batch_size=20),
         mask_network_optim=OptimConfig(),
         mask_network_items=16,
@@ -140,9 +140,9 @@ PRESETS: Mapping[str, Preset] = {
             m_mlp=2.0,
             emb_width=32,
         ),
-        prior_train=replace(_DEMO_TRAIN, steps=450, batch_size=4, crop=65_536),
+        prior_train=replace(_DEMO_TRAIN, steps=360, batch_size=4, crop=65_536),
         prior_optim=OptimConfig(
-            lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=300, ema_decay=0.98, muon=True
+            lr=4e-3, weight_decay=0.01, warmup_steps=30, decay_steps=240, ema_decay=0.98, muon=True
         ),
         mask=MaskEstimatorConfig(hidden=128, layers=1, dropout=0.0),
         mask_train=replace(_DEMO_TRAIN, steps=1200, batch_size=32, crop=32_768),
@@ -162,21 +162,21 @@ PRESETS: Mapping[str, Preset] = {
             depth=9,
             dilation_cycle=8,
         ),
-        neural_train=replace(_DEMO_TRAIN, steps=800, batch_size=16, crop=32_768),
+        neural_train=replace(_DEMO_TRAIN, steps=500, batch_size=16, crop=32_768),
         neural_optim=OptimConfig(
             lr=4e-3,
             weight_decay=0.01,
             warmup_steps=30,
-            decay_steps=600,
+            decay_steps=380,
             ema_decay=0.98,
             muon=True,
         ),
-        mask_network=MaskNetworkConfig(hidden=128, layers=1, channels=16, depth=3),
-        mask_network_train=replace(_DEMO_TRAIN, steps=400, batch_size=80, crop=32_768),
+        mask_network=MaskNetworkConfig(channels=16, depth=3),
+        mask_network_train=replace(_DEMO_TRAIN, steps=300, batch_size=80, crop=32_768),
         mask_network_optim=OptimConfig(
-            lr=2e-3, weight_decay=0.01, warmup_steps=20, decay_steps=300, ema_decay=0.98
+            lr=2e-3, weight_decay=0.01, warmup_steps=20, decay_steps=200, ema_decay=0.98
         ),
-        mask_network_items=640,
+        mask_network_items=480,
         candidates=32,
         activation_checkpointing=False,
     ),
@@ -204,7 +204,7 @@ PRESETS: Mapping[str, Preset] = {
             depth=6,
         ),
         neural_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
-        mask_network=MaskNetworkConfig(hidden=256, layers=2),
+        mask_network=MaskNetworkConfig(channels=24, depth=4),
         mask_network_train=TrainConfig(steps=10_000, batch_size=144, crop=65_536),
         mask_network_optim=OptimConfig(lr=1e-3, weight_decay=0.01, decay_steps=5_000),
         mask_network_items=8_000,
@@ -222,7 +222,6 @@ PRESETS: Mapping[str, Preset] = {
         neural=NeuralLikelihoodConfig(
             sample_rate=44_100, n_fft=2048, long_n_fft=16_384, coarse_depth=18
         ),
-        mask_network=MaskNetworkConfig(sample_rate=44_100, n_fft=4096, hop=1024),
         loss=LossConfig(commit=0.02),
         prior=PriorConfig(embedding="table"),
     ),

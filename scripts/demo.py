@@ -123,7 +123,11 @@ def stages(args: Args) -> list[Stage]:
     add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
     last = mask_folder(models, RECOMMENDED)
     train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
-    after = ["neural likelihood", *(f"prior linearisation {source}" for source in SOURCES)]
+    after = [
+        "neural likelihood",
+        "mask estimator",
+        *(f"prior linearisation {source}" for source in SOURCES),
+    ]
     add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
 
     # One method per process. All get the number of threads, since it identifies the parts.

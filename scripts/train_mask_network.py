@@ -1,11 +1,12 @@
 r"""Train the last stage: a network that makes the masks from the mixture and the candidates.
 
-    python -m scripts.train_mask_network --models runs/models --data prepared --preset demo
+    python -m scripts.train_mask_network --models runs/models --data prepared --preset demo \
+        --output runs/models/mask_network/hybrid-neural
 
-First the candidates of many training crops are drawn with the models, once, into RUN/candidates;
-then the network learns from them. Methods with "-neural" in their name use the network if it is
-there. RUN is MODELS/mask_network/METHOD; it has the same files and continues in the same way as
-with scripts.train_vqvae.
+The network contains the mask estimator of scripts.train_mask. First the candidates of many training
+crops are drawn with the models, once, into OUTPUT/candidates; then the network learns from them.
+Methods with "-neural" in their name use the network in MODELS/mask_network/METHOD if it is there.
+The run folder has the same files and continues in the same way as with scripts.train_vqvae.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from jukebox_core.checks import require_fields
 from jukebox_core.config import MaskNetworkConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
+from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.neural.candidates import GROUP, CandidateItems, draw_items
 from jukebox_core.neural.mask import KIND, MaskNetwork
 from jukebox_core.neural.mask_objective import MaskNetworkObjective
@@ -54,6 +56,9 @@ class Args:
     method: MethodName = RECOMMENDED
     """Separation method that draws the candidates; it must have the neural likelihood."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    estimator: Path | None = None
+    """Run folder of a trained mask estimator, a part of the network; default:
+    MODELS/mask_estimator."""
     items: int
     """Training crops to draw candidates for."""
     candidates: int = 4
@@ -99,8 +104,15 @@ def train_mask_network(args: Args, command: str) -> None:
     run = Run(args.run, args.optim, args.train)
     family = method.folder(args.models)
     full = method.resolve(args.settings, args.models, strict=False).without(*AFTER_SAMPLING)
-    data = run.open_data(args.mask_network.sample_rate)
+    estimator_folder = args.estimator or args.models / "mask_estimator"
+    estimator = load_mask_estimator(estimator_folder)
+    data = run.open_data(estimator.config.sample_rate)
     alpha = data.manifest.alpha
+    if estimator.alpha != alpha:
+        raise ValueError(
+            f"{estimator_folder} was trained with gains {estimator.alpha}, {args.run.data} has "
+            f"{alpha}"
+        )
     drawn_with = {
         "method": args.method,
         "settings": full.explicit(),
@@ -113,6 +125,10 @@ def train_mask_network(args: Args, command: str) -> None:
         "kind": KIND,
         "config": asdict(args.mask_network),
         "vqvae_fingerprint": fingerprint(family / "vqvae"),
+        "estimator": {
+            "config": asdict(estimator.config),
+            "fingerprint": fingerprint(estimator_folder),
+        },
         "items": args.items,
         "drawn_with": drawn_with,
     }
@@ -124,22 +140,22 @@ def train_mask_network(args: Args, command: str) -> None:
         str(run.fabric.device),
         candidates=args.candidates,
     )
-    check(args, separator)
+    check(args, separator, estimator)
     plain = CropDataset(
         data.train, "sources", args.train.crop, alpha, run.train.seed, args.run.skip_silent
     )
     crops = replace(plain, pairing=args.pairing, augmentation=args.augmentation)
     rows = len(alpha) * (1 + args.candidates)
 
-    def build() -> MaskNetworkObjective:
-        return MaskNetworkObjective(MaskNetwork(args.mask_network, alpha), args.candidates)
+    def build(estimator: MaskEstimator) -> MaskNetworkObjective:
+        return MaskNetworkObjective(MaskNetwork(args.mask_network, estimator), args.candidates)
 
-    run.require(build, rows, args.train.crop)
+    run.require(lambda: build(MaskEstimator(estimator.config, alpha)), rows, args.train.crop)
     folder = args.run.output / "candidates"
     items = _draw(run, separator, crops, args.items, folder / "train", identity)
     held_out = replace(plain, tracks=data.validation)
     count = min(VALIDATION_ITEMS, args.items)
-    objective = build()
+    objective = build(estimator)
     objective.measure(collate([items[index] for index in range(min(MEASURED_ON, args.items))]))
     run.fit(
         objective,
@@ -177,16 +193,16 @@ def _draw(
         return draw()
 
 
-def check(args: Args, separator: Separator) -> None:
+def check(args: Args, separator: Separator, estimator: MaskEstimator) -> None:
     """Refuse settings that cannot be trained.
 
     Raises:
         ValueError: another sample rate, or crops that the models cannot separate.
     """
-    if separator.sample_rate != args.mask_network.sample_rate:
+    if separator.sample_rate != estimator.config.sample_rate:
         raise ValueError(
-            f"--mask-network.sample-rate is {args.mask_network.sample_rate}, the models have "
-            f"{separator.sample_rate}"
+            f"the mask estimator was trained at {estimator.config.sample_rate} Hz, the models at "
+            f"{separator.sample_rate} Hz"
         )
     hop, longest = separator.codec.config.hop, separator.n_ctx
     if args.train.crop % hop or args.train.crop > longest * hop:

@@ -138,8 +138,8 @@ def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_neural_models(tmp_path_factory, worker_id, tiny_data, tiny_models) -> Path:
-    """`tiny_models` and a neural likelihood for both families, once for all processes."""
-    from scripts import train_likelihood
+    """`tiny_models`, a neural likelihood for both families, and a mask estimator, once for all."""
+    from scripts import train_likelihood, train_mask
 
     with made_once(tmp_path_factory, worker_id, "tiny_neural_models") as (folder, done):
         if not done:
@@ -149,6 +149,9 @@ def tiny_neural_models(tmp_path_factory, worker_id, tiny_data, tiny_models) -> P
                 flags += ["--output", str(folder / family / "neural_likelihood")]
                 flags += ["--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
                 assert train_likelihood.main(flags) == 0
+            flags = ["--data", str(tiny_data), "--output", str(folder / "mask_estimator")]
+            flags += ["--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
+            assert train_mask.main(flags) == 0
     return folder
 
 

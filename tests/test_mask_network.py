@@ -8,10 +8,10 @@ import torch
 import hybrid
 from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import load_meta
-from jukebox_core.config import MaskNetworkConfig
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.neural.candidates import draw_items
 from jukebox_core.neural.mask import MaskNetwork, load_mask_network, network_mask
 from jukebox_core.neural.mask_objective import MaskNetworkObjective
@@ -23,12 +23,13 @@ from scripts import train_mask_network
 from tests.test_train_scripts import error_of, same_weights
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
-TINY = PRESETS["tiny"].mask_network
+TINY = PRESETS["tiny"].mask
+N_FFT, HOP = TINY.n_fft, TINY.hop
 
 
-def make_network(trained=False, **changes):
+def make_network(trained=False):
     torch.manual_seed(0)
-    network = MaskNetwork(MaskNetworkConfig(**{**vars(TINY), **changes}), ALPHA)
+    network = MaskNetwork(PRESETS["tiny"].mask_network, MaskEstimator(TINY, ALPHA))
     if trained:
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.1)
@@ -46,10 +47,10 @@ def make_candidates(batch=2, count=3, samples=2000):
 def test_evidence_is_that_of_weighted_candidates_by_hand():
     mixture, candidates, weights = make_candidates()
     spectrum, powers, spread = make_network().evidence(mixture, candidates, weights)
-    torch.testing.assert_close(spectrum, stft(mixture, TINY.n_fft, TINY.hop))
+    torch.testing.assert_close(spectrum, stft(mixture, N_FFT, HOP))
     for b in range(2):
         each = [
-            [(gain * stft(candidates.audio[n][b, i], TINY.n_fft, TINY.hop)).abs() ** 2]
+            [(gain * stft(candidates.audio[n][b, i], N_FFT, HOP)).abs() ** 2]
             for i in range(3)
             for n, gain in ALPHA.items()
         ]
@@ -62,16 +63,31 @@ def test_evidence_is_that_of_weighted_candidates_by_hand():
         torch.testing.assert_close(spread[b], deviation, atol=1e-5, rtol=1e-4)
 
 
-def test_untrained_it_is_a_ratio_mask_of_the_mean_powers():
+def test_untrained_it_is_the_product_of_a_ratio_mask_and_the_estimators():
     mixture, candidates, weights = make_candidates()
-    ratio = RatioMask(2.5, TINY.n_fft, TINY.hop)
-    mask = network_mask(ratio, make_network())
-    expected = ratio.estimate(mixture, candidates, weights)
-    for name, values in mask.estimate(mixture, candidates, weights).items():
-        torch.testing.assert_close(values, expected[name], atol=1e-4, rtol=1e-3)
+    network = make_network()
+    torch.nn.init.normal_(network.estimator.outwards.bias)
+    mask = network_mask(RatioMask(), network)
+    assert (mask.n_fft, mask.hop) == (N_FFT, HOP)
+    spectrum, powers, _ = network.evidence(mixture, candidates, weights)
+    estimated = network.estimator(spectrum).transpose(0, 1)
+    product = powers**0.6 * estimated**0.6
+    expected = product / product.sum(1, keepdim=True)
+    masks = torch.stack(list(mask.estimate(mixture, candidates, weights).values()), 1)
+    torch.testing.assert_close(masks, expected, atol=2e-3, rtol=1e-2)
     stems = mask(mixture, candidates, weights)
     total = sum(ALPHA[name] * x for name, x in stems.items())
     torch.testing.assert_close(total, mixture, atol=1e-4, rtol=0)
+
+
+def test_the_estimator_is_not_trained():
+    network = make_network().requires_grad_(True)
+    network.estimator.requires_grad_(False)
+    named = MaskNetworkObjective(network, 3).named_parameters()
+    trained = {name for name, p in named if p.requires_grad}
+    assert trained and not any("estimator" in name for name in trained)
+    fresh = MaskNetwork(PRESETS["tiny"].mask_network, MaskEstimator(TINY, ALPHA)).train()
+    assert not fresh.estimator.training and not fresh.estimator.mean.requires_grad
 
 
 def test_chunks_do_not_mix_and_loudness_does_not_matter():
@@ -130,7 +146,7 @@ def test_the_loss_is_the_distortion_of_the_masked_mixture(tiny_data):
         mixture = sources.sum(0)[None]
         evidence = network.evidence(mixture, Candidates(audio, ALPHA), torch.full((1, 3), 1 / 3))
         masks = network(*evidence)[0]
-        target = stft(sources, TINY.n_fft, TINY.hop)
+        target = stft(sources, N_FFT, HOP)
         error = (target - masks * evidence[0]).abs().square().sum((1, 2))
         floor = 1e-4 * evidence[0].abs().square().sum()
         values.append(10 * ((target.abs().square().sum((1, 2)) + floor) / (error + floor)).log10())
@@ -158,7 +174,7 @@ def test_training_resumes_bit_for_bit_and_the_method_uses_it(
     assert same_weights(whole, parts)
     meta = load_meta(whole)
     assert meta["kind"] == "mask_network" and meta["drawn_with"]["method"] == "hybrid-neural"
-    assert load_mask_network(whole).config == TINY
+    assert load_mask_network(whole).config == PRESETS["tiny"].mask_network
     capsys.readouterr()
     other = mask_flags(models, tiny_data, parts, "--candidates", "8")
     assert "drawn_with.candidates is 4 there, now 8" in error_of(

@@ -1,52 +1,55 @@
 """The last stage: a network that makes the masks from the mixture and the candidates.
 
-A ratio mask looks at the candidates' mean power, bin by bin. The network starts from a ratio mask
-with a power per frequency, and corrects its logits by what two branches see: convolutions see the
-neighbourhood of a bin, an LSTM the whole spectra of the chunk. Their inputs are, per bin, the
-mixture's magnitude, every source's mean power over the candidates, and how much the candidates
-differ about its share. The masks are real and sum to one.
+A ratio mask looks at the candidates' mean power, bin by bin; a mask estimator looks at the
+mixture's spectrum only. The network starts from a weighted product of both, with weights per
+frequency, and corrects its logits by convolutions over the neighbourhood of a bin. They see the
+mixture's magnitude, every source's mean power over the candidates, how much the candidates differ
+about its share, and the estimator's mask. The masks are real and sum to one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.audio.spectra import stft
-from jukebox_core.checkpoints import alpha_of, check_codec, load_config, load_model
-from jukebox_core.config import MaskNetworkConfig
+from jukebox_core.checkpoints import META, alpha_of, check_codec, load_config, load_model
+from jukebox_core.config import MaskEstimatorConfig, MaskNetworkConfig, from_dict
+from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samples import Candidates
 
 KIND = "mask_network"
 FLOOR = 1e-6
 """Added to powers before the logarithm, relative to the mixture's mean power."""
+_SMALLEST = 1e-4  # added to the estimator's masks before the logarithm
 _FREQUENCIES = 4  # channels that tell the convolutions the frequency
+_START = 0.6  # exponent of the mean powers and of the estimator's masks before training
 
 
 class MaskNetwork(nn.Module):
     """Masks of every source from a chunk's mixture and candidates."""
 
-    def __init__(self, config: MaskNetworkConfig, alpha: Mapping[str, float]):
-        """A ratio mask of power 2.5, until it is trained.
+    def __init__(self, config: MaskNetworkConfig, estimator: MaskEstimator):
+        """The product of a ratio mask and the estimator's mask, until it is trained.
 
         Args:
             config: the architecture.
-            alpha: {source: gain in the mixture}, in the order of the masks.
+            estimator: a trained mask estimator, which stays as it is.
         """
         super().__init__()
         self.config = config
-        self.alpha = dict(alpha)
-        sources, bins = len(self.alpha), config.n_fft // 2 + 1
-        planes = 1 + 2 * sources
+        self.alpha = dict(estimator.alpha)
+        self.estimator = estimator.requires_grad_(False)
+        sources, bins = len(self.alpha), estimator.config.n_fft // 2 + 1
+        planes = 1 + 3 * sources
         self.mean = nn.Parameter(torch.zeros(planes, bins))
         self.scale = nn.Parameter(torch.ones(planes, bins))
-        self.power = nn.Parameter(torch.full((sources, bins), 2.5))
+        self.exponents = nn.Parameter(torch.full((2, sources, bins), _START))
         self.offset = nn.Parameter(torch.zeros(sources, bins))
         self.frequencies = nn.Parameter(0.1 * torch.randn(_FREQUENCIES, bins))
         widths = [planes + _FREQUENCIES, *[config.channels] * config.depth]
@@ -54,22 +57,9 @@ class MaskNetwork(nn.Module):
             nn.Conv2d(a, b, 3, padding=(2**i, 1), dilation=(2**i, 1))
             for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
         )
-        self.local = nn.Conv2d(config.channels, sources, 1)
-        self.inwards = nn.Linear(planes * bins, config.hidden)
-        self.norm_in = nn.LayerNorm(config.hidden)
-        self.lstm = nn.LSTM(
-            config.hidden,
-            config.hidden // 2,
-            config.layers,
-            batch_first=True,
-            bidirectional=True,
-        )
-        self.joined = nn.Linear(2 * config.hidden, config.hidden)
-        self.norm_out = nn.LayerNorm(config.hidden)
-        self.outwards = nn.Linear(config.hidden, sources * bins)
-        for last in (self.local, self.outwards):
-            for p in last.parameters():
-                nn.init.zeros_(p)
+        self.last = nn.Conv2d(config.channels, sources, 1)
+        for p in self.last.parameters():
+            nn.init.zeros_(p)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -85,28 +75,46 @@ class MaskNetwork(nn.Module):
             spread: standard deviations of their shares, [B, S, F, frames].
         """
         planes = self.planes(mixture, powers, spread)
-        logits = (self.power / 2).unsqueeze(2) * planes[:, 1 : 1 + len(self.alpha)]
-        logits = logits + self.offset.unsqueeze(2)
+        sources = len(self.alpha)
+        by_power, by_estimator = (x.unsqueeze(2) for x in self.exponents)
+        logits = by_power * planes[:, 1 : 1 + sources] + by_estimator * planes[:, -sources:]
         x = (planes - self.mean.unsqueeze(2)) * self.scale.unsqueeze(2)
         frequencies = self.frequencies[None, :, :, None].expand(len(x), -1, -1, x.shape[3])
         # On CPUs, convolutions of this layout take less than half the time.
         h = torch.cat([x, frequencies], 1).contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             h = nn.functional.gelu(convolution(h))
-        frames = x.permute(0, 3, 1, 2).flatten(2)  # [B, frames, planes * F]
-        first = torch.tanh(self.norm_in(self.inwards(frames)))
-        both = torch.cat([first, self.lstm(first)[0]], -1)
-        far = self.outwards(torch.relu(self.norm_out(self.joined(both))))
-        far = far.unflatten(2, (len(self.alpha), -1)).permute(0, 2, 3, 1)
-        return (logits + self.local(h) + far).float().softmax(1)
+        return (logits + self.offset.unsqueeze(2) + self.last(h)).float().softmax(1)
 
-    @staticmethod
-    def planes(mixture: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
-        """Log-powers relative to the mixture's mean power, and spreads, [B, 1 + 2 S, F, frames]."""
+    def planes(self, mixture: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
+        """What the network sees, [B, 1 + 3 S, F, frames].
+
+        Log-powers of mixture and sources relative to the mixture's mean power, the spreads, and the
+        logarithms of the estimator's masks.
+        """
         own = mixture.abs().square().unsqueeze(1)
         loudness = own.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
         logs = (torch.cat([own, powers], 1) / loudness + FLOOR).log()
-        return torch.cat([logs, spread], 1)
+        with torch.no_grad():
+            masks = self.estimator(mixture).transpose(0, 1)  # [B, S, F, frames]
+        return torch.cat([logs, spread, (masks + _SMALLEST).log()], 1)
+
+    def __repr__(self) -> str:
+        """By content: what was made with it can be told from what was not."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return f"MaskNetwork({digest.hexdigest()[:16]})"
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        """Complex spectra [..., F, frames] of waveforms [..., T]."""
+        return self.estimator.spectrum(audio.to(self.mean.device))
+
+    def train(self, mode: bool = True) -> MaskNetwork:
+        """The estimator stays in evaluation mode."""
+        super().train(mode)
+        self.estimator.eval()
+        return self
 
     @torch.no_grad()
     def standardise(self, mixture: Tensor, powers: Tensor, spread: Tensor) -> None:
@@ -125,12 +133,11 @@ class MaskNetwork(nn.Module):
             candidates: N estimates of the sources of every mixture.
             weights: [B, N], summing to one over the candidates.
         """
-        n_fft, hop = self.config.n_fft, self.config.hop
         powers, spreads = [], []
-        for b, weight in enumerate(weights):
+        for b, weight in enumerate(weights.to(self.mean)):
             each = torch.stack(
                 [
-                    (gain * stft(candidates.audio[name][b].to(weight), n_fft, hop)).abs().square()
+                    (gain * self.spectrum(candidates.audio[name][b])).abs().square()
                     for name, gain in self.alpha.items()
                 ]
             )  # [S, N, F, frames]
@@ -139,7 +146,7 @@ class MaskNetwork(nn.Module):
             deviation = shares.sub(mean.unsqueeze(1)).square()
             spreads.append(torch.einsum("n,snft->sft", weight, deviation).sqrt())
             powers.append(torch.einsum("n,snft->sft", weight, each))
-        return stft(mixture, n_fft, hop), torch.stack(powers), torch.stack(spreads)
+        return self.spectrum(mixture), torch.stack(powers), torch.stack(spreads)
 
 
 @dataclass(frozen=True)
@@ -154,21 +161,19 @@ class NetworkMask(RatioMask):
     ) -> dict[str, Tensor]:
         """Masks {source: [B, F, frames]} of mixtures [B, T]."""
         assert self.network is not None
-        device = self.network.mean.device
-        evidence = self.network.evidence(mixture, candidates, weights.to(mixture))
-        masks = self.network(*(x.to(device) for x in evidence)).cpu()
+        masks = self.network(*self.network.evidence(mixture, candidates, weights)).cpu()
         return dict(zip(self.network.sources, masks.unbind(1), strict=True))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
         assert self.network is not None
-        return {**super().settings, "network": vars(self.network.config)}
+        return {**super().settings, "network": asdict(self.network.config)}
 
 
 def network_mask(ratio: RatioMask, network: MaskNetwork) -> NetworkMask:
     """The network's masks; `ratio` gives the power and the calibration of the uncertainty."""
-    config = network.config
+    config = network.estimator.config
     return NetworkMask(
         ratio.power, config.n_fft, config.hop, ratio.compression, ratio.calibration, network
     )
@@ -194,4 +199,8 @@ def load_mask_network(
     config, meta = load_config(folder, KIND, MaskNetworkConfig)
     check_codec(folder, meta, codec_fingerprint)
     alpha = alpha_of(folder, meta)
-    return load_model(lambda: MaskNetwork(config, alpha), folder, device)
+    try:
+        estimator = from_dict(MaskEstimatorConfig, meta["estimator"]["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{Path(folder) / META} describes no mask estimator ({error})") from error
+    return load_model(lambda: MaskNetwork(config, MaskEstimator(estimator, alpha)), folder, device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.audio.spectra import stft
 from jukebox_core.evaluation.mask_objective import distortion
 from jukebox_core.neural.mask import MaskNetwork
 from jukebox_core.separation.samples import Candidates
@@ -32,7 +31,7 @@ class MaskNetworkObjective(nn.Module):
             evidence = self.network.evidence(mixture, candidates, weights)
         masks = self.network(*evidence)  # [B, S, F, frames]
         spectrum = evidence[0]
-        target = stft(stems, self.network.config.n_fft, self.network.config.hop)  # [S, B, F, t]
+        target = self.network.spectrum(stems)  # [S, B, F, frames]
         sdr = -distortion(spectrum, target, masks.transpose(0, 1) * spectrum)  # [S]
         names = self.network.sources
         metrics = {f"sdr_{name}": x.detach() for name, x in zip(names, sdr, strict=True)}

@@ -26,7 +26,7 @@ from jukebox_core.files import check_replaceable, json_with, marked, write_json,
 from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS
+from scripts._methods import METHODS, MethodName
 from scripts._sweep import Draw, Sweep, run_draws
 from scripts.ablate.plots import plot_names, write_plots
 from scripts.ablate.rows import estimators, rows, seeded
@@ -45,6 +45,8 @@ class Args:
     """Prepared data set."""
     output: Path
     """Folder to write to."""
+    methods: tuple[MethodName, ...] | None = None
+    """Only the rows of these methods; default: all that the models have."""
     split: str = "test"
     """Split of the songs."""
     chunks: int = 60
@@ -74,7 +76,7 @@ def main(args: Args) -> None:
     sources = load_manifest(args.data).sources
     check_outputs(args.output, sources)
     sweep = Sweep(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
-    every = list(rows(args.models, args.candidates, args.parts))
+    every = list(rows(args.models, args.candidates, args.parts, args.methods))
     by_name, needed = estimators(args.models), defaultdict[Draw, dict[str, Estimator]](dict)
     for row in every:
         for draw in seeded(row.draw, args.seeds):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,15 +94,23 @@ def estimators(models: Path) -> dict[str, Estimator]:
     }
 
 
-def rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
+def rows(
+    models: Path, candidates: int, parts: bool, methods: Sequence[MethodName] | None = None
+) -> Iterator[Row]:
     """The rows, in the order of the tables.
 
     Args:
         models: folder of trained models.
         candidates: per chunk.
         parts: also the rows between the published and the default hybrid, and the estimators.
+        methods: only their rows; None: every method's.
     """
+    for row in _all_rows(models, candidates, parts):
+        if methods is None or row.draw.method in methods:
+            yield row
 
+
+def _all_rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
     def draw(method: MethodName, settings: Settings = _DEFAULT) -> Draw:
         return Draw(method, settings, candidates)
 
