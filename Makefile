@@ -32,13 +32,17 @@ demo: $(READY)
 ifeq ($(MODELS),runs/demo/models)
 PARTS := $(addprefix $(MODELS)/linearisation/,counts.safetensors sums.safetensors calibration.safetensors)
 PARTS += $(addprefix $(MODELS)/reconstruction/,counts.safetensors calibration.safetensors)
+PARTS += $(MODELS)/linearisation/neural_likelihood/weights.safetensors $(MODELS)/mask_network/hybrid-neural/weights.safetensors
 PARTS += $(foreach family,linearisation reconstruction,$(foreach run,vqvae prior_bass prior_drums,$(MODELS)/$(family)/$(run)/weights.safetensors))
 $(PARTS): demo ;
 else
 PARTS := $(wildcard $(MODELS)/*/*.safetensors $(MODELS)/*/*/weights.safetensors)
 endif
 
-results: $(READY) $(addprefix $(MODELS)/tuned/,hybrid.json lass.json lqvae.json)
+# A neural likelihood is tuned where there is one.
+TUNED := $(if $(filter %/neural_likelihood/weights.safetensors,$(PARTS)),hybrid-neural) hybrid lass lqvae
+
+results: $(READY) $(TUNED:%=$(MODELS)/tuned/%.json)
 	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --smoothings 3 10 --sigmas 0.3 0.4 --output $(OUT)/likelihood.json
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(DATA) --output $(OUT) --candidates 32
 	test -d $(OUT)/fresh || $(BIN)/python -m scripts.make_synthetic --output $(OUT)/fresh --tracks 60 --seconds 20 --parts bass drums --seed 1 --split 0 0 1

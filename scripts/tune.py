@@ -37,8 +37,8 @@ from scripts._methods import METHODS, MethodFlag, MethodName, method_of
 from scripts._sweep import Draw, Scores, Sweep, run_draws
 
 _NEURAL: Mapping[str, Sequence[Any]] = {
-    "neural_exponent": (0.5, 0.7, 0.35, 1.0),
-    "temperature": (1.0, 1.3, 0.8, 2.0),
+    "neural_exponent": (1.0, 0.7, 1.5),
+    "temperature": (1.0, 1.5, 0.8),
 }
 """The weights of the neural likelihood and of the priors (the inverse of their temperature)."""
 GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
@@ -63,7 +63,7 @@ GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
     "neural": {**_NEURAL, "sampler": ("particle", "ancestral")},
     "lqvae-neural": {**_NEURAL, "sigma": (0.4, 0.6, 0.3)},
     "lass-neural": {**_NEURAL, "exponent": (3.0, 1.0, 2.0)},
-    "hybrid-neural": {**_NEURAL, "exponent": (1.0, 0.7, 0.5, 1.5), "sigma": (0.4, 0.6, 0.3)},
+    "hybrid-neural": {**_NEURAL, "exponent": (1.0, 0.5, 1.5), "sigma": (0.4, 0.6)},
 }
 """Settings of the sampling in the order of tuning, the most important first; the first value is the
 default. A budget of 8 draws reaches all except the last two or three of LASS and the hybrid."""

@@ -21,7 +21,7 @@ from jukebox_core import audio
 from jukebox_core.audio.pictures import COLUMNS, ROWS, levels
 from jukebox_core.audio.stream import open_audio
 from scripts import app, separate
-from scripts._methods import METHODS
+from scripts._methods import METHODS, PUBLISHED_METHODS
 from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused, usable
 
 REPOSITORY = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def queue(tiny_models, tmp_path):
         each.close()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PUBLISHED_METHODS)
 def test_the_stems_are_those_of_the_command(tiny_models, tmp_path, queue, method):
     song = tmp_path / SONG
     audio.save(song, music(2, 44_100, 2), 44_100)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("hybrid", "lass", "lqvae")
+METHODS = ("hybrid-neural", "hybrid", "lass", "lqvae")
 STUB = """#!/bin/sh
 echo "$@" >> calls
 models=runs/demo/models
 case "$2" in
 scripts.demo)
     for family in linearisation reconstruction; do
-        for run in vqvae prior_bass prior_drums; do
+        for run in vqvae prior_bass prior_drums neural_likelihood; do
             mkdir -p $models/$family/$run
             test -e $models/$family/$run/weights.safetensors \
                 || touch $models/$family/$run/weights.safetensors
@@ -24,7 +24,10 @@ scripts.demo)
         for table in counts sums calibration; do
             test -e $models/$family/$table.safetensors || touch $models/$family/$table.safetensors
         done
-    done ;;
+    done
+    mkdir -p $models/mask_network/hybrid-neural
+    last=$models/mask_network/hybrid-neural/weights.safetensors
+    test -e $last || touch $last ;;
 scripts.tune)
     mkdir -p $4/tuned
     touch $4/tuned/$8.json ;;
@@ -57,7 +60,7 @@ def test_the_demo_comes_first_and_every_method_is_tuned_with_the_same_budget(res
     calls = results()
     assert [call[0] for call in calls] == [
         "scripts.demo",
-        *["scripts.tune"] * 3,
+        *["scripts.tune"] * 4,
         "scripts.score_likelihood",
         "scripts.ablate",
         "scripts.make_synthetic",
@@ -75,7 +78,7 @@ def test_settings_are_tuned_again_when_the_models_are_newer_and_only_then(result
     later = time.time() + 10
     changed = tmp_path / "runs/demo/models/reconstruction/calibration.safetensors"
     os.utime(changed, (later, later))
-    assert [call[0] for call in results()].count("scripts.tune") == 3
+    assert [call[0] for call in results()].count("scripts.tune") == 4
 
 
 def test_models_of_ones_own_are_tuned_without_the_demo(results, tmp_path):

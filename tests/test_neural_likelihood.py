@@ -1,7 +1,9 @@
 """The neural likelihood: its network, its training, and the methods that use it."""
 
+import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +22,9 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings
 from jukebox_core.training.tracking import read_metrics
 from lass import load_neural_separator
-from scripts import separate, train_likelihood
+from scripts import ablate, demo, separate, train_likelihood
 from scripts._methods import METHODS, PUBLISHED_METHODS, default_methods, method_of
+from scripts.ablate.rows import estimators, rows
 from tests.conftest import RATE
 from tests.test_train_scripts import error_of
 
@@ -215,7 +218,7 @@ def test_half_of_the_pairs_are_of_one_song(tiny_data, pairing):
 def test_every_method_separates_with_it(method, tiny_neural_models):
     mixture = 0.2 * torch.randn(1, RATE // 2, generator=torch.Generator().manual_seed(0))
     separator = METHODS[method].load_separator(tiny_neural_models, candidates=4)
-    assert separator.settings["likelihood"]["neural_exponent"] == 0.5
+    assert separator.settings["likelihood"]["neural_exponent"] == 1.0
     stems = separator(mixture, RATE, seed=1)
     torch.testing.assert_close(sum(stems.values()), mixture, atol=1e-5, rtol=0)
     assert all(stem.std() > 0 for stem in stems.values())
@@ -288,3 +291,36 @@ def test_the_recommended_method_is_the_default_where_it_is_there(
         assert separate.main([*flags, *more]) == 0
     stems = [audio_io.load(tmp_path / name / "song/bass.wav")[0] for name in ("auto", "named")]
     assert torch.equal(*stems)
+
+
+def test_an_ablation_has_its_rows(tmp_path, tiny_data, tiny_neural_models, capsys):
+    every = list(rows(tiny_neural_models, 4, parts=False))
+    names = [row.name for row in every]
+    made = estimators(tiny_neural_models)
+    assert len(set(names)) == len(names) and all(row.estimator in made for row in every)
+    for method in ("lqvae-neural", "lass-neural", "hybrid-neural", "neural"):
+        assert f"{method}, default: refined" in names
+    assert "neural, no priors, most probable codes: refined" in names
+    own = list(rows(tiny_neural_models, 4, True, ("neural",)))
+    assert [row.name for row in own] == [n for n in names if n.startswith("neural")]
+    flags = ["--models", str(tiny_neural_models), "--data", str(tiny_data), "--no-parts"]
+    flags += ["--output", str(tmp_path / "out"), "--chunks", "1", "--seeds", "1", "--jobs", "1"]
+    flags += ["--candidates", "4", "--chunk-codes", "64"]
+    assert ablate.main([*flags, "--methods", "hybrid", "hybrid-neural", "neural"]) == 0
+    lines = json.loads((tmp_path / "out/ablation.json").read_text())
+    pairs = {(line["first"], line["second"]) for line in lines["comparisons"]}
+    assert ("hybrid-neural, default: refined", "hybrid, default: refined") in pairs
+    assert ("neural, default: refined", "neural, no priors: refined") in pairs
+    assert "Hybrid + neural, default: refined" in capsys.readouterr().out
+
+
+def test_the_demo_trains_it_and_scores_it_beside_the_published_systems():
+    plan = {stage.name: stage for stage in demo.stages(demo.Args())}
+    assert "codec linearisation" in plan["neural likelihood"].after
+    assert {"neural likelihood", "mask estimator"} <= set(plan["mask network"].after)
+    assert "mask network" in plan["scores hybrid-neural"].after
+    for method in PUBLISHED_METHODS:
+        assert "neural likelihood" not in plan[f"scores {method}"].after
+        assert f"scores {method}" in plan["scores"].after
+    out = plan["mask network"].command[plan["mask network"].command.index("--output") + 1]
+    assert Path(out) == Path("runs/demo/models/mask_network/hybrid-neural")

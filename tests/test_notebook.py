@@ -167,7 +167,8 @@ def test_it_runs_headless_at_tiny_size(checkout, quiet):
     run = checkout / "runs é" / "tiny_synthetic"
     assert (run / "results.json").is_file() and (run / "report.html").is_file()
     mixture, rate = audio.load(checkout / "runs/notebook/tiny_synthetic/example.wav")
-    for folder in ("separated/lqvae", "separated/lass", "separated/hybrid", "mine/hybrid"):
+    names = ("lqvae", "lass", "hybrid", "hybrid-neural")
+    for folder in (*(f"separated/{name}" for name in names), "mine/hybrid-neural"):
         stems = [audio.load(run / folder / "example" / f"{s}.wav")[0] for s in ("bass", "drums")]
         torch.testing.assert_close(sum(stems), mixture, atol=1e-5, rtol=0)
     pages = shown(notebook, "text/html")
@@ -180,7 +181,9 @@ def test_it_runs_headless_at_tiny_size(checkout, quiet):
 
 
 @pytest.mark.slow
-def test_on_colab_it_clones_mounts_and_uploads(checkout, quiet, monkeypatch, tmp_path, tiny_models):
+def test_on_colab_it_clones_mounts_and_uploads(
+    checkout, quiet, monkeypatch, tmp_path, tiny_neural_models
+):
     colab = tmp_path / "site" / "google" / "colab"
     colab.mkdir(parents=True)
     (colab / "__init__.py").touch()
@@ -209,13 +212,13 @@ def test_on_colab_it_clones_mounts_and_uploads(checkout, quiet, monkeypatch, tmp
         notebook,
         {"PRESET": "tiny", "DRIVE": True, "MOUNT": str(drive), "REPOSITORY": checkout.as_uri()},
     )
-    put = f"import shutil\nshutil.copytree({str(tiny_models)!r}, MODELS)\nEXAMPLE = None"
+    put = f"import shutil\nshutil.copytree({str(tiny_neural_models)!r}, MODELS)\nEXAMPLE = None"
     settings = notebook.cells.index(tagged(notebook, "settings"))
     upload = notebook.cells.index(tagged(notebook, "upload"))
     notebook.cells[settings + 1 : upload] = [nbformat.v4.new_code_cell(put)]
     execute(notebook, content)
     assert (content / "project" / "scripts").is_dir()
-    stems = sorted((run / "mine/hybrid/my_ong_1_").glob("*.wav"))
+    stems = sorted((run / "mine/hybrid-neural/my_ong_1_").glob("*.wav"))
     assert [audio.info(path)[:2] for path in stems] == [(8000, 16_000)] * 2
     assert not (content / "project" / "my $ong (1).wav").exists()
     assert shown(notebook, "text/html")[-1].count("<audio") == 3

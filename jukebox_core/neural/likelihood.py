@@ -12,8 +12,7 @@ from jukebox_core.neural.model import NeuralLikelihood
 from jukebox_core.separation.likelihood import check_exponent
 from jukebox_core.vqvae.model import VQVAE
 
-EXPONENT = 0.5
-"""Chosen on validation songs of the demo."""
+EXPONENT = 1.0
 
 
 class ScaledNeuralLikelihood:

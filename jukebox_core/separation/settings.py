@@ -59,7 +59,7 @@ class Settings:
     gaussian: bool | None = None
     """Multiply the hybrid's counted likelihood by the LQ-VAE's Gaussian; default True."""
     neural_exponent: float | None = None
-    """Exponent of the neural likelihood; default 0.5."""
+    """Exponent of the neural likelihood; default 1."""
     prior: PriorName | None = None
     """With the neural likelihood: the autoregressive priors (default), or the frequencies of the
     codes (unigram)."""
