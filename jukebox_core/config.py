@@ -404,7 +404,7 @@ class OptimConfig:
     ema_decay: float = 0.999
     """Decay of the weight average per step; 0: no averaging."""
     muon: bool = False
-    """Update matrices by Muon (Jordan et al. 2024; PyTorch 2.9 or newer), the rest by AdamW."""
+    """Update hidden matrices by Muon (Jordan et al. 2024), all other parameters by AdamW."""
 
     def __post_init__(self) -> None:
         require_types(self)

@@ -42,7 +42,7 @@ class Preset:
         lr=2e-3, weight_decay=0.01, decay_steps=30_000, muon=True
     )
     mask_network: MaskNetworkConfig = MaskNetworkConfig()
-    mask_network_train: TrainConfig = TrainConfig(steps=20_000, batch_size=288, crop=131_072)
+    mask_network_train: TrainConfig = TrainConfig(steps=20_000, batch_size=320, crop=131_072)
     mask_network_optim: OptimConfig = OptimConfig(lr=1e-3, weight_decay=0.01, decay_steps=10_000)
     mask_network_items: int = 20_000
     """Crops whose candidates the mask network learns from."""
@@ -205,7 +205,7 @@ PRESETS: Mapping[str, Preset] = {
         ),
         neural_train=TrainConfig(steps=10_000, batch_size=32, crop=65_536),
         mask_network=MaskNetworkConfig(channels=24, depth=4),
-        mask_network_train=TrainConfig(steps=10_000, batch_size=144, crop=65_536),
+        mask_network_train=TrainConfig(steps=10_000, batch_size=160, crop=65_536),
         mask_network_optim=OptimConfig(lr=1e-3, weight_decay=0.01, decay_steps=5_000),
         mask_network_items=8_000,
         neural_optim=OptimConfig(lr=3e-3, weight_decay=0.01, decay_steps=7_000, muon=True),

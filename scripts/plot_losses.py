@@ -2,9 +2,9 @@
 
     python -m scripts.plot_losses --models runs/models --output images
 
-It reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE} and writes
-vqvae_loss_train, vqvae_loss_test, prior_loss_train and prior_loss_test; the test curves are on the
-validation songs.
+It reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE,neural_likelihood}
+and writes vqvae_loss_train, vqvae_loss_test and the same for priors and neural likelihoods; the
+test curves are on the validation songs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from scripts._cli import program
 
 FAMILIES = {"reconstruction": "LASS", "linearisation": "LQ-VAE and hybrid"}
 SPLITS = {"train": "train", "test": "validation"}
-KINDS = {"vqvae": ("Codec", "loss"), "prior": ("Prior", "bits per code")}
+KINDS = {
+    "vqvae": ("Codec", "loss"),
+    "prior": ("Prior", "bits per code"),
+    "neural_likelihood": ("Neural likelihood", "bits per code"),
+}
 """{kind of model: (title, unit)}."""
 
 
@@ -63,12 +67,13 @@ def main(args: Args) -> None:
 
 
 def find_curves(models: Path) -> dict[tuple[str, str], list[Row]]:
-    """{(`vqvae` or `prior`, label): rows of its metrics.csv} of a models folder."""
+    """{(kind of model, label): rows of its metrics.csv} of a models folder."""
     curves = {}
     for family, methods in FAMILIES.items():
         for path in sorted((models / family).glob(f"*/{METRICS}")):
-            kind, _, source = path.parent.name.partition("_")
-            if kind in ("vqvae", "prior"):
+            name = path.parent.name
+            kind, _, source = (name, "", "") if name in KINDS else name.partition("_")
+            if kind in KINDS:
                 label = f"{methods}: {source}" if source else methods
                 curves[kind, label] = read_metrics(path)
     return curves

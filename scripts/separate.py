@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from jukebox_core.audio.stream import open_audio
-from jukebox_core.checkpoints import provenance
+from jukebox_core.checkpoints import fingerprint, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
 from jukebox_core.machine import set_threads
@@ -152,8 +152,11 @@ def make_plan(args: Args, ranks: int) -> Plan:
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     settings["method"] = method_of(args.method, args.models)
     method = METHODS[settings["method"]]
-    settings["settings"] = vars(method.resolve(args.settings, args.models, refine=args.refine))
+    full = method.resolve(args.settings, args.models, refine=args.refine)
+    settings["settings"] = vars(full)
     models = identify_models(args.models / method.family)
+    beside = method.runs_beside(args.models, full) if args.refine else {}
+    models |= {name: fingerprint(folder) for name, folder in beside.items()}
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
     left = [job for job in jobs if job not in set(done)]

@@ -48,7 +48,7 @@ class Args:
     pairing: Pairing = "half"
     """Take all sources from the same place of one song, each source from a random song, or half of
     the items in either way."""
-    augmentation: Augmentation
+    augmentation: tyro.conf.OmitArgPrefixes[Augmentation]
     neural: NeuralLikelihoodConfig
     optim: OptimConfig
     train: TrainConfig

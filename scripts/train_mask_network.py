@@ -65,8 +65,8 @@ class Args:
     """Joint candidates per crop."""
     pairing: Pairing = "half"
     """Take all sources from the same place of one song, each source from a random song, or half of
-    the items in either way. Sources of different songs: the priors do not know their sum."""
-    augmentation: Augmentation
+    the items in either way."""
+    augmentation: tyro.conf.OmitArgPrefixes[Augmentation]
     mask_network: MaskNetworkConfig
     optim: OptimConfig
     train: TrainConfig

@@ -5,8 +5,9 @@
 Settings are tuned one after the other: each takes the value with the highest mean SDR of the masked
 mixture (what a user gets, no oracle), with the others at the best values so far. Sampling settings
 are tuned first, with one sampling run per value. Any remaining budget scores other numbers of
-candidates, for information. Then all variants of the mask are scored on one sampling run with the
-best settings. A value is only taken if it beats the current one.
+candidates, for information. Then all variants of the ratio mask are scored on one sampling run with
+the best settings; the masks of a mask network have none. A value is only taken if it beats the
+current one.
 
 Writes MODELS/tuned/METHOD.json, from which scripts.separate, scripts.evaluate and `load_separator`
 take their defaults; explicit flags take precedence, and without the file the defaults apply again.
@@ -24,6 +25,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_choice, require_fields
@@ -131,7 +134,12 @@ class Tuning:
         self.settings = Settings()
         self.tried: list[dict[str, Any]] = []
         self._sweep, self._base, self._folder, self._jobs = sweep, draw, folder, jobs
-        self._calibration = calibration_of(METHODS[draw.method].folder(sweep.models))
+        method = METHODS[draw.method]
+        self._calibration = calibration_of(method.folder(sweep.models))
+        full = method.resolve(Settings())
+        beside = method.runs_beside(sweep.models, full)
+        # Masks of a network have no settings to tune.
+        self._network = method.mask(sweep.models, full, torch.device("cpu")) if beside else None
         self._left = budget
         self._default = _mask_name(_masks()[0])
         self.best = self._draw([{}])[0]
@@ -145,7 +153,7 @@ class Tuning:
         With `sizes`, also the scores of the best settings with these numbers of candidates.
         """
         estimators = {
-            _mask_name(mask): Masked(Settings(**mask).make_mask(self._calibration))
+            _mask_name(mask): Masked(self._network or Settings(**mask).make_mask(self._calibration))
             for mask in _masks()[:masks]
         }
         best = self._base._replace(settings=self.settings)
@@ -197,7 +205,9 @@ class Tuning:
         return gain.mean
 
     def masks(self) -> None:
-        """Take the best mask, from the candidates of the best sampling."""
+        """Take the best mask, from the candidates of the best sampling; a network's has none."""
+        if self._network is not None:
+            return
         (scores,) = self._draw([{}], len(_masks()))
         means = {name: scores.mean(name) for name in scores.values}
         for mask in _masks():

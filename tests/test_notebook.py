@@ -177,7 +177,7 @@ def test_it_runs_headless_at_tiny_size(checkout, quiet):
     names = [re.findall('<section id="(.*?)"', frame) for frame in frames]
     assert names == [["answer", "scores"], ["plots"], ["listen"]] and "<svg" in frames[1]
     assert "not scores on Slakh" in frames[0] and "4.72" in frames[0] and "254.8" in frames[0]
-    assert len(shown(notebook, "image/png")) == 4
+    assert len(shown(notebook, "image/png")) == 6
 
 
 @pytest.mark.slow

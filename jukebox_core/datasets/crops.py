@@ -32,7 +32,7 @@ HELD_OUT = 0.05
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of the sources before they are mixed; all off by default."""
+    """Random changes of the sources before they are mixed."""
 
     gain_db: float = 0.0
     """Scale every source by a uniform draw from -gain_db to +gain_db decibels."""

@@ -42,7 +42,7 @@ class MaskObjective(nn.Module):
 
 
 def distortion(mixture: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean over crops of 10 log10(|S - M Y|^2 / |S|^2) in dB, [S].
+    """Mean over crops of 10 log10((|S - M Y|^2 + c) / (|S|^2 + c)) in dB, [S], c `SILENCE` |Y|^2.
 
     Args:
         mixture: complex spectra Y, [B, F, frames].

@@ -10,7 +10,7 @@ about its share, and the estimator's mask. The masks are real and sum to one.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ class NetworkMask(RatioMask):
     def settings(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
         assert self.network is not None
-        return {**super().settings, "network": asdict(self.network.config)}
+        return {**super().settings, "network": repr(self.network)}
 
 
 def network_mask(ratio: RatioMask, network: MaskNetwork) -> NetworkMask:

@@ -9,7 +9,7 @@ import torch
 
 from jukebox_core.checkpoints import fingerprint
 from jukebox_core.neural.likelihood import EXPONENT, ScaledNeuralLikelihood
-from jukebox_core.neural.mask import load_mask_network, network_mask
+from jukebox_core.neural.mask import KIND, load_mask_network, network_mask
 from jukebox_core.neural.model import load_neural_likelihood
 from jukebox_core.prior.joint import JointPriors
 from jukebox_core.prior.unigram import UnigramPriors
@@ -69,21 +69,33 @@ class NeuralMethod(Method):
         """The network."""
         return (RUN,)
 
+    def runs_beside(self, models: Path, settings: Settings) -> dict[str, Path]:
+        """The mask network, if it is used."""
+        folder = mask_folder(models, self.name)
+        absent = settings.mask_network is None and not folder.is_dir()
+        return {} if absent or settings.mask_network is False else {KIND: folder}
+
     def mask(self, models: Path, settings: Settings, device: torch.device) -> RatioMask:
-        """The mask network trained on this method's candidates, or the ratio mask.
+        """The mask network of this method, or the ratio mask.
 
         Raises:
             FileNotFoundError: the network is to be used, but missing.
             ValueError: it was trained on candidates of another codec.
         """
         ratio = super().mask(models, settings, device)
-        folder = mask_folder(models, self.name)
-        if settings.mask_network is False or (
-            settings.mask_network is None and not folder.is_dir()
-        ):
-            return ratio
-        codec = fingerprint(self.folder(models) / "vqvae")
-        return network_mask(ratio, load_mask_network(folder, device, codec))
+        for folder in self.runs_beside(models, settings).values():
+            codec = fingerprint(self.folder(models) / "vqvae")
+            return network_mask(ratio, load_mask_network(folder, device, codec))
+        return ratio
+
+    def _complete(
+        self, settings: Settings, models: str | Path | None, refine: bool | None
+    ) -> tuple[Settings, dict[str, str]]:
+        full, unused = super()._complete(settings, models, refine)
+        if full.mask_network or (models is not None and self.runs_beside(Path(models), full)):
+            idle = ("mask_power", "mask_n_fft", "compression", "calibration")
+            unused |= {name: "the masks are the mask network's" for name in idle}
+        return full, unused
 
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:
         """The base's pair likelihood."""

@@ -100,6 +100,10 @@ class Method(ABC):
         """Run folders of the family that the likelihood reads."""
         return ()
 
+    def runs_beside(self, models: Path, settings: Settings) -> dict[str, Path]:
+        """{name: run folder outside the family's that the resolved settings use}."""
+        return {}
+
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Check the tables without reading them whole; raises as `likelihood`."""
         for table in self.tables(settings):
@@ -175,10 +179,11 @@ class Method(ABC):
         family = self.folder(models)
         priors = prior_folders(family)
         runs = [family / name for name in ("vqvae", *self.runs())]
-        for folder in (*runs, *priors.values()):
+        full = self.resolve(settings or Settings(), models, strict=False)
+        for folder in (*runs, *priors.values(), *self.runs_beside(Path(models), full).values()):
             load_meta(folder)
             run_part(folder, WEIGHTS)
-        self.check_tables(family, self.resolve(settings or Settings(), models, strict=False))
+        self.check_tables(family, full)
         return tuple(priors)
 
     def load_separator(

@@ -18,7 +18,7 @@ from jukebox_core.config import OptimConfig
 
 @runtime_checkable
 class HasHiddenMatrices(Protocol):
-    """A module that names the matrices for Muon: neither those at its inputs nor at its outputs."""
+    """A module that names the matrices for Muon: no embeddings, filters of raw input, or heads."""
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices."""
@@ -40,8 +40,7 @@ def build_optimizer(
             and sends the updated ones to the others (ZeRO stage 1, arXiv 1910.02054).
 
     Raises:
-        ValueError: Muon is to be sharded, PyTorch is too old for it, or the module names no hidden
-            matrices.
+        ValueError: Muon is to be sharded, or the module names no hidden matrices.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -91,14 +90,7 @@ class MuonWithAdamW(Optimizer):
             others: groups for AdamW.
             config: rates and decays.
             options: of AdamW.
-
-        Raises:
-            ValueError: PyTorch has no Muon.
         """
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"muon is True, but PyTorch {torch.__version__} has no Muon: install 2.9 or newer"
-            )
         muon = torch.optim.Muon(
             matrices,
             lr=config.lr,
