@@ -12,16 +12,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from jukebox_core.checkpoints import load_codec, load_meta, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.baselines import Baseline, first, untrained_baselines
+from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.evaluation.estimates import Estimator, codec_round_trip
 from jukebox_core.evaluation.figures import is_figure_of, is_png_of_matplotlib
-from jukebox_core.evaluation.mask_estimator import load_mask_estimator
+from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings
@@ -136,8 +140,15 @@ def _is_of_an_earlier_version(path: Path) -> bool:
     return path.is_file() and is_ablation(path) and not json_with("files")(path)
 
 
+def _supervised(estimator: MaskEstimator, chunk: Chunk) -> dict[str, Tensor]:
+    return first(estimator.separate(chunk.mixture[None]))
+
+
 def baseline_scores(sweep: Sweep) -> Iterator[tuple[str, dict[str, list[float]]]]:
-    """Score the baselines: (name, {source: SDR of every chunk})."""
+    """Score the baselines: (name, {source: SDR of every chunk}).
+
+    Mask estimators in MODELS/mask_estimator_SIZE are scored beside MODELS/mask_estimator.
+    """
     codecs = {
         name: load_codec(METHODS[name].folder(sweep.models) / "vqvae")
         for name in ("hybrid", "lass")
@@ -151,12 +162,10 @@ def baseline_scores(sweep: Sweep) -> Iterator[tuple[str, dict[str, list[float]]]
     baselines: dict[str, Baseline] = {
         shown: untrained[name] for name, shown in names.items() if name in untrained
     }
-    trained = sweep.models / "mask_estimator"
-    if trained.is_dir():
-        estimator = load_mask_estimator(trained)
-        baselines["supervised mask (LSTM)"] = lambda chunk: first(
-            estimator.separate(chunk.mixture[None])
-        )
+    for trained in sorted(sweep.models.glob("mask_estimator*")):
+        size = trained.name.removeprefix("mask_estimator").replace("_", " ").strip()
+        name = "supervised mask (LSTM" + (f", {size})" if size else ")")
+        baselines[name] = partial(_supervised, load_mask_estimator(trained))
     baselines |= {
         "codec's round trip of the truth": lambda chunk: codec_round_trip(codecs["hybrid"], chunk),
         "LASS's codec, the same": lambda chunk: codec_round_trip(codecs["lass"], chunk),
