@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 import hybrid
 import lass
 import lqvae
+from jukebox_core.checkpoints import WEIGHTS
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method
 
@@ -34,7 +35,7 @@ RECOMMENDED: MethodName = "hybrid-neural"
 def available(name: MethodName, models: Path) -> bool:
     """Whether the models have what the method needs beyond the published systems' parts."""
     family = Path(models) / METHODS[name].family
-    return all((family / run).is_dir() for run in METHODS[name].runs())
+    return all((family / run / WEIGHTS).is_file() for run in METHODS[name].runs())
 
 
 MethodFlag: TypeAlias = MethodName | Literal["auto"]

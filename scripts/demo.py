@@ -30,7 +30,8 @@ from scripts._results import format_table, is_report
 SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
 WEIGHTS = "weights.safetensors"
-DRAWN_WITH = ("--prior", "unigram", "--neural-exponent", 1.0, "--sampler", "ancestral")
+DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
+DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
 """Settings of the candidates that the mask network learns from."""
 
 

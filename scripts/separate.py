@@ -27,6 +27,7 @@ from jukebox_core.checkpoints import fingerprint, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
 from jukebox_core.machine import set_threads
+from jukebox_core.neural.method import RUN
 from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.jobs import (
@@ -154,7 +155,8 @@ def make_plan(args: Args, ranks: int) -> Plan:
     method = METHODS[settings["method"]]
     full = method.resolve(args.settings, args.models, refine=args.refine)
     settings["settings"] = vars(full)
-    models = identify_models(args.models / method.family)
+    unused = {RUN} - set(method.runs())
+    models = identify_models(args.models / method.family, unused)
     beside = method.runs_beside(args.models, full) if args.refine else {}
     models |= {name: fingerprint(folder) for name, folder in beside.items()}
     identity = {"settings": settings, "models": models}

@@ -72,8 +72,11 @@ class Args:
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range, and settings that candidates do not depend on."""
         require_fields(self, "items", "candidates", whole=True, at_least=1)
+        for name in set(AFTER_SAMPLING) & set(self.settings.explicit()):
+            value = getattr(self.settings, name)
+            raise ValueError(f"{name} is {value}, but it does not affect the candidates")
         if self.items % GROUP:
             raise ValueError(f"items is {self.items}, expected a multiple of {GROUP}")
 
@@ -103,7 +106,7 @@ def train_mask_network(args: Args, command: str) -> None:
         raise ValueError(f"method is {args.method}, expected one with the neural likelihood")
     run = Run(args.run, args.optim, args.train)
     family = method.folder(args.models)
-    full = method.resolve(args.settings, args.models, strict=False).without(*AFTER_SAMPLING)
+    full = method.resolve(args.settings).without(*AFTER_SAMPLING)
     estimator_folder = args.estimator or args.models / "mask_estimator"
     estimator = load_mask_estimator(estimator_folder)
     data = run.open_data(estimator.config.sample_rate)
@@ -139,6 +142,7 @@ def train_mask_network(args: Args, command: str) -> None:
         replace(full, mask_network=False),
         str(run.fabric.device),
         candidates=args.candidates,
+        tuned=False,
     )
     check(args, separator, estimator)
     plain = CropDataset(
@@ -153,7 +157,6 @@ def train_mask_network(args: Args, command: str) -> None:
     run.require(lambda: build(MaskEstimator(estimator.config, alpha)), rows, args.train.crop)
     folder = args.run.output / "candidates"
     items = _draw(run, separator, crops, args.items, folder / "train", identity)
-    held_out = replace(plain, tracks=data.validation)
     count = min(VALIDATION_ITEMS, args.items)
     objective = build(estimator)
     objective.measure(collate([items[index] for index in range(min(MEASURED_ON, args.items))]))
@@ -161,7 +164,14 @@ def train_mask_network(args: Args, command: str) -> None:
         objective,
         objective.network,
         items,
-        lambda: _draw(run, separator, held_out, count, folder / "validation", identity),
+        lambda: _draw(
+            run,
+            separator,
+            replace(plain, tracks=data.validation),
+            count,
+            folder / "validation",
+            identity,
+        ),
         meta=identity | run.meta(command),
     )
 
@@ -175,7 +185,15 @@ def _draw(
     identity: Mapping[str, Any],
 ) -> CandidateItems:
     """The items with their candidates, drawn by the first process."""
-    parts = (identity["drawn_with"], identity["data"], folder.name, crops.crop, crops.seed)
+    parts = (
+        identity["drawn_with"],
+        identity["data"],
+        identity["skip_silent"],
+        separator.device.type,
+        folder.name,
+        crops.crop,
+        crops.seed,
+    )
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     with tqdm(desc=f"candidates, {folder.name}", total=count, disable=None, leave=False) as bar:
 
@@ -203,6 +221,10 @@ def check(args: Args, separator: Separator, estimator: MaskEstimator) -> None:
         raise ValueError(
             f"the mask estimator was trained at {estimator.config.sample_rate} Hz, the models at "
             f"{separator.sample_rate} Hz"
+        )
+    if separator.alpha != estimator.alpha:
+        raise ValueError(
+            f"the models separate with gains {separator.alpha}, the data have {estimator.alpha}"
         )
     hop, longest = separator.codec.config.hop, separator.n_ctx
     if args.train.crop % hop or args.train.crop > longest * hop:

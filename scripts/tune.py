@@ -69,7 +69,7 @@ GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
     "hybrid-neural": {**_NEURAL, "exponent": (1.0, 0.5, 1.5), "sigma": (0.4, 0.6)},
 }
 """Settings of the sampling in the order of tuning, the most important first; the first value is the
-default. A budget of 8 draws reaches all except the last two or three of LASS and the hybrid."""
+default. A budget of 8 draws reaches all except the last ones of LASS and the hybrid."""
 MASKS: Mapping[str, Sequence[Any]] = {
     "mask_power": (2.5, 1.5, 2.0, 3.0, 4.0),
     "mask_n_fft": (4096, 2048, 8192),

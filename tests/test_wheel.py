@@ -71,3 +71,11 @@ def test_the_data_programs_find_their_package(installed, tmp_path):
     command = [sys.executable, str(installed / "bin" / "latent-separation"), "make_synthetic"]
     run(installed, tmp_path, *command, "--output", "songs", "--tracks", "1", "--seconds", "2")
     assert len(list((tmp_path / "songs").rglob("mix.flac"))) == 1
+
+
+def test_every_package_of_the_library_is_in_the_wheel():
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("packages = [")[2]
+    for library in ("jukebox_core", "lqvae", "lass", "hybrid"):
+        for path in (ROOT / library).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(ROOT).parts)
+            assert f'"{name}",' in listed

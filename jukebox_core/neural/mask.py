@@ -95,7 +95,7 @@ class MaskNetwork(nn.Module):
         own = mixture.abs().square().unsqueeze(1)
         loudness = own.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
         logs = (torch.cat([own, powers], 1) / loudness + FLOOR).log()
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(mixture.device.type, enabled=False):
             masks = self.estimator(mixture).transpose(0, 1)  # [B, S, F, frames]
         return torch.cat([logs, spread, (masks + _SMALLEST).log()], 1)
 

@@ -27,7 +27,7 @@ class MaskNetworkObjective(nn.Module):
         """Loss of waveforms [S (1 + N) B, T], collated from items [S (1 + N), T]."""
         mixture, stems, candidates = self.parts(audio)
         weights = mixture.new_full((len(mixture), self.candidates), 1 / self.candidates)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
             evidence = self.network.evidence(mixture, candidates, weights)
         masks = self.network(*evidence)  # [B, S, F, frames]
         spectrum = evidence[0]

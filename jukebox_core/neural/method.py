@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from jukebox_core.checkpoints import fingerprint
+from jukebox_core.checkpoints import WEIGHTS, fingerprint
 from jukebox_core.neural.likelihood import EXPONENT, ScaledNeuralLikelihood
 from jukebox_core.neural.mask import KIND, load_mask_network, network_mask
 from jukebox_core.neural.model import load_neural_likelihood
@@ -25,6 +25,11 @@ RUN = "neural_likelihood"
 def mask_folder(models: Path, method: str) -> Path:
     """The run folder of a method's mask network."""
     return Path(models) / "mask_network" / method
+
+
+def has_mask_network(models: Path, method: str) -> bool:
+    """Whether there is a trained mask network for a method."""
+    return (mask_folder(models, method) / WEIGHTS).is_file()
 
 
 class NeuralMethod(Method):
@@ -72,7 +77,7 @@ class NeuralMethod(Method):
     def runs_beside(self, models: Path, settings: Settings) -> dict[str, Path]:
         """The mask network, if it is used."""
         folder = mask_folder(models, self.name)
-        absent = settings.mask_network is None and not folder.is_dir()
+        absent = settings.mask_network is None and not has_mask_network(models, self.name)
         return {} if absent or settings.mask_network is False else {KIND: folder}
 
     def mask(self, models: Path, settings: Settings, device: torch.device) -> RatioMask:

@@ -89,7 +89,8 @@ class NeuralLikelihood(nn.Module):
         """
         c = self.config
         steps = latents.shape[2]
-        fine, long = self._features(mixture, latents)
+        with torch.autocast(mixture.device.type, enabled=False):  # powers overflow float16
+            fine, long = self._features(mixture.float(), latents)
         split = fine.shape[-1]
         fine = (fine - self.mean[:split]) * self.scale[:split]
         long = (long - self.mean[split:]) * self.scale[split:]

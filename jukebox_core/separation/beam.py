@@ -100,7 +100,7 @@ class BeamSampler:
                 if not state.alive:
                     raise ValueError(
                         f"no pair of codes is possible at step {step}, whose mixture code is "
-                        f"{int(mixture_codes[b, step])}: the likelihood has no such pair"
+                        f"{int(mixture_codes[b, step])}: the likelihoods allow none"
                     )
             rows = (torch.stack(parents) + offsets).flatten()
             cache.reorder(rows)
@@ -195,6 +195,8 @@ class _Beams:
         live = (self.score > -math.inf).nonzero().squeeze(1)
         nothing = live.new_zeros(0)
         best = Best(self.score.new_zeros(0), nothing, nothing)
+        if not len(live):  # log-factors have forbidden every code
+            return best
         rest = live, log_p1[live], log_p2[live]
         if isinstance(table, FullTable):
             parts = self._of_all(table, *rest)

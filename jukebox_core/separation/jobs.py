@@ -159,10 +159,16 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def identify_models(family: Path) -> dict[str, str]:
-    """{part: SHA-256} of the weights, tables and descriptions in a family's folder."""
+def identify_models(family: Path, unused: Collection[str] = ()) -> dict[str, str]:
+    """{part: SHA-256} of the weights, tables and descriptions in a family's folder.
+
+    Args:
+        family: the folder.
+        unused: run folders in it that the method does not use.
+    """
     patterns = ("*.safetensors", "*/weights.safetensors", "*/meta.json")
-    parts = sorted(part for pattern in patterns for part in family.glob(pattern))
+    every = (part for pattern in patterns for part in family.glob(pattern))
+    parts = sorted(part for part in every if part.parent.name not in unused)
     return {part.relative_to(family).as_posix(): sha256(part) for part in parts}
 
 

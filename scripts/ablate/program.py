@@ -162,7 +162,7 @@ def baseline_scores(sweep: Sweep) -> Iterator[tuple[str, dict[str, list[float]]]
     baselines: dict[str, Baseline] = {
         shown: untrained[name] for name, shown in names.items() if name in untrained
     }
-    for trained in sorted(sweep.models.glob("mask_estimator*")):
+    for trained in sorted(sweep.models.glob("mask_estimator*/")):
         size = trained.name.removeprefix("mask_estimator").replace("_", " ").strip()
         name = "supervised mask (LSTM" + (f", {size})" if size else ")")
         baselines[name] = partial(_supervised, load_mask_estimator(trained))

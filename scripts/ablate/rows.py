@@ -18,7 +18,7 @@ from jukebox_core.evaluation.estimates import (
     RoundTrip,
     Selected,
 )
-from jukebox_core.neural.method import NeuralMethod, mask_folder
+from jukebox_core.neural.method import NeuralMethod, has_mask_network
 from jukebox_core.separation.loading import calibration_of
 from jukebox_core.separation.mask import WIENER
 from jukebox_core.separation.rejection import RejectionMarginals, RejectionPair, RejectionWeights
@@ -45,6 +45,7 @@ PUBLISHED = Settings(
 
 
 _DEFAULT = Settings()
+_RATIO = Settings(mask_network=False)
 _CPU = torch.device("cpu")
 
 
@@ -69,13 +70,15 @@ def estimators(models: Path) -> dict[str, Estimator]:
     own: dict[str, Estimator] = {}
     for name in _available(models):
         method = METHODS[name]
-        full, family = method.resolve(Settings(), models), method.folder(models)
+        family = method.folder(models)
+        full = method.resolve(_RATIO if isinstance(method, NeuralMethod) else _DEFAULT, models)
         own[f"mask, tuned ({name})"] = Masked(full.make_mask())
         calibrated = full.make_mask(calibration_of(family, full.calibration))
         own[f"mask, tuned and calibrated ({name})"] = Masked(calibrated)
         if isinstance(method, NeuralMethod):
-            if mask_folder(models, name).is_dir():
-                own[f"mask network ({name})"] = Masked(method.mask(models, full, _CPU))
+            if has_mask_network(models, name):
+                network = method.mask(models, Settings(), _CPU)
+                own[f"mask network ({name})"] = Masked(network)
         else:
             published = RejectionPair(RoundTrip(family / "vqvae"))
             own[f"rejection, published ({name})"] = Selected(published)
@@ -160,10 +163,12 @@ def _neural_rows(models: Path, candidates: int) -> Iterator[Row]:
         yield Row(f"{name}, default: selected, raw", draw, "spectral fit")
         refined = f"mask, tuned and calibrated ({name})"
         yield Row(f"{name}, default: refined", draw, refined)
-        if mask_folder(models, name).is_dir():
+        if has_mask_network(models, name):
             yield Row(f"{name}, default: mask network", draw, f"mask network ({name})")
         if name == "neural":
-            alone = Settings(prior="unigram", neural_exponent=1.0, sampler="ancestral")
+            alone = Settings(
+                prior="unigram", neural_exponent=1.0, temperature=1.0, sampler="ancestral"
+            )
             drawn = Draw(name, alone, candidates)
             yield Row("neural, no priors: oracle, raw", drawn, "oracle")
             yield Row("neural, no priors: refined", drawn, refined)

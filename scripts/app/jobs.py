@@ -30,7 +30,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
-from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
+from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName, available
 
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
@@ -300,7 +300,7 @@ def usable(
         try:
             ready[method] = METHODS[method].check(models, settings)
         except (ValueError, OSError) as error:
-            if method in PUBLISHED_METHODS:
+            if method in PUBLISHED_METHODS or available(method, models):
                 missing[method] = one_line(error)
     if not ready:
         raise FileNotFoundError(f"{models} has no complete method: {next(iter(missing.values()))}")

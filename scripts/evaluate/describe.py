@@ -35,7 +35,7 @@ DEFINITIONS = {
     "refined: the best of the masks made from each candidate pair alone",
     "selected": "without the truth; raw: the pick (by default the pair whose sum is nearest to the "
     "mixture in magnitude spectrum); refined: the mask from the average of the candidates' powers "
-    "(by default the mean of all)",
+    "(by default the mean of all), or the mask network's",
     "single": "the first candidate; raw, and refined: the mask made from it alone",
     "sdr_bsseval": "median SDR of complete windows of 44,100 samples (museval, BSSEval v4)",
     "sdr_museval": "the same by museval itself (with --museval)",

@@ -179,6 +179,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         identity = {
             "models": fingerprints(family, method.tables(full), method.runs()),
             "description": models[name],
+            "settings": vars(full),
             "device": separators[name].device.type,
         }
         run.system(name, separators[name], identity, args.batch)

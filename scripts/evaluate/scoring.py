@@ -36,10 +36,10 @@ from jukebox_core.files import atomic_path, sha256
 from jukebox_core.kept import kept, key_of, read_kept
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
-from scripts._methods import METHODS
+from scripts._methods import METHODS, MethodName
 from scripts._results import NAMES
 
-_CODEC_ORDER = ("hybrid", "lqvae", "lass")
+_CODEC_ORDER: tuple[MethodName, ...] = ("hybrid", "lqvae", "lass", *METHODS)
 _TIMED = ("hpss", "nmf", "supervised")  # baselines that separate
 
 
@@ -200,7 +200,7 @@ class Scoring:
         families: dict[str, str] = {}
         for name in _CODEC_ORDER:
             if name in separators:
-                families.setdefault(METHODS[name].family, name)  # type: ignore[index]
+                families.setdefault(METHODS[name].family, name)
         for name, (family, method) in zip(("codec", "codec_lass"), families.items(), strict=False):
             self._baseline(
                 name,

@@ -27,6 +27,9 @@ def headline(results: Mapping[str, Any]) -> str:
     )
 
 
+_COMPARED = (("hybrid", "lqvae"), ("hybrid", "lass"), ("hybrid-neural", "hybrid"))
+
+
 def _cards(results: Mapping[str, Any]) -> str:
     def scores(method: str, names: Sequence[str]) -> dict[str, Interval]:
         rows = {n: find_row(results, method, "selected", True, n, "sdr") for n in names}
@@ -48,35 +51,36 @@ def _cards(results: Mapping[str, Any]) -> str:
 
 
 def _differences(results: Mapping[str, Any]) -> str:
-    """Return the hybrid minus each other system: a point per chunk, the mean and its interval."""
+    """Return differences of systems: a point per chunk, the mean and its interval."""
     lines = []
     for question in (("selected", True), ("oracle", False)):
-        for other in ("lqvae", "lass"):
-            first, second = ("hybrid", *question), (other, *question)
+        for one, other in _COMPARED:
+            first, second = (one, *question), (other, *question)
             if values := paired(results, first, second):
                 gap = difference(results, first, second)
-                lines.append((other, ESTIMATES[question], values, gap))
+                lines.append((one, other, ESTIMATES[question], values, gap))
     if not lines:
         return ""
-    scale = Scale.over(value for _, _, values, _ in lines for value in values)
+    scale = Scale.over(value for *_, values, _ in lines for value in values)
     rows = "".join(
-        f'<div><b>Hybrid &minus; {NAMES[other]}</b><br><span class="note">{words}</span></div>'
+        f"<div><b>{NAMES[one]} &minus; {NAMES[other]}</b><br>"
+        f'<span class="note">{words}</span></div>'
         f'<div class="value"><b>{gap.mean:+.2f} dB</b><br>'
         f'<span class="note">{gap.low:+.2f} to {gap.high:+.2f}</span></div>'
         f'<div class="strip-cell" style="--c:var(--{other})">{strip(values, gap, scale)}</div>'
-        for other, words, values, gap in lines
+        for one, other, words, values, gap in lines
     )
     return (
         f'<div class="paired">{rows}{ticks(scale)}<div class="ends note"><span>&larr; the other is '
-        "better</span><span>the hybrid is better &rarr;</span></div></div>"
-        '<p class="note">A small point is a chunk: the SDR of the hybrid minus the SDR of '
-        "the other system. Large points are means, lines their 95% intervals.</p>"
+        "better</span><span>the first is better &rarr;</span></div></div>"
+        '<p class="note">A small point is a chunk: the SDR of the first system minus the SDR of '
+        "the other one. Large points are means, lines their 95% intervals.</p>"
     )
 
 
 def _answers(results: Mapping[str, Any]) -> tuple[str, str]:
-    """Compare the hybrid with the other two systems, and one system with the baselines."""
-    sentences = [_comparison(results, "hybrid", other) for other in ("lqvae", "lass")]
+    """Compare the systems, and one system with the baselines."""
+    sentences = [_comparison(results, *pair) for pair in _COMPARED]
     answer = " ".join(text for text in sentences if text) or (
         "The question is open: the results lack the hybrid or both other systems."
     )
@@ -99,6 +103,7 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
     verdict = "better than" if interval.low > 0 else verdict
     names = NAMES | {
         "hybrid": "The hybrid",
+        "hybrid-neural": "The hybrid with the neural likelihood",
         "mixture": "the mixture taken as both estimates",
         "supervised": "the supervised mask estimator",
     }

@@ -18,8 +18,26 @@ from jukebox_core.evaluation.results import series, sources_of
 from jukebox_core.training.tracking import Row
 from scripts._results import NAMES, SYSTEMS
 
-COLOURS = {"lqvae": "#b45309", "lass": "#2563eb", "hybrid": "#047857", "mixture": "#7b828e"}
-_MARKERS = {"lqvae": "^", "lass": "s", "hybrid": "o", "mixture": "x"}
+COLOURS = {
+    "lqvae": "#b45309",
+    "lass": "#2563eb",
+    "hybrid": "#047857",
+    "lqvae-neural": "#d97706",
+    "lass-neural": "#0891b2",
+    "hybrid-neural": "#7c3aed",
+    "neural": "#be185d",
+    "mixture": "#7b828e",
+}
+_MARKERS = {
+    "lqvae": "^",
+    "lass": "s",
+    "hybrid": "o",
+    "lqvae-neural": "v",
+    "lass-neural": "D",
+    "hybrid-neural": "*",
+    "neural": "P",
+    "mixture": "x",
+}
 _INK = "#010203"  # replaced by the colour of the surrounding text
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
 _THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "currentColor"}
