@@ -198,9 +198,9 @@ class Scoring:
     def _codecs(self, separators: Mapping[str, Separator]) -> None:
         """The ceilings of the raw estimates: one codec, or two if the methods have two."""
         families: dict[str, str] = {}
-        for name in _CODEC_ORDER:
-            if name in separators:
-                families.setdefault(METHODS[name].family, name)
+        for system in _CODEC_ORDER:
+            if system in separators:
+                families.setdefault(METHODS[system].family, system)
         for name, (family, method) in zip(("codec", "codec_lass"), families.items(), strict=False):
             self._baseline(
                 name,
