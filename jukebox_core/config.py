@@ -376,6 +376,8 @@ class MaskNetworkConfig:
     """Channels of the convolutions."""
     depth: int = 5
     """Number of convolutions besides the last one; dilations in frequency are 1, 2, 4, ..."""
+    complex: bool = True
+    """Complex masks: real ones corrected by the candidates' spectra, phases included."""
 
     def __post_init__(self) -> None:
         require_types(self)

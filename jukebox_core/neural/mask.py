@@ -4,7 +4,13 @@ A ratio mask looks at the candidates' mean power, bin by bin; a mask estimator l
 mixture's spectrum only. The network starts from a weighted product of both, with weights per
 frequency, and corrects its logits by convolutions over the neighbourhood of a bin. They see the
 mixture's magnitude, every source's mean power over the candidates, how much the candidates differ
-about its share, and the estimator's mask. The masks are real and sum to one.
+about its share, and the estimator's mask. These masks M_i are real and sum to one.
+
+A real mask gives every source the phase of the mixture, which limits even the ideal one. The
+candidates have phases of their own: with D_i the spectrum of the mean of a source's candidates,
+the estimate is M_i Y + W (D_i - M_i sum_j D_j). It is D_i if the gate W is 1 and the D_i sum to the
+mixture Y, the masked mixture if W is 0, and the estimates always sum to Y. The network gives W per
+bin. Divided by Y, the estimate is a complex mask, for any channel of the mixture.
 """
 
 from __future__ import annotations
@@ -29,6 +35,7 @@ FLOOR = 1e-6
 _SMALLEST = 1e-4  # added to the estimator's masks before the logarithm
 _FREQUENCIES = 4  # channels that tell the convolutions the frequency
 _START = 0.6  # exponent of the mean powers and of the estimator's masks before training
+_LARGEST = 10.0  # magnitude of a correction relative to the mixture
 
 
 class MaskNetwork(nn.Module):
@@ -46,18 +53,19 @@ class MaskNetwork(nn.Module):
         self.alpha = dict(estimator.alpha)
         self.estimator = estimator.requires_grad_(False)
         sources, bins = len(self.alpha), estimator.config.n_fft // 2 + 1
-        planes = 1 + 3 * sources
+        planes = 2 + 4 * sources
         self.mean = nn.Parameter(torch.zeros(planes, bins))
         self.scale = nn.Parameter(torch.ones(planes, bins))
         self.exponents = nn.Parameter(torch.full((2, sources, bins), _START))
         self.offset = nn.Parameter(torch.zeros(sources, bins))
+        self.gate = nn.Parameter(torch.zeros(1, bins))
         self.frequencies = nn.Parameter(0.1 * torch.randn(_FREQUENCIES, bins))
         widths = [planes + _FREQUENCIES, *[config.channels] * config.depth]
         self.convolutions = nn.ModuleList(
             nn.Conv2d(a, b, 3, padding=(2**i, 1), dilation=(2**i, 1))
             for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
         )
-        self.last = nn.Conv2d(config.channels, sources, 1)
+        self.last = nn.Conv2d(config.channels, sources + 1, 1)
         for p in self.last.parameters():
             nn.init.zeros_(p)
 
@@ -66,15 +74,17 @@ class MaskNetwork(nn.Module):
         """The sources in the order of the masks."""
         return tuple(self.alpha)
 
-    def forward(self, mixture: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
-        """Masks [B, S, F, frames], summing to one over the sources.
+    def forward(self, mixture: Tensor, decoded: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
+        """Masks [B, S, F, frames], summing to one over the sources; complex by default.
 
         Args:
             mixture: complex spectra [B, F, frames].
-            powers: mean powers of the sources as they stand in the mixture, [B, S, F, frames].
+            decoded: mean spectra of the sources' candidates, as they stand in the mixture, complex
+                [B, S, F, frames].
+            powers: their mean powers, [B, S, F, frames].
             spread: standard deviations of their shares, [B, S, F, frames].
         """
-        planes = self.planes(mixture, powers, spread)
+        planes = self.planes(mixture, decoded, powers, spread)
         sources = len(self.alpha)
         by_power, by_estimator = (x.unsqueeze(2) for x in self.exponents)
         logits = by_power * planes[:, 1 : 1 + sources] + by_estimator * planes[:, -sources:]
@@ -84,17 +94,24 @@ class MaskNetwork(nn.Module):
         h = torch.cat([x, frequencies], 1).contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             h = nn.functional.gelu(convolution(h))
-        return (logits + self.offset.unsqueeze(2) + self.last(h)).float().softmax(1)
+        h = self.last(h).float()
+        masks = (logits + self.offset.unsqueeze(2) + h[:, :sources]).softmax(1)
+        if not self.config.complex:
+            return masks
+        gate = (self.gate.unsqueeze(2) + h[:, sources:]).sigmoid()  # [B, 1, F, frames]
+        return masks + gate * _correction(mixture.unsqueeze(1), decoded, masks)
 
-    def planes(self, mixture: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
-        """What the network sees, [B, 1 + 3 S, F, frames].
+    def planes(self, mixture: Tensor, decoded: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
+        """What the network sees, [B, 2 + 4 S, F, frames].
 
-        Log-powers of mixture and sources relative to the mixture's mean power, the spreads, and the
-        logarithms of the estimator's masks.
+        Log-powers relative to the mixture's mean power (the mixture, the sources, the mean spectra,
+        what these leave of the mixture), the spreads, the logarithms of the estimator's masks.
         """
         own = mixture.abs().square().unsqueeze(1)
         loudness = own.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        logs = (torch.cat([own, powers], 1) / loudness + FLOOR).log()
+        left = (mixture - decoded.sum(1)).abs().square().unsqueeze(1)
+        every = torch.cat([own, powers, decoded.abs().square(), left], 1)
+        logs = (every / loudness + FLOOR).log()
         with torch.no_grad(), torch.autocast(mixture.device.type, enabled=False):
             masks = self.estimator(mixture).transpose(0, 1)  # [B, S, F, frames]
         return torch.cat([logs, spread, (masks + _SMALLEST).log()], 1)
@@ -117,15 +134,15 @@ class MaskNetwork(nn.Module):
         return self
 
     @torch.no_grad()
-    def standardise(self, mixture: Tensor, powers: Tensor, spread: Tensor) -> None:
+    def standardise(self, mixture: Tensor, decoded: Tensor, powers: Tensor, spread: Tensor) -> None:
         """Start from every plane's mean and deviation per frequency; see `forward`."""
-        planes = self.planes(mixture, powers, spread)
+        planes = self.planes(mixture, decoded, powers, spread)
         self.mean.copy_(planes.mean((0, 3)))
         self.scale.copy_(1 / planes.std((0, 3)).clamp_min(0.01))
 
     def evidence(
         self, mixture: Tensor, candidates: Candidates, weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The arguments of `forward`.
 
         Args:
@@ -133,20 +150,36 @@ class MaskNetwork(nn.Module):
             candidates: N estimates of the sources of every mixture.
             weights: [B, N], summing to one over the candidates.
         """
-        powers, spreads = [], []
+        decoded, powers, spreads = [], [], []
         for b, weight in enumerate(weights.to(self.mean)):
-            each = torch.stack(
-                [
-                    (gain * self.spectrum(candidates.audio[name][b])).abs().square()
-                    for name, gain in self.alpha.items()
-                ]
-            )  # [S, N, F, frames]
+            spectra = [
+                gain * self.spectrum(candidates.audio[name][b]) for name, gain in self.alpha.items()
+            ]
+            mixed = [torch.einsum("n,nft->ft", weight.to(x.dtype), x) for x in spectra]
+            decoded.append(torch.stack(mixed))
+            each = torch.stack([x.abs().square() for x in spectra])  # [S, N, F, frames]
             shares = each / (each.sum(0) + 1e-12)
             mean = torch.einsum("n,snft->sft", weight, shares)
             deviation = shares.sub(mean.unsqueeze(1)).square()
             spreads.append(torch.einsum("n,snft->sft", weight, deviation).sqrt())
             powers.append(torch.einsum("n,snft->sft", weight, each))
-        return self.spectrum(mixture), torch.stack(powers), torch.stack(spreads)
+        parts = (torch.stack(x) for x in (decoded, powers, spreads))
+        return (self.spectrum(mixture), *parts)  # type: ignore[return-value]
+
+
+def _correction(mixture: Tensor, decoded: Tensor, masks: Tensor) -> Tensor:
+    """(D_i - M_i sum_j D_j) / Y, complex [B, S, F, frames], of bounded magnitude; they sum to zero.
+
+    Args:
+        mixture: Y, [B, 1, F, frames].
+        decoded: D_i, [B, S, F, frames].
+        masks: M_i, real, [B, S, F, frames].
+    """
+    numerator = decoded - masks * decoded.sum(1, keepdim=True)
+    # One bound for all sources, so that the corrections still sum to zero.
+    largest = numerator.abs().amax(1, keepdim=True)
+    power = mixture.abs().square().maximum((largest / _LARGEST).square()).clamp_min(1e-20)
+    return numerator * (mixture.conj() / power)
 
 
 @dataclass(frozen=True)
