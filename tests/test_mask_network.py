@@ -1,12 +1,13 @@
 """The last stage: the mask network, its candidates and its training."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hybrid
-from jukebox_core.audio.spectra import stft
+from jukebox_core.audio.spectra import istft, stft
 from jukebox_core.checkpoints import load_meta
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import CropDataset
@@ -27,9 +28,10 @@ TINY = PRESETS["tiny"].mask
 N_FFT, HOP = TINY.n_fft, TINY.hop
 
 
-def make_network(trained=False):
+def make_network(trained=False, complex=True):
     torch.manual_seed(0)
-    network = MaskNetwork(PRESETS["tiny"].mask_network, MaskEstimator(TINY, ALPHA))
+    config = replace(PRESETS["tiny"].mask_network, complex=complex)
+    network = MaskNetwork(config, MaskEstimator(TINY, ALPHA))
     if trained:
         for p in network.parameters():
             torch.nn.init.normal_(p, std=0.1)
@@ -46,7 +48,7 @@ def make_candidates(batch=2, count=3, samples=2000):
 
 def test_evidence_is_that_of_weighted_candidates_by_hand():
     mixture, candidates, weights = make_candidates()
-    spectrum, powers, spread = make_network().evidence(mixture, candidates, weights)
+    spectrum, decoded, powers, spread = make_network().evidence(mixture, candidates, weights)
     torch.testing.assert_close(spectrum, stft(mixture, N_FFT, HOP))
     for b in range(2):
         each = [
@@ -57,27 +59,73 @@ def test_evidence_is_that_of_weighted_candidates_by_hand():
         each = torch.stack([x for (x,) in each]).unflatten(0, (3, 2))  # [N, S, F, frames]
         w = weights[b][:, None, None, None]
         torch.testing.assert_close(powers[b], (w * each).sum(0))
+        for i, (n, gain) in enumerate(ALPHA.items()):
+            mean = gain * (weights[b][:, None] * candidates.audio[n][b]).sum(0)
+            expected = stft(mean, N_FFT, HOP)
+            torch.testing.assert_close(decoded[b, i], expected, atol=1e-4, rtol=1e-4)
         share = each / each.sum(1, keepdim=True)
         mean = (w * share).sum(0)
         deviation = (w * (share - mean) ** 2).sum(0).sqrt()
         torch.testing.assert_close(spread[b], deviation, atol=1e-5, rtol=1e-4)
 
 
-def test_untrained_it_is_the_product_of_a_ratio_mask_and_the_estimators():
+def test_without_a_correction_untrained_it_is_the_product_of_a_ratio_mask_and_the_estimators():
     mixture, candidates, weights = make_candidates()
-    network = make_network()
+    network = make_network(complex=False)
     torch.nn.init.normal_(network.estimator.outwards.bias)
     mask = network_mask(RatioMask(), network)
     assert (mask.n_fft, mask.hop) == (N_FFT, HOP)
-    spectrum, powers, _ = network.evidence(mixture, candidates, weights)
+    spectrum, _, powers, _ = network.evidence(mixture, candidates, weights)
     estimated = network.estimator(spectrum).transpose(0, 1)
     product = powers**0.6 * estimated**0.6
     expected = product / product.sum(1, keepdim=True)
     masks = torch.stack(list(mask.estimate(mixture, candidates, weights).values()), 1)
     torch.testing.assert_close(masks, expected, atol=2e-3, rtol=1e-2)
-    stems = mask(mixture, candidates, weights)
-    total = sum(ALPHA[name] * x for name, x in stems.items())
-    torch.testing.assert_close(total, mixture, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("gate", (0.0, 0.3, 1.0))
+def test_the_candidates_spectra_correct_the_masked_mixture(gate):
+    """M_i Y + W (D_i - M_i sum D), for any channel of the mixture; the stems sum to it."""
+    mixture, candidates, weights = make_candidates(count=1)
+    mixture = 20 * mixture  # so that no bin is so quiet that its correction is bounded
+    network, plain = make_network(), make_network(complex=False)
+    network.gate.fill_(torch.logit(torch.tensor(gate)).clamp(-100, 100))
+    stems = network_mask(RatioMask(), network)(mixture, candidates, weights)
+    real = network_mask(RatioMask(), plain)(mixture, candidates, weights)
+    spectrum, decoded, *_ = network.evidence(mixture, candidates, weights)
+    total = sum(gain * stems[name] for name, gain in ALPHA.items())
+    torch.testing.assert_close(total, mixture, atol=1e-3, rtol=1e-4)
+    masks = plain(*network.evidence(mixture, candidates, weights))
+    for i, (name, gain) in enumerate(ALPHA.items()):
+        change = gate * (decoded[:, i] - masks[:, i] * decoded.sum(1))
+        expected = real[name] + istft(change, N_FFT, HOP, mixture.shape[1]) / gain
+        assert (stems[name] - expected).square().mean() < 1e-4 * expected.square().mean()
+
+
+def test_the_true_sources_as_candidates_come_back():
+    """With the gate open, the estimates are the candidates if these sum to the mixture."""
+    _, candidates, weights = make_candidates(count=1)
+    mixture = sum(gain * candidates.audio[name][:, 0] for name, gain in ALPHA.items())
+    network = make_network()
+    network.gate.fill_(100)
+    stems = network_mask(RatioMask(), network)(mixture, candidates, weights)
+    for name, stem in stems.items():
+        truth = candidates.audio[name][:, 0]
+        # But for bins where the sources cancel, whose correction is bounded.
+        assert (stem - truth).square().mean() < 1e-3 * truth.square().mean()
+
+
+def test_complex_masks_apply_to_channels_and_other_rates():
+    mixture, candidates, weights = make_candidates(batch=1)
+    mask = network_mask(RatioMask(), make_network(trained=True))
+    masks = {n: m[0] for n, m in mask.estimate(mixture, candidates, weights).items()}
+    channels = torch.stack([mixture[0], 0.3 * mixture[0]])
+    stems = mask.apply(channels, masks)
+    for stem in stems.values():
+        torch.testing.assert_close(stem[1], 0.3 * stem[0], atol=1e-5, rtol=1e-4)
+    louder = torch.randn(2, 4354, generator=torch.Generator().manual_seed(3))
+    other = mask.apply(louder, masks, 48_000 / 22_050)
+    torch.testing.assert_close(sum(other.values()), louder, atol=1e-3, rtol=0)
 
 
 def test_the_estimator_is_not_trained():
