@@ -122,6 +122,7 @@ def main(args: Args) -> None:
     if args.output is not None:
         asked = ("method", "split", "candidates", "chunk_codes", "within", "seed")
         flags = {name: getattr(args, name) for name in asked}
+        flags["method"] = method_of(args.method, args.models)
         write_json(args.output, {"variants": variants, "asked": flags, **provenance()})
 
 
@@ -154,11 +155,9 @@ def mask_error(
     true = Candidates({source: x[None, None] for source, x in truth.items()}, candidates.alpha)
     ideal = replace(mask, calibration=None)  # the truth was not decoded
     weights = PosteriorMean()(mixture, candidates)
-    shares = [
-        each.masks(each.mean_powers(audio, w))[name][0]
-        for each, audio, w in ((mask, candidates, weights), (ideal, true, torch.ones(1, 1)))
-    ]
-    return (shares[0] - shares[1]).abs()
+    own = mask.estimate(mixture, candidates, weights)[name][0]
+    share = ideal.masks(ideal.mean_powers(true, torch.ones(1, 1)))[name][0]
+    return (own - share).abs()
 
 
 def loud_bins(separator: Separator, mixture: Tensor, within: float) -> Tensor:
