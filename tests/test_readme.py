@@ -72,7 +72,7 @@ def arranged(tiny_neural_models, tmp_path, monkeypatch):
 
 def test_your_own_file(arranged):
     ((module, words),) = (
-        call for _, call in ALL if call[0] == "scripts.separate" and call[1][-1:] == ["song.mp3"]
+        call for _, call in ALL if call[0] == "scripts.separate" and "runs/demo/models" in call[1]
     )
     assert import_module(module).main([*words, "--candidates", "2"]) == 0
     stems = {path.name: soundfile.info(path) for path in (arranged / "out" / "song").glob("*.wav")}

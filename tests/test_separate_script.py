@@ -286,7 +286,7 @@ from scripts import separate
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.samples import JointSamples
 
-def draw(priors, likelihood, codes, candidates, generator, progress=None):
+def draw(priors, likelihood, codes, candidates, generator, progress=None, factors=None):
     shape = (len(codes), candidates, codes.shape[1])
     drawn = torch.randint(likelihood.n_codes, shape, generator=generator)
     zeros = torch.zeros(shape[:2])
