@@ -21,7 +21,8 @@ def kept(name):
     return json.loads((ROOT / "docs" / "data" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-MEASURED = {name: kept(name) for name in ("confirmation", "ablation", "ablation_second")}
+PUBLISHED = ("confirmation", "ablation", "ablation_second")
+MEASURED = {name: kept(name) for name in (*PUBLISHED, "neural", "neural_real")}
 COST = kept("cost")
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
@@ -47,6 +48,8 @@ OF = {
     "# Results": "confirmation",
     UNTOUCHED: "confirmation",
     "A second test set": "ablation_second",
+    "A likelihood that hears": "neural",
+    "The same on real music": "neural_real",
     "Codec and prior choices": "training",
 }
 """Whose figures a section tells, by its heading; the others tell the first test set's."""
@@ -138,7 +141,7 @@ def test_every_interval_in_prose_is_measured():
         for told in re.findall(rf"{number} \[{number}, {number}\]", prose):
             assert told.replace("−", "-") in measured, (heading, told)
             seen[name] += 1
-    assert min(seen.values()) >= 8
+    assert min(seen[name] for name in (*PUBLISHED, "training")) >= 8
 
 
 def test_the_claims_about_the_second_set():
