@@ -205,10 +205,9 @@ def _draw(
                 separator, crops, count, folder, digest, seed=crops.seed, progress=advance
             )
 
-        if run.fabric.is_global_zero:
-            draw()
+        items = draw() if run.fabric.is_global_zero else None
         run.fabric.barrier()
-        return draw()
+        return draw() if items is None else items
 
 
 def check(args: Args, separator: Separator, estimator: MaskEstimator) -> None:

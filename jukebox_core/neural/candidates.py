@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.separation.separator import Separator
-from jukebox_core.tables import read_table, write_table
+from jukebox_core.tables import open_table, readable, write_table
 
 KIND = "mask_network_candidates"
 GROUP = 8
@@ -45,8 +44,10 @@ class CandidateItems(Dataset):
         epoch, place = divmod(index, self.count)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         group, row = divmod(int(order[place]), GROUP)
-        tensors, _ = read_table(_file(self.folder, group), KIND)
-        return tensors["items"][row].float()
+        path = _file(self.folder, group)
+        file, _ = open_table(path, KIND)
+        with file, readable(path, KIND):
+            return file.get_slice("items")[row].float()
 
 
 def draw_items(
@@ -95,11 +96,11 @@ def _is_kept(path: Path, identity: str) -> bool:
     if not path.is_file():
         return False
     try:
-        _, metadata = read_table(path, KIND)
-    except ValueError:  # damaged, or half written
+        file, metadata = open_table(path, KIND)
+    except ValueError:  # damaged
         return False
-    kept: Mapping[str, Any] = metadata
-    return kept.get("identity") == identity
+    with file:
+        return metadata.get("identity") == identity
 
 
 def _file(folder: Path, group: int) -> Path:

@@ -26,9 +26,7 @@ class MaskNetworkObjective(nn.Module):
     def forward(self, audio: Tensor, generator: torch.Generator | None = None) -> ObjectiveOutput:
         """Loss of waveforms [S (1 + N) B, T], collated from items [S (1 + N), T]."""
         mixture, stems, candidates = self.parts(audio)
-        weights = mixture.new_full((len(mixture), self.candidates), 1 / self.candidates)
-        with torch.no_grad(), torch.autocast(audio.device.type, enabled=False):
-            evidence = self.network.evidence(mixture, candidates, weights)
+        evidence = self._evidence(mixture, candidates)
         masks = self.network(*evidence)  # [B, S, F, frames]
         spectrum = evidence[0]
         target = self.network.spectrum(stems)  # [S, B, F, frames]
@@ -58,5 +56,11 @@ class MaskNetworkObjective(nn.Module):
     def measure(self, audio: Tensor) -> None:
         """Standardise the network's features by a batch."""
         mixture, _, candidates = self.parts(audio)
+        self.network.standardise(*self._evidence(mixture, candidates))
+
+    @torch.no_grad()
+    def _evidence(self, mixture: Tensor, candidates: Candidates) -> tuple[Tensor, ...]:
+        """The network's arguments, by candidates of equal weight; powers overflow float16."""
         weights = mixture.new_full((len(mixture), self.candidates), 1 / self.candidates)
-        self.network.standardise(*self.network.evidence(mixture, candidates, weights))
+        with torch.autocast(mixture.device.type, enabled=False):
+            return self.network.evidence(mixture, candidates, weights)

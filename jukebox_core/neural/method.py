@@ -88,10 +88,11 @@ class NeuralMethod(Method):
             ValueError: it was trained on candidates of another codec.
         """
         ratio = super().mask(models, settings, device)
-        for folder in self.runs_beside(models, settings).values():
-            codec = fingerprint(self.folder(models) / "vqvae")
-            return network_mask(ratio, load_mask_network(folder, device, codec))
-        return ratio
+        folder = self.runs_beside(models, settings).get(KIND)
+        if folder is None:
+            return ratio
+        codec = fingerprint(self.folder(models) / "vqvae")
+        return network_mask(ratio, load_mask_network(folder, device, codec))
 
     def _complete(
         self, settings: Settings, models: str | Path | None, refine: bool | None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class NoCache:
-    """The cache of a prior without memory."""
+    """The cache of a prior without memory: the number of sequences."""
+
+    sequences: int
 
     def reorder(self, parents: Tensor) -> None:
         """Nothing moves."""
@@ -32,14 +36,11 @@ class UnigramPriors:
         self._logits = torch.stack(list(log_frequencies.values()))  # [S, K]
         self.n_codes = self._logits.shape[1]
         self.n_ctx = n_ctx
-        self._sequences = 0
 
     def new_cache(self, batch_size: int, length: int) -> NoCache:
-        """An empty cache; the next steps are for `batch_size` sequences."""
-        self._sequences = batch_size
-        return NoCache()
+        """A cache for `batch_size` sequences."""
+        return NoCache(batch_size)
 
     def step(self, codes: Tensor | None, cache: NoCache) -> Tensor:
         """Logits [S, B, K], the same at every step."""
-        count = self._sequences if codes is None else codes.shape[1]
-        return self._logits.unsqueeze(1).expand(-1, count, -1)
+        return self._logits.unsqueeze(1).expand(-1, cache.sequences, -1)
