@@ -40,7 +40,7 @@ PARTS := $(wildcard $(MODELS)/*/*.safetensors $(MODELS)/*/*/weights.safetensors)
 endif
 
 # A neural likelihood is tuned where there is one.
-TUNED := $(if $(filter %/neural_likelihood/weights.safetensors,$(PARTS)),hybrid-neural) hybrid lass lqvae
+TUNED := $(if $(filter %/linearisation/neural_likelihood/weights.safetensors,$(PARTS)),hybrid-neural) hybrid lass lqvae
 
 results: $(READY) $(TUNED:%=$(MODELS)/tuned/%.json)
 	$(BIN)/python -m scripts.score_likelihood --models $(MODELS) --data $(DATA) --smoothings 3 10 --sigmas 0.3 0.4 --output $(OUT)/likelihood.json

@@ -217,10 +217,15 @@ def stored_prior(folder: str | Path) -> tuple[PriorConfig, dict[str, Tensor]]:
 
 def fingerprint(folder: str | Path) -> str:
     """SHA-256 of the names, shapes and values of a run's weights, without its metadata."""
+    return digest_of(_read_weights(folder))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the names, shapes and values of tensors."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_read_weights(folder).items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

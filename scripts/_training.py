@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
+from jukebox_core.checkpoints import load_meta
+from jukebox_core.config import VQVAEConfig
 from jukebox_core.presets import DEFAULT_PRESET, PRESETS, Preset, PresetName
+
+C = TypeVar("C", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -17,3 +23,46 @@ class FirstFlags:
     def values(self) -> Preset:
         """The preset of that name."""
         return PRESETS[self.preset]
+
+
+@dataclass(frozen=True)
+class CodecFlags(FirstFlags):
+    """The size, and the codec, whose values override the preset's."""
+
+    vqvae: Path | None = None
+
+    def fit(self, config: C, shared: tuple[str, ...]) -> C:
+        """A preset's configuration with the codec's values of the `shared` fields.
+
+        Flags come later and override both.
+        """
+        try:
+            codec = VQVAEConfig(**load_meta(self.vqvae or "")["config"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return config  # load_codec reports what is wrong with the folder
+        return replace(config, **{name: getattr(codec, name) for name in shared})
+
+
+def check_fits_codec(
+    name: str, config: Any, shared: tuple[str, ...], folder: Path, codec: VQVAEConfig, crop: int
+) -> None:
+    """Refuse a configuration that contradicts the codec, and crops of half a code.
+
+    Args:
+        name: of the configuration's flags.
+        config: of the model to train.
+        shared: fields that must be the codec's.
+        folder: of the codec.
+        codec: its configuration.
+        crop: samples of a training crop.
+
+    Raises:
+        ValueError: a shared field differs, or the crop is no multiple of the codec's hop.
+    """
+    for field in shared:
+        own, codecs = getattr(config, field), getattr(codec, field)
+        if own != codecs:
+            flag = f"--{name}.{field.replace('_', '-')}"
+            raise ValueError(f"{flag} is {own}, the codec {folder} has {codecs}: leave it out")
+    if crop % codec.hop:
+        raise ValueError(f"--train.crop is {crop}, not a multiple of the hop, {codec.hop} samples")

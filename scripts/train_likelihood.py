@@ -1,4 +1,4 @@
-r"""Train the neural likelihood: a network that hears the sources' codes in the mixture.
+r"""Train the neural likelihood: a network that estimates the sources' codes from the mixture.
 
     python -m scripts.train_likelihood --vqvae runs/models/linearisation/vqvae --data prepared \
         --output runs/models/linearisation/neural_likelihood --preset demo
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import tyro
 
-from jukebox_core.checkpoints import fingerprint, load_codec, load_meta
-from jukebox_core.config import NeuralLikelihoodConfig, OptimConfig, TrainConfig, VQVAEConfig
+from jukebox_core.checkpoints import fingerprint, load_codec
+from jukebox_core.config import NeuralLikelihoodConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
 from jukebox_core.neural.model import KIND, NeuralLikelihood
@@ -25,17 +25,13 @@ from jukebox_core.neural.objective import NeuralLikelihoodObjective
 from jukebox_core.training.run import Run, RunSettings
 from jukebox_core.vqvae.model import VQVAE
 from scripts._cli import program
-from scripts._training import FirstFlags
+from scripts._training import CodecFlags, check_fits_codec
 
 MEASURED_ON = 128
 """Training items on which the features' deviation and the codes' frequencies are measured."""
 
 
-@dataclass(frozen=True)
-class LikelihoodFlags(FirstFlags):
-    """The size, and the codec, which overrides the preset's."""
-
-    vqvae: Path | None = None
+_OF_CODEC = ("sample_rate", "hop", "l_bins", "emb_width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,35 +50,17 @@ class Args:
     train: TrainConfig
 
 
-def defaults(flags: LikelihoodFlags) -> Args:
+def defaults(flags: CodecFlags) -> Args:
     """The preset's defaults, for the codec."""
     preset = flags.values
     return Args(
         run=tyro.MISSING_NONPROP,
         vqvae=tyro.MISSING,
         augmentation=Augmentation(gain_db=4.0),
-        neural=fit_to_codec(preset.neural, flags.vqvae),
+        neural=flags.fit(preset.neural, _OF_CODEC),
         optim=preset.neural_optim,
         train=preset.neural_train,
     )
-
-
-def fit_to_codec(config: NeuralLikelihoodConfig, codec: Path | None) -> NeuralLikelihoodConfig:
-    """The preset with the codec's sample rate, hop and codes (preset < checkpoint < flag)."""
-    try:
-        stored = VQVAEConfig(**load_meta(codec or "")["config"])
-        return replace(config, **_of_codec(stored))
-    except (OSError, ValueError, KeyError, TypeError):
-        return config  # load_codec reports what is wrong with the folder
-
-
-def _of_codec(config: VQVAEConfig) -> dict[str, int]:
-    return {
-        "sample_rate": config.sample_rate,
-        "hop": config.hop,
-        "l_bins": config.l_bins,
-        "emb_width": config.emb_width,
-    }
 
 
 def train_likelihood(args: Args, command: str) -> None:
@@ -91,7 +69,7 @@ def train_likelihood(args: Args, command: str) -> None:
     codec = load_codec(args.vqvae, run.fabric.device)
     data = run.open_data(codec.config.sample_rate)
     alpha = data.manifest.alpha
-    check(args, codec)
+    check_fits_codec("neural", args.neural, _OF_CODEC, args.vqvae, codec.config, args.train.crop)
     identity = run.identity(data) | {
         "kind": KIND,
         "config": asdict(args.neural),
@@ -103,7 +81,7 @@ def train_likelihood(args: Args, command: str) -> None:
         return
 
     def build(codec: VQVAE) -> NeuralLikelihoodObjective:
-        return NeuralLikelihoodObjective(codec, NeuralLikelihood(args.neural, alpha), alpha)
+        return NeuralLikelihoodObjective(codec, NeuralLikelihood(args.neural, alpha))
 
     plain = CropDataset(
         data.train, "sources", args.train.crop, alpha, run.train.seed, args.run.skip_silent
@@ -121,24 +99,6 @@ def train_likelihood(args: Args, command: str) -> None:
         lambda: replace(plain, tracks=data.validation),
         meta=identity | run.meta(command),
     )
-
-
-def check(args: Args, codec: VQVAE) -> None:
-    """Refuse settings that cannot be trained.
-
-    Raises:
-        ValueError: the crop is no multiple of the hop, or the architecture contradicts the codec.
-    """
-    for name, codecs in _of_codec(codec.config).items():
-        own = getattr(args.neural, name)
-        if own != codecs:
-            flag = f"--neural.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {own}, the codec {args.vqvae} has {codecs}: leave it out")
-    hop = codec.config.hop
-    if args.train.crop % hop:
-        raise ValueError(
-            f"--train.crop is {args.train.crop}, not a multiple of the hop, {hop} samples"
-        )
 
 
 main = program(train_likelihood, defaults)

@@ -1,6 +1,7 @@
-r"""Train the last stage: a network that makes the masks from the mixture and the candidates.
+r"""Train the mask network: it makes the masks from the mixture and the candidates.
 
     python -m scripts.train_mask_network --models runs/models --data prepared --preset demo \
+        --method neural --prior unigram --neural-exponent 1 --sampler ancestral \
         --output runs/models/mask_network/hybrid-neural
 
 The network contains the mask estimator of scripts.train_mask. First the candidates of many training

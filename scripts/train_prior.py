@@ -34,17 +34,13 @@ from jukebox_core.prior.objective import PriorObjective
 from jukebox_core.training.run import Data, Run, RunSettings
 from jukebox_core.vqvae.model import VQVAE
 from scripts._cli import program
-from scripts._training import FirstFlags
+from scripts._training import CodecFlags, check_fits_codec
 
 CACHED_SECONDS = 2 * 3600
 """`--codes-from auto` encodes up to this much training audio in advance."""
 
 
-@dataclass(frozen=True)
-class PriorFlags(FirstFlags):
-    """The size, and the codec, which overrides the preset's codebook."""
-
-    vqvae: Path | None = None
+_OF_CODEC = ("l_bins", "emb_width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ class Args:
     train: TrainConfig
 
 
-def defaults(flags: PriorFlags) -> Args:
+def defaults(flags: CodecFlags) -> Args:
     """The preset's defaults, with the number and width of the codec's codes."""
     preset = flags.values
     return Args(
@@ -78,19 +74,10 @@ def defaults(flags: PriorFlags) -> Args:
         vqvae=tyro.MISSING,
         source=tyro.MISSING,
         activation_checkpointing=preset.activation_checkpointing,
-        prior=fit_to_codec(preset.prior, flags.vqvae),
+        prior=flags.fit(preset.prior, _OF_CODEC),
         optim=preset.prior_optim,
         train=preset.prior_train,
     )
-
-
-def fit_to_codec(config: PriorConfig, codec: Path | None) -> PriorConfig:
-    """The preset with the codec's number and width of codes (preset < checkpoint < flag)."""
-    try:
-        stored = load_meta(codec or "")["config"]
-        return replace(config, l_bins=stored["l_bins"], emb_width=stored["emb_width"])
-    except (OSError, ValueError, KeyError):
-        return config  # load_codec reports what is wrong with the folder
 
 
 def train_prior(args: Args, command: str) -> None:
@@ -158,16 +145,8 @@ def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
     """
     if args.source not in sources:
         raise ValueError(f"source {args.source!r} is not in {args.run.data}: {', '.join(sources)}")
-    for name in ("l_bins", "emb_width"):
-        own, codecs = getattr(args.prior, name), getattr(codec.config, name)
-        if own != codecs:
-            flag = f"--prior.{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {own}, the codec {args.vqvae} has {codecs}: leave it out")
+    check_fits_codec("prior", args.prior, _OF_CODEC, args.vqvae, codec.config, args.train.crop)
     hop = codec.config.hop
-    if args.train.crop % hop:
-        raise ValueError(
-            f"--train.crop is {args.train.crop}, not a multiple of the hop, {hop} samples"
-        )
     if args.train.crop // hop > args.prior.n_ctx:
         raise ValueError(
             f"--train.crop is {args.train.crop}, {args.train.crop // hop} codes; the context "

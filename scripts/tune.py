@@ -6,8 +6,8 @@ Settings are tuned one after the other: each takes the value with the highest me
 mixture (what a user gets, no oracle), with the others at the best values so far. Sampling settings
 are tuned first, with one sampling run per value. Any remaining budget scores other numbers of
 candidates, for information. Then all variants of the ratio mask are scored on one sampling run with
-the best settings; the masks of a mask network have none. A value is only taken if it beats the
-current one.
+the best settings; with a mask network, only the sampling is tuned. A value is only taken if it
+beats the current one.
 
 Writes MODELS/tuned/METHOD.json, from which scripts.separate, scripts.evaluate and `load_separator`
 take their defaults; explicit flags take precedence, and without the file the defaults apply again.
@@ -43,7 +43,7 @@ _NEURAL: Mapping[str, Sequence[Any]] = {
     "neural_exponent": (1.0, 0.7, 1.5),
     "temperature": (1.0, 1.5, 0.8),
 }
-"""The weights of the neural likelihood and of the priors (the inverse of their temperature)."""
+"""Exponent of the neural likelihood, and temperature of the priors."""
 GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
     "lqvae": {
         "sigma": (0.4, 0.3, 0.2, 0.6),
@@ -69,7 +69,7 @@ GRIDS: Mapping[MethodName, Mapping[str, Sequence[Any]]] = {
     "hybrid-neural": {**_NEURAL, "exponent": (1.0, 0.5, 1.5), "sigma": (0.4, 0.6)},
 }
 """Settings of the sampling in the order of tuning, the most important first; the first value is the
-default. A budget of 8 draws reaches all except the last ones of LASS and the hybrid."""
+default. Trying all values takes 1 + the sum over settings of (values - 1) draws."""
 MASKS: Mapping[str, Sequence[Any]] = {
     "mask_power": (2.5, 1.5, 2.0, 3.0, 4.0),
     "mask_n_fft": (4096, 2048, 8192),

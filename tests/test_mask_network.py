@@ -1,5 +1,6 @@
 """The last stage: the mask network, its candidates and its training."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -46,7 +47,9 @@ def make_candidates(batch=2, count=3, samples=2000):
     return mixture, Candidates(audio, ALPHA), weights / weights.sum(1, keepdim=True)
 
 
-def test_evidence_is_that_of_weighted_candidates_by_hand():
+@pytest.mark.parametrize("frames", (256, 5))
+def test_evidence_is_that_of_weighted_candidates_by_hand(frames, monkeypatch):
+    monkeypatch.setattr("jukebox_core.neural.mask._FRAMES", frames)
     mixture, candidates, weights = make_candidates()
     spectrum, decoded, powers, spread = make_network().evidence(mixture, candidates, weights)
     torch.testing.assert_close(spectrum, stft(mixture, N_FFT, HOP))
@@ -248,6 +251,12 @@ def test_training_resumes_bit_for_bit_and_the_method_uses_it(
     assert not torch.equal(stems["default"]["bass"], stems["without"]["bass"])
     with pytest.raises(FileNotFoundError):
         hybrid.load_neural_separator(tiny_neural_models, Settings(mask_network=True))
+    path = whole / "meta.json"
+    stored = path.read_text()
+    path.write_text(json.dumps(json.loads(stored) | {"alpha": {"bass": 0.75, "drums": 0.25}}))
+    with pytest.raises(ValueError, match="NetworkMask was trained on mixtures with gains"):
+        hybrid.load_neural_separator(models, candidates=4)
+    path.write_text(stored)
     shutil.rmtree(models / "linearisation")
     shutil.copytree(models / "reconstruction", models / "linearisation")
     with pytest.raises(ValueError, match="trained on the codes of another codec"):

@@ -58,7 +58,7 @@ class ScaledNeuralLikelihood:
                 f"{codecs}: train it on this codec"
             )
         self.n_codes = model.config.l_bins
-        self.sources = tuple(sources)
+        self.alpha = {name: model.alpha[name] for name in sources}
         self.exponent = exponent
         self._model, self._codec = model, codec
 
@@ -69,7 +69,7 @@ class ScaledNeuralLikelihood:
         log_q = self._model(audio, self._codec.latents(audio))
         return {
             name: self.exponent * (log_q[name] - self._model.log_frequencies(name))
-            for name in self.sources
+            for name in self.alpha
         }
 
     @property

@@ -1,4 +1,4 @@
-"""The last stage: a network that makes the masks from the mixture and the candidates.
+"""A network that makes the masks from the mixture and the candidates.
 
 A ratio mask looks at the candidates' mean power, bin by bin; a mask estimator looks at the
 mixture's spectrum only. The network starts from a weighted product of both, with weights per
@@ -15,7 +15,6 @@ bin. Divided by Y, the estimate is a complex mask, for any channel of the mixtur
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.checkpoints import META, alpha_of, check_codec, load_config, load_model
+from jukebox_core.checkpoints import (
+    META,
+    alpha_of,
+    check_codec,
+    digest_of,
+    load_config,
+    load_model,
+)
 from jukebox_core.config import MaskEstimatorConfig, MaskNetworkConfig, from_dict
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
 from jukebox_core.separation.mask import RatioMask
@@ -35,6 +41,7 @@ FLOOR = 1e-6
 _SMALLEST = 1e-4  # added to the estimator's masks before the logarithm
 _FREQUENCIES = 4  # channels that tell the convolutions the frequency
 _START = 0.6  # exponent of the mean powers and of the estimator's masks before training
+_FRAMES = 256  # of all candidates, compared at a time
 _LARGEST = 10.0  # magnitude of a correction relative to the mixture
 
 
@@ -118,10 +125,7 @@ class MaskNetwork(nn.Module):
 
     def __repr__(self) -> str:
         """By content: what was made with it can be told from what was not."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return f"MaskNetwork({digest.hexdigest()[:16]})"
+        return f"MaskNetwork({digest_of(self.state_dict())[:16]})"
 
     def spectrum(self, audio: Tensor) -> Tensor:
         """Complex spectra [..., F, frames] of waveforms [..., T]."""
@@ -157,12 +161,16 @@ class MaskNetwork(nn.Module):
             ]
             mixed = [torch.einsum("n,nft->ft", weight.to(x.dtype), x) for x in spectra]
             decoded.append(torch.stack(mixed))
-            each = torch.stack([x.abs().square() for x in spectra])  # [S, N, F, frames]
-            shares = each / (each.sum(0) + 1e-12)
-            mean = torch.einsum("n,snft->sft", weight, shares)
-            deviation = shares.sub(mean.unsqueeze(1)).square()
-            spreads.append(torch.einsum("n,snft->sft", weight, deviation).sqrt())
-            powers.append(torch.einsum("n,snft->sft", weight, each))
+            power, spread = [], []
+            for block in zip(*(x.split(_FRAMES, -1) for x in spectra), strict=True):
+                each = torch.stack([x.abs().square() for x in block])  # [S, N, F, frames]
+                shares = each / (each.sum(0) + 1e-12)
+                mean = torch.einsum("n,snft->sft", weight, shares)
+                deviation = shares.sub(mean.unsqueeze(1)).square()
+                spread.append(torch.einsum("n,snft->sft", weight, deviation).sqrt())
+                power.append(torch.einsum("n,snft->sft", weight, each))
+            spreads.append(torch.cat(spread, -1))
+            powers.append(torch.cat(power, -1))
         parts = (torch.stack(x) for x in (decoded, powers, spreads))
         return (self.spectrum(mixture), *parts)  # type: ignore[return-value]
 
@@ -188,13 +196,20 @@ class NetworkMask(RatioMask):
 
     network: MaskNetwork | None = None
 
+    @property
+    def alpha(self) -> dict[str, float] | None:
+        """The gains that the network was trained with."""
+        return None if self.network is None else self.network.alpha
+
     @torch.no_grad()
     def estimate(
         self, mixture: Tensor, candidates: Candidates, weights: Tensor
     ) -> dict[str, Tensor]:
         """Masks {source: [B, F, frames]} of mixtures [B, T]."""
         assert self.network is not None
-        masks = self.network(*self.network.evidence(mixture, candidates, weights)).cpu()
+        evidence = self.network.evidence(mixture, candidates, weights)
+        windows = zip(*(x.split(1) for x in evidence), strict=True)  # one at a time: the memory
+        masks = torch.cat([self.network(*window).cpu() for window in windows])
         return dict(zip(self.network.sources, masks.unbind(1), strict=True))
 
     @property

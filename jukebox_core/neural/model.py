@@ -7,7 +7,7 @@ given the mixture; the pair likelihood, if there is one, couples them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -52,16 +52,16 @@ class NeuralLikelihood(nn.Module):
     _mels: Tensor
     _long_mels: Tensor
 
-    def __init__(self, config: NeuralLikelihoodConfig, sources: Iterable[str]):
+    def __init__(self, config: NeuralLikelihoodConfig, alpha: Mapping[str, float]):
         """Random weights; uniform code frequencies until `set_frequencies`.
 
         Args:
             config: the architecture.
-            sources: names, in the order of the heads.
+            alpha: {source: gain in the mixture}, in the order of the heads.
         """
         super().__init__()
         self.config = config
-        self.sources = tuple(sources)
+        self.alpha = dict(alpha)
         c = config
         self.register_buffer("_mels", _mel_filters(c, c.n_fft, None), persistent=False)
         self.register_buffer(
@@ -121,6 +121,11 @@ class NeuralLikelihood(nn.Module):
         around = (c.taps - 1) * c.hop
         return F.pad(mixture, (around // 2, around - around // 2)).unfold(1, c.taps * c.hop, c.hop)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The sources in the order of the heads."""
+        return tuple(self.alpha)
+
     @torch.no_grad()
     def standardise(self, mixture: Tensor, latents: Tensor) -> None:
         """Start from the mean and deviation of every feature of these mixtures; see `forward`."""
@@ -173,7 +178,7 @@ def _log_mel(audio: Tensor, n_fft: int, hop: int, filters: Tensor) -> Tensor:
     """Log-mel powers [B, T / hop, mels] of frames centred on the middle of every hop."""
     around = n_fft - hop
     left = around // 2
-    padded = F.pad(audio, (left, around - left)) if around >= 0 else audio
+    padded = F.pad(audio, (left, around - left))  # a negative padding crops
     window = torch.hann_window(n_fft, device=audio.device)
     spectrum = torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
     powers = spectrum.abs().square().transpose(1, 2)
@@ -199,5 +204,5 @@ def load_neural_likelihood(
     """
     config, meta = load_config(folder, KIND, NeuralLikelihoodConfig)
     check_codec(folder, meta, codec_fingerprint)
-    sources = alpha_of(folder, meta)
-    return load_model(lambda: NeuralLikelihood(config, sources), folder, device)
+    alpha = alpha_of(folder, meta)
+    return load_model(lambda: NeuralLikelihood(config, alpha), folder, device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,26 +19,22 @@ class NeuralLikelihoodObjective(nn.Module):
     The codec is frozen and no part of this module.
     """
 
-    def __init__(self, codec: VQVAE, model: NeuralLikelihood, alpha: Mapping[str, float]):
+    def __init__(self, codec: VQVAE, model: NeuralLikelihood):
         """Wrap `model`.
 
         Args:
             codec: in eval mode on the same device.
-            model: to train.
-            alpha: {source: gain in the mixture}, in the order of the batches' rows.
+            model: to train; its sources are in the order of the batches' rows.
 
         Raises:
-            ValueError: codec and model have different numbers of codes, or other sources.
+            ValueError: codec and model have different numbers of codes.
         """
         super().__init__()
         if codec.config.l_bins != model.config.l_bins:
             raise ValueError(
                 f"the codec has {codec.config.l_bins} codes, the model {model.config.l_bins}"
             )
-        if tuple(alpha) != model.sources:
-            raise ValueError(f"alpha names {tuple(alpha)}, the model {model.sources}")
         self.model = model
-        self.alpha = dict(alpha)
         self._codec = (codec,)  # in a tuple: not registered, so not trained and not stored
 
     def forward(self, audio: Tensor, generator: torch.Generator | None = None) -> ObjectiveOutput:
@@ -52,7 +47,7 @@ class NeuralLikelihoodObjective(nn.Module):
         log_q = self.model(mixture, latents)
         bits = {
             name: F.nll_loss(log_q[name].flatten(0, 1), codes[name].flatten()) / math.log(2)
-            for name in self.alpha
+            for name in self.model.alpha
         }
         metrics = {f"bits_{name}": x.detach() for name, x in bits.items()}
         return ObjectiveOutput(torch.stack(list(bits.values())).mean(), metrics)
@@ -78,13 +73,14 @@ class NeuralLikelihoodObjective(nn.Module):
         Raises:
             ValueError: the rows are no multiple of the sources.
         """
-        if len(audio) % len(self.alpha):
-            raise ValueError(f"{len(audio)} crops are not of {len(self.alpha)} sources each")
+        alpha = self.model.alpha
+        if len(audio) % len(alpha):
+            raise ValueError(f"{len(audio)} crops are not of {len(alpha)} sources each")
         (codec,) = self._codec
         # The codes must be those of inference: no autocast here.
         with torch.autocast(audio.device.type, enabled=False):
-            stems = audio.float().unflatten(0, (len(self.alpha), -1))  # [S, B, T]
-            gains = stems.new_tensor(list(self.alpha.values()))
+            stems = audio.float().unflatten(0, (len(alpha), -1))  # [S, B, T]
+            gains = stems.new_tensor(list(alpha.values()))
             mixture = torch.einsum("s,sbt->bt", gains, stems)
             codes = codec.encode(stems.flatten(0, 1)).unflatten(0, stems.shape[:2])
-            return mixture, codec.latents(mixture), dict(zip(self.alpha, codes, strict=True))
+            return mixture, codec.latents(mixture), dict(zip(alpha, codes, strict=True))

@@ -9,7 +9,6 @@ both at least zero. It needs sources, no mixtures, and no truth of what is separ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.audio.spectra import stft
+from jukebox_core.checkpoints import digest_of
 from jukebox_core.separation.mask import check_n_fft
 from jukebox_core.tables import read_table, write_table
 
@@ -70,12 +70,9 @@ class Calibration:
 
     def __repr__(self) -> str:
         """By content: what was made with it can be told from what was not."""
-        digest = hashlib.sha256()
-        for name in sorted(self.gain):
-            digest.update(name.encode())
-            for x in (self.gain[name], self.floor[name]):
-                digest.update(x.numpy().tobytes())
-        return f"Calibration({digest.hexdigest()[:16]})"
+        kinds = {"gain": self.gain, "floor": self.floor}
+        tensors = {f"{kind} {name}": x for kind in kinds for name, x in kinds[kind].items()}
+        return f"Calibration({digest_of(tensors)[:16]})"
 
 
 class CalibrationMeter:

@@ -53,7 +53,8 @@ class SourceLikelihood(Protocol):
     """Scores every source's codes against the mixture's waveform."""
 
     n_codes: int
-    sources: tuple[str, ...]
+    alpha: dict[str, float]
+    """{source: gain in the mixtures that it is for}."""
 
     def log_factors(self, mixtures: Tensor) -> dict[str, Tensor]:
         """Log-factors {source: [B, T, K]} of the codes at every step of mixtures [B, T * hop].

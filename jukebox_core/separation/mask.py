@@ -71,6 +71,11 @@ class RatioMask:
             raise ValueError(f"n_fft is {self.n_fft}, expected an even multiple of hop {self.hop}")
 
     @property
+    def alpha(self) -> Mapping[str, float] | None:
+        """Gains of the sources in the mixtures that the mask is for; None: any."""
+        return None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
         shown = repr(self.calibration) if self.calibration else None

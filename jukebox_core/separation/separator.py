@@ -143,6 +143,14 @@ class Separator:
             raise ValueError(f"the parts have different numbers of codes: {codes}")
         for name, gain in self.alpha.items():
             require(f"alpha of {name}", gain, above=0)
+        for part in (source_likelihood, mask):
+            trained = None if part is None else part.alpha
+            if trained is not None and dict(trained) != self.alpha:
+                raise ValueError(
+                    f"the {type(part).__name__} was trained on mixtures with gains "
+                    f"{dict(trained)}, the separator mixes with {self.alpha}: train it on data "
+                    f"with these gains"
+                )
         Sizes(candidates, window, shifts).check(self.n_ctx, codec.config.hop)
         require("overlap", overlap, whole=True, at_least=0)
         self.sampler = sampler or DEFAULTS.make_sampler()

@@ -172,6 +172,8 @@ def _neural_rows(models: Path, candidates: int) -> Iterator[Row]:
             drawn = Draw(name, alone, candidates)
             yield Row("neural, no priors: oracle, raw", drawn, "oracle")
             yield Row("neural, no priors: refined", drawn, refined)
+            if has_mask_network(models, name):
+                yield Row("neural, no priors: mask network", drawn, f"mask network ({name})")
             best = Draw(name, replace(alone, sampler="beam", shifts=1), 1)
             yield Row("neural, no priors, most probable codes: raw", best, "oracle")
             yield Row("neural, no priors, most probable codes: refined", best, refined)

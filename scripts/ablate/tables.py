@@ -94,8 +94,9 @@ def _pairs_of_rows(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield f"{method}, default: refined", f"{method}, {second}"
         for estimate in ("oracle, raw", "refined"):
             yield f"{method}-neural, default: {estimate}", f"{method}, default: {estimate}"
-    yield "neural, default: refined", "neural, no priors: refined"
-    yield "hybrid-neural, default: refined", "neural, default: refined"
+    for kind in ("oracle, raw", "refined", "mask network"):
+        yield f"neural, default: {kind}", f"neural, no priors: {kind}"
+        yield f"hybrid-neural, default: {kind}", f"neural, default: {kind}"
     yield "hybrid-neural, default: mask network", "hybrid-neural, default: refined"
     for row in rows:
         if row.startswith("baseline:"):
