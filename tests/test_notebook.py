@@ -253,7 +253,7 @@ def test_python_is_the_kernels_and_sees_the_callers_variables(shell, tmp_path):
 
 def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "three quarters of an hour" in helper.forecast("demo")
+    assert "25 minutes" in helper.forecast("demo")
     assert helper.prior_flags("t4") == ""
     with pytest.raises(ValueError, match="'t4' needs a GPU.*Change runtime type.*'demo'"):
         helper.forecast("t4")
