@@ -117,7 +117,7 @@ def test_the_headline_is_computed_from_the_scores(page, runs):
     assert f"the mixture taken as both estimates here: {interval.mean:+.2f} dB" in text
     for method in ("lqvae", "lass", "hybrid"):
         row = find_row(results, method, "selected", True, "mean", "sdr")
-        shown = f"{row['mean']:.2f} dB SDR, higher is better"
+        shown = f"{row['mean']:.2f} dB SDR"
         assert f"{shown}95%: {row['ci_low']:.2f} to {row['ci_high']:.2f}" in text
 
 

@@ -20,7 +20,7 @@ def headline(results: Mapping[str, Any]) -> str:
     return (
         f'<section id="answer"><h2>Answer</h2><p class="answer">{answer}</p>{_cards(results)}'
         f"{_differences(results)}<p>{beside}</p>"
-        f'<p class="note">Mean SDR of {value_of(data, "chunks")} chunks of '
+        f'<p class="note">Mean SDR, higher is better, of {value_of(data, "chunks")} chunks of '
         f"{value_of(data, 'songs')} songs (split: {value_of(data, 'split')}), separated without "
         "the truth and refined by a mask of "
         f"the mixture; mean of both sources. {about_data(results)}</p></section>"
@@ -43,7 +43,7 @@ def _cards(results: Mapping[str, Any]) -> str:
         each = [f"{html.escape(source)} {score.mean:.2f}" for source, score in own.items()]
         cards.append(
             f'<div class="card" style="--c:var(--{method})"><h3>{NAMES[method]}</h3>'
-            f'<p class="big">{mean.mean:.2f} <small>dB SDR, higher is better</small></p>'
+            f'<p class="big">{mean.mean:.2f} <small>dB SDR</small></p>'
             f'<div class="span" style="width:100%">{span(mean, scale)}</div>'
             f"<p>95%: {mean.low:.2f} to {mean.high:.2f}<br>{', '.join(each)}</p></div>"
         )
@@ -102,13 +102,14 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
     verdict = "worse than" if interval.high < 0 else "not distinguishable from"
     verdict = "better than" if interval.low > 0 else verdict
     names = NAMES | {
-        "hybrid": "The hybrid",
-        "hybrid-neural": "The hybrid with the neural likelihood",
+        "hybrid": "the hybrid",
+        "hybrid-neural": "the hybrid with the neural likelihood",
         "mixture": "the mixture taken as both estimates",
         "supervised": "the supervised mask estimator",
     }
+    subject = names[first][0].upper() + names[first][1:]
     return (
-        f"{names[first]} is <strong>{verdict} {names[second]}</strong> here: "
+        f"{subject} is <strong>{verdict} {names[second]}</strong> here: "
         f"{interval.mean:+.2f} dB (95% interval {interval.low:+.2f} to {interval.high:+.2f}, "
         f"{interval.n} paired chunks)."
     )
