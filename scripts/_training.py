@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jukebox_core.checkpoints import load_meta
+from jukebox_core.checkpoints import load_config
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.presets import DEFAULT_PRESET, PRESETS, Preset, PresetName
 
@@ -37,8 +37,8 @@ class CodecFlags(FirstFlags):
         Flags come later and override both.
         """
         try:
-            codec = VQVAEConfig(**load_meta(self.vqvae or "")["config"])
-        except (OSError, ValueError, KeyError, TypeError):
+            codec, _ = load_config(self.vqvae or "", "vqvae", VQVAEConfig)
+        except (OSError, ValueError):
             return config  # load_codec reports what is wrong with the folder
         return replace(config, **{name: getattr(codec, name) for name in shared})
 
