@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -100,6 +101,31 @@ def stem_groups(midi: pretty_midi.PrettyMIDI) -> list[list[pretty_midi.Instrumen
     drums = [instrument for instrument in midi.instruments if instrument.is_drum]
     groups = [[instrument] for instrument in midi.instruments if not instrument.is_drum]
     return [*groups, drums] if drums else groups
+
+
+def tidy(
+    notes: Sequence[pretty_midi.Note], *, alone: bool = False, apart: float = 0.0
+) -> list[pretty_midi.Note]:
+    """End every note before the next one of its pitch begins.
+
+    Args:
+        notes: In any order; they are changed in place.
+        alone: One note at a time: every note ends before the next one of any pitch.
+        apart: Of notes that begin within so many seconds, the loudest stays.
+
+    Returns:
+        The notes by onset.
+    """
+    kept: dict[int, list[pretty_midi.Note]] = {}
+    for note in sorted(notes, key=lambda note: (note.start, note.pitch, -note.velocity)):
+        voice = kept.setdefault(0 if alone else note.pitch, [])
+        if voice and note.start - voice[-1].start <= apart:
+            voice[-1] = max(voice[-1], note, key=lambda note: note.velocity)
+            continue
+        if voice:
+            voice[-1].end = min(voice[-1].end, note.start)
+        voice.append(note)
+    return sorted(itertools.chain(*kept.values()), key=lambda note: (note.start, note.pitch))
 
 
 def _shifted(changes: list[Any], start: float, seconds: float) -> list[Any]:

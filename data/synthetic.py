@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.composer import PARTS, compose
+from data.composer import PARTS, STYLES, Style, compose
+from data.groove import Take, digest, read_takes
 from data.layout import (
     INST_CLASSES,
     SPLITS,
@@ -47,7 +48,7 @@ from data.layout import (
 from data.midi import cut, read_midi, reorchestrate, stem_groups
 from data.render import Renderer, block_powers, check_header, loudness
 from jukebox_core import audio
-from jukebox_core.checks import one_line, require, require_fields
+from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
@@ -81,9 +82,13 @@ class _Settings:
     parts: tuple[str, ...] | None
     reprogram: bool
     soundfont: str | None
+    style: Style
+    groove_share: float | None
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        require_choice("style", self.style, STYLES)
+        require_fields(self, "groove_share", above=0, at_most=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
         require_rate(self, at_least=8000)
@@ -105,6 +110,7 @@ class _Song:
     number: int
     folder: Path
     midi: Path | None
+    take: Take | None = None
 
 
 def make_synthetic(
@@ -119,6 +125,9 @@ def make_synthetic(
     parts: Sequence[str] | None = None,
     reprogram: bool = False,
     soundfont: str | Path | None = None,
+    style: Style = "plain",
+    groove: str | Path | None = None,
+    groove_share: float | None = None,
     workers: int | None = 1,
 ) -> SyntheticData:
     """Write a data set; see the module's docstring.
@@ -139,12 +148,16 @@ def make_synthetic(
         reprogram: Render with other basses, kits and instruments than the notes ask for, for a
             test set of unheard sounds.
         soundfont: An sf2 file instead of the small one inside pretty_midi.
+        style: Of composed songs, see `data.composer.compose`.
+        groove: Folder of drum takes by people (`data.groove`). Composed songs take their drum part
+            from the takes of their own split.
+        groove_share: Share of the songs that do; None is a half.
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
         ValueError: An argument is out of range, or needs more memory than is free; no MIDI file
             could be used; `output` was made with other settings.
-        FileNotFoundError: There is no such folder of MIDI files, or soundfont.
+        FileNotFoundError: There is no such folder of MIDI files or of takes, or soundfont.
         FileExistsError: Something that no run wrote is in the place of an output.
         OSError: A file cannot be written.
     """
@@ -156,6 +169,15 @@ def make_synthetic(
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
+    elif style != "plain" or groove is not None:
+        name = "style" if groove is None else "groove"
+        raise ValueError(f"{name} is for composed songs, but MIDI files are rendered: leave it out")
+    if groove is not None:
+        groove_share = 0.5 if groove_share is None else groove_share
+    elif groove_share is not None:
+        raise ValueError(
+            f"groove_share is {groove_share}, but there is no folder of takes (groove)"
+        )
     choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(choices)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
@@ -167,11 +189,14 @@ def make_synthetic(
         parts=None if parts is None else tuple(sorted(set(parts))),
         reprogram=reprogram,
         soundfont=None if soundfont is None else str(soundfont),
+        style=style,
+        groove_share=groove_share,
     )
+    takes = [] if groove is None else read_takes(groove)
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
     _check_renderer(settings)
-    songs = _songs(output, settings, files, tracks)
-    record, claimed = _check_output(output, settings, files, songs)
+    songs = _with_takes(_songs(output, settings, files, tracks), settings, takes)
+    record, claimed = _check_output(output, settings, files, songs, takes)
     waiting = [song for song in songs if not _is_written(song, settings)]
     workers, existed = _processes(workers, len(waiting), settings), output.exists()
     if not claimed:
@@ -220,8 +245,31 @@ def _songs(
     ]
 
 
+def _with_takes(songs: list[_Song], settings: _Settings, takes: list[Take]) -> list[_Song]:
+    """Give some songs a take of their split, whatever the number of songs."""
+    if settings.groove_share is None:
+        return songs
+    result = []
+    for song in songs:
+        split = song.folder.parent.name
+        usable = [take for take in takes if take.split == split]
+        if not usable:
+            raise ValueError(
+                f"groove has no usable takes of the split {split}: choose another split"
+            )
+        rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"groove")])
+        chosen = rng.random() < settings.groove_share
+        take = usable[int(rng.integers(len(usable)))]
+        result.append(replace(song, take=take) if chosen else song)
+    return result
+
+
 def _check_output(
-    output: Path, settings: _Settings, files: list[Path] | None, songs: list[_Song]
+    output: Path,
+    settings: _Settings,
+    files: list[Path] | None,
+    songs: list[_Song],
+    takes: list[Take],
 ) -> tuple[dict[str, Any], bool]:
     """Return the record of a data set, and whether `output` already has it.
 
@@ -231,7 +279,14 @@ def _check_output(
     record = {"version": 1, **asdict(settings)}
     record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
     record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
-    claimed = is_claimed(output, _RECORD, record)
+    # Settings that earlier versions did not have: recorded only if they are used.
+    later = {
+        "style": None if settings.style == "plain" else settings.style,
+        "groove": digest(takes) if takes else None,
+        "groove_share": settings.groove_share,
+    }
+    claimed = is_claimed(output, _RECORD, record | later)
+    record = {key: value for key, value in (record | later).items() if key not in later or value}
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
         raise ValueError(
@@ -347,7 +402,18 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
     rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"track")])
     if song.midi is None:
         assert settings.seconds is not None and settings.parts is not None
-        midi = compose([settings.seed, song.number], settings.seconds, parts=settings.parts)
+        try:
+            midi = compose(
+                [settings.seed, song.number],
+                settings.seconds,
+                parts=settings.parts,
+                style=settings.style,
+                take=song.take,
+            )
+        except ValueError as error:
+            if song.take is None:
+                raise
+            return one_line(error)
         length = settings.seconds
     else:
         try:
@@ -434,6 +500,9 @@ def _describe(
     origin = "composed"
     if song.midi is not None:  # its name may not be UTF-8
         origin = os.fsencode(song.midi.name).decode("utf-8", "backslashreplace")
+    generator = {"seed": seed, "song": song.number, "origin": origin}
+    if song.take is not None:
+        generator["take"] = song.take.name
     described = {}
     for index, (group, stem) in enumerate(zip(groups, stems, strict=True)):
         program, is_drum = int(group[0].program), bool(group[0].is_drum)
@@ -454,7 +523,7 @@ def _describe(
     return {
         "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"{origin}/{seed}/{song.number}").hex,
         "audio_dir": f"{name}/stems",
-        "generator": {"seed": seed, "song": song.number, "origin": origin},
+        "generator": generator,
         "lmd_midi_dir": origin,
         "midi_dir": f"{name}/MIDI",
         "normalization_factor": _LEVELS["Bass"],

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.composer import Style
 from data.synthetic import make_synthetic
 from scripts._cli import program
 
@@ -47,6 +48,13 @@ class Args:
     """Replace all instruments and drum kits with others of their kind."""
     soundfont: Path | None = None
     """Soundfont (.sf2); without it the small one of pretty_midi."""
+    style: Style = "plain"
+    """Style of composed songs; wide has more tempos, metres, grooves, articulations, dynamics."""
+    groove: Path | None = None
+    """Folder of drum takes in the layout of the Groove MIDI Dataset, for drum parts played by
+    people."""
+    groove_share: float | None = None
+    """Share of the songs with a take; without it 0.5 if there are takes."""
     workers: int | None = None
     """Processes; without it one per CPU, and fewer for few songs."""
 

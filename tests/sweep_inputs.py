@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from made_up_runs import write_runs
+from test_groove import write_groove
 from test_parity import codec_fixture
 from test_prepare_slakh import write_track
 from test_synthetic import write_midi
@@ -111,6 +112,7 @@ _MAKERS = {
     "counts.npz": _original,
     "data": write_tiny_data,
     "fixtures": _fixtures,
+    "groove": write_groove,
     "hps.json": _hps,
     "midi": _midi,
     "models": _models,

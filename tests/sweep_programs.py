@@ -108,6 +108,8 @@ BASES: Mapping[str, Base] = {
         instead={
             "--midi-dir": "--midi-dir in/midi --output out --seconds 1 --sample-rate 8000"
             " --parts bass drums --workers 1",
+            "--groove-share": "--groove in/groove --output out --tracks 1 --seconds 1"
+            " --sample-rate 8000 --parts bass drums --workers 1",
         },
     ),
     "plot_losses": Base("--models in/models --output out"),

@@ -52,7 +52,7 @@ ZERO_REFUSED = frozenset(
         ("convert_upstream", "--alpha"),
     }
 )
-PARTS = frozenset("betas dropout ema-decay l-mu steps-share top-p".split())
+PARTS = frozenset("betas dropout ema-decay groove-share l-mu steps-share top-p".split())
 """Of a whole: never above 1."""
 NEGATIVE_MEANT = frozenset({"gains-db", "silence-dbfs"})
 INFINITE_MEANT: frozenset[tuple[str, str]] = frozenset()  # (program, flag)

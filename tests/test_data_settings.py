@@ -81,6 +81,8 @@ def test_any_preparation_works_or_names_what_is_wrong(slakh, options):
         split=SHARES.filter(lambda value: value is not None),
         parts=st.one_of(st.none(), st.lists(NAMES, max_size=3).map(tuple)),
         reprogram=st.booleans(),
+        style=st.sampled_from(["plain", "wide", "", "Wide"]),
+        groove_share=st.one_of(st.none(), REAL),
         workers=st.one_of(st.none(), WHOLE),
     )
 )
