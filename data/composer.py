@@ -36,13 +36,13 @@ _PROGRAMS = {
 }
 _PRESENCE = {"guitar": 0.6, "strings": 0.5}  # the other parts play in every song
 
-_SCALES = {
+SCALES = {
     "major": (0, 2, 4, 5, 7, 9, 11),
     "mixolydian": (0, 2, 4, 5, 7, 9, 10),
     "minor": (0, 2, 3, 5, 7, 8, 10),
     "dorian": (0, 2, 3, 5, 7, 9, 10),
 }
-_PROGRESSIONS = (  # scale degrees, one chord a bar
+PROGRESSIONS = (  # scale degrees, one chord a bar
     (0, 4, 5, 3),
     (0, 5, 3, 4),
     (0, 3, 4, 3),
@@ -130,13 +130,13 @@ def _plan(rng: np.random.Generator, seconds: float, style: Style, take: Take | N
     if take is not None:
         tempo, metre, swing = take.bpm, take.metre, 0.0  # its hits swing
     steps = metre[0] * 16 // metre[1]
-    scale = _SCALES[str(rng.choice(list(_SCALES)))]
+    scale = SCALES[str(rng.choice(list(SCALES)))]
     tonic = int(rng.integers(12))
     song = Song(tempo, steps, swing, tuple((tonic + degree) % 12 for degree in scale), metre)
     n_bars = math.ceil(seconds / (steps / 4 * 60 / tempo)) + 1
     sevenths = bool(rng.random() < 0.35)
     harmony = {
-        kind: _PROGRESSIONS[int(rng.integers(len(_PROGRESSIONS)))]
+        kind: PROGRESSIONS[int(rng.integers(len(PROGRESSIONS)))]
         for kind in ("verse", "chorus", "bridge")
     }
     bars: list[tuple[int, str, bool, bool, frozenset[str], float]] = []

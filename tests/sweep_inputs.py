@@ -7,6 +7,7 @@ from pathlib import Path
 
 from made_up_runs import write_runs
 from test_groove import write_groove
+from test_mma import write_mma
 from test_parity import codec_fixture
 from test_prepare_slakh import write_track
 from test_synthetic import write_midi
@@ -115,6 +116,7 @@ _MAKERS = {
     "groove": write_groove,
     "hps.json": _hps,
     "midi": _midi,
+    "mma": lambda path: write_mma(path / "mma"),
     "models": _models,
     "plain": _slakh_without_splits,
     "runs": write_runs,

@@ -103,6 +103,7 @@ BASES: Mapping[str, Base] = {
         f"--models in/models --data in/data --output out.json {_CHUNKS} --device cpu"
         " --methods hybrid --baselines mixture --examples 1"
     ),
+    "make_arrangements": Base("--output out --songs 1 --mma in/mma/mma"),
     "make_synthetic": Base(
         "--output out --tracks 1 --seconds 1 --sample-rate 8000 --parts bass drums --workers 1",
         instead={
