@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pretty_midi
@@ -47,7 +47,8 @@ from data.layout import (
 from data.midi import cut, read_midi, reorchestrate, stem_groups
 from data.render import Renderer, block_powers, check_header, loudness
 from jukebox_core import audio
-from jukebox_core.checks import one_line, require, require_fields
+from jukebox_core.audio.production import EFFECTS, Production
+from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
@@ -56,10 +57,13 @@ _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
 _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
 _LEVEL_SPREAD = 4.0  # dB either way
+_LOUDNESS = -13.0  # LUFS of every stem in Slakh2100, before the gain that prevents clipping
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
 MOST_SECONDS = 86_400  # longest song: a day of audio takes hours to render
 _MOST_TRACKS = 99_999  # TrackNNNNN
 _PROCESS_BYTES = 250 << 20  # memory of one worker process: libraries and the soundfont
+_LATER: dict[str, Any] = {"production": (), "level": "rms"}
+"""Settings that older folders do not record, with the values that they were made with."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -81,10 +85,13 @@ class _Settings:
     parts: tuple[str, ...] | None
     reprogram: bool
     soundfont: str | None
+    production: tuple[str, ...]
+    level: str
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_fields(self, "seed", whole=True, at_least=0)
+        require_choice("level", self.level, ("rms", "loudness"))
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
         require_rate(self, at_least=8000)
 
@@ -95,7 +102,7 @@ class _Settings:
 
     def bytes_of(self, seconds: float, stems: int) -> float:
         """Return the bytes of memory to render a song."""
-        return (32 + 8 * stems) * seconds * self.sample_rate
+        return (32 + 8 * stems + 80 * bool(self.production)) * seconds * self.sample_rate
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def make_synthetic(
     parts: Sequence[str] | None = None,
     reprogram: bool = False,
     soundfont: str | Path | None = None,
+    production: Sequence[str] = (),
+    level: Literal["rms", "loudness"] = "rms",
     workers: int | None = 1,
 ) -> SyntheticData:
     """Write a data set; see the module's docstring.
@@ -139,6 +148,10 @@ def make_synthetic(
         reprogram: Render with other basses, kits and instruments than the notes ask for, for a
             test set of unheard sounds.
         soundfont: An sf2 file instead of the small one inside pretty_midi.
+        production: Effects that stems may get (`jukebox_core.audio.production`), or `all`. Each
+            stem draws its own; notes, instruments and levels stay.
+        level: Stems have a drawn RMS while they play (`rms`), or all the same integrated loudness
+            as in Slakh2100 (`loudness`).
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
@@ -159,6 +172,9 @@ def make_synthetic(
     choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(choices)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
+    if set(production) - {*EFFECTS, "all"}:
+        names = ", ".join(EFFECTS)
+        raise ValueError(f"production is {list(production)}, expected some of {names}, or all")
     settings = _Settings(
         seed=seed,
         seconds=seconds,
@@ -167,6 +183,8 @@ def make_synthetic(
         parts=None if parts is None else tuple(sorted(set(parts))),
         reprogram=reprogram,
         soundfont=None if soundfont is None else str(soundfont),
+        production=tuple(name for name in EFFECTS if {name, "all"} & set(production)),
+        level=level,
     )
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
     _check_renderer(settings)
@@ -229,6 +247,7 @@ def _check_output(
     tracks that no run wrote.
     """
     record = {"version": 1, **asdict(settings)}
+    record = {name: value for name, value in record.items() if value != _LATER.get(name, ...)}
     record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
     record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
     claimed = is_claimed(output, _RECORD, record)
@@ -366,33 +385,46 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
         return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit in memory"
     renderer = _renderer(*settings.sound)
     samples = round(length * settings.sample_rate)
-    stems, mix, gain = _levelled(groups, samples, renderer, rng)
+    productions = _draw_productions(song, settings, len(groups))
+    stems, mix, gain = _levelled(groups, productions, settings.level, samples, renderer, rng)
     if not mix.any():
         return "it has no notes that sound"
     with atomic_folder(song.folder) as folder:
         _write_audio(folder, stems, mix, settings.sample_rate)
         _write_midi(folder, midi, groups)
-        text = yaml.safe_dump(_describe(song, settings.seed, renderer, groups, stems, gain))
+        description = _describe(song, settings, renderer, groups, productions, stems, gain)
+        text = yaml.safe_dump(description)
         (folder / "metadata.yaml").write_text(text, encoding="utf-8")
     return None
 
 
+def _draw_productions(song: _Song, settings: _Settings, stems: int) -> list[Production]:
+    """Draw the effects of every stem, each from its own random stream."""
+    seed = (settings.seed, song.number, zlib.crc32(b"production"))
+    streams = [np.random.default_rng([*seed, stem]) for stem in range(stems)]
+    return [Production.draw(stream, settings.production) for stream in streams]
+
+
 def _levelled(
     groups: list[list[pretty_midi.Instrument]],
+    productions: list[Production],
+    kind: str,
     samples: int,
     renderer: Renderer,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Return stems `[T]` and their sum as int16, and the gain that prevents clipping."""
     stems = []
-    for group in groups:
-        wave = renderer(group, samples)
+    for group, production in zip(groups, productions, strict=True):
+        wave = production(renderer(group, samples), renderer.sample_rate)
         name = inst_class(group[0].program, group[0].is_drum)
         level = _LEVELS.get(name, _OTHER_LEVEL) + rng.uniform(-_LEVEL_SPREAD, _LEVEL_SPREAD)
         powers = block_powers(wave, renderer.sample_rate)
         playing = powers[powers > powers.max() * 1e-4]
         if len(playing) > 0:
             wave *= np.float32(10 ** (level / 20) / math.sqrt(playing.mean()))
+        if kind == "loudness" and math.isfinite(now := loudness(wave, renderer.sample_rate)):
+            wave *= np.float32(10 ** ((_LOUDNESS - now) / 20))
         stems.append(wave)
     if not stems:
         return [], np.zeros(samples, dtype=np.int16), 1.0
@@ -423,9 +455,10 @@ def _write_midi(
 
 def _describe(
     song: _Song,
-    seed: int,
+    settings: _Settings,
     renderer: Renderer,
     groups: list[list[pretty_midi.Instrument]],
+    productions: list[Production],
     stems: list[np.ndarray],
     gain: float,
 ) -> dict[str, Any]:
@@ -451,13 +484,20 @@ def _describe(
         if math.isfinite(level):
             entry["integrated_loudness"] = level
         described[f"S{index:02d}"] = entry
+    seed = settings.seed
+    generator: dict[str, Any] = {"seed": seed, "song": song.number, "origin": origin}
+    if settings.production:
+        names = described.keys()
+        generator["production"] = {
+            name: drawn.as_dict() for name, drawn in zip(names, productions, strict=True)
+        }
     return {
         "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"{origin}/{seed}/{song.number}").hex,
         "audio_dir": f"{name}/stems",
-        "generator": {"seed": seed, "song": song.number, "origin": origin},
+        "generator": generator,
         "lmd_midi_dir": origin,
         "midi_dir": f"{name}/MIDI",
-        "normalization_factor": _LEVELS["Bass"],
+        "normalization_factor": _LOUDNESS if settings.level == "loudness" else _LEVELS["Bass"],
         "normalized": True,
         "overall_gain": gain,
         "stems": described,

@@ -17,8 +17,10 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data.synthetic import make_synthetic
+from jukebox_core.audio.production import EffectName
 from scripts._cli import program
 
 
@@ -47,6 +49,10 @@ class Args:
     """Replace all instruments and drum kits with others of their kind."""
     soundfont: Path | None = None
     """Soundfont (.sf2); without it the small one of pretty_midi."""
+    production: tuple[Literal[EffectName, "all"], ...] = ()
+    """Effects of a mixing desk; every stem draws its own, some or none of these."""
+    level: Literal["rms", "loudness"] = "rms"
+    """rms: a random level for every stem; loudness: the same loudness for all, as in Slakh2100."""
     workers: int | None = None
     """Processes; without it one per CPU, and fewer for few songs."""
 

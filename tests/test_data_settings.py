@@ -81,6 +81,8 @@ def test_any_preparation_works_or_names_what_is_wrong(slakh, options):
         split=SHARES.filter(lambda value: value is not None),
         parts=st.one_of(st.none(), st.lists(NAMES, max_size=3).map(tuple)),
         reprogram=st.booleans(),
+        production=st.lists(st.sampled_from(["eq", "all", "reverb", "kazoo"]), max_size=2),
+        level=st.sampled_from(["rms", "loudness", "loud"]),
         workers=st.one_of(st.none(), WHOLE),
     )
 )
@@ -111,6 +113,8 @@ def test_any_rendering_is_possible_or_names_what_is_wrong(options):
         ("seed", ["-1", "99999999999999999999"]),
         ("workers", ["0", "-1", "5000"]),
         ("parts", ["", "kazoo", "bass kazoo"]),
+        ("production", ["kazoo", "eq kazoo"]),
+        ("level", ["", "kazoo"]),
     ],
 )
 def test_flags_of_make_synthetic(tmp_path, capsys, field, values):
