@@ -20,6 +20,7 @@ class Track:
     name: str
     split: str
     samples: int
+    sample_rate: int
     mixture: Path
     sources: dict[str, Path]
     checksums: dict[str, str]
@@ -96,6 +97,7 @@ def load_manifest(folder: str | Path, sample_rate: int | None = None) -> Manifes
 
 def _parse(root: Path, content: dict[str, Any]) -> Manifest:
     sources = tuple(str(name) for name in content["sources"])
+    sample_rate = _whole(content["sample_rate"])
     tracks = []
     for entry in content["tracks"]:
         files = entry["files"]
@@ -104,13 +106,14 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
                 name=entry["name"],
                 split=entry["split"],
                 samples=_whole(entry["samples"]),
+                sample_rate=sample_rate,
                 mixture=root / files["mixture"]["path"],
                 sources={name: root / files[name]["path"] for name in sources},
                 checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
             )
         )
     alpha = {name: _number(content["alpha"][name]) for name in sources}
-    return Manifest(root, _whole(content["sample_rate"]), sources, alpha, tuple(tracks))
+    return Manifest(root, sample_rate, sources, alpha, tuple(tracks))
 
 
 def _number(value: Any) -> Any:
