@@ -102,7 +102,7 @@ class _Settings:
 
     def bytes_of(self, seconds: float, stems: int) -> float:
         """Return the bytes of memory to render a song."""
-        return (32 + 8 * stems + 80 * bool(self.production)) * seconds * self.sample_rate
+        return (32 + 8 * stems + 60 * bool(self.production)) * seconds * self.sample_rate
 
 
 @dataclass(frozen=True)
