@@ -14,8 +14,11 @@ import pretty_midi
 from data.layout import fold_name, inst_class
 from jukebox_core.checks import one_line
 
-_HELD_OUT_BASS = (35, 37, 39)  # none of them in `composer.BASS_PROGRAMS`
-_HELD_OUT_KITS = (24, 32)
+HELD_OUT_BASS = (35, 37, 39)
+"""Programs that no song of the embedded soundfont has; none of them in `composer.BASS_PROGRAMS`."""
+
+HELD_OUT_KITS = (24, 32)
+"""Drum kits that no song of the embedded soundfont has."""
 
 
 def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi.PrettyMIDI:
@@ -86,9 +89,9 @@ def reorchestrate(midi: pretty_midi.PrettyMIDI, rng: np.random.Generator) -> pre
         own = int(instrument.program)
         family = own // 8 * 8
         if instrument.is_drum:
-            choices: Sequence[int] = _HELD_OUT_KITS
+            choices: Sequence[int] = HELD_OUT_KITS
         elif inst_class(own, False) == "Bass":
-            choices = _HELD_OUT_BASS
+            choices = HELD_OUT_BASS
         else:
             choices = range(family, family + 8)
         instrument.program = int(rng.choice([program for program in choices if program != own]))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import itertools
 import math
 import multiprocessing
@@ -23,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pretty_midi
@@ -45,13 +44,15 @@ from data.layout import (
     unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
-from data.render import Renderer, block_powers, check_header, loudness
+from data.render import block_powers, loudness
+from data.sounds import SongSounds, Sources, find_drumkits, find_soundfonts
 from jukebox_core import audio
-from jukebox_core.checks import one_line, require, require_fields
+from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
 _RECORD = "synthetic.json"
+_LATER = ("drumkit", "programs")  # not in records that earlier versions wrote: left out where unset
 _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
 _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
@@ -80,18 +81,23 @@ class _Settings:
     split: tuple[float, float, float]
     parts: tuple[str, ...] | None
     reprogram: bool
-    soundfont: str | None
+    soundfont: tuple[str, ...]
+    drumkit: tuple[str, ...]
+    programs: str
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
         require_rate(self, at_least=8000)
+        require_choice("programs", self.programs, ("song", "all"))
+        if self.reprogram and self.programs == "all":
+            raise ValueError("programs is 'all', expected 'song': reprogram chooses them itself")
 
     @property
-    def sound(self) -> tuple[int, str | None]:
-        """Arguments of the renderer."""
-        return self.sample_rate, self.soundfont
+    def sources(self) -> Sources:
+        """The soundfonts and drum kits that songs draw from."""
+        return Sources(self.sample_rate, self.soundfont, self.drumkit, self.programs == "all")
 
     def bytes_of(self, seconds: float, stems: int) -> float:
         """Return the bytes of memory to render a song."""
@@ -118,7 +124,9 @@ def make_synthetic(
     split: Sequence[float] = (0.7, 0.1, 0.2),
     parts: Sequence[str] | None = None,
     reprogram: bool = False,
-    soundfont: str | Path | None = None,
+    soundfont: str | Path | Sequence[str | Path] | None = None,
+    drumkit: str | Path | Sequence[str | Path] | None = None,
+    programs: Literal["song", "all"] = "song",
     workers: int | None = 1,
 ) -> SyntheticData:
     """Write a data set; see the module's docstring.
@@ -138,13 +146,20 @@ def make_synthetic(
             MIDI files these are instrument classes (`data.layout`). None is everything.
         reprogram: Render with other basses, kits and instruments than the notes ask for, for a
             test set of unheard sounds.
-        soundfont: An sf2 file instead of the small one inside pretty_midi.
+        soundfont: One or several soundfonts instead of the small one inside pretty_midi, as for
+            `sounds.find_soundfonts`. A song draws one for its bass, one for its drums and one for
+            all others.
+        drumkit: Kits of samples in Hydrogen's format, as for `sounds.find_drumkits`. Half of the
+            songs have drums of one of these.
+        programs: `song` plays the programs and kits that the songs ask for. `all` draws the bass
+            and the drum kit from all that the drawn soundfont has, except those that `reprogram`
+            chooses from in the embedded soundfont.
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
         ValueError: An argument is out of range, or needs more memory than is free; no MIDI file
             could be used; `output` was made with other settings.
-        FileNotFoundError: There is no such folder of MIDI files, or soundfont.
+        FileNotFoundError: There is no such folder of MIDI files, soundfont or drum kit.
         FileExistsError: Something that no run wrote is in the place of an output.
         OSError: A file cannot be written.
     """
@@ -166,10 +181,12 @@ def make_synthetic(
         split=check_fractions(split),
         parts=None if parts is None else tuple(sorted(set(parts))),
         reprogram=reprogram,
-        soundfont=None if soundfont is None else str(soundfont),
+        soundfont=() if soundfont is None else find_soundfonts(_listed(soundfont)),
+        drumkit=() if drumkit is None else find_drumkits(_listed(drumkit)),
+        programs=programs,
     )
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
-    _check_renderer(settings)
+    settings.sources.check()
     songs = _songs(output, settings, files, tracks)
     record, claimed = _check_output(output, settings, files, songs)
     waiting = [song for song in songs if not _is_written(song, settings)]
@@ -186,6 +203,10 @@ def make_synthetic(
         [song.folder for song in songs if song not in unusable],
         {str(song.midi or song.folder.name): reason for song, reason in unusable.items()},
     )
+
+
+def _listed(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
 
 
 def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
@@ -228,10 +249,10 @@ def _check_output(
     Refuses a folder made with other settings, from other files or with more songs, and one with
     tracks that no run wrote.
     """
-    record = {"version": 1, **asdict(settings)}
-    record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
+    record = {"version": 1, **asdict(settings), **settings.sources.record}
     record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
     claimed = is_claimed(output, _RECORD, record)
+    record = {key: value for key, value in record.items() if value is not None or key not in _LATER}
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
         raise ValueError(
@@ -274,7 +295,7 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
             f"seconds is {settings.seconds} and sample_rate {settings.sample_rate}: rendering such "
             f"a song takes {each / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB are free"
         )
-    fitting = max(1, int(free / (each + _PROCESS_BYTES)))
+    fitting = max(1, int(free / (each + _PROCESS_BYTES + settings.sources.memory)))
     if workers is None:
         return min(os.cpu_count() or 1, 1 + songs // 8, fitting)
     if min(workers, songs) > fitting:
@@ -283,30 +304,6 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
             "of this length"
         )
     return workers
-
-
-def _check_renderer(settings: _Settings) -> None:
-    """Load the soundfont before anything is written.
-
-    A soundfont that the user gives is first tried in another process, which it may crash.
-    """
-    if settings.soundfont is not None:
-        check_header(Path(settings.soundfont))
-        Renderer(settings.sample_rate)  # its error names the missing package
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(_check_soundfont, *settings.sound).result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser; "
-                "use another"
-            ) from error
-    _renderer(*settings.sound)
-
-
-def _check_soundfont(sample_rate: int, soundfont: str | None) -> None:
-    _renderer(sample_rate, soundfont).check()
 
 
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
@@ -337,11 +334,6 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
             pool.shutdown(cancel_futures=True)
 
 
-@functools.cache  # loading takes time
-def _renderer(sample_rate: int, soundfont: str | None) -> Renderer:
-    return Renderer(sample_rate, None if soundfont is None else Path(soundfont))
-
-
 def _write_track(song: _Song, settings: _Settings) -> str | None:
     """Write one track's folder; return the reason if the song cannot be used."""
     rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"track")])
@@ -364,7 +356,7 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
     groups = stem_groups(midi)
     if song.midi and settings.bytes_of(length, len(groups)) > free_bytes(torch.device("cpu")):
         return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit in memory"
-    renderer = _renderer(*settings.sound)
+    renderer = settings.sources.draw(groups, [settings.seed, song.number])
     samples = round(length * settings.sample_rate)
     stems, mix, gain = _levelled(groups, samples, renderer, rng)
     if not mix.any():
@@ -380,7 +372,7 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
 def _levelled(
     groups: list[list[pretty_midi.Instrument]],
     samples: int,
-    renderer: Renderer,
+    renderer: SongSounds,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Return stems `[T]` and their sum as int16, and the gain that prevents clipping."""
@@ -424,7 +416,7 @@ def _write_midi(
 def _describe(
     song: _Song,
     seed: int,
-    renderer: Renderer,
+    renderer: SongSounds,
     groups: list[list[pretty_midi.Instrument]],
     stems: list[np.ndarray],
     gain: float,
@@ -444,7 +436,7 @@ def _describe(
             "is_drum": is_drum,
             "midi_program_name": program_name,
             "midi_saved": True,
-            "plugin_name": renderer.soundfont.name if stem.any() else "None",
+            "plugin_name": renderer.name(group) if stem.any() else "None",
             "program_num": 128 if is_drum else program,
         }
         level = loudness(stem / np.float32(32768 * gain), renderer.sample_rate)

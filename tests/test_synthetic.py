@@ -182,7 +182,7 @@ def test_what_rendering_needs(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no soundfont"):
         Renderer(RATE, tmp_path / "x.sf2")
     (tmp_path / "x.sf2").write_text("no soundfont")
-    with pytest.raises(ValueError, match="x.sf2 is not an sf2 soundfont"):
+    with pytest.raises(ValueError, match="x.sf2 is not an sf2 or sf3 soundfont"):
         Renderer(RATE, tmp_path / "x.sf2")
     monkeypatch.setitem(sys.modules, "tinysoundfont", None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps tinysoundfont"):
