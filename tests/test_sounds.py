@@ -103,7 +103,7 @@ def unchecked(monkeypatch):
 
 
 def test_one_soundfont_or_none_gives_the_same_bytes_as_before(fonts, tmp_path, unchecked):
-    """The stems are what the renderer makes of the notes, and the record is of the old form."""
+    """Copies of the embedded soundfont: the same audio, and one of them has the old record."""
     options = {"tracks": 2, "seed": 3, **SMALL}
     tracks = {}
     for name, soundfont in (("none", None), ("one", fonts[0]), ("list", fonts[:1]), ("all", fonts)):
