@@ -15,10 +15,10 @@ from data.layout import fold_name, inst_class
 from jukebox_core.checks import one_line
 
 HELD_OUT_BASS = (35, 37, 39)
-"""Programs that no song of the embedded soundfont has; none of them in `composer.BASS_PROGRAMS`."""
+"""Basses that composed songs never play with the embedded soundfont; `reorchestrate` uses them."""
 
 HELD_OUT_KITS = (24, 32)
-"""Drum kits that no song of the embedded soundfont has."""
+"""Drum kits that composed songs never play with the embedded soundfont."""
 
 
 def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi.PrettyMIDI:
