@@ -24,9 +24,13 @@ class Track:
     sources: dict[str, Path]
     checksums: dict[str, str]
     """SHA-256 of every source file, and of the mixture under `mixture`."""
+    song: str = ""
+    """Tracks of one song, such as its excerpts, have the same; default: the name of the track."""
 
     def __post_init__(self) -> None:
-        for name in ("name", "split"):
+        if self.song == "":
+            object.__setattr__(self, "song", self.name)
+        for name in ("name", "split", "song"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
         require(f"samples of {self.name}", self.samples, whole=True, at_least=1)
@@ -107,6 +111,7 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
                 mixture=root / files["mixture"]["path"],
                 sources={name: root / files[name]["path"] for name in sources},
                 checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
+                song=entry.get("song", entry["name"]),
             )
         )
     alpha = {name: _number(content["alpha"][name]) for name in sources}
