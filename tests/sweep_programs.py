@@ -135,6 +135,11 @@ BASES: Mapping[str, Base] = {
             " --device cpu --mask-n-fft 256",
         },
     ),
+    "slakh_benchmark": Base(
+        "--slakh in/slakh --models in/models --output out --methods hybrid --chunks 1"
+        " --chunks-per-song 1 --candidates 4 --cores 1",
+        ready="python -m scripts.",
+    ),
     "train_likelihood": Base(f"{_TRAIN} --vqvae in/models/linearisation/vqvae"),
     "train_mask": Base(_TRAIN),
     "train_mask_network": Base(f"{_TRAIN} --models in/models --method neural"),
