@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from dataclasses import replace
 
 import pytest
@@ -114,7 +113,7 @@ def made_up(tmp_path):
         for name, split, own in (("own", "train", (1, 2)), ("new", "test", (2, 3)))
     }
     codec = tmp_path / "models/linearisation/vqvae"
-    command = shlex.join(["python", "-m", "scripts.train_vqvae", "--data", str(data["own"])])
+    command = "python -m scripts.train_vqvae --data own"  # in a folder above the codec's
     meta = {"preset": "demo", "step": 500, "data": {"train_tracks": 2}, "command": command}
     save_meta(codec, meta)
     results = load_results(write_runs(tmp_path / "runs") / "results.json")
@@ -137,12 +136,17 @@ def test_scored_songs_that_the_models_were_trained_on_are_counted(made_up):
     assert "warning: 1 of the scored tracks" in text(benchmark, measured)
 
 
-def test_our_scores_stand_beside_those_of_the_reference_report(made_up):
+@pytest.mark.parametrize("scored", [("lqvae", "lass", "hybrid"), ("lass",)])
+def test_our_scores_stand_beside_those_of_the_reference_report(made_up, scored):
+    """The reference report's are there for a method that was not scored, too."""
     benchmark, measured = made_up
+    results = measured["all"].results
+    others = {"lqvae", "lass", "hybrid"} - {*scored}
+    results["rows"] = [row for row in results["rows"] if row["method"] not in others]
     lines = text(benchmark, measured).splitlines()
     for method in ("lqvae", "lass", "hybrid"):
         rows = [
-            find_row(measured["all"].results, method, "oracle", False, source, "sdr_bsseval")
+            find_row(results, method, "oracle", False, source, "sdr_bsseval")
             for source in (*SOURCES, "mean")
         ]
         reference = [f"{REFERENCE_TABLE[method][source]:.2f}" for source in SOURCES]

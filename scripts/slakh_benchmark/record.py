@@ -97,8 +97,9 @@ def _trained_on(codec: Path, manifest: Manifest) -> dict[str, Any]:
     data = words[words.index("--data") + 1] if "--data" in words[:-1] else None
     generated, shared = None, None
     with suppress(OSError, ValueError, KeyError, TypeError):
-        generated = _read(Path(str(data)) / MANIFEST_NAME)["settings"].get("generated")
-        training = {t.checksums["mixture"] for t in load_manifest(str(data)).split("train")}
+        folder = _found(str(data), codec)
+        generated = _read(folder / MANIFEST_NAME)["settings"].get("generated")
+        training = {t.checksums["mixture"] for t in load_manifest(folder).split("train")}
         shared = sum(track.checksums["mixture"] in training for track in manifest.split("test"))
     return {
         "preset": meta.get("preset"),
@@ -109,6 +110,12 @@ def _trained_on(codec: Path, manifest: Manifest) -> dict[str, Any]:
         "scored_songs": shared,
         "git_commit": meta.get("git_commit"),
     }
+
+
+def _found(data: str, codec: Path) -> Path:
+    """The data set of a command that ran in the current folder, or in one above the codec."""
+    folders = (folder / data for folder in (Path(), *codec.resolve().parents))
+    return next((f for f in folders if (f / MANIFEST_NAME).is_file()), Path(data))
 
 
 def _read(path: Path) -> dict[str, Any]:

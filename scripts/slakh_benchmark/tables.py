@@ -74,8 +74,10 @@ def _origin(generated: bool | None) -> str:
 def _beside(name: str, results: Mapping[str, Any]) -> str:
     """Our scores beside the reference report's, in its metric."""
     sources = sources_of(results)
+    lines = table_lines(results)
+    absent = [(m, *ORACLE) for m in REFERENCE_TABLE if (m, *ORACLE) not in lines]
     body = []
-    for line in table_lines(results):
+    for line in [*absent, *lines]:
         if line[1:] in SHOWN or line[0] in RIVALS:
             reference = REFERENCE_TABLE.get(line[0], {}) if line[1:] == ORACLE else {}
             scores = (f"{reference[s]:.2f}" if s in reference else "" for s in sources)
