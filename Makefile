@@ -1,5 +1,7 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
 # make results   after it: settings tuned on validation songs, the tables of docs/results.md (hours)
+# make slakh SLAKH=DIR   scores of MODELS on real Slakh2100, all of it, a part or excerpts
+# make slakh SLAKH=DIR TRAIN=1   the reference report's experiment: models trained on 210 of its songs
 # make test   environment and the whole test suite
 # make sweep   every flag of every program with values that nobody means (an hour or so)
 # make docs   the documents as a site, in build/site
@@ -23,7 +25,12 @@ TUNE_CANDIDATES ?= 16
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
-.PHONY: demo results test check sweep docs clean
+# The folder of Slakh2100; with TRAIN=1 it trains models of size PRESET on it.
+SLAKH ?=
+TRAIN ?=
+PRESET ?= small
+
+.PHONY: demo results slakh slakh_folder test check sweep docs clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
@@ -53,6 +60,12 @@ ifneq ($(MIDI),)
 	test -d $(OUT)/midi_data || $(BIN)/python -m scripts.prepare_slakh --slakh $(OUT)/midi --output $(OUT)/midi_data
 	$(BIN)/python -m scripts.ablate --models $(MODELS) --data $(OUT)/midi_data --output $(OUT)/second --candidates 32 --no-parts --seeds 1
 endif
+
+slakh: slakh_folder $(READY)
+	$(BIN)/python -m scripts.slakh_benchmark --slakh "$(SLAKH)" $(if $(filter 1,$(TRAIN)),--train --preset $(PRESET),--models $(MODELS))
+
+slakh_folder:
+	@test -d "$(SLAKH)" || { echo "error: SLAKH is '$(SLAKH)', expected a folder of Slakh2100: make slakh SLAKH=DIR" >&2; exit 1; }
 
 $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET) --candidates $(TUNE_CANDIDATES)

@@ -119,7 +119,8 @@ def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
         return False
     before = json.loads(path.read_text(encoding="utf-8"))
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-    if different := [key for key in settings if settings[key] != before.get(key)]:
+    keys = {**settings, **before}  # a setting that either lacks counts as None
+    if different := [key for key in keys if settings.get(key) != before.get(key)]:
         raise ValueError(
             f"{output} was written with another {', '.join(different)}: choose another output, "
             "or delete it"

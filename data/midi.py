@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -14,8 +15,11 @@ import pretty_midi
 from data.layout import fold_name, inst_class
 from jukebox_core.checks import one_line
 
-_HELD_OUT_BASS = (35, 37, 39)  # none of them in `composer.BASS_PROGRAMS`
-_HELD_OUT_KITS = (24, 32)
+HELD_OUT_BASS = (35, 37, 39)
+"""Basses that composed songs never play with the embedded soundfont; `reorchestrate` uses them."""
+
+HELD_OUT_KITS = (24, 32)
+"""Drum kits that composed songs never play with the embedded soundfont."""
 
 
 def read_midi(path: Path, classes: Collection[str] | None = None) -> pretty_midi.PrettyMIDI:
@@ -86,9 +90,9 @@ def reorchestrate(midi: pretty_midi.PrettyMIDI, rng: np.random.Generator) -> pre
         own = int(instrument.program)
         family = own // 8 * 8
         if instrument.is_drum:
-            choices: Sequence[int] = _HELD_OUT_KITS
+            choices: Sequence[int] = HELD_OUT_KITS
         elif inst_class(own, False) == "Bass":
-            choices = _HELD_OUT_BASS
+            choices = HELD_OUT_BASS
         else:
             choices = range(family, family + 8)
         instrument.program = int(rng.choice([program for program in choices if program != own]))
@@ -100,6 +104,31 @@ def stem_groups(midi: pretty_midi.PrettyMIDI) -> list[list[pretty_midi.Instrumen
     drums = [instrument for instrument in midi.instruments if instrument.is_drum]
     groups = [[instrument] for instrument in midi.instruments if not instrument.is_drum]
     return [*groups, drums] if drums else groups
+
+
+def tidy(
+    notes: Sequence[pretty_midi.Note], *, alone: bool = False, apart: float = 0.0
+) -> list[pretty_midi.Note]:
+    """End every note before the next one of its pitch begins.
+
+    Args:
+        notes: In any order; they are changed in place.
+        alone: One note at a time: every note ends before the next one of any pitch.
+        apart: Of notes that begin within so many seconds, the loudest stays.
+
+    Returns:
+        The notes by onset.
+    """
+    kept: dict[int, list[pretty_midi.Note]] = {}
+    for note in sorted(notes, key=lambda note: (note.start, note.pitch, -note.velocity)):
+        voice = kept.setdefault(0 if alone else note.pitch, [])
+        if voice and note.start - voice[-1].start <= apart:
+            voice[-1] = max(voice[-1], note, key=lambda note: note.velocity)
+            continue
+        if voice:
+            voice[-1].end = min(voice[-1].end, note.start)
+        voice.append(note)
+    return sorted(itertools.chain(*kept.values()), key=lambda note: (note.start, note.pitch))
 
 
 def _shifted(changes: list[Any], start: float, seconds: float) -> list[Any]:

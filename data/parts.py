@@ -23,7 +23,7 @@ _BASS_STYLES = (
     "riff",
 )
 
-_KINDS = ("intro", "verse", "chorus", "bridge", "break")  # of sections
+KINDS = ("intro", "verse", "chorus", "bridge", "break")  # of sections
 
 _KICK, _SNARE, _RIM, _CLAP, _TAMBOURINE, _SHAKER = 36, 38, 37, 39, 54, 70
 _CLOSED, _PEDAL, _OPEN, _RIDE, _BELL = 42, 44, 46, 51, 53
@@ -74,6 +74,7 @@ class Hit(NamedTuple):
     length: float
     pitch: int
     velocity: float
+    slide: float = 0.0  # semitones from the pitch at which it starts
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Bar:
     opens: bool  # first bar of a section
     closes: bool  # last bar of a section
     resting: frozenset[str]
+    level: float = 1.0  # factor of all velocities
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Song:
     steps: int  # sixteenths in a bar
     swing: float  # how much later the second eighth of a beat comes, in beats
     scale: tuple[int, ...]  # pitch classes, tonic first
+    metre: tuple[int, int] = (4, 4)
     bars: list[Bar] = field(default_factory=list)
 
     def time(self, bar: int, step: float) -> float:
@@ -112,7 +115,7 @@ def _drums(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     grooves = _WALTZES if song.steps == 12 else _GROOVES
     main = str(rng.choice(list(grooves)))
     styles = {}
-    for kind in _KINDS:
+    for kind in KINDS:
         groove = main if rng.random() < 0.6 else str(rng.choice(list(grooves)))
         cymbals = str(rng.choice(list(_CYMBALS), p=[0.36, 0.12, 0.16, 0.16, 0.14, 0.06]))
         cymbal = _RIDE if rng.random() < (0.5 if kind == "chorus" else 0.15) else _CLOSED
@@ -125,13 +128,13 @@ def _drums(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     after_fill = True
     for bar in song.bars:
         (kicks, snares), (closed, opened), cymbal = styles[bar.kind]
-        hits = _pattern(kicks, kick, song.steps) + _pattern(snares, backbeat, song.steps)
-        hits += _pattern(closed, cymbal, song.steps, 0.78)
-        hits += _pattern(opened, _OPEN if cymbal == _CLOSED else _BELL, song.steps, 0.8)
+        hits = strokes(kicks, kick, song.steps) + strokes(snares, backbeat, song.steps)
+        hits += strokes(closed, cymbal, song.steps, 0.78)
+        hits += strokes(opened, _OPEN if cymbal == _CLOSED else _BELL, song.steps, 0.8)
         if extra == _CLAP:
-            hits += _pattern("....x...", _CLAP, song.steps)
+            hits += strokes("....x...", _CLAP, song.steps)
         elif extra:
-            hits += _pattern("x.o.", extra, song.steps, 0.7)
+            hits += strokes("x.o.", extra, song.steps, 0.7)
         if rng.random() < 0.25:
             hits.append(Hit(float(rng.integers(song.steps)), 1, kick, 80))
         if rng.random() < 0.15:
@@ -140,15 +143,16 @@ def _drums(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
         if bar.closes and rng.random() < fill_chance:
             length = int(rng.choice([4, 4, 8, song.steps]))
             hits = [hit for hit in hits if hit.step < song.steps - length]
-            hits += _fill(rng, song.steps - length, length, kick, backbeat)
+            hits += fill(rng, song.steps - length, length, kick, backbeat)
         if bar.opens and (after_fill or rng.random() < 0.3):
             hits.append(Hit(0, 4, int(rng.choice(_CRASHES)), 112))
         after_fill = bar.closes
-        bars.append(_once(hits))
+        bars.append(once(hits))
     return bars
 
 
-def _pattern(pattern: str, pitch: int, steps: int, scale: float = 1.0) -> list[Hit]:
+def strokes(pattern: str, pitch: int, steps: int, scale: float = 1.0) -> list[Hit]:
+    """Return the hits of a pattern (`X` accent, `x` normal, `o` ghost), repeated to fill a bar."""
     return [
         Hit(step, 1, pitch, _LEVELS[pattern[step % len(pattern)]] * scale)
         for step in range(steps)
@@ -156,7 +160,7 @@ def _pattern(pattern: str, pitch: int, steps: int, scale: float = 1.0) -> list[H
     ]
 
 
-def _fill(rng: np.random.Generator, start: int, length: int, kick: int, snare: int) -> list[Hit]:
+def fill(rng: np.random.Generator, start: int, length: int, kick: int, snare: int) -> list[Hit]:
     """Snare and toms, mostly downwards, getting louder."""
     hits = []
     stride = int(rng.choice([1, 1, 2]))
@@ -173,7 +177,7 @@ def _fill(rng: np.random.Generator, start: int, length: int, kick: int, snare: i
     return hits
 
 
-def _once(hits: list[Hit]) -> list[Hit]:
+def once(hits: list[Hit]) -> list[Hit]:
     """Keep the loudest hit of each drum at each step."""
     best: dict[tuple[float, int], Hit] = {}
     for hit in sorted(hits, key=lambda hit: -hit.velocity):
@@ -185,7 +189,7 @@ def _bass(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     """A style per kind of section; roots move to the nearest octave in the bass's range."""
     main = str(rng.choice(_BASS_STYLES))
     styles, rhythms = {}, {}
-    for kind in _KINDS:
+    for kind in KINDS:
         styles[kind] = main if rng.random() < 0.5 else str(rng.choice(_BASS_STYLES))
         rhythms[kind] = _bass_rhythm(rng, song.steps)
     center = int(rng.integers(33, 38))
@@ -193,9 +197,9 @@ def _bass(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
     bars = []
     root = center
     for bar in song.bars:
-        root = _nearest(bar.root, (root + center) // 2, 28, 43)
+        root = nearest(bar.root, (root + center) // 2, 28, 43)
         line = _bass_bar(song, bar, styles[bar.kind], rhythms[bar.kind], root, rng)
-        following = _nearest(bar.next_root, root, 28, 43)
+        following = nearest(bar.next_root, root, 28, 43)
         if rng.random() < 0.25 and line and line[-1].step >= song.steps - 4:
             line[-1] = line[-1]._replace(pitch=following + int(rng.choice([-2, -1, 1, 2])))
         bars.append(
@@ -206,7 +210,7 @@ def _bass(song: Song, rng: np.random.Generator) -> list[list[Hit]]:
 
 def _bass_rhythm(rng: np.random.Generator, steps: int) -> list[tuple[int, int]]:
     """A syncopated bar: (step, index of a chord interval) with a note on the first beat."""
-    weights = np.tile([0.55, 0.18, 0.5, 0.25], steps // 4)
+    weights = np.resize([0.55, 0.18, 0.5, 0.25], steps)
     places = [0, *(step for step in range(1, steps) if rng.random() < weights[step])]
     return [(step, int(rng.choice(6, p=[0.5, 0.16, 0.14, 0.08, 0.06, 0.06]))) for step in places]
 
@@ -234,7 +238,7 @@ def _bass_bar(
         return line([root, fifth if rng.random() < 0.8 else octave], 8 if steps == 16 else 4)
     if style == "walking":
         beats = steps // 4
-        target = _nearest(bar.next_root, root, 28, 43)
+        target = nearest(bar.next_root, root, 28, 43)
         middle = [int(rng.choice(tones)) for _ in range(beats - 2)]
         return line([root, *middle, target + int(rng.choice([-1, 1, -2, 2]))], 4)
     if style == "octave":
@@ -257,7 +261,7 @@ def _bass_bar(
     ]
 
 
-def _nearest(pitch_class: int, around: int, lowest: int, highest: int) -> int:
+def nearest(pitch_class: int, around: int, lowest: int, highest: int) -> int:
     """Return the pitch of a class nearest to another pitch, within a range of an octave or more."""
     pitches = [pitch for pitch in range(lowest, highest + 1) if pitch % 12 == pitch_class % 12]
     return min(pitches, key=lambda pitch: abs(pitch - around))
@@ -268,14 +272,14 @@ def _chords(
 ) -> list[list[Hit]]:
     """Chords near a pitch: struck in a rhythm, broken, strummed or held."""
     manners = {}
-    for kind in _KINDS:
+    for kind in KINDS:
         rhythm = _CHORD_RHYTHMS[int(rng.integers(len(_CHORD_RHYTHMS)))]
         manners[kind] = (str(rng.choice(list(styles))), rhythm)
     level = rng.uniform(66, 92)
     bars = []
     for bar in song.bars:
         style, rhythm = manners[bar.kind]
-        voicing = sorted(_nearest(tone, center, center - 7, center + 8) for tone in bar.chord)
+        voicing = sorted(nearest(tone, center, center - 7, center + 8) for tone in bar.chord)
         if style == "held":
             hits = [Hit(0, song.steps, pitch, level) for pitch in voicing]
         elif style == "broken":
@@ -286,11 +290,11 @@ def _chords(
             ]
         else:
             spread = 0.12 if style == "strummed" else 0.0
-            strokes = _pattern(rhythm, 0, song.steps)
-            ends = [stroke.step for stroke in strokes[1:]] + [song.steps]
+            struck = strokes(rhythm, 0, song.steps)
+            ends = [stroke.step for stroke in struck[1:]] + [song.steps]
             hits = [
                 Hit(stroke.step + spread * voice, (end - stroke.step) * 0.9, pitch, level)
-                for stroke, end in zip(strokes, ends, strict=True)
+                for stroke, end in zip(struck, ends, strict=True)
                 for voice, pitch in enumerate(voicing)
             ]
         bars.append(hits)

@@ -6,6 +6,7 @@ starts every rendering from the same state.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ from typing import Any
 import numpy as np
 import pretty_midi
 import scipy.fft
+
+EMBEDDED_SOUNDFONT = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
+"""The soundfont inside pretty_midi."""
+
+KIT_BANK = 128
+"""The bank of a soundfont that holds its drum kits."""
+
+_AVL_KITS = ("Black_Pearl_4_LV2.sf2", "Red_Zeppelin_4_LV2.sf2")
+_AVL_NOTES = {35: 36, 48: 47, 50: 47}  # no second kick and high toms: other sounds are there
 
 _BLOCK_SECONDS = 0.4
 _BYTES_PER_FRAME = 8  # two float32 channels
@@ -24,7 +34,7 @@ class Renderer:
 
     Args:
         sample_rate: Of the audio it makes.
-        soundfont: An sf2 file; None is the one inside pretty_midi (TimGM6mb).
+        soundfont: An sf2 or sf3 file; None is the one inside pretty_midi (TimGM6mb).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -40,46 +50,82 @@ class Renderer:
                 "pip install --no-deps tinysoundfont"
             ) from error
         self.sample_rate = sample_rate
-        self.soundfont = soundfont or Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
+        self.soundfont = soundfont or EMBEDDED_SOUNDFONT
         check_header(self.soundfont)
         self._scratch = bytearray()  # reused: new memory takes as long as a quiet stem
         self._synth: Any = tinysoundfont.Synth(samplerate=sample_rate)
         try:
             self._font = self._synth.sfload(str(self.soundfont))
         except Exception as error:  # the type depends on its version
-            raise ValueError(f"{self.soundfont} is not an sf2 soundfont ({error})") from error
+            raise ValueError(
+                f"{self.soundfont} is not an sf2 or sf3 soundfont ({error})"
+            ) from error
+
+    @functools.cached_property
+    def presets(self) -> dict[tuple[int, int], str]:
+        """The names of the soundfont's presets by bank and program.
+
+        The AVL drum kits have theirs in bank 0, where other soundfonts have a piano.
+        """
+        names = {
+            (bank, program): self._synth.sfpreset_name(self._font, bank, program)
+            for bank in range(KIT_BANK + 1)
+            for program in range(128)
+        }
+        present = {preset: name for preset, name in names.items() if name is not None}
+        if self.soundfont.name in _AVL_KITS:
+            return {(KIT_BANK, program): name for (_, program), name in present.items()}
+        return present
+
+    @functools.cached_property
+    def kits(self) -> list[int]:
+        """Programs of the drum kits that have a kick, a snare and a hi-hat: no marching kits."""
+        programs = [program for bank, program in self.presets if bank == KIT_BANK]
+        return [
+            program
+            for program in programs
+            if all(self._plays(program, pitch) for pitch in (36, 38, 42))
+        ]
+
+    def _plays(self, kit: int, pitch: int) -> bool:
+        drum = pretty_midi.Instrument(kit, is_drum=True)
+        drum.notes = [pretty_midi.Note(100, pitch, 0.0, 0.1)]
+        return float(np.abs(self([drum], round(0.1 * self.sample_rate))).max()) > 1e-3
 
     def check(self) -> None:
         """Play a note of every preset; the synthesiser crashes on some damaged soundfonts."""
-        presets = [pretty_midi.Instrument(program) for program in range(128)]
-        presets += [pretty_midi.Instrument(program, is_drum=True) for program in range(128)]
-        for preset in presets:
+        for bank, program in self.presets:
+            preset = pretty_midi.Instrument(program, is_drum=bank == KIT_BANK)
             pitches = range(27, 88) if preset.is_drum else (36, 60, 84)
             preset.notes = [pretty_midi.Note(100, pitch, 0.0, 0.01) for pitch in pitches]
-            self([preset], round(0.02 * self.sample_rate))
+            self([preset], round(0.02 * self.sample_rate), bank)
 
-    def __call__(self, instruments: Sequence[pretty_midi.Instrument], samples: int) -> np.ndarray:
+    def __call__(
+        self, instruments: Sequence[pretty_midi.Instrument], samples: int, bank: int = 0
+    ) -> np.ndarray:
         """Play the instruments together.
 
         Args:
             instruments: With notes, controllers and pitch bends in seconds.
             samples: Length of the audio; what sounds on after it is cut.
+            bank: Where the presets of instruments other than drums are.
 
         Returns:
             `[samples]` float32, the mean of left and right.
         """
         audio = np.zeros(samples, dtype=np.float32)
         for instrument in instruments:  # one at a time: no limit of sixteen channels
-            audio += self._play(instrument, samples)
+            audio += self._play(instrument, samples, KIT_BANK if instrument.is_drum else bank)
         return audio
 
-    def _play(self, instrument: pretty_midi.Instrument, samples: int) -> np.ndarray:
+    def _play(self, instrument: pretty_midi.Instrument, samples: int, bank: int) -> np.ndarray:
         synth = self._synth
-        self._select(instrument.program, instrument.is_drum)
+        self._select(bank, instrument.program)
         if len(self._scratch) < samples * _BYTES_PER_FRAME:
             self._scratch = bytearray(samples * _BYTES_PER_FRAME)
         buffer = memoryview(self._scratch)[: samples * _BYTES_PER_FRAME]
         done = 0
+        notes = _AVL_NOTES if self.soundfont.name in _AVL_KITS else {}
         for at, kind, first, second in _events(instrument, self.sample_rate):
             if at >= samples:
                 break
@@ -88,9 +134,9 @@ class Renderer:
                 synth.generate_simple(at - done, window)
                 done = at
             if kind == _NOTE_ON:
-                synth.noteon(0, first, second)
+                synth.noteon(0, notes.get(first, first), second)
             elif kind == _NOTE_OFF:
-                synth.noteoff(0, first)
+                synth.noteoff(0, notes.get(first, first))
             elif kind == _BEND:
                 synth.pitchbend(0, first)
             else:
@@ -101,12 +147,11 @@ class Renderer:
         sides = np.frombuffer(buffer, dtype=np.float32)
         return (sides[::2] + sides[1::2]) * np.float32(0.5)
 
-    def _select(self, program: int, is_drum: bool) -> None:
+    def _select(self, bank: int, program: int) -> None:
         """Select the preset; the first one replaces a kit or program that the soundfont lacks."""
-        bank = 128 if is_drum else 0
         if self._synth.sfpreset_name(self._font, bank, int(program)) is None:
             program = 0
-        self._synth.program_select(0, self._font, bank, int(program), is_drum)
+        self._synth.program_select(0, self._font, bank, int(program), bank == KIT_BANK)
 
     def _rest(self) -> None:
         """Reset the synthesiser: no voices, no controllers."""
@@ -127,11 +172,11 @@ def check_header(soundfont: Path) -> None:
     with open(soundfont, "rb") as file:
         header = file.read(12)
     if header[:4] != b"RIFF" or header[8:] != b"sfbk":
-        raise ValueError(f"{soundfont} is not an sf2 soundfont")
+        raise ValueError(f"{soundfont} is not an sf2 or sf3 soundfont")
     size, expected = soundfont.stat().st_size, 8 + int.from_bytes(header[4:8], "little")
     if size < expected:
         raise ValueError(
-            f"{soundfont} is a truncated sf2 soundfont: it has {size:,} of {expected:,} bytes; "
+            f"{soundfont} is a truncated soundfont: it has {size:,} of {expected:,} bytes; "
             "copy it again"
         )
 

@@ -39,6 +39,7 @@ from data.layout import (
     require_rate,
     unclaim,
 )
+from data.songs import named_song, shared_audio
 from jukebox_core import audio
 from jukebox_core.checks import one_line, require_fields
 from jukebox_core.datasets.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
@@ -99,12 +100,20 @@ class _Candidate:
     origin: str  # train/Track00001
 
 
+class _Described(NamedTuple):
+    """The audio files of every source of a track, and the song that its metadata name, if any."""
+
+    stems: dict[str, list[Path]]
+    song: str | None
+
+
 class _Done(NamedTuple):
-    """A prepared track: its folder and the content of its track.json."""
+    """A prepared track: its folder, the content of its track.json, the song that it names."""
 
     candidate: _Candidate
     folder: Path
     record: dict[str, Any]
+    song: str | None
 
 
 class _UnusableError(ValueError):
@@ -121,6 +130,7 @@ def prepare(
     split: Sequence[float] | None = None,
     seed: int = 0,
     silence_dbfs: float = -60.0,
+    find_songs: bool = False,
     workers: int | None = None,
 ) -> Prepared:
     """Prepare a data set; see the module's docstring.
@@ -142,6 +152,8 @@ def prepare(
             without splits) are then used, in the order of their names: the first share is train.
         seed: Of the random split.
         silence_dbfs: A source with a lower RMS counts as silent.
+        find_songs: Tracks whose metadata name no song are compared: those that share a passage,
+            such as excerpts of one song, get the same song in the manifest.
         workers: Threads; None is one per CPU.
 
     Raises:
@@ -177,7 +189,7 @@ def prepare(
             f"{origin}: {reason}"
         )
     tracks = _assign(usable, output, settings)
-    _write_manifest(output, settings, tracks, skipped)
+    _write_manifest(output, settings, tracks, skipped, find_songs)
     return Prepared(load_manifest(output), skipped)
 
 
@@ -247,10 +259,10 @@ def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
     tracks = [
         _Candidate(folder, None if use_train_only else name, f"{name}/{folder.name}")
         for name in (("train",) if use_train_only else SPLITS)
-        for folder in _track_folders(slakh / name)
+        for folder in track_folders(slakh / name)
     ]
     if not tracks:
-        tracks = [_Candidate(folder, None, folder.name) for folder in _track_folders(slakh)]
+        tracks = [_Candidate(folder, None, folder.name) for folder in track_folders(slakh)]
     if not tracks:
         inside = sorted(path.parents[2].name for path in slakh.glob("*/*/Track*/metadata.yaml"))
         hint = f"; did you mean {slakh / inside[0]}?" if inside else ""
@@ -260,7 +272,8 @@ def _find(slakh: Path, *, use_train_only: bool) -> list[_Candidate]:
     return tracks
 
 
-def _track_folders(folder: Path) -> list[Path]:
+def track_folders(folder: Path) -> list[Path]:
+    """Return the TrackNNNNN folders in a folder by name; none if there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -349,7 +362,7 @@ def _reading() -> Iterator[None]:
 def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
     """Write one track's folder unless it is finished; raise _UnusableError if it cannot be used."""
     with _reading():
-        stems = _select_stems(candidate.folder, settings.sources)
+        stems, song = _select_stems(candidate.folder, settings.sources)
         inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
             file.name: file.stat().st_size for files in stems.values() for file in files
         }
@@ -357,7 +370,7 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
     for place in places:
         folder = output / place / candidate.folder.name
         if (record := _finished(folder, inputs)) is not None:
-            return _Done(candidate, folder, record)
+            return _Done(candidate, folder, record, song)
     with _reading():
         sources = _read_sources(stems, settings)
     whole, mixture, gain = quantise_sources(sources)
@@ -371,7 +384,7 @@ def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> 
             checksums[name] = sha256(file)
         record = {"inputs": inputs, "samples": len(mixture), "gain": gain, "sha256": checksums}
         write_json(temporary / _TRACK, record)
-    return _Done(candidate, folder, record)
+    return _Done(candidate, folder, record, song)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -403,8 +416,8 @@ def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return record if unchanged else None
 
 
-def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]:
-    """Return the audio files of each source, from metadata.yaml."""
+def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
+    """Return the audio files of each source and the song, from metadata.yaml."""
     path = folder / "metadata.yaml"
     if not os.path.lexists(path):
         raise _UnusableError("it has no metadata.yaml")
@@ -414,8 +427,10 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]
         raise _UnusableError(f"its metadata.yaml is too large to describe stems ({size:,} bytes)")
     text = path.read_bytes()
     try:
-        entries = yaml.safe_load(text.decode("utf-8"))["stems"]
+        metadata = yaml.safe_load(text.decode("utf-8"))
+        entries = metadata["stems"]
         described = {str(name): _source_name(entry) for name, entry in entries.items()}
+        song = named_song(metadata)
     except MemoryError:
         raise
     except Exception as error:  # damaged files raise every kind
@@ -427,7 +442,7 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> dict[str, list[Path]]
             present = ", ".join(sorted(set(described.values()) - {""}))
             raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
-    return selected
+    return _Described(selected, song)
 
 
 def _source_name(entry: dict[str, Any]) -> str:
@@ -520,7 +535,12 @@ def _write_manifest(
     settings: _Settings,
     tracks: list[tuple[str, _Done]],
     skipped: dict[str, str],
+    find_songs: bool,
 ) -> None:
+    generated = _is_generated(tracks[0][1].candidate.folder)
+    songs = {t.candidate.origin: t.song for _, t in tracks if t.song is not None}
+    if find_songs and not generated:
+        songs |= _found_songs(output, [track for track in tracks if track[1].song is None])
     entries = [
         {
             "name": track.folder.name,
@@ -533,6 +553,7 @@ def _write_manifest(
                 for file, checksum in track.record["sha256"].items()
             },
         }
+        | ({"song": songs[origin]} if (origin := track.candidate.origin) in songs else {})
         for split, track in tracks
     ]
     manifest = {
@@ -542,9 +563,20 @@ def _write_manifest(
         "alpha": {name: 1 / len(settings.sources) for name in settings.sources},
         "tracks": entries,
         "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
-        "settings": asdict(settings) | {"generated": _is_generated(tracks[0][1].candidate.folder)},
+        "settings": asdict(settings) | {"generated": generated},
     }
     write_json(output / MANIFEST_NAME, manifest)
+
+
+def _found_songs(output: Path, tracks: Sequence[tuple[str, _Done]]) -> dict[str, str]:
+    """{origin of a track: name of the first one that shares its audio}, for tracks that share."""
+    places = [output / split / track.folder.name for split, track in tracks]
+    first = shared_audio([audio.load(place / "mixture.flac")[0][0].numpy() for place in places])
+    return {
+        track.candidate.origin: places[number].name
+        for (_, track), number in zip(tracks, first, strict=True)
+        if first.count(number) > 1
+    }
 
 
 def _is_generated(folder: Path) -> bool:

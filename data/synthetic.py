@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import itertools
 import math
 import multiprocessing
@@ -21,9 +20,9 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pretty_midi
@@ -31,7 +30,8 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.composer import PARTS, compose
+from data.composer import PARTS, STYLES, Style, compose
+from data.groove import Take, digest, read_takes
 from data.layout import (
     INST_CLASSES,
     SPLITS,
@@ -45,17 +45,22 @@ from data.layout import (
     unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
-from data.render import Renderer, block_powers, check_header, loudness
+from data.render import block_powers, loudness
+from data.sounds import SongSounds, Sources, find_drumkits, find_soundfonts
 from jukebox_core import audio
-from jukebox_core.checks import one_line, require, require_fields
+from jukebox_core.audio.production import EFFECTS, Production
+from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
 _RECORD = "synthetic.json"
+_LATER = ("style", "groove", "groove_share", "production", "level", "drumkit", "programs")
+"""Settings that earlier versions did not record: recorded only where they are used."""
 _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
 _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
 _OTHER_LEVEL = -24.0
 _LEVEL_SPREAD = 4.0  # dB either way
+_LOUDNESS = -13.0  # LUFS of every stem in Slakh2100, before the gain that prevents clipping
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
 MOST_SECONDS = 86_400  # longest song: a day of audio takes hours to render
 _MOST_TRACKS = 99_999  # TrackNNNNN
@@ -80,22 +85,34 @@ class _Settings:
     split: tuple[float, float, float]
     parts: tuple[str, ...] | None
     reprogram: bool
-    soundfont: str | None
+    style: Style
+    groove_share: float | None
+    production: tuple[str, ...]
+    level: str
+    soundfont: tuple[str, ...]
+    drumkit: tuple[str, ...]
+    programs: str
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        require_choice("style", self.style, STYLES)
+        require_fields(self, "groove_share", above=0, at_most=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
+        require_choice("level", self.level, ("rms", "loudness"))
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
         require_rate(self, at_least=8000)
+        require_choice("programs", self.programs, ("song", "all"))
+        if self.reprogram and self.programs == "all":
+            raise ValueError("programs is 'all', expected 'song': reprogram chooses them itself")
 
     @property
-    def sound(self) -> tuple[int, str | None]:
-        """Arguments of the renderer."""
-        return self.sample_rate, self.soundfont
+    def sources(self) -> Sources:
+        """The soundfonts and drum kits that songs draw from."""
+        return Sources(self.sample_rate, self.soundfont, self.drumkit, self.programs == "all")
 
     def bytes_of(self, seconds: float, stems: int) -> float:
         """Return the bytes of memory to render a song."""
-        return (32 + 8 * stems) * seconds * self.sample_rate
+        return (32 + 8 * stems + 60 * bool(self.production)) * seconds * self.sample_rate
 
 
 @dataclass(frozen=True)
@@ -105,6 +122,7 @@ class _Song:
     number: int
     folder: Path
     midi: Path | None
+    take: Take | None = None
 
 
 def make_synthetic(
@@ -118,7 +136,14 @@ def make_synthetic(
     split: Sequence[float] = (0.7, 0.1, 0.2),
     parts: Sequence[str] | None = None,
     reprogram: bool = False,
-    soundfont: str | Path | None = None,
+    style: Style = "plain",
+    groove: str | Path | None = None,
+    groove_share: float | None = None,
+    production: Sequence[str] = (),
+    level: Literal["rms", "loudness"] = "rms",
+    soundfont: str | Path | Sequence[str | Path] | None = None,
+    drumkit: str | Path | Sequence[str | Path] | None = None,
+    programs: Literal["song", "all"] = "song",
     workers: int | None = 1,
 ) -> SyntheticData:
     """Write a data set; see the module's docstring.
@@ -138,13 +163,28 @@ def make_synthetic(
             MIDI files these are instrument classes (`data.layout`). None is everything.
         reprogram: Render with other basses, kits and instruments than the notes ask for, for a
             test set of unheard sounds.
-        soundfont: An sf2 file instead of the small one inside pretty_midi.
+        style: Of composed songs, see `data.composer.compose`.
+        groove: Folder of drum takes by people (`data.groove`). Composed songs take their drum part
+            from the takes of their own split.
+        groove_share: Share of the songs that do; None is a half.
+        production: Effects that stems may get (`jukebox_core.audio.production`), or `all`. Each
+            stem draws its own; notes, instruments and levels stay.
+        level: Stems have a drawn RMS while they play (`rms`), or all the same integrated loudness
+            as in Slakh2100 (`loudness`).
+        soundfont: One or several soundfonts instead of the small one inside pretty_midi, as for
+            `sounds.find_soundfonts`. A song draws one for its bass, one for its drums and one for
+            all others.
+        drumkit: Kits of samples in Hydrogen's format, as for `sounds.find_drumkits`. Half of the
+            songs have drums of one of these.
+        programs: `song` plays the programs and kits that the songs ask for. `all` draws the bass
+            and the drum kit from all that the drawn soundfont has, except those that `reprogram`
+            chooses from in the embedded soundfont.
         workers: Processes; None is one per CPU, fewer for few songs. The result is the same.
 
     Raises:
         ValueError: An argument is out of range, or needs more memory than is free; no MIDI file
             could be used; `output` was made with other settings.
-        FileNotFoundError: There is no such folder of MIDI files, or soundfont.
+        FileNotFoundError: There is no such folder of MIDI files or of takes, soundfont or drum kit.
         FileExistsError: Something that no run wrote is in the place of an output.
         OSError: A file cannot be written.
     """
@@ -156,9 +196,21 @@ def make_synthetic(
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
+    elif style != "plain" or groove is not None:
+        name = "style" if groove is None else "groove"
+        raise ValueError(f"{name} is for composed songs, but MIDI files are rendered: leave it out")
+    if groove is not None:
+        groove_share = 0.5 if groove_share is None else groove_share
+    elif groove_share is not None:
+        raise ValueError(
+            f"groove_share is {groove_share}, but there is no folder of takes (groove)"
+        )
     choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(choices)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
+    if set(production) - {*EFFECTS, "all"}:
+        names = ", ".join(EFFECTS)
+        raise ValueError(f"production is {list(production)}, expected some of {names}, or all")
     settings = _Settings(
         seed=seed,
         seconds=seconds,
@@ -166,12 +218,19 @@ def make_synthetic(
         split=check_fractions(split),
         parts=None if parts is None else tuple(sorted(set(parts))),
         reprogram=reprogram,
-        soundfont=None if soundfont is None else str(soundfont),
+        style=style,
+        groove_share=groove_share,
+        production=tuple(name for name in EFFECTS if {name, "all"} & set(production)),
+        level=level,
+        soundfont=() if soundfont is None else find_soundfonts(_listed(soundfont)),
+        drumkit=() if drumkit is None else find_drumkits(_listed(drumkit)),
+        programs=programs,
     )
+    takes = [] if groove is None else read_takes(groove)
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
-    _check_renderer(settings)
-    songs = _songs(output, settings, files, tracks)
-    record, claimed = _check_output(output, settings, files, songs)
+    settings.sources.check()
+    songs = _with_takes(_songs(output, settings, files, tracks), settings, takes)
+    record, claimed = _check_output(output, settings, files, songs, takes)
     waiting = [song for song in songs if not _is_written(song, settings)]
     workers, existed = _processes(workers, len(waiting), settings), output.exists()
     if not claimed:
@@ -186,6 +245,10 @@ def make_synthetic(
         [song.folder for song in songs if song not in unusable],
         {str(song.midi or song.folder.name): reason for song, reason in unusable.items()},
     )
+
+
+def _listed(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
 
 
 def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
@@ -220,18 +283,47 @@ def _songs(
     ]
 
 
+def _with_takes(songs: list[_Song], settings: _Settings, takes: list[Take]) -> list[_Song]:
+    """Give some songs a take of their split, whatever the number of songs."""
+    if settings.groove_share is None:
+        return songs
+    result = []
+    for song in songs:
+        split = song.folder.parent.name
+        usable = [take for take in takes if take.split == split]
+        if not usable:
+            raise ValueError(
+                f"groove has no usable takes of the split {split}: choose another split"
+            )
+        rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"groove")])
+        chosen = rng.random() < settings.groove_share
+        take = usable[int(rng.integers(len(usable)))]
+        result.append(replace(song, take=take) if chosen else song)
+    return result
+
+
 def _check_output(
-    output: Path, settings: _Settings, files: list[Path] | None, songs: list[_Song]
+    output: Path,
+    settings: _Settings,
+    files: list[Path] | None,
+    songs: list[_Song],
+    takes: list[Take],
 ) -> tuple[dict[str, Any], bool]:
     """Return the record of a data set, and whether `output` already has it.
 
     Refuses a folder made with other settings, from other files or with more songs, and one with
     tracks that no run wrote.
     """
-    record = {"version": 1, **asdict(settings)}
-    record["soundfont"] = None if settings.soundfont is None else sha256(settings.soundfont)
+    record = {"version": 1, **asdict(settings), **settings.sources.record}
     record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
+    record |= {
+        "style": None if settings.style == "plain" else settings.style,
+        "groove": digest(takes) if takes else None,
+        "production": settings.production or None,
+        "level": None if settings.level == "rms" else settings.level,
+    }
     claimed = is_claimed(output, _RECORD, record)
+    record = {key: value for key, value in record.items() if value is not None or key not in _LATER}
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
         raise ValueError(
@@ -274,7 +366,7 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
             f"seconds is {settings.seconds} and sample_rate {settings.sample_rate}: rendering such "
             f"a song takes {each / 1e9:,.1f} GB of memory, but only {free / 1e9:,.1f} GB are free"
         )
-    fitting = max(1, int(free / (each + _PROCESS_BYTES)))
+    fitting = max(1, int(free / (each + _PROCESS_BYTES + settings.sources.memory)))
     if workers is None:
         return min(os.cpu_count() or 1, 1 + songs // 8, fitting)
     if min(workers, songs) > fitting:
@@ -283,30 +375,6 @@ def _processes(workers: int | None, songs: int, settings: _Settings) -> int:
             "of this length"
         )
     return workers
-
-
-def _check_renderer(settings: _Settings) -> None:
-    """Load the soundfont before anything is written.
-
-    A soundfont that the user gives is first tried in another process, which it may crash.
-    """
-    if settings.soundfont is not None:
-        check_header(Path(settings.soundfont))
-        Renderer(settings.sample_rate)  # its error names the missing package
-        context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                pool.submit(_check_soundfont, *settings.sound).result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"soundfont {settings.soundfont} is damaged: it crashes the synthesiser; "
-                "use another"
-            ) from error
-    _renderer(*settings.sound)
-
-
-def _check_soundfont(sample_rate: int, soundfont: str | None) -> None:
-    _renderer(sample_rate, soundfont).check()
 
 
 def _write_all(songs: list[_Song], settings: _Settings, workers: int) -> dict[_Song, str]:
@@ -337,17 +405,23 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
             pool.shutdown(cancel_futures=True)
 
 
-@functools.cache  # loading takes time
-def _renderer(sample_rate: int, soundfont: str | None) -> Renderer:
-    return Renderer(sample_rate, None if soundfont is None else Path(soundfont))
-
-
 def _write_track(song: _Song, settings: _Settings) -> str | None:
     """Write one track's folder; return the reason if the song cannot be used."""
     rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"track")])
     if song.midi is None:
         assert settings.seconds is not None and settings.parts is not None
-        midi = compose([settings.seed, song.number], settings.seconds, parts=settings.parts)
+        try:
+            midi = compose(
+                [settings.seed, song.number],
+                settings.seconds,
+                parts=settings.parts,
+                style=settings.style,
+                take=song.take,
+            )
+        except ValueError as error:
+            if song.take is None:
+                raise
+            return one_line(error)
         length = settings.seconds
     else:
         try:
@@ -364,35 +438,48 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
     groups = stem_groups(midi)
     if song.midi and settings.bytes_of(length, len(groups)) > free_bytes(torch.device("cpu")):
         return f"its {len(groups)} stems of {length / 60:.0f} minutes do not fit in memory"
-    renderer = _renderer(*settings.sound)
+    renderer = settings.sources.draw(groups, [settings.seed, song.number])
     samples = round(length * settings.sample_rate)
-    stems, mix, gain = _levelled(groups, samples, renderer, rng)
+    productions = _draw_productions(song, settings, len(groups))
+    stems, mix, gain = _levelled(groups, productions, settings.level, samples, renderer, rng)
     if not mix.any():
         return "it has no notes that sound"
     with atomic_folder(song.folder) as folder:
         _write_audio(folder, stems, mix, settings.sample_rate)
         _write_midi(folder, midi, groups)
-        text = yaml.safe_dump(_describe(song, settings.seed, renderer, groups, stems, gain))
+        description = _describe(song, settings, renderer, groups, productions, stems, gain)
+        text = yaml.safe_dump(description)
         (folder / "metadata.yaml").write_text(text, encoding="utf-8")
     return None
 
 
+def _draw_productions(song: _Song, settings: _Settings, stems: int) -> list[Production]:
+    """Draw the effects of every stem, each from its own random stream."""
+    seed = (settings.seed, song.number, zlib.crc32(b"production"))
+    streams = [np.random.default_rng([*seed, stem]) for stem in range(stems)]
+    return [Production.draw(stream, settings.production) for stream in streams]
+
+
 def _levelled(
     groups: list[list[pretty_midi.Instrument]],
+    productions: list[Production],
+    kind: str,
     samples: int,
-    renderer: Renderer,
+    renderer: SongSounds,
     rng: np.random.Generator,
 ) -> tuple[list[np.ndarray], np.ndarray, float]:
     """Return stems `[T]` and their sum as int16, and the gain that prevents clipping."""
     stems = []
-    for group in groups:
-        wave = renderer(group, samples)
+    for group, production in zip(groups, productions, strict=True):
+        wave = production(renderer(group, samples), renderer.sample_rate)
         name = inst_class(group[0].program, group[0].is_drum)
         level = _LEVELS.get(name, _OTHER_LEVEL) + rng.uniform(-_LEVEL_SPREAD, _LEVEL_SPREAD)
         powers = block_powers(wave, renderer.sample_rate)
         playing = powers[powers > powers.max() * 1e-4]
         if len(playing) > 0:
             wave *= np.float32(10 ** (level / 20) / math.sqrt(playing.mean()))
+        if kind == "loudness" and math.isfinite(now := loudness(wave, renderer.sample_rate)):
+            wave *= np.float32(10 ** ((_LOUDNESS - now) / 20))
         stems.append(wave)
     if not stems:
         return [], np.zeros(samples, dtype=np.int16), 1.0
@@ -423,9 +510,10 @@ def _write_midi(
 
 def _describe(
     song: _Song,
-    seed: int,
-    renderer: Renderer,
+    settings: _Settings,
+    renderer: SongSounds,
     groups: list[list[pretty_midi.Instrument]],
+    productions: list[Production],
     stems: list[np.ndarray],
     gain: float,
 ) -> dict[str, Any]:
@@ -444,20 +532,29 @@ def _describe(
             "is_drum": is_drum,
             "midi_program_name": program_name,
             "midi_saved": True,
-            "plugin_name": renderer.soundfont.name if stem.any() else "None",
+            "plugin_name": renderer.name(group) if stem.any() else "None",
             "program_num": 128 if is_drum else program,
         }
         level = loudness(stem / np.float32(32768 * gain), renderer.sample_rate)
         if math.isfinite(level):
             entry["integrated_loudness"] = level
         described[f"S{index:02d}"] = entry
+    seed = settings.seed
+    generator: dict[str, Any] = {"seed": seed, "song": song.number, "origin": origin}
+    if song.take is not None:
+        generator["take"] = song.take.name
+    if settings.production:
+        names = described.keys()
+        generator["production"] = {
+            name: drawn.as_dict() for name, drawn in zip(names, productions, strict=True)
+        }
     return {
         "UUID": uuid.uuid5(uuid.NAMESPACE_URL, f"{origin}/{seed}/{song.number}").hex,
         "audio_dir": f"{name}/stems",
-        "generator": {"seed": seed, "song": song.number, "origin": origin},
+        "generator": generator,
         "lmd_midi_dir": origin,
         "midi_dir": f"{name}/MIDI",
-        "normalization_factor": _LEVELS["Bass"],
+        "normalization_factor": _LOUDNESS if settings.level == "loudness" else _LEVELS["Bass"],
         "normalized": True,
         "overall_gain": gain,
         "stems": described,

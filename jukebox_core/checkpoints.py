@@ -351,13 +351,13 @@ def provenance() -> dict[str, Any]:
 def _differences(stored: Any, expected: Any, name: str = "") -> list[str]:
     """Describe where `stored` lacks or contradicts `expected`.
 
-    A field that an older run lacks counts as False.
+    A field that an older run lacks counts as off: False, or zero.
     """
     if isinstance(expected, dict) and isinstance(stored, dict):
         differences = []
         for key, value in expected.items():
             inner = f"{name}.{key}" if name else key
-            younger = key not in stored and value is False
+            younger = key not in stored and value in (False, 0)
             if inner not in _FREE_TO_CHANGE and not younger:
                 differences += _differences(stored.get(key), value, inner)
         return differences

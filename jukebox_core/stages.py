@@ -1,6 +1,7 @@
 """Run stages, each a program in a process of its own, side by side as far as the cores allow.
 
-A stage runs again if its command changed, its product is missing or a stage before it ran again.
+A stage runs again if its command or the state of its inputs changed, its product is missing or a
+stage before it ran again.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ class Stage:
     """Share of the cores that the stage uses."""
     product: Path | None = None
     """File or folder that the stage writes."""
+    state: str = ""
+    """Of inputs that no stage before it makes: if it changes, the stage runs again."""
 
     @property
     def key(self) -> str:
-        """Digest of the command."""
-        return hashlib.sha256("\0".join(self.command).encode()).hexdigest()
+        """Digest of the command and the state."""
+        words = [*self.command, *filter(None, [self.state])]
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()
 
     def progress(self) -> str:
         """Return ` (step 120)`, from the metrics beside the product of a training."""

@@ -21,6 +21,7 @@ from jukebox_core.audio.mp3 import mp3
 from jukebox_core.checkpoints import fingerprint
 from jukebox_core.files import atomic_path, data_uri
 from lqvae.sums import load_sums
+from scripts import _plan
 
 _SHOWN_SECONDS = 300  # per player, since the notebook's file stores its output
 
@@ -137,11 +138,7 @@ def forecast(preset: str) -> str:
 
 def prior_flags(preset: str) -> str:
     """Return flags that save time and memory when this GPU trains large priors."""
-    if preset not in ("small", "t4") or not torch.cuda.is_available():
-        return ""
-    # Older GPUs such as a T4 have only float16; PyTorch emulates bfloat16, but slowly.
-    recent = torch.cuda.get_device_capability() >= (8, 0)
-    return f"--batch auto --precision {'bf16-mixed' if recent else '16-mixed'}"
+    return " ".join(_plan.prior_flags(preset))
 
 
 def has_sums(family: Path) -> bool:

@@ -98,6 +98,7 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
     meta = results["meta"]
     chunks, songs = (meta.get("data", {}).get(name, "?") for name in ("chunks", "songs"))
     title = f"{metric} in dB, mean and 95% interval; chunks: {chunks}, songs: {songs}"
+    title += ", bootstrap over songs" if "song_of" in meta else ""
     notes = [f"* reference report: {REFERENCE_NOTE}", *meta.get("notes", [])]
     return "\n".join([title, "", text_table([head, *body]), "", *notes])
 

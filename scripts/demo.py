@@ -20,19 +20,12 @@ from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable
-from jukebox_core.neural.method import RUN, mask_folder
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED
+from scripts._methods import METHODS
+from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, scoring
 from scripts._results import format_table, is_report
-
-SOURCES = ("bass", "drums")
-OBJECTIVES = ("reconstruction", "linearisation")
-WEIGHTS = "weights.safetensors"
-DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
-DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
-"""Settings of the candidates that the mask network learns from."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,6 @@ def stages(args: Args) -> list[Stage]:
     out = args.output
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
-    half = 1 / len(OBJECTIVES)
-    quarter = half / len(SOURCES)  # the priors train side by side
     plan: list[Stage] = []
 
     def add(
@@ -80,72 +71,24 @@ def stages(args: Args) -> list[Stage]:
         script: str,
         flags: Sequence[object],
         after: Sequence[str] = (),
-        share: float = quarter,
+        share: float = 1.0,
         product: Path | None = None,
     ) -> None:
         plan.append(Stage(name, (script, *map(str, flags)), tuple(after), share, product))
 
     seed = ("--seed", args.seed)
     songs = ("--output", slakh, "--tracks", args.tracks, "--seconds", args.seconds)
-    add("songs", "make_synthetic", (*songs, "--parts", *SOURCES, *seed), share=1, product=slakh)
+    add("songs", "make_synthetic", (*songs, "--parts", *SOURCES, *seed), product=slakh)
     prepare = ("--slakh", slakh, "--output", data)
-    add("data", "prepare_slakh", prepare, ["songs"], share=1, product=data / "manifest.json")
-
-    # The first stage that fits starts: the codecs, which the rest waits for, then the longest.
-    common = ("--data", data, "--preset", args.preset, *seed)
-    for objective in OBJECTIVES:
-        codec = models / objective / "vqvae"
-        train: tuple[object, ...] = ("--objective", objective, "--output", codec, *common)
-        add(f"codec {objective}", "train_vqvae", train, ["data"], half, codec / WEIGHTS)
-    mask = models / "mask_estimator"
-    train = ("--output", mask, *common)
-    add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
-    for objective in OBJECTIVES:
-        family, after = models / objective, [f"codec {objective}"]
-        from_codec = ("--vqvae", family / "vqvae")
-        for source in SOURCES:
-            run = family / f"prior_{source}"
-            train = (*from_codec, "--source", source, "--output", run, *common)
-            add(f"prior {objective} {source}", "train_prior", train, after, product=run / WEIGHTS)
-        iterations = ("--shifts", 1, "--iterations", args.count_iterations)
-        tables = {"counts": ("count_sums", iterations), "calibration": ("calibrate", ())}
-        for name, (script, more) in tables.items():
-            table = family / f"{name}.safetensors"
-            flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
-            add(f"{name} {objective}", script, flags, after, product=table)
-    linear = models / "linearisation"
-    sums = linear / "sums.safetensors"
-    compute = ("--vqvae", linear / "vqvae", "--output", sums)
-    add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
-    # The recommended system: the network's own draws are enough for the last stage to learn from.
-    network = linear / RUN
-    train = ("--vqvae", linear / "vqvae", "--output", network, *common)
-    after = ["codec linearisation"]
-    add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
-    last = mask_folder(models, RECOMMENDED)
-    train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
-    after = [
-        "neural likelihood",
-        "mask estimator",
-        *(f"prior linearisation {source}" for source in SOURCES),
-    ]
-    add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
+    add("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json")
+    plan += Experiment(data, models, args.preset, args.count_iterations, args.seed).stages()
 
     # One method per process. All get the number of threads, since it identifies the parts.
-    systems = (*PUBLISHED_METHODS, RECOMMENDED)
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(systems))
-    inputs = ("--models", models, "--data", data)
-    score = (*inputs, "--output", results, "--chunks", args.chunks, "--threads", threads, *seed)
-    for method in systems:
-        trained = METHODS[method].family
-        after = [f"prior {trained} {source}" for source in SOURCES]
-        after += [f"counts {trained}", f"calibration {trained}", "code sums"]
-        after += ["mask network"] * (method == RECOMMENDED)
-        flags = (*score, "--methods", method, "--parts-only")
-        add(f"scores {method}", "evaluate", flags, after, share=1 / len(systems))
-    parts = [f"scores {method}" for method in systems]
-    add("scores", "evaluate", score, ["mask estimator", *parts], share=1, product=results)
-    add("report", "report", ("--runs", out, "--output", report), ["scores"], 1, report)
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
+    score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
+    flags = (*score, "--threads", threads, *seed)
+    plan += scoring("scores", SYSTEMS, flags, results, needs, beside=["mask estimator"])
+    add("report", "report", ("--runs", out, "--output", report), ["scores"], product=report)
     return plan
 
 
@@ -154,8 +97,7 @@ def main(args: Args) -> None:
     """Run the plan, then print the table."""
     results, report = args.output / "results.json", args.output / "report.html"
     # evaluate and report check this too, but only after the training.
-    systems = (*PUBLISHED_METHODS, RECOMMENDED)
-    Outputs(results, SOURCES, METHODS).check(systems, BASELINES, min(EXAMPLES, args.chunks))
+    Outputs(results, SOURCES, METHODS).check(SYSTEMS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))

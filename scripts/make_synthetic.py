@@ -6,9 +6,11 @@ The program composes the songs, or renders your MIDI files:
     python -m scripts.make_synthetic --output slakh_midi --midi-dir DIR
 
     python -m scripts.make_synthetic --output unheard --tracks 20 --seed 1 --reprogram
+    python -m scripts.make_synthetic --output varied --soundfont installed --drumkit installed
 
-The last command plays other songs on other instruments, for an independent test. The same flags
-give the same bytes. An interrupted run continues, and a larger --tracks adds songs.
+The third command plays other songs on other instruments, for an independent test; the last one
+draws the instruments of every song from all soundfonts and drum kits of installed Debian packages.
+The same flags give the same bytes. An interrupted run continues, and a larger --tracks adds songs.
 Next: python -m scripts.prepare_slakh --slakh slakh_synthetic --output prepared
 """
 
@@ -17,8 +19,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from data.composer import Style
 from data.synthetic import make_synthetic
+from jukebox_core.audio.production import EffectName
 from scripts._cli import program
 
 
@@ -45,8 +50,25 @@ class Args:
     guitar and strings; MIDI files have Slakh's instrument classes. Without it: all parts."""
     reprogram: bool = False
     """Replace all instruments and drum kits with others of their kind."""
-    soundfont: Path | None = None
-    """Soundfont (.sf2); without it the small one of pretty_midi."""
+    style: Style = "plain"
+    """Style of composed songs; wide has more tempos, metres, grooves, articulations, dynamics."""
+    groove: Path | None = None
+    """Folder of drum takes in the layout of the Groove MIDI Dataset, for drum parts played by
+    people."""
+    groove_share: float | None = None
+    """Share of the songs with a take; without it 0.5 if there are takes."""
+    production: tuple[Literal[EffectName, "all"], ...] = ()
+    """Effects of a mixing desk; every stem draws its own, some or none of these."""
+    level: Literal["rms", "loudness"] = "rms"
+    """rms: a random level for every stem; loudness: the same loudness for all, as in Slakh2100."""
+    soundfont: tuple[str, ...] | None = None
+    """Soundfonts (.sf2, .sf3), from which every song draws; without it the small one of
+    pretty_midi. Also names of Debian packages, `embedded`, or `installed` for all of these."""
+    drumkit: tuple[str, ...] | None = None
+    """Drum kits of samples (Hydrogen's drumkit.xml or .h2drumkit) or folders of them, for the drums
+    of half of the songs; `installed` for Debian's hydrogen-drumkits."""
+    programs: Literal["song", "all"] = "song"
+    """`all`: basses and drum kits from all of the soundfont, not those that the songs ask for."""
     workers: int | None = None
     """Processes; without it one per CPU, and fewer for few songs."""
 

@@ -49,6 +49,8 @@ class Args:
     """Random seed of the split, for a folder without splits."""
     silence_dbfs: float = -60.0
     """RMS in dBFS below which a source counts as silent."""
+    find_songs: bool = False
+    """Find excerpts of one song by the audio that they share, if their metadata name no song."""
     workers: int | None = None
     """Threads; without it one per CPU."""
 

@@ -37,6 +37,8 @@ class Args:
     the items in either way."""
     gain_db: float = 6.0
     """Augmentation: scale every source by up to this many decibels, up or down."""
+    production: float = 0.0
+    """Augmentation: process sources by effects, each with this probability."""
     mask: MaskEstimatorConfig
     optim: OptimConfig
     train: TrainConfig
@@ -64,12 +66,12 @@ def train_mask(args: Args, command: str) -> None:
     alpha = data.manifest.alpha
     if len(alpha) < 2:
         raise ValueError(f"{args.run.data} has only the source {', '.join(alpha)}: nothing to mask")
-    augmentation = Augmentation(args.gain_db)
+    augmentation = Augmentation(args.gain_db, production=args.production)
     identity = run.identity(data) | {
         "kind": "mask_estimator",
         "config": asdict(args.mask),
         "pairing": args.pairing,
-        "augmentation": {"gain_db": args.gain_db},
+        "augmentation": {"gain_db": args.gain_db, "production": args.production},
     }
     if run.already_finished(identity):
         return

@@ -186,8 +186,11 @@ def _draw(
     identity: Mapping[str, Any],
 ) -> CandidateItems:
     """The items with their candidates, drawn by the first process."""
+    augmentation = dict(identity["drawn_with"]["augmentation"])
+    if augmentation["production"] == 0:  # files from before it existed keep their identity
+        del augmentation["production"]
     parts = (
-        identity["drawn_with"],
+        identity["drawn_with"] | {"augmentation": augmentation},
         identity["data"],
         identity["skip_silent"],
         separator.device.type,

@@ -62,6 +62,8 @@ class Args:
     """Augmentation: invert random sources."""
     transpose_semitones: int = 0
     """Augmentation: transpose every crop by up to this many semitones, up or down."""
+    production: float = 0.0
+    """Augmentation: process sources by effects, each with this probability."""
     bandwidth_seconds: float = 600.0
     """Seconds of audio on which the normalisers of the loss are measured."""
     vqvae: VQVAEConfig
@@ -91,7 +93,9 @@ def train_codec(args: Args, command: str) -> None:
     run = Run(args.run, args.optim, args.train)
     data = run.open_data(args.vqvae.sample_rate)
     check(args, len(data.manifest.sources))
-    augmentation = Augmentation(args.gain_db, args.polarity, args.transpose_semitones)
+    augmentation = Augmentation(
+        args.gain_db, args.polarity, args.transpose_semitones, args.production
+    )
     identity = run.identity(data) | {
         "kind": "vqvae",
         "objective": args.objective,

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 from made_up_runs import write_runs
+from test_groove import write_groove
+from test_mma import write_mma
 from test_parity import codec_fixture
 from test_prepare_slakh import write_track
 from test_synthetic import write_midi
@@ -111,8 +113,10 @@ _MAKERS = {
     "counts.npz": _original,
     "data": write_tiny_data,
     "fixtures": _fixtures,
+    "groove": write_groove,
     "hps.json": _hps,
     "midi": _midi,
+    "mma": lambda path: write_mma(path / "mma"),
     "models": _models,
     "plain": _slakh_without_splits,
     "runs": write_runs,

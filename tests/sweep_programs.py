@@ -103,11 +103,14 @@ BASES: Mapping[str, Base] = {
         f"--models in/models --data in/data --output out.json {_CHUNKS} --device cpu"
         " --methods hybrid --baselines mixture --examples 1"
     ),
+    "make_arrangements": Base("--output out --songs 1 --mma in/mma/mma"),
     "make_synthetic": Base(
         "--output out --tracks 1 --seconds 1 --sample-rate 8000 --parts bass drums --workers 1",
         instead={
             "--midi-dir": "--midi-dir in/midi --output out --seconds 1 --sample-rate 8000"
             " --parts bass drums --workers 1",
+            "--groove-share": "--groove in/groove --output out --tracks 1 --seconds 1"
+            " --sample-rate 8000 --parts bass drums --workers 1",
         },
     ),
     "plot_losses": Base("--models in/models --output out"),
@@ -134,6 +137,11 @@ BASES: Mapping[str, Base] = {
             "--calibration": "in/song.wav --models in/models --output out --candidates 2"
             " --device cpu --mask-n-fft 256",
         },
+    ),
+    "slakh_benchmark": Base(
+        "--slakh in/slakh --models in/models --output out --methods hybrid --chunks 1"
+        " --chunks-per-song 1 --candidates 4 --cores 1",
+        ready="python -m scripts.",
     ),
     "train_likelihood": Base(f"{_TRAIN} --vqvae in/models/linearisation/vqvae"),
     "train_mask": Base(_TRAIN),

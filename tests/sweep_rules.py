@@ -31,8 +31,8 @@ ZERO_MEANT = frozenset(
     """alpha attn-order bandwidth-seconds betas code-shifts commit compression
     decay-steps dropout ema-decay examples flush-seconds gain-db gains-db grad-clip
     init-scale keep keep-media kept l-mu linearisation lmix-l1 lmix-l2 lmix-linf lr max-seconds
-    multispectral port revival-threshold seed shifts silence-dbfs smoothing spectral split top-k
-    transpose-semitones validate-batches warmup-steps weight-decay within
+    multispectral port production revival-threshold seed shifts silence-dbfs smoothing spectral
+    split top-k transpose-semitones validate-batches warmup-steps weight-decay within
     workers""".split()
 )
 ZERO_REFUSED = frozenset(
@@ -52,7 +52,7 @@ ZERO_REFUSED = frozenset(
         ("convert_upstream", "--alpha"),
     }
 )
-PARTS = frozenset("betas dropout ema-decay l-mu steps-share top-p".split())
+PARTS = frozenset("betas dropout ema-decay groove-share l-mu production steps-share top-p".split())
 """Of a whole: never above 1."""
 NEGATIVE_MEANT = frozenset({"gains-db", "silence-dbfs"})
 INFINITE_MEANT: frozenset[tuple[str, str]] = frozenset()  # (program, flag)
@@ -71,6 +71,7 @@ NONE_MEANT = frozenset(
         "exponents",
         "sizes",
         "sigmas",
+        "production",
     }
 )
 LENGTHS = {"downs-t": 2, "strides-t": 2, "multipliers": 2}

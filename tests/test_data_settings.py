@@ -81,6 +81,11 @@ def test_any_preparation_works_or_names_what_is_wrong(slakh, options):
         split=SHARES.filter(lambda value: value is not None),
         parts=st.one_of(st.none(), st.lists(NAMES, max_size=3).map(tuple)),
         reprogram=st.booleans(),
+        style=st.sampled_from(["plain", "wide", "", "Wide"]),
+        groove_share=st.one_of(st.none(), REAL),
+        production=st.lists(st.sampled_from(["eq", "all", "reverb", "kazoo"]), max_size=2),
+        level=st.sampled_from(["rms", "loudness", "loud"]),
+        programs=st.sampled_from(["song", "all", "some", 3]),
         workers=st.one_of(st.none(), WHOLE),
     )
 )
@@ -88,7 +93,7 @@ def test_any_preparation_works_or_names_what_is_wrong(slakh, options):
 def test_any_rendering_is_possible_or_names_what_is_wrong(options):
     """All but the rendering, which takes as long as it is asked to."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthetic, "_check_renderer", lambda _: None)
+        patch.setattr(synthetic.Sources, "check", lambda _: None)
         patch.setattr(synthetic, "_write_all", lambda *_: {})
         output = Path(folder) / "out"
         try:
@@ -111,6 +116,11 @@ def test_any_rendering_is_possible_or_names_what_is_wrong(options):
         ("seed", ["-1", "99999999999999999999"]),
         ("workers", ["0", "-1", "5000"]),
         ("parts", ["", "kazoo", "bass kazoo"]),
+        ("production", ["kazoo", "eq kazoo"]),
+        ("level", ["", "kazoo"]),
+        ("soundfont", ["", "kazoo", "embedded kazoo"]),
+        ("drumkit", ["", "kazoo"]),
+        ("programs", ["", "kazoo", "all --reprogram"]),
     ],
 )
 def test_flags_of_make_synthetic(tmp_path, capsys, field, values):

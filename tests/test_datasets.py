@@ -173,6 +173,26 @@ def test_augmentation_scales_sources_before_they_are_mixed(manifest):
     assert min(gains) < 0 < max(gains)
 
 
+def test_production_changes_the_sources_and_nothing_else(manifest):
+    rest = Augmentation(gain_db=6.0, polarity=True)
+    before = crops(manifest, "both", augmentation=rest)
+    always = dataclasses.replace(rest, production=1.0)
+    changed = crops(manifest, "both", augmentation=always)
+    different = 0
+    for index in range(10):
+        plain, processed = before[index], changed[index]
+        assert torch.equal(processed, changed[index])
+        assert torch.allclose(processed[2], 0.5 * processed[0] + 0.5 * processed[1])
+        # the same place, gain and sign: the effects keep the level
+        levels = processed[:2].norm(dim=1)
+        assert torch.allclose(levels, plain[:2].norm(dim=1), rtol=1e-4)
+        different += sum(not torch.equal(a, b) for a, b in zip(plain[:2], processed, strict=False))
+    assert different > 15
+    half = crops(manifest, "sources", augmentation=dataclasses.replace(rest, production=0.5))
+    same = [torch.equal(half[i][row], before[i][row]) for i in range(20) for row in (0, 1)]
+    assert 8 <= sum(same) <= 32
+
+
 def test_short_songs_are_left_out_and_all_short_is_an_error(tmp_path):
     songs = {
         f"Track{n:05d}": ("train", tone_and_noise(n, length))

@@ -12,8 +12,8 @@ import torch
 import hybrid
 from jukebox_core import audio as audio_io
 from jukebox_core.datasets.manifest import load_manifest
-from jukebox_core.evaluation.bootstrap import bootstrap_mean
-from jukebox_core.evaluation.chunks import choose_chunks
+from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
+from jukebox_core.evaluation.chunks import choose_chunks, consecutive_chunks
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.results import chunk_value, difference
@@ -311,6 +311,73 @@ def test_no_source_of_a_chunk_is_silent(tmp_path):
     assert_apart(few, 12_000)
     with pytest.raises(ValueError, match="in which no source is silent"):
         choose_chunks(manifest, "test", 1, 4_000, 0, lambda x: True)
+
+
+def test_consecutive_chunks_are_spread_over_every_song(tmp_path):
+    songs = {f"Track{n:05d}": ("test", tone_and_noise(n, 40_000)) for n in (1, 2)}
+    songs["Track00002"][1]["bass"][4_000:38_000] = 0
+    songs["Track00003"] = ("test", tone_and_noise(3, 3_000))
+    manifest = load_manifest(write_data_set(tmp_path, songs))
+    silent = audio_io.is_silent
+    chunks, left_out = consecutive_chunks(manifest, "test", 100, 4_000, silent)
+    assert left_out == ["Track00003"]
+    places = [(chunk.track[-1], chunk.start) for chunk in chunks]
+    assert places == [("1", 4_000 * i) for i in range(10)] + [("2", 0), ("2", 36_000)]
+    for chunk in chunks:
+        whole = songs[chunk.track][1]
+        for name, x in chunk.sources.items():
+            expected = whole[name][chunk.start : chunk.start + 4_000]
+            torch.testing.assert_close(x, expected, atol=1e-6, rtol=0)
+        total = sum(0.5 * x for x in chunk.sources.values())
+        torch.testing.assert_close(chunk.mixture, total, atol=1e-6, rtol=0)
+    for count in range(1, 10):
+        some, _ = consecutive_chunks(manifest, "test", count, 4_000, silent)
+        starts = [chunk.start // 4_000 for chunk in some if chunk.track == "Track00001"]
+        gaps = {b - a for a, b in zip(starts, starts[1:], strict=False)}
+        assert len(starts) == count and (not gaps or max(gaps) - min(gaps) <= 1)
+    with pytest.raises(ValueError, match="in which no source is silent"):
+        consecutive_chunks(manifest, "test", 1, 4_000, lambda x: True)
+
+
+def test_intervals_by_song(models, tiny_data, tmp_path):
+    """The scores are the same; the bootstrap draws songs, here two tracks of one and another."""
+    folder = tmp_path / "data"
+    songs = {f"Track{n:05d}": ("test", tone_and_noise(n, 22_050)) for n in (1, 2, 3)}
+    write_data_set(folder, songs)
+    content = json.loads((folder / "manifest.json").read_text())
+    for track in content["tracks"][:2]:
+        track["song"] = "one"
+    (folder / "manifest.json").write_text(json.dumps(content))
+    flags = ["--methods", "lass", "--baselines", "mixture", "--examples", "0"]
+    flags += ["--chunks-per-song", "2"]
+    found = {}
+    for name, more in (("plain", []), ("songs", ["--by-song"])):
+        assert run(models, folder, tmp_path / f"{name}.json", *flags, *more) == 0
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["plain"]["chunks"] == found["songs"]["chunks"]
+    plain, by_song = (found[name]["meta"] for name in ("plain", "songs"))
+    assert (plain["data"]["songs"], by_song["data"]["songs"]) == (3, 2)
+    assert "song_of" not in plain
+    assert by_song["song_of"] == {
+        "Track00001": "one",
+        "Track00002": "one",
+        "Track00003": "Track00003",
+    }
+    assert any("several chunks per song" in note for note in plain["notes"])
+    assert not any("several chunks per song" in note for note in by_song["notes"])
+    for row in found["songs"]["rows"]:
+        own = items(found["songs"], row["method"], row["estimate"], row["refined"])
+        values = [chunk_value(item, row["source"], row["metric"]) for item in own]
+        groups = [by_song["song_of"][item["track"]] for item in own]
+        expected = bootstrap_mean(values, groups=groups)
+        assert (row["mean"], row["ci_low"], row["ci_high"], row["n"]) == expected and row["n"] == 6
+    lines = (("lass", "selected", True), ("mixture", "selected", False))
+    first, second = (
+        [chunk_value(i, "mean", "sdr") for i in items(found["songs"], *x)] for x in lines
+    )
+    expected = paired_difference(first, second, groups)
+    assert difference(found["songs"], *lines) == pytest.approx(expected)
+    assert difference(found["plain"], *lines) == pytest.approx(paired_difference(first, second))
 
 
 def test_fewer_chunks_than_asked_for_and_fewer_baselines_are_said(models, tiny_data, tmp_path):

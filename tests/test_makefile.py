@@ -1,5 +1,6 @@
 """`make results`: the order of its steps, and what it makes again; a stub stands for python."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -48,9 +49,9 @@ def results(tmp_path):
     stub.chmod(0o755)
     (tmp_path / ".venv" / ".ready").touch()
 
-    def run(*flags):
+    def run(*flags, target="results"):
         (tmp_path / "calls").write_text("")
-        subprocess.run(["make", "results", *flags], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["make", target, *flags], cwd=tmp_path, check=True, capture_output=True)
         return [line.split()[1:] for line in (tmp_path / "calls").read_text().splitlines()]
 
     return run
@@ -88,3 +89,17 @@ def test_models_of_ones_own_are_tuned_without_the_demo(results, tmp_path):
     calls = [call[0] for call in results("MODELS=mine", "DATA=data")]
     assert "scripts.demo" not in calls and calls.count("scripts.tune") == 3
     assert "scripts.tune" not in [call[0] for call in results("MODELS=mine", "DATA=data")]
+
+
+def test_slakh_scores_the_models_or_trains_its_own(results, tmp_path):
+    (tmp_path / "some songs").mkdir()
+    benchmark = ["scripts.slakh_benchmark", "--slakh", "some", "songs"]
+    slakh = functools.partial(results, "SLAKH=some songs", target="slakh")
+    assert slakh() == [[*benchmark, "--models", "runs/demo/models"]]
+    assert slakh("MODELS=mine") == [[*benchmark, "--models", "mine"]]
+    assert slakh("TRAIN=1") == [[*benchmark, "--train", "--preset", "small"]]
+    assert slakh("TRAIN=1", "PRESET=t4") == [[*benchmark, "--train", "--preset", "t4"]]
+    for flags in ([], ["SLAKH=nowhere"]):
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            results(*flags, target="slakh")
+        assert b"expected a folder of Slakh2100: make slakh SLAKH=DIR" in failed.value.stderr

@@ -56,6 +56,20 @@ def test_reads_tracks_and_splits(folder):
     assert audio.load(track.sources["drums"])[0][0, 0] == 0.5
 
 
+def test_a_track_is_its_own_song_unless_the_manifest_names_one(folder):
+    names = ["Track00001", "Track00002", "Track00003"]
+    assert [track.song for track in load_manifest(folder).tracks] == names
+    tracks = json.loads((folder / "manifest.json").read_text())["tracks"]
+    tracks[2]["song"] = tracks[0]["song"] = "TRAAAAA0123456789A"
+    change(folder, tracks=tracks)
+    songs = [track.song for track in load_manifest(folder).tracks]
+    assert songs == ["TRAAAAA0123456789A", "Track00002", "TRAAAAA0123456789A"]
+    tracks[1]["song"] = 3
+    change(folder, tracks=tracks)
+    with pytest.raises(ValueError, match="song of a track is 3, expected a string"):
+        load_manifest(folder)
+
+
 def test_a_missing_manifest_tells_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: prepare the data first"):
         load_manifest(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """The last stage: the mask network, its candidates and its training."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
+from jukebox_core.neural.candidates import KIND as CANDIDATES
 from jukebox_core.neural.candidates import draw_items
 from jukebox_core.neural.mask import MaskNetwork, load_mask_network, network_mask
 from jukebox_core.neural.mask_objective import MaskNetworkObjective
@@ -21,6 +23,7 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.settings import Settings
+from jukebox_core.tables import open_table
 from scripts import train_mask_network
 from tests.test_train_scripts import error_of, same_weights
 
@@ -226,6 +229,14 @@ def test_training_resumes_bit_for_bit_and_the_method_uses_it(
     meta = load_meta(whole)
     assert meta["kind"] == "mask_network" and meta["drawn_with"]["method"] == "hybrid-neural"
     assert load_mask_network(whole).config == PRESETS["tiny"].mask_network
+    # the candidates have the identity that they had before --augmentation.production existed
+    assert meta["drawn_with"]["augmentation"].pop("production") == 0
+    crop, seed = meta["train"]["crop"], meta["seed"]
+    drawn = (meta["drawn_with"], meta["data"], meta["skip_silent"], "cpu", "train", crop, seed)
+    digest = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+    file, metadata = open_table(whole / "candidates/train/00000.safetensors", CANDIDATES)
+    with file:
+        assert metadata["identity"] == digest
     capsys.readouterr()
     other = mask_flags(models, tiny_data, parts, "--candidates", "8")
     assert "drawn_with.candidates is 4 there, now 8" in error_of(

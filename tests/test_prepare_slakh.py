@@ -384,3 +384,67 @@ def test_the_manifest_says_whether_the_songs_were_generated(dataset, tmp_path):
         for name in ("out", "generated")
     ]
     assert said == [False, True]
+
+
+def songs_of(folder):
+    return {track.name: track.song for track in load_manifest(folder).tracks}
+
+
+def test_tracks_of_one_song_are_known_by_their_metadata(tmp_path):
+    midi = "lmd_matched/O/O/H/TROOHTB128F931F9DF/{}.mid".format
+    described = [
+        {"UUID": "a", "lmd_midi_dir": midi("a")},
+        {"UUID": "b", "lmd_midi_dir": midi("b")},
+        {"UUID": "c", "lmd_midi_dir": "elsewhere/c.mid"},
+        {"UUID": "c"},
+        {"UUID": "d", "song": 7},
+        {},
+        {"UUID": "c", "generator": {}, "lmd_midi_dir": "composed"},
+    ]
+    for number, more in enumerate(described, start=1):
+        folder = write_track(tmp_path / f"slakh/Track{number:05d}", "Bass", "Drums", seed=number)
+        content = yaml.safe_load((folder / "metadata.yaml").read_text())
+        (folder / "metadata.yaml").write_text(yaml.safe_dump(content | more))
+    prepare(tmp_path / "slakh", tmp_path / "out", split=(0, 0, 1), **FAST)
+    assert list(songs_of(tmp_path / "out").values()) == [
+        *["TROOHTB128F931F9DF"] * 2,
+        *["c"] * 2,
+        "7",
+        "Track00006",
+        "Track00007",
+    ]
+    content = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert ["song" in track for track in content["tracks"]] == [True] * 5 + [False] * 2
+
+
+def test_excerpts_of_one_song_are_found_by_the_audio_that_they_share(tmp_path):
+    """The third track begins within the first, the fifth within the third; others share nothing."""
+    long = {"S00": noise(0, 12_000), "S01": noise(1, 12_000)}
+    starts = {1: 0, 3: 2_000, 5: 5_000}
+    for number in range(1, 7):
+        start = starts.get(number, 0)
+        waves = {name: wave[start : start + 4_000] for name, wave in long.items()}
+        waves = waves if number in starts else {}
+        folder = tmp_path / f"slakh/Track{number:05d}"
+        write_track(folder, "Bass", "Drums", seed=number, **waves)
+    prepare(tmp_path / "slakh", tmp_path / "out", split=(0, 0, 1), **FAST)
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    assert len({*songs_of(tmp_path / "out").values()}) == 6
+    prepare(tmp_path / "slakh", tmp_path / "out", split=(0, 0, 1), find_songs=True, **FAST)
+    assert songs_of(tmp_path / "out") == {
+        f"Track{number:05d}": "Track00001" if number in starts else f"Track{number:05d}"
+        for number in range(1, 7)
+    }
+    prepare(tmp_path / "slakh", tmp_path / "out", split=(0, 0, 1), **FAST)
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+
+
+EXCERPTS = SHARED / "data" / "slakh_excerpts"
+
+
+@pytest.mark.skipif(not EXCERPTS.is_dir(), reason="the excerpts of Slakh2100 are not here")
+def test_two_of_the_real_excerpts_are_of_one_song(tmp_path):
+    prepare(EXCERPTS / "test", tmp_path / "out", split=(0, 0, 1), find_songs=True, workers=1)
+    songs = songs_of(tmp_path / "out")
+    assert len(songs) == 12 and songs["Track90011"] == songs["Track90018"]
+    assert len({*songs.values()}) == 11

@@ -76,12 +76,15 @@ def test_every_mean_and_difference_is_that_of_the_chunks(measured):
     for line in lines.values():
         values = [*per_chunk(line), per_chunk(line).mean(0)]
         for name, column in zip(NAMES, values, strict=True):
-            assert line["sdr"][name] == pytest.approx(bootstrap_mean(column)._asdict())
+            assert line["sdr"][name] == pytest.approx(
+                bootstrap_mean(column, groups=line.get("songs"))._asdict()
+            )
     for item in measured["comparisons"]:
         first, second = (per_chunk(lines[item[key]]) for key in ("first", "second"))
         pairs = zip([*first, first.mean(0)], [*second, second.mean(0)], strict=True)
         for name, (a, b) in zip(NAMES, pairs, strict=True):
-            expected = paired_difference(a, b)._asdict()
+            songs = lines[item["first"]].get("songs")
+            expected = paired_difference(a, b, songs)._asdict()
             assert item["difference"][name] == pytest.approx(expected)
     assert measured["comparisons"] == list(compare(measured["rows"]))  # no question is left out
 

@@ -1,5 +1,6 @@
 """Bootstrap intervals: known cases, coverage, missing values."""
 
+import itertools
 import math
 
 import numpy as np
@@ -67,3 +68,56 @@ def test_what_has_no_meaning_is_refused():
         bootstrap_mean([1.0, math.inf])
     with pytest.raises(ValueError, match="seed is -1"):
         bootstrap_mean([1.0], seed=-1)
+
+
+def resamples(values, groups, draws):
+    """The mean of every resample: a plain loop over the drawn groups."""
+    names = list(dict.fromkeys(groups))
+    own = {name: [v for v, g in zip(values, groups, strict=True) if g == name] for name in names}
+    return [np.mean([v for i in draw for v in own[names[i]]]) for draw in draws]
+
+
+VALUES = [3.0, -1.0, 2.5, 7.0, 0.5, 4.0, math.nan]
+SONGS = ["b", "a", "b", "c", "a", "b", "c"]
+
+
+def test_the_bootstrap_over_groups_is_that_of_a_plain_loop():
+    scored, songs = VALUES[:-1], SONGS[:-1]
+    draws = np.random.default_rng(5).integers(3, size=(10_000, 3))
+    low, high = np.quantile(resamples(scored, songs, draws), [0.025, 0.975])
+    interval = bootstrap_mean(VALUES, 5, SONGS)
+    assert interval == pytest.approx((np.mean(scored), low, high, 6))
+    assert paired_difference(VALUES, [0.0] * 7, SONGS) == bootstrap_mean(VALUES, groups=SONGS)
+
+
+def test_the_bootstrap_over_three_groups_is_that_of_all_their_resamples():
+    """Each of the 27 resamples has probability 0.037 > 0.025, so the interval is their range."""
+    every = resamples(VALUES[:-1], SONGS[:-1], itertools.product(range(3), repeat=3))
+    interval = bootstrap_mean(VALUES, groups=SONGS)
+    assert (interval.low, interval.high) == pytest.approx((min(every), max(every)))
+
+
+def test_groups_of_one_value_change_nothing():
+    values = np.random.default_rng(0).normal(size=40)
+    values[7] = math.nan
+    for seed in range(3):
+        assert bootstrap_mean(values, seed, range(40)) == bootstrap_mean(values, seed)
+    other = np.random.default_rng(1).normal(size=40)
+    assert paired_difference(values, other, range(40)) == paired_difference(values, other)
+    kept = values[~np.isnan(values)]
+    drawn = kept[np.random.default_rng(0).integers(39, size=(10_000, 39))].mean(1)
+    expected = (kept.mean(), *np.quantile(drawn, [0.025, 0.975]), 39)
+    assert bootstrap_mean(values) == pytest.approx(expected, abs=1e-15)
+
+
+def test_equal_values_of_a_group_count_once():
+    values = np.random.default_rng(0).normal(size=12)
+    groups = [i // 4 for i in range(48)]
+    interval = bootstrap_mean(np.repeat(values, 4), groups=groups)
+    assert interval[:3] == pytest.approx(bootstrap_mean(values)[:3])
+    assert interval.n == 48
+
+
+def test_a_group_for_every_value():
+    with pytest.raises(ValueError, match="there are 2 groups, expected one for each of 3"):
+        bootstrap_mean([1.0, 2.0, 3.0], groups=["a", "b"])

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.layout import assign_splits, check_fractions, fold_name, inst_class
 from data.midi import cut, reorchestrate
 from data.render import Renderer, block_powers, loudness
 from data.synthetic import make_synthetic
+from jukebox_core.audio.production import EFFECTS, Production
 from jukebox_core.files import sha256
 from scripts.make_synthetic import main
 
@@ -182,7 +184,7 @@ def test_what_rendering_needs(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no soundfont"):
         Renderer(RATE, tmp_path / "x.sf2")
     (tmp_path / "x.sf2").write_text("no soundfont")
-    with pytest.raises(ValueError, match="x.sf2 is not an sf2 soundfont"):
+    with pytest.raises(ValueError, match="x.sf2 is not an sf2 or sf3 soundfont"):
         Renderer(RATE, tmp_path / "x.sf2")
     monkeypatch.setitem(sys.modules, "tinysoundfont", None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps tinysoundfont"):
@@ -331,6 +333,97 @@ def test_other_settings_or_data_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match="another origin"):
         make_synthetic(tmp_path / "slakh", tracks=1, **SMALL)
     assert tree(tmp_path / "slakh") == {}
+
+
+# Production and levels
+
+
+def described(track):
+    return yaml.safe_load((track / "metadata.yaml").read_text())
+
+
+def stem(track, name):
+    return soundfile.read(track / f"stems/{name}.flac", dtype="float32")[0]
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    return make_synthetic(tmp_path_factory.mktemp("dry") / "data", tracks=4, **SMALL).tracks
+
+
+@pytest.fixture(scope="module")
+def wet(tmp_path_factory):
+    output = tmp_path_factory.mktemp("wet") / "data"
+    return make_synthetic(output, tracks=4, production=["all"], **SMALL).tracks
+
+
+def test_production_changes_the_sound_and_nothing_else(dry, wet):
+    different = 0
+    for plain, processed in zip(dry, wet, strict=True):
+        midis = sorted(path.relative_to(plain) for path in plain.rglob("*.mid"))
+        assert len(midis) == 3
+        assert all((plain / m).read_bytes() == (processed / m).read_bytes() for m in midis)
+        before, after = described(plain), described(processed)
+        mix = soundfile.read(processed / "mix.flac", dtype="int16")[0]
+        total = np.zeros(len(mix), dtype=int)
+        for name in after["stems"]:
+            total += soundfile.read(processed / f"stems/{name}.flac", dtype="int16")[0]
+            drawn = after["generator"]["production"][name]
+            effects = {k: EFFECTS[k](**v) for k, v in drawn.items()}
+            expected = Production(**effects)(stem(plain, name), RATE)
+            found = stem(processed, name)
+            # the written effects of the plain stem, at the plain stem's level
+            powers = block_powers(found, RATE), block_powers(stem(plain, name), RATE)
+            levels = [10 * np.log10(p[p > p.max() * 1e-4].mean()) for p in powers]
+            gains = [20 * np.log10(song["overall_gain"]) for song in (after, before)]
+            assert levels[0] - gains[0] == pytest.approx(levels[1] - gains[1], abs=0.05)
+            match = found @ expected / (np.linalg.norm(found) * np.linalg.norm(expected))
+            # periodic sounds have several best places for a piece of detuned audio
+            assert match > (0.8 if "detuning" in effects else 0.999)
+            different += bool(effects)
+        assert np.array_equal(mix, total)
+    assert different >= 6
+
+
+def test_effects_can_be_left_out(wet, tmp_path):
+    tracks, _ = make_synthetic(tmp_path, tracks=4, production=["reverb", "eq", "eq"], **SMALL)
+    assert json.loads((tmp_path / "synthetic.json").read_text())["production"] == ["eq", "reverb"]
+    for some, every in zip(tracks, wet, strict=True):
+        drawn, whole = (described(track)["generator"]["production"] for track in (some, every))
+        kept = {
+            name: {k: v for k, v in effects.items() if k in ("eq", "reverb")}
+            for name, effects in whole.items()
+        }
+        assert drawn == kept
+
+
+def test_stems_have_the_loudness_of_slakh(tmp_path):
+    options = {**SMALL, "parts": None, "level": "loudness"}
+    for track in make_synthetic(tmp_path, tracks=2, production=["all"], **options).tracks:
+        metadata = described(track)
+        assert metadata["normalization_factor"] == -13.0
+        for entry in metadata["stems"].values():
+            assert entry["integrated_loudness"] == pytest.approx(-13.0, abs=0.1)
+
+
+def test_folders_from_before_the_settings_continue_and_others_do_not(dry, wet, tmp_path):
+    for tracks, name in ((dry, "dry"), (wet, "wet")):
+        shutil.copytree(tracks[0].parents[1], tmp_path / name)
+    record = json.loads((tmp_path / "dry/synthetic.json").read_text())
+    assert not {"production", "level"} & set(record)
+    before = tree(tmp_path)
+    make_synthetic(tmp_path / "dry", tracks=4, **SMALL)
+    make_synthetic(tmp_path / "wet", tracks=4, production=tuple(EFFECTS), **SMALL)
+    assert tree(tmp_path) == before
+    for name, options, words in (
+        ("dry", {"production": ["eq"]}, "another production"),
+        ("dry", {"level": "loudness"}, "another level"),
+        ("wet", {}, "another production"),
+        ("wet", {"production": ["eq"]}, "another production"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make_synthetic(tmp_path / name, tracks=4, **SMALL, **options)
+    assert tree(tmp_path) == before
 
 
 # From MIDI files

@@ -23,6 +23,7 @@ from jukebox_core.config import Bandwidths, LossConfig, from_dict
 from jukebox_core.datasets.crops import CropDataset
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.mask_estimator import load_mask_estimator
+from jukebox_core.files import write_json
 from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.training import run as run_module
 from jukebox_core.training.tracking import read_metrics
@@ -255,12 +256,42 @@ def test_a_prior_resumes_and_a_retrained_codec_is_noticed(tmp_path, tiny_data, t
     assert same_weights(run, family / "prior_drums")
 
 
+def test_a_run_from_before_the_effects_continues_without_them(tmp_path, tiny_data, capsys):
+    run = tmp_path / "mask"
+    assert train_mask.main(mask_flags(tiny_data, run, "--train.steps", "4")) == 0
+    meta = load_meta(run)
+    del meta["augmentation"]["production"]
+    write_json(run / "meta.json", meta)
+    capsys.readouterr()
+    other = mask_flags(tiny_data, run, "--production", "0.5")
+    assert "augmentation.production is None there, now 0.5" in error_of(
+        capsys, train_mask.main(other)
+    )
+    assert train_mask.main(mask_flags(tiny_data, run)) == 0
+    assert load_meta(run)["step"] == 6
+
+
+def test_a_run_with_effects_resumes_bit_for_bit_and_not_without_them(tmp_path, tiny_data, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = ("--production", "0.7", "--train.workers", "1")
+    assert train_vqvae.main(codec_flags(tiny_data, whole, *flags)) == 0
+    assert train_vqvae.main(codec_flags(tiny_data, parts, *flags, "--train.steps", "3")) == 0
+    capsys.readouterr()
+    message = error_of(capsys, train_vqvae.main(codec_flags(tiny_data, parts)))
+    assert "augmentation.production is 0.7 there, now 0.0" in message
+    assert train_vqvae.main(codec_flags(tiny_data, parts, "--production", "0.7")) == 0
+    assert same_weights(whole, parts)
+    refused = codec_flags(tiny_data, tmp_path / "new", "--production", "1.5")
+    assert "production is 1.5" in error_of(capsys, train_vqvae.main(refused))
+
+
 def test_a_mask_estimator_is_trained_and_resumes(tmp_path, tiny_data, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train_mask.main(mask_flags(tiny_data, whole)) == 0
     meta = load_meta(whole)
     assert meta["kind"] == "mask_estimator" and meta["step"] == 6 and meta["finished"]
-    assert meta["pairing"] == "random" and meta["augmentation"] == {"gain_db": 6.0}
+    assert meta["pairing"] == "random"
+    assert meta["augmentation"] == {"gain_db": 6.0, "production": 0.0}
     estimator = load_mask_estimator(whole)
     assert estimator.config == PRESETS["tiny"].mask
     assert estimator.alpha == load_manifest(tiny_data).alpha

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from jukebox_core import audio
+from jukebox_core.audio.production import Production
 from jukebox_core.audio.transposition import span, transpose
 from jukebox_core.checks import require_fields, require_types
 from jukebox_core.datasets.bad_files import BadFiles
@@ -40,20 +41,29 @@ class Augmentation:
     """Invert every source with probability one half."""
     transpose_semitones: int = 0
     """Transpose by -transpose_semitones to +transpose_semitones, all equally likely."""
+    production: float = 0.0
+    """Probability that a source is processed by effects (equaliser, compressor, reverb, ...)."""
 
     def __post_init__(self) -> None:
         require_types(self)
         require_fields(self, "gain_db", at_least=0, at_most=120)
         require_fields(self, "transpose_semitones", whole=True, at_least=0, at_most=48)
+        require_fields(self, "production", at_least=0, at_most=1)
 
     def semitones(self, generator: np.random.Generator) -> int:
         """Draw a transposition, which all sources of a place share."""
         most = self.transpose_semitones
         return int(generator.integers(-most, most + 1)) if most else 0
 
-    def __call__(self, crop: Tensor, generator: np.random.Generator) -> Tensor:
-        """Change gains and signs of transposed sources [S, T]."""
+    def __call__(self, crop: Tensor, generator: np.random.Generator, sample_rate: int) -> Tensor:
+        """Process transposed sources [S, T], change their gains and signs.
+
+        The effects draw from a generator of their own: gains and signs are the same without them.
+        """
         sources = len(crop)
+        if self.production:
+            own = generator.spawn(1)[0]
+            crop = torch.stack([self._produce(source, own, sample_rate) for source in crop])
         if self.gain_db:
             decibels = generator.uniform(-self.gain_db, self.gain_db, sources)
             crop = crop * torch.from_numpy(10 ** (decibels / 20)).float().unsqueeze(1)
@@ -61,6 +71,12 @@ class Augmentation:
             signs = generator.choice([-1.0, 1.0], sources)
             crop = crop * torch.from_numpy(signs).float().unsqueeze(1)
         return crop
+
+    def _produce(self, source: Tensor, generator: np.random.Generator, sample_rate: int) -> Tensor:
+        if generator.random() >= self.production:
+            return source
+        production = Production.draw(generator)
+        return torch.from_numpy(production(source.numpy(), sample_rate))
 
 
 @dataclass
@@ -122,7 +138,7 @@ class CropDataset(Dataset):
             sources = torch.cat(parts)
         else:
             sources = self._draw(self._sources, generator)
-        sources = self.augmentation(sources, generator)
+        sources = self.augmentation(sources, generator, self._songs[0].sample_rate)
         if self.contents not in ("mixtures", "both"):
             return sources
         weights = torch.tensor([self.alpha[name] for name in self._sources])

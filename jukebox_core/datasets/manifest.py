@@ -20,13 +20,18 @@ class Track:
     name: str
     split: str
     samples: int
+    sample_rate: int
     mixture: Path
     sources: dict[str, Path]
     checksums: dict[str, str]
     """SHA-256 of every source file, and of the mixture under `mixture`."""
+    song: str = ""
+    """Tracks of one song, such as its excerpts, have the same; default: the name of the track."""
 
     def __post_init__(self) -> None:
-        for name in ("name", "split"):
+        if self.song == "":
+            object.__setattr__(self, "song", self.name)
+        for name in ("name", "split", "song"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
         require(f"samples of {self.name}", self.samples, whole=True, at_least=1)
@@ -96,6 +101,7 @@ def load_manifest(folder: str | Path, sample_rate: int | None = None) -> Manifes
 
 def _parse(root: Path, content: dict[str, Any]) -> Manifest:
     sources = tuple(str(name) for name in content["sources"])
+    sample_rate = _whole(content["sample_rate"])
     tracks = []
     for entry in content["tracks"]:
         files = entry["files"]
@@ -104,13 +110,15 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
                 name=entry["name"],
                 split=entry["split"],
                 samples=_whole(entry["samples"]),
+                sample_rate=sample_rate,
                 mixture=root / files["mixture"]["path"],
                 sources={name: root / files[name]["path"] for name in sources},
                 checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
+                song=entry.get("song", entry["name"]),
             )
         )
     alpha = {name: _number(content["alpha"][name]) for name in sources}
-    return Manifest(root, _whole(content["sample_rate"]), sources, alpha, tuple(tracks))
+    return Manifest(root, sample_rate, sources, alpha, tuple(tracks))
 
 
 def _number(value: Any) -> Any:

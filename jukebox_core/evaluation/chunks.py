@@ -56,11 +56,7 @@ def choose_chunks(
     require("count", count, whole=True, at_least=1)
     require("length", length, whole=True, at_least=1)
     require_seed("seed", seed)
-    tracks = manifest.split(split)
-    if not tracks:
-        raise ValueError(f"{manifest.root} has no songs in its {split} split")
-    usable = long_enough(tracks, length)
-    left_out = [track.name for track in tracks if track not in usable]
+    usable, left_out = _usable(manifest, split, length)
     chunks: list[Chunk] = []
     while usable and len(chunks) < count:
         for track in list(usable)[: count - len(chunks)]:
@@ -72,12 +68,65 @@ def choose_chunks(
                 left_out.append(track.name)
             else:
                 chunks.append(chunk)
+    _require_some(chunks, split, length)
+    used = {chunk.track for chunk in chunks}
+    return chunks, [name for name in left_out if name not in used]
+
+
+def consecutive_chunks(
+    manifest: Manifest, split: str, per_song: int, length: int, silent: Silent
+) -> tuple[list[Chunk], list[str]]:
+    """Several chunks of every song: of those that lie end to end from its beginning.
+
+    Args:
+        manifest: the data set.
+        split: whose songs.
+        per_song: most chunks of a song; of more that are not silent, so many are taken, spread
+            evenly over the song.
+        length: samples per chunk.
+        silent: whether a source's chunk is silent; no source of a chunk may be silent.
+
+    Returns:
+        The chunks in the order of the songs, and the names of songs that were left out: too short,
+        or with no such chunk.
+
+    Raises:
+        ValueError: the split has no usable song.
+    """
+    require("per_song", per_song, whole=True, at_least=1)
+    require("length", length, whole=True, at_least=1)
+    usable, left_out = _usable(manifest, split, length)
+    chunks: list[Chunk] = []
+    for track in usable:
+        sources = {name: audio_io.load(path)[0][0] for name, path in track.sources.items()}
+        starts = [
+            start
+            for start in range(0, track.samples - length + 1, length)
+            if not any(silent(x[start : start + length]) for x in sources.values())
+        ]
+        if not starts:
+            left_out.append(track.name)
+        count = min(per_song, len(starts))
+        for start in (starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)):
+            chunks.append(_chunk(track, manifest.alpha, sources, start, length))
+    _require_some(chunks, split, length)
+    return chunks, left_out
+
+
+def _usable(manifest: Manifest, split: str, length: int) -> tuple[list[Track], list[str]]:
+    """The songs of a split that are long enough, and the names of the others."""
+    tracks = manifest.split(split)
+    if not tracks:
+        raise ValueError(f"{manifest.root} has no songs in its {split} split")
+    usable = long_enough(tracks, length)
+    return usable, [track.name for track in tracks if track not in usable]
+
+
+def _require_some(chunks: Sequence[Chunk], split: str, length: int) -> None:
     if not chunks:
         raise ValueError(
             f"no song of the {split} split has {length} samples in which no source is silent"
         )
-    used = {chunk.track for chunk in chunks}
-    return chunks, [name for name in left_out if name not in used]
 
 
 def _cut(
@@ -95,11 +144,18 @@ def _cut(
     for start in [*random, *range(0, last + 1, max(1, length // 4))]:
         if any(abs(start - other) < length for other in taken):
             continue
-        cut = {name: x[start : start + length].clone() for name, x in sources.items()}
-        if not any(silent(x) for x in cut.values()):
-            mixture = audio_io.load_segment(track.mixture, start, length)[0]
-            return Chunk(track.name, start, mixture, cut, alpha)
+        if not any(silent(x[start : start + length]) for x in sources.values()):
+            return _chunk(track, alpha, sources, start, length)
     return None
+
+
+def _chunk(
+    track: Track, alpha: Mapping[str, float], sources: Mapping[str, Tensor], start: int, length: int
+) -> Chunk:
+    """The chunk at `start`; sources: the whole song's."""
+    cut = {name: x[start : start + length].clone() for name, x in sources.items()}
+    mixture = audio_io.load_segment(track.mixture, start, length)[0]
+    return Chunk(track.name, start, mixture, cut, alpha)
 
 
 def silence_rule(reference: bool) -> tuple[str, Silent]:

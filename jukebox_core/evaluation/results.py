@@ -39,21 +39,31 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 
 def make_rows(
-    chunks: Sequence[Mapping[str, Any]], sources: Sequence[str], seed: int = 0
+    chunks: Sequence[Mapping[str, Any]],
+    sources: Sequence[str],
+    seed: int = 0,
+    songs: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Average the chunks: a row with a 95% bootstrap interval per line, source and metric.
 
     The source `mean` is the mean over the sources of a chunk, for chunks where all have a score.
+
+    Args:
+        chunks: items of the results' `chunks`.
+        sources: of the data set.
+        seed: of the resamples.
+        songs: {track: its song}, to resample songs; None: resample chunks.
     """
     groups: dict[Line, list[Mapping[str, Any]]] = {}
     for item in chunks:
         groups.setdefault((item["method"], item["estimate"], item["refined"]), []).append(item)
     rows = []
     for (method, estimate, refined), items in groups.items():
+        clusters = None if songs is None else [songs[item["track"]] for item in items]
         for source in (*sources, "mean"):
             for metric in items[0]["values"][sources[0]]:
                 per_chunk = [chunk_value(item, source, metric) for item in items]
-                interval = bootstrap_mean(per_chunk, seed=seed)
+                interval = bootstrap_mean(per_chunk, seed, clusters)
                 rows.append(
                     {
                         "method": method,
@@ -98,9 +108,16 @@ def paired(
     metric: str = "sdr",
 ) -> list[float]:
     """Return `first - second` for every chunk that has a score of both."""
+    return list(_gaps(results, first, second, source, metric).values())
+
+
+def _gaps(
+    results: Mapping[str, Any], first: Line, second: Line, source: str, metric: str
+) -> dict[int, float]:
+    """{chunk: `first - second`}."""
     a, b = (series(results, *line, source, metric) for line in (first, second))
-    gaps = [a[i] - b[i] for i in sorted(set(a) & set(b))]
-    return [gap for gap in gaps if not math.isnan(gap)]
+    gaps = {i: a[i] - b[i] for i in sorted(set(a) & set(b))}
+    return {i: gap for i, gap in gaps.items() if not math.isnan(gap)}
 
 
 def difference(
@@ -110,8 +127,16 @@ def difference(
     source: str = "mean",
     metric: str = "sdr",
 ) -> Interval:
-    """Return the mean of `first - second` over the chunks, with its 95% interval."""
-    return bootstrap_mean(paired(results, first, second, source, metric))
+    """Return the mean of `first - second` over the chunks, with its 95% interval.
+
+    The bootstrap resamples what the results' own intervals resample: chunks, or songs.
+    """
+    gaps = _gaps(results, first, second, source, metric)
+    groups = None
+    if songs := results.get("meta", {}).get("song_of"):
+        tracks = {item["chunk"]: item["track"] for item in results["chunks"]}
+        groups = [songs[tracks[i]] for i in gaps]
+    return bootstrap_mean(list(gaps.values()), groups=groups)
 
 
 def as_interval(row: Mapping[str, Any] | None) -> Interval:

@@ -3,8 +3,9 @@
     python -m scripts.ablate --models runs/demo/models --data runs/demo/data --output runs/ablation
 
 Every row scores one estimator on the same chunks, sampled with several seeds. A chunk's score is
-the mean over seeds; intervals are over chunks (paired for differences). It writes
-OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and plots. A stopped run resumes.
+the mean over seeds; intervals are over chunks (paired for differences), or over songs if a song has
+several chunks. It writes OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and
+plots. A stopped run resumes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jukebox_core.checkpoints import load_codec, load_meta, provenance
+from jukebox_core.checkpoints import load_codec, load_config, load_meta, provenance
 from jukebox_core.checks import require_fields
+from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.baselines import Baseline, first, untrained_baselines
@@ -86,8 +88,10 @@ def main(args: Args) -> None:
         for draw in seeded(row.draw, args.seeds):
             needed[draw][row.estimator] = by_name[row.estimator]
     scores = run_draws(sweep, needed, args.output / "parts", args.jobs)
-    table = Table(every, scores, args.seeds, sources)
-    for name, values in baseline_scores(sweep):
+    chunks = load_chunks(sweep)
+    songs = {track.name: track.song for track in load_manifest(args.data).tracks}
+    table = Table(every, scores, args.seeds, sources, [songs[chunk.track] for chunk in chunks])
+    for name, values in baseline_scores(sweep, chunks):
         table.add(f"baseline: {name}", values)
     lines = [table.line(name) for name in table.rows]
     comparisons = list(compare(lines))
@@ -144,7 +148,17 @@ def _supervised(estimator: MaskEstimator, chunk: Chunk) -> dict[str, Tensor]:
     return first(estimator.separate(chunk.mixture[None]))
 
 
-def baseline_scores(sweep: Sweep) -> Iterator[tuple[str, dict[str, list[float]]]]:
+def load_chunks(sweep: Sweep) -> list[Chunk]:
+    """The chunks, of the models' window at most."""
+    codec = METHODS["hybrid"].folder(sweep.models) / "vqvae"
+    window = PRESETS[str(load_meta(codec)["preset"])].window
+    hop = load_config(codec, "vqvae", VQVAEConfig)[0].hop
+    return sweep.load(hop * min(sweep.chunk_codes, window))
+
+
+def baseline_scores(
+    sweep: Sweep, chunks: Sequence[Chunk]
+) -> Iterator[tuple[str, dict[str, list[float]]]]:
     """Score the baselines: (name, {source: SDR of every chunk}).
 
     Mask estimators in MODELS/mask_estimator_SIZE are scored beside MODELS/mask_estimator.
@@ -153,9 +167,6 @@ def baseline_scores(sweep: Sweep) -> Iterator[tuple[str, dict[str, list[float]]]
         name: load_codec(METHODS[name].folder(sweep.models) / "vqvae")
         for name in ("hybrid", "lass")
     }
-    hybrid = METHODS["hybrid"].folder(sweep.models)
-    window = PRESETS[str(load_meta(hybrid / "vqvae")["preset"])].window
-    chunks = sweep.load(codecs["hybrid"].config.hop * min(sweep.chunk_codes, window))
     manifest = load_manifest(sweep.data)
     untrained = untrained_baselines(manifest.alpha)
     names = {"mixture": "mixture", "hpss": "HPSS", "nmf": "NMF"}

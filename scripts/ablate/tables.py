@@ -19,9 +19,24 @@ class Table:
     """Scores by row, source and chunk, as means over the seeds."""
 
     def __init__(
-        self, rows: Sequence[Row], scores: Mapping[Draw, Scores], seeds: int, sources: Sequence[str]
+        self,
+        rows: Sequence[Row],
+        scores: Mapping[Draw, Scores],
+        seeds: int,
+        sources: Sequence[str],
+        songs: Sequence[str],
     ):
+        """Gather the scores of the rows.
+
+        Args:
+            rows: of the table.
+            scores: of their draws.
+            seeds: of every draw.
+            sources: of the data.
+            songs: the song of every chunk. If a song has several chunks, intervals resample songs.
+        """
         self.sources = tuple(sources)
+        self.songs = list(songs) if len(set(songs)) < len(songs) else None
         self.seconds = {
             row.name: float(np.mean([scores[d].seconds for d in seeded(row.draw, seeds)]))
             for row in rows
@@ -54,7 +69,7 @@ class Table:
     def line(self, row: str) -> dict[str, Any]:
         """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
         intervals = {
-            source: bootstrap_mean(self.per_chunk(row, source))._asdict()
+            source: bootstrap_mean(self.per_chunk(row, source), groups=self.songs)._asdict()
             for source in (*self.sources, "mean")
         }
         means = self._values[row].mean((1, 2))
@@ -65,6 +80,7 @@ class Table:
             "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
             "seconds": self.seconds.get(row),
             "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
+            **({} if self.songs is None else {"songs": self.songs}),
         }
 
 
@@ -76,10 +92,11 @@ def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     every estimator against the default one. Comparisons with missing rows are left out.
     """
     rows = {line["row"]: line["chunks"] for line in lines}
+    songs = lines[0].get("songs") if lines else None
     for first, second in _pairs_of_rows(list(rows)):
         if first in rows and second in rows:
             a, b = (_columns(rows[name]) for name in (first, second))
-            gaps = {name: paired_difference(a[name], b[name])._asdict() for name in a}
+            gaps = {name: paired_difference(a[name], b[name], songs)._asdict() for name in a}
             yield {"first": first, "second": second, "difference": gaps}
 
 

@@ -46,6 +46,16 @@ DEFINITIONS = {
 }
 
 
+def definitions(by_song: bool) -> dict[str, str]:
+    """The definitions of scores and intervals; by_song: the bootstrap resamples songs."""
+    if not by_song:
+        return DEFINITIONS
+    return DEFINITIONS | {
+        "interval": "95%, percentile bootstrap over songs, each with all of its chunks, "
+        "10,000 resamples"
+    }
+
+
 def describe_model(method: Method, models: Path, separator: Separator) -> dict[str, Any]:
     """The parts of a method and its settings."""
     family = method.folder(models)

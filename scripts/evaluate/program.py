@@ -23,7 +23,14 @@ import tyro
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, load_manifest
-from jukebox_core.evaluation.chunks import check_mixtures, choose_chunks, silence_rule
+from jukebox_core.evaluation.chunks import (
+    Chunk,
+    Silent,
+    check_mixtures,
+    choose_chunks,
+    consecutive_chunks,
+    silence_rule,
+)
 from jukebox_core.evaluation.outputs import EXAMPLES, Outputs
 from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.evaluation.scores import check_museval
@@ -37,7 +44,7 @@ from scripts._cli import program
 from scripts._methods import METHODS, MethodName, default_methods
 from scripts._results import format_table
 from scripts.evaluate.describe import (
-    DEFINITIONS,
+    definitions,
     describe_data,
     describe_model,
     machine,
@@ -65,6 +72,11 @@ class Args:
     """Baselines to score."""
     chunks: int = 30
     """Maximum number of chunks, one per song; with fewer songs, several that do not overlap."""
+    chunks_per_song: int | None = None
+    """Score up to so many chunks of every song, spread evenly over it; `chunks` then has no
+    effect."""
+    by_song: bool = False
+    """Intervals by a bootstrap over songs instead of chunks; the chunks of a song stay together."""
     split: str = "test"
     """Split of the songs: tune on validation, report test."""
     candidates: int | None = None
@@ -95,7 +107,8 @@ class Args:
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that do not fit together."""
         require_fields(self, "chunks", "chunk_codes", whole=True, at_least=1)
-        require_fields(self, "candidates", "batch", optional=True, whole=True, at_least=1)
+        counts = ("candidates", "batch", "chunks_per_song")
+        require_fields(self, *counts, optional=True, whole=True, at_least=1)
         require_fields(self, "examples", whole=True, at_least=0)
         if self.methods is not None:
             if not self.methods or len(set(self.methods)) != len(self.methods):
@@ -143,7 +156,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     }
     hop, length = _chunk_length(separators, manifest, args)
     rule, silent = silence_rule(args.reference_silence_rule)
-    chunks, left_out = choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
+    chunks, left_out = _choose(args, manifest, length, silent)
     check_mixtures(chunks)
     device = pick_device(args.device)
     models = {
@@ -162,14 +175,15 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         args.museval,
         device,
     )
-    if len(chunks) < args.chunks:
+    if len(chunks) < args.chunks and args.chunks_per_song is None:
         run.notes.append(f"{args.chunks} chunks were requested, the songs have {len(chunks)}")
     if length // hop < args.chunk_codes:
         run.notes.append(
             f"chunks of {args.chunk_codes} codes were requested, the models' windows have "
             f"{length // hop}"
         )
-    if len({chunk.track for chunk in chunks}) < len(chunks):
+    song_of = {track.name: track.song for track in manifest.split(args.split)}
+    if len({song_of[chunk.track] for chunk in chunks}) < len(chunks) and not args.by_song:
         run.notes.append(
             "there are several chunks per song: they are not independent, so the intervals are too "
             "narrow"
@@ -187,11 +201,11 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         return {}
     codecs = {str(name): separator for name, separator in separators.items()}
     run.baselines(args.baselines, codecs)
-    rows = make_rows(run.items, manifest.sources)
+    rows = make_rows(run.items, manifest.sources, songs=song_of if args.by_song else None)
     skipped = sum(
         value is None for item in run.items for v in item["values"].values() for value in v.values()
     )
-    meta = {
+    meta: dict[str, Any] = {
         "data": describe_data(args.data, args.split, manifest, chunks, left_out)
         | {"silence_rule": rule},
         "models": models,
@@ -204,13 +218,16 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         "seed": args.seed,
         "skipped_values": skipped,
         "notes": run.notes,
-        "definitions": DEFINITIONS,
+        "definitions": definitions(args.by_song),
         "examples": run.examples(),
         "machine": machine(device),
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **provenance(),
     }
+    if args.by_song:
+        meta["song_of"] = {c.track: song_of[c.track] for c in chunks}
+        meta["data"]["songs"] = len(set(meta["song_of"].values()))
     results = {
         "meta": meta,
         "rows": rows,
@@ -223,6 +240,15 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     }
     outputs.write(results)
     return results
+
+
+def _choose(
+    args: Args, manifest: Manifest, length: int, silent: Silent
+) -> tuple[list[Chunk], list[str]]:
+    """The chunks of `length` samples, and the names of songs without one."""
+    if args.chunks_per_song is not None:
+        return consecutive_chunks(manifest, args.split, args.chunks_per_song, length, silent)
+    return choose_chunks(manifest, args.split, args.chunks, length, args.seed, silent)
 
 
 def _codec_sdr(rows: list[dict[str, Any]]) -> dict[str, float]:

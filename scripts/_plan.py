@@ -1,0 +1,155 @@
+"""The stages of an experiment: train all systems, score them. Programs run them with a `Runner`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from jukebox_core.checkpoints import WEIGHTS
+from jukebox_core.neural.method import RUN, mask_folder
+from jukebox_core.stages import Stage
+from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
+
+SOURCES = ("bass", "drums")
+OBJECTIVES = ("reconstruction", "linearisation")
+SYSTEMS: tuple[MethodName, ...] = (*PUBLISHED_METHODS, RECOMMENDED)
+"""The systems that an experiment trains."""
+DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
+DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
+"""Settings of the candidates that the mask network learns from."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Models of one size, trained on one data set.
+
+    data: prepared data set, which the stage `data` makes. models: folder for all of them.
+    side_by_side: number of trainings that run at a time. more: {program: additional flags}.
+    """
+
+    data: Path
+    models: Path
+    preset: str
+    count_iterations: int
+    seed: int
+    side_by_side: int = 4
+    more: Mapping[str, Sequence[object]] | None = None
+
+    def stages(self) -> list[Stage]:
+        """Train the parts of `SYSTEMS` and the mask estimator."""
+        data, models = self.data, self.models
+        quarter = 1 / self.side_by_side
+        half = min(1.0, 2 * quarter)  # the priors train side by side
+        seed = ("--seed", self.seed)
+        plan: list[Stage] = []
+
+        def add(
+            name: str,
+            script: str,
+            flags: Sequence[object],
+            after: Sequence[str] = (),
+            share: float = quarter,
+            product: Path | None = None,
+        ) -> None:
+            flags = (*flags, *(self.more or {}).get(script, ()))
+            plan.append(Stage(name, (script, *map(str, flags)), tuple(after), share, product))
+
+        # The first stage that fits starts: the codecs, which the rest waits for, then the longest.
+        common = ("--data", data, "--preset", self.preset, *seed)
+        for objective in OBJECTIVES:
+            codec = models / objective / "vqvae"
+            train: tuple[object, ...] = ("--objective", objective, "--output", codec, *common)
+            add(f"codec {objective}", "train_vqvae", train, ["data"], half, codec / WEIGHTS)
+        mask = models / "mask_estimator"
+        train = ("--output", mask, *common)
+        add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
+        for objective in OBJECTIVES:
+            family, after = models / objective, [f"codec {objective}"]
+            from_codec = ("--vqvae", family / "vqvae")
+            for source in SOURCES:
+                run = family / f"prior_{source}"
+                train = (*from_codec, "--source", source, "--output", run, *common)
+                name = f"prior {objective} {source}"
+                add(name, "train_prior", train, after, product=run / WEIGHTS)
+            iterations = ("--shifts", 1, "--iterations", self.count_iterations)
+            tables = {"counts": ("count_sums", iterations), "calibration": ("calibrate", ())}
+            for name, (script, more) in tables.items():
+                table = family / f"{name}.safetensors"
+                flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
+                add(f"{name} {objective}", script, flags, after, product=table)
+        linear = models / "linearisation"
+        sums = linear / "sums.safetensors"
+        compute = ("--vqvae", linear / "vqvae", "--output", sums)
+        add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
+        # The recommended system: the network's own draws are enough for the last stage to learn
+        # from.
+        network = linear / RUN
+        train = ("--vqvae", linear / "vqvae", "--output", network, *common)
+        after = ["codec linearisation"]
+        add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
+        last = mask_folder(models, RECOMMENDED)
+        train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
+        after = [
+            "neural likelihood",
+            "mask estimator",
+            *(f"prior linearisation {source}" for source in SOURCES),
+        ]
+        add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
+        return plan
+
+
+def prior_flags(preset: str) -> tuple[str, ...]:
+    """Flags that save time and memory when this machine's GPU trains large priors."""
+    if preset not in ("small", "t4") or not torch.cuda.is_available():
+        return ()
+    # Older GPUs such as a T4 have only float16; PyTorch emulates bfloat16, but slowly.
+    recent = torch.cuda.get_device_capability() >= (8, 0)
+    return ("--batch", "auto", "--precision", "bf16-mixed" if recent else "16-mixed")
+
+
+def needs(method: MethodName) -> list[str]:
+    """The stages of an `Experiment` that train what a method needs."""
+    family = METHODS[method].family
+    names = [f"prior {family} {source}" for source in SOURCES]
+    names += [f"counts {family}", f"calibration {family}", "code sums"]
+    return names + ["mask network"] * (method == RECOMMENDED)
+
+
+def scoring(
+    title: str,
+    methods: Sequence[MethodName],
+    flags: Sequence[object],
+    results: Path,
+    after: Callable[[MethodName], Sequence[str]],
+    *,
+    joined: Sequence[object] = (),
+    beside: Sequence[str] = (),
+    side_by_side: int | None = None,
+) -> list[Stage]:
+    """Score methods, one per process, then the baselines; join the scores.
+
+    Args:
+        title: of the stages.
+        methods: to score.
+        flags: of scripts.evaluate, without the methods.
+        results: the JSON file that it writes.
+        after: {method: names of stages that must finish before}.
+        joined: more flags of the stage that joins.
+        beside: names of other stages that must finish before that one.
+        side_by_side: methods that are scored at a time; None: all.
+    """
+    score = ("evaluate", *map(str, flags))
+    parts = [
+        Stage(
+            f"{title} {method}",
+            (*score, "--methods", method, "--parts-only"),
+            tuple(after(method)),
+            1 / (side_by_side or len(methods)),
+        )
+        for method in methods
+    ]
+    names = (*beside, *(part.name for part in parts))
+    return [*parts, Stage(title, (*score, *map(str, joined)), names, 1.0, results)]

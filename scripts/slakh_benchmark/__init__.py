@@ -1,0 +1,5 @@
+"""Score models on real Slakh2100 beside the reference report, or repeat its whole experiment."""
+
+from scripts.slakh_benchmark.program import Args, main
+
+__all__ = ["Args", "main"]
