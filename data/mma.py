@@ -1,7 +1,7 @@
-"""Arrangements by MMA (Musical MIDI Accompaniment, GPL), a program that is installed on its own.
+"""Arrangements by MMA (Musical MIDI Accompaniment, GPL), which is installed separately.
 
 MMA turns a chord chart into bass, drums and chords in the style of one of its grooves. The charts
-here are random: a key, a progression for each kind of section, a tempo, a style of MMA's library.
+here are random: key, tempo, groove, and a chord progression for each kind of section.
 """
 
 from __future__ import annotations

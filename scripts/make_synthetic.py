@@ -58,17 +58,18 @@ class Args:
     groove_share: float | None = None
     """Share of the songs with a take; without it 0.5 if there are takes."""
     production: tuple[Literal[EffectName, "all"], ...] = ()
-    """Effects of a mixing desk; every stem draws its own, some or none of these."""
+    """Studio effects to draw from for every stem, each with its own probability; all: all six."""
     level: Literal["rms", "loudness"] = "rms"
     """rms: a random level for every stem; loudness: the same loudness for all, as in Slakh2100."""
     soundfont: tuple[str, ...] | None = None
-    """Soundfonts (.sf2, .sf3), from which every song draws; without it the small one of
-    pretty_midi. Also names of Debian packages, `embedded`, or `installed` for all of these."""
+    """Soundfonts to draw from for every song: files (.sf2, .sf3), names of Debian packages,
+    `embedded` (the small one of pretty_midi, the default), or `installed` (it and all packages)."""
     drumkit: tuple[str, ...] | None = None
     """Drum kits of samples (Hydrogen's drumkit.xml or .h2drumkit) or folders of them, for the drums
     of half of the songs; `installed` for Debian's hydrogen-drumkits."""
     programs: Literal["song", "all"] = "song"
-    """`all`: basses and drum kits from all of the soundfont, not those that the songs ask for."""
+    """song: the basses and drum kits that a song asks for; all: drawn from all of the
+    soundfont's."""
     workers: int | None = None
     """Processes; without it one per CPU, and fewer for few songs."""
 

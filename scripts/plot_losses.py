@@ -1,6 +1,6 @@
 """Draw the loss curves of trained models over epochs.
 
-    python -m scripts.plot_losses --models runs/models --output images
+    python -m scripts.plot_losses --models runs/models --output plots
 
 It reads metrics.csv of MODELS/{reconstruction,linearisation}/{vqvae,prior_SOURCE,neural_likelihood}
 and writes vqvae_loss_train, vqvae_loss_test and the same for priors and neural likelihoods; the

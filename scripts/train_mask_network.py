@@ -104,7 +104,10 @@ def train_mask_network(args: Args, command: str) -> None:
     """
     method = METHODS[args.method]
     if not isinstance(method, NeuralMethod):
-        raise ValueError(f"method is {args.method}, expected one with the neural likelihood")
+        names = ", ".join(name for name, m in METHODS.items() if isinstance(m, NeuralMethod))
+        raise ValueError(
+            f"method is {args.method}, expected one with the neural likelihood: {names}"
+        )
     run = Run(args.run, args.optim, args.train)
     family = method.folder(args.models)
     full = method.resolve(args.settings).without(*AFTER_SAMPLING)

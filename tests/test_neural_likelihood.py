@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings
 from jukebox_core.training.tracking import read_metrics
 from lass import load_neural_separator
-from scripts import ablate, demo, separate, train_likelihood
+from scripts import ablate, demo, separate, train_likelihood, train_prior
 from scripts._methods import METHODS, PUBLISHED_METHODS, default_methods, method_of
+from scripts._training import CodecFlags
 from scripts.ablate.rows import estimators, rows
 from tests.conftest import RATE
 from tests.test_train_scripts import error_of
@@ -274,6 +276,15 @@ def test_another_codecs_network_is_refused(tmp_path, tiny_neural_models):
         hybrid.load_neural_separator(models)
     with pytest.raises(FileNotFoundError, match="neural_likelihood"):
         hybrid.NEURAL.check(models)
+
+
+def test_the_codec_overrides_the_presets_values(tiny_models):
+    codec, demo, tiny = tiny_models / "linearisation/vqvae", PRESETS["demo"], PRESETS["tiny"].vqvae
+    config = train_likelihood.defaults(CodecFlags("demo", codec)).neural
+    shared = {name: getattr(tiny, name) for name in ("sample_rate", "hop", "l_bins", "emb_width")}
+    assert config == replace(demo.neural, **shared) != demo.neural
+    prior = train_prior.defaults(CodecFlags("demo", codec)).prior
+    assert prior == replace(demo.prior, l_bins=tiny.l_bins, emb_width=tiny.emb_width) != demo.prior
 
 
 def test_networks_of_other_gains_are_refused(tmp_path, tiny_neural_models):

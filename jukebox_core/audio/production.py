@@ -1,4 +1,4 @@
-"""Production effects on mono audio: the changes of a mixing desk, drawn at random.
+"""Production effects on mono audio: a random chain of studio effects.
 
     production = Production.draw(np.random.default_rng(seed))
     processed = production(audio, sample_rate)
@@ -7,9 +7,9 @@ An effect is a frozen dataclass; calling it processes audio `[T]` at any sample 
 `[T]`. `Production` is a chain of effects that keeps the RMS, so that levels are set elsewhere. Most
 draws are mild, some are strong; the range of each number is in the effect's `draw`.
 
-Filters and convolutions are scipy's, resampling is soxr's. The libraries for such effects do not
-fit: audiomentations (MIT) draws from Python's global random state, and has neither a compressor nor
-a reverb without recorded impulse responses; pedalboard is under the GPL.
+scipy filters and convolves, soxr resamples. We use no effects library: audiomentations (MIT) draws
+from Python's global random state and has no compressor, and its reverb needs recorded impulse
+responses; pedalboard is under the GPL.
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ class Reverb:
     """
 
     decay: float
-    """Seconds in which the response falls by 60 dB, where it ends."""
+    """Seconds until the response has fallen by 60 dB; it is cut there."""
     predelay: float
     """Seconds before the first echo."""
     damping_hz: float

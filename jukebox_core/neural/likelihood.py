@@ -48,7 +48,7 @@ class ScaledNeuralLikelihood:
         if missing:
             raise ValueError(
                 f"the neural likelihood is of {', '.join(model.sources)}, not of "
-                f"{' or '.join(missing)}: train it on these sources"
+                f"{' or '.join(missing)}: train it on data of {' and '.join(sources)}"
             )
         own = (model.config.l_bins, model.config.emb_width, model.config.hop)
         codecs = (codec.config.l_bins, codec.config.emb_width, codec.config.hop)

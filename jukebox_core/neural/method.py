@@ -100,7 +100,10 @@ class NeuralMethod(Method):
         full, unused = super()._complete(settings, models, refine)
         if full.mask_network or (models is not None and self.runs_beside(Path(models), full)):
             idle = ("mask_power", "mask_n_fft", "compression", "calibration")
-            unused |= {name: "the masks are the mask network's" for name in idle}
+            unused |= {
+                name: "the masks are the mask network's (mask_network False: a ratio mask)"
+                for name in idle
+            }
         return full, unused
 
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:

@@ -99,8 +99,9 @@ def _comparison(results: Mapping[str, Any], first: str, second: str) -> str:
     interval = difference(results, default_line(first), default_line(second))
     if interval.n == 0:
         return ""
-    verdict = "worse than" if interval.high < 0 else "not distinguishable from"
-    verdict = "better than" if interval.low > 0 else verdict
+    low, high = round(interval.low, 2), round(interval.high, 2)  # as shown
+    verdict = "worse than" if high < 0 else "not distinguishable from"
+    verdict = "better than" if low > 0 else verdict
     names = NAMES | {
         "hybrid": "the hybrid",
         "hybrid-neural": "the hybrid with the neural likelihood",

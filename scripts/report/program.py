@@ -213,7 +213,8 @@ def _again(results: Mapping[str, Any], runs: Path) -> str:
     commit = html.escape(str(meta.get("git_commit") or "unknown"))
     folder = html.escape(shlex.quote(runs.as_posix()))
     return (
-        '<section id="again"><h2>Reproduce</h2><p>Everything, beginning with the songs:</p>'
+        '<section id="again"><h2>Reproduce</h2>'
+        "<p>For a run of the demo, everything again, songs included:</p>"
         f"<pre><code>{scripts.COMMAND}demo</code></pre>"
         "<p>These scores and this page, from trained models:</p>"
         f"<pre><code>{command}\n{scripts.COMMAND}report --runs {folder} "

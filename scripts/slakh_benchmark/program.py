@@ -1,4 +1,4 @@
-"""Score models on real Slakh2100 beside the reference report, or repeat its whole experiment.
+"""Score models on real Slakh2100 beside the reference report, or repeat its experiment.
 
     python -m scripts.slakh_benchmark --slakh slakh2100_flac_redux --models runs/demo/models
     python -m scripts.slakh_benchmark --slakh slakh2100_flac_redux --train --preset small
@@ -9,10 +9,11 @@ folder, 210 to train on and 90 to test on, trains the three systems and the reco
 scores them.
 
 There are two measurements: with one chunk of each of the first 30 test songs, as in the reference
-report, and with several chunks of every test song. Both have the report's metric and window, of the
-best candidate by the truth, as there, and of what a user gets; and plain SDR. Intervals are
-bootstrapped by song. OUTPUT/benchmark.json records scores, tracks, models and machine. The same
-command resumes an interrupted run.
+report, and with several chunks of every test song. Both score the best candidate by the truth, as
+the report does, and the stems that a user gets; by the report's metric and window, and by SDR.
+Intervals are bootstrapped by song. OUTPUT/benchmark.json (with --train,
+OUTPUT/experiment/benchmark.json) records scores, tracks, models and machine. The same command
+resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ class Args:
     """Flags of scripts.slakh_benchmark."""
 
     slakh: Path
-    """Slakh2100: a folder with train, validation and test, or with TrackNNNNN."""
+    """Folder of Slakh2100: it contains train, validation and test, or TrackNNNNN folders."""
     output: Path = Path("runs/slakh")
     """Folder of all outputs; --train writes to OUTPUT/experiment."""
     models: Path = Path("runs/demo/models")
-    """Folder of the models to score; without effect on --train."""
+    """Folder of the models to score; ignored with --train."""
     train: bool = False
-    """Repeat the reference report's experiment: train models on SLAKH, and score these."""
+    """Train models on SLAKH as the reference report did, and score them."""
     preset: PresetName = "small"
     """Size of the models to train."""
     songs: int = 300
@@ -67,9 +68,9 @@ class Args:
     methods: tuple[MethodName, ...] | None = None
     """Methods to score; default: all that the models have, or that --train trains."""
     chunks: int = 30
-    """Most chunks of the first measurement, one per song from the first song on."""
+    """Maximum number of chunks in the first measurement: one of each of the first songs."""
     chunks_per_song: int = 4
-    """Most chunks of every song in the second measurement, spread evenly over it."""
+    """Maximum number of chunks per song in the second measurement, spread evenly over the song."""
     candidates: int | None = None
     """Joint candidates per chunk; default: the number of the models' preset."""
     seed: int = 0
