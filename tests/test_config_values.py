@@ -179,6 +179,13 @@ def test_mask_estimator(change):
     one_step(MaskObjective(MaskEstimator(config, alpha)), audio(2048, 4), moderate=True)
 
 
+class Layer(nn.Linear):
+    """A layer that Muon can train."""
+
+    def hidden_matrices(self):
+        return [self.weight]
+
+
 @settings(max_examples=400)
 @given(changed(TINY.vqvae_optim), st.integers(1, 10**9), st.integers(0, 10**9))
 def test_optimisation(change, steps, step):
@@ -187,7 +194,7 @@ def test_optimisation(change, steps, step):
         return
     rate = learning_rate(config, step, steps)
     assert 0 <= rate <= config.lr * (1 + 1e-9)
-    layer = nn.Linear(3, 3)
+    layer = Layer(3, 3)
     optimizer, average = (
         build_optimizer(layer, config, fused=True),
         WeightAverage(layer, config.ema_decay),
