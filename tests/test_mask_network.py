@@ -121,6 +121,18 @@ def test_the_true_sources_as_candidates_come_back():
         assert (stem - truth).square().mean() < 1e-3 * truth.square().mean()
 
 
+def test_uncertainty_is_the_deviation_of_the_owner_under_the_real_masks():
+    mixture, candidates, weights = make_candidates()
+    network, plain = make_network(trained=True), make_network(trained=True, complex=False)
+    plain.load_state_dict(network.state_dict())
+    found = network_mask(RatioMask(), network).uncertainty(mixture, candidates, weights)
+    mask = network_mask(RatioMask(), plain).estimate(mixture, candidates, weights)["bass"]
+    owned = torch.stack([torch.zeros_like(mask), torch.ones_like(mask)])  # drums', bass's
+    chance = torch.stack([1 - mask, mask])
+    expected = (chance * (owned - mask).square()).sum(0).sqrt()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_complex_masks_apply_to_channels_and_other_rates():
     mixture, candidates, weights = make_candidates(batch=1)
     mask = network_mask(RatioMask(), make_network(trained=True))

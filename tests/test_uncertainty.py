@@ -6,7 +6,7 @@ import torch
 
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samples import Candidates
-from jukebox_core.separation.uncertainty import Uncertainty, uncertainty_of
+from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout, Window
 from tests.test_stream import HOP, RATE, Spy, make, mixture, parts, same  # noqa: F401
 
@@ -27,7 +27,7 @@ def test_it_is_the_deviation_of_the_shares(power):
     audio = {name: torch.randn(2, 4, 3000, generator=g) for name in ALPHA}
     weights = torch.randn(2, 4, generator=g).softmax(1)
     mask = RatioMask(power, 256, 64)
-    found = uncertainty_of(mask, Candidates(audio, ALPHA), weights).numpy()
+    found = mask.uncertainty(torch.zeros(2, 3000), Candidates(audio, ALPHA), weights).numpy()
     for b in range(2):
         shares = []
         for n in range(4):
@@ -48,10 +48,10 @@ def test_opposite_candidates_give_a_half_and_equal_ones_nothing():
     equal = torch.full((1, 2), 0.5)
     mask = RatioMask(2.0, 512, 128)
     apart = Candidates({name: x[None] for name, x in opposite.items()}, ALPHA)
-    half = uncertainty_of(mask, apart, equal)
+    half = mask.uncertainty(torch.zeros(1, 2048), apart, equal)
     torch.testing.assert_close(half, torch.full_like(half, 0.5))
     same = {name: noise.expand(1, 2, -1) for name in ALPHA}
-    assert uncertainty_of(mask, Candidates(same, ALPHA), equal).max() < 1e-3
+    assert mask.uncertainty(noise[None], Candidates(same, ALPHA), equal).max() < 1e-3
 
 
 def test_a_song_has_the_uncertainty_of_its_windows_and_the_same_stems(parts):  # noqa: F811

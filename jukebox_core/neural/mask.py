@@ -15,6 +15,7 @@ bin. Divided by Y, the estimate is a complex mask, for any channel of the mixtur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,18 @@ class MaskNetwork(nn.Module):
             powers: their mean powers, [B, S, F, frames].
             spread: standard deviations of their shares, [B, S, F, frames].
         """
+        masks, gate = self.masks_and_gate(mixture, decoded, powers, spread)
+        if not self.config.complex:
+            return masks
+        return masks + gate * _correction(mixture.unsqueeze(1), decoded, masks)
+
+    def masks_and_gate(
+        self, mixture: Tensor, decoded: Tensor, powers: Tensor, spread: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Real masks [B, S, F, frames], and the gate of the correction [B, 1, F, frames].
+
+        Arguments as in `forward`.
+        """
         planes = self.planes(mixture, decoded, powers, spread)
         sources = len(self.alpha)
         by_power, by_estimator = (x.unsqueeze(2) for x in self.exponents)
@@ -103,10 +116,7 @@ class MaskNetwork(nn.Module):
             h = nn.functional.gelu(convolution(h))
         h = self.last(h).float()
         masks = (logits + self.offset.unsqueeze(2) + h[:, :sources]).softmax(1)
-        if not self.config.complex:
-            return masks
-        gate = (self.gate.unsqueeze(2) + h[:, sources:]).sigmoid()  # [B, 1, F, frames]
-        return masks + gate * _correction(mixture.unsqueeze(1), decoded, masks)
+        return masks, (self.gate.unsqueeze(2) + h[:, sources:]).sigmoid()
 
     def planes(self, mixture: Tensor, decoded: Tensor, powers: Tensor, spread: Tensor) -> Tensor:
         """What the network sees, [B, 2 + 4 S, F, frames].
@@ -192,7 +202,7 @@ def _correction(mixture: Tensor, decoded: Tensor, masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NetworkMask(RatioMask):
-    """The masks of a trained `MaskNetwork`; the fields of the ratio mask serve the uncertainty."""
+    """The masks of a trained `MaskNetwork`; power, compression and calibration are unused."""
 
     network: MaskNetwork | None = None
 
@@ -207,10 +217,38 @@ class NetworkMask(RatioMask):
     ) -> dict[str, Tensor]:
         """Masks {source: [B, F, frames]} of mixtures [B, T]."""
         assert self.network is not None
-        evidence = self.network.evidence(mixture, candidates, weights)
-        windows = zip(*(x.split(1) for x in evidence), strict=True)  # one at a time: the memory
-        masks = torch.cat([self.network(*window).cpu() for window in windows])
+        masks = self._by_window(self.network, mixture, candidates, weights)
         return dict(zip(self.network.sources, masks.unbind(1), strict=True))
+
+    @torch.no_grad()
+    def uncertainty(self, mixture: Tensor, candidates: Candidates, weights: Tensor) -> Tensor:
+        """sqrt(M (1 - M)) of the first source's real mask M, [B, F, frames], from 0 to 0.5.
+
+        It is the standard deviation of the bin's owner if M is the probability that the source owns
+        it. Candidates drawn with the neural likelihood hardly differ, so that their deviation tells
+        less.
+        """
+        assert self.network is not None
+
+        def real(*evidence: Tensor) -> Tensor:
+            assert self.network is not None
+            return self.network.masks_and_gate(*evidence)[0]
+
+        masks = self._by_window(real, mixture, candidates, weights)[:, 0]
+        return (masks * (1 - masks)).clamp_min(0).sqrt()
+
+    def _by_window(
+        self,
+        masks: Callable[..., Tensor],
+        mixture: Tensor,
+        candidates: Candidates,
+        weights: Tensor,
+    ) -> Tensor:
+        """Masks [B, S, F, frames], made window by window to save memory."""
+        assert self.network is not None
+        evidence = self.network.evidence(mixture, candidates, weights)
+        windows = zip(*(x.split(1) for x in evidence), strict=True)
+        return torch.cat([masks(*window).cpu() for window in windows])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -220,7 +258,7 @@ class NetworkMask(RatioMask):
 
 
 def network_mask(ratio: RatioMask, network: MaskNetwork) -> NetworkMask:
-    """The network's masks; `ratio` gives the power and the calibration of the uncertainty."""
+    """The network's masks; the fields of `ratio` that it does not use are kept."""
     config = network.estimator.config
     return NetworkMask(
         ratio.power, config.n_fft, config.hop, ratio.compression, ratio.calibration, network

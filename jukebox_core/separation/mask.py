@@ -100,6 +100,29 @@ class RatioMask:
         """The masks, {source: [B, F, frames]}; arguments as in `__call__`."""
         return self.masks(self.mean_powers(candidates, weights))
 
+    def uncertainty(self, mixture: Tensor, candidates: Candidates, weights: Tensor) -> Tensor:
+        """Standard deviation of a bin's share over the candidates, [B, F, frames], from 0 to 0.5.
+
+        A candidate's share is the mask made from it only. The shares of both sources sum to one, so
+        their deviations are equal. 0: all candidates split the bin in the same way; 0.5: half of
+        them give it to one source, half to the other. It shows where the posterior is wide, not
+        where the models are wrong with confidence: it correlates with the mask's error in loud
+        bins, hardly in quiet ones. Particles of one encoding share most of their past and therefore
+        agree: only candidates of several shifts, or independent draws, are informative.
+
+        Args:
+            mixture: [B, T].
+            candidates: of two sources.
+            weights: [B, N], summing to one over the candidates.
+        """
+        maps = []
+        for b, share in enumerate(weights):
+            powers = self.mean_powers(candidates.chunk(b).apart(), share.new_ones(len(share), 1))
+            shares = next(iter(self.masks(powers).values()))  # [N, F, frames]
+            mean = torch.einsum("n,nft->ft", share, shares)
+            maps.append(torch.einsum("n,nft->ft", share, (shares - mean).square()).sqrt())
+        return torch.stack(maps)
+
     def mean_powers(self, candidates: Candidates, weights: Tensor) -> dict[str, Tensor]:
         """Weighted mean powers of alpha_i x_i, {source: [B, F, frames]}, calibrated."""
         alpha = candidates.alpha

@@ -31,7 +31,7 @@ from jukebox_core.separation.selection import (
 )
 from jukebox_core.separation.settings import DEFAULTS
 from jukebox_core.separation.stream import Piece, Run, Steps, cut, part_of
-from jukebox_core.separation.uncertainty import Uncertainty, uncertainty_of
+from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import CrossFade, Layout, batches
 from jukebox_core.vqvae.model import VQVAE
 
@@ -247,12 +247,12 @@ class Separator:
         return Candidates(audio, self.alpha, join_shifts(samples, self.shifts))
 
     def uncertainty(self, mixtures: Tensor, candidates: Candidates) -> Tensor:
-        """Uncertainty about mixtures [B, T], [B, F, frames]; see `uncertainty_of`.
+        """Uncertainty about mixtures [B, T], [B, F, frames]; see `RatioMask.uncertainty`.
 
         The candidates count by their posterior weights. Bins and frames belong to the mask's
         spectrogram at the models' rate.
         """
-        return uncertainty_of(self.mask, candidates, PosteriorMean()(mixtures, candidates))
+        return self.mask.uncertainty(mixtures, candidates, PosteriorMean()(mixtures, candidates))
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Uncertainty: how much the candidates differ about the owner of a time-frequency bin."""
+"""Collects the uncertainty about the owner of every time-frequency bin over a song."""
 
 from __future__ import annotations
 
@@ -6,32 +6,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.separation.mask import RatioMask, interpolate
-from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.windows import CrossFade, Window
-
-
-def uncertainty_of(mask: RatioMask, candidates: Candidates, weights: Tensor) -> Tensor:
-    """Standard deviation of a bin's share over the candidates, [B, F, frames], from 0 to 0.5.
-
-    A candidate's share is the mask made from it only. The shares of both sources sum to one, so
-    their deviations are equal. 0: all candidates split the bin in the same way; 0.5: half of them
-    give it to one source, half to the other. It shows where the posterior is wide, not where the
-    models are wrong with confidence: it correlates with the mask's error in loud bins, hardly in
-    quiet ones. Particles of one encoding share most of their past and therefore agree: only
-    candidates of several shifts, or independent draws, are informative.
-
-    Args:
-        mask: gives the spectrogram and the power of the shares.
-        candidates: of two sources.
-        weights: [B, N], summing to one over the candidates.
-    """
-    maps = []
-    for b, share in enumerate(weights):
-        powers = mask.mean_powers(candidates.chunk(b).apart(), share.new_ones(len(share), 1))
-        shares = next(iter(mask.masks(powers).values()))  # [N, F, frames]
-        mean = torch.einsum("n,nft->ft", share, shares)
-        maps.append(torch.einsum("n,nft->ft", share, (shares - mean).square()).sqrt())
-    return torch.stack(maps)
 
 
 class Uncertainty:

@@ -61,8 +61,8 @@ def results(result: Result) -> str:
     uncertainty = (
         '<section class="track"><header><b>uncertainty</b></header>'
         f"{_picture(result, UNCERTAINTY, 'uncertainty')}"
-        f"<p>Yellow: half of the candidates assign a sound to the {first}, half to the {second}. "
-        "Black: they agree, which does not make them right, or the sound is quiet.</p></section>"
+        f"<p>Yellow: the {first} and the {second} are equally likely to own a sound. Black: the "
+        "models are sure, which does not make them right, or the sound is quiet.</p></section>"
     )
     return (
         f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{summary}</p>{tracks}'

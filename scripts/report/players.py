@@ -25,10 +25,9 @@ _HELP = (
     "Stems are as loud as in the mixture. Keys: <kbd>Tab</kbd> to the pictures, arrows to switch, "
     "<kbd>Space</kbd> to play and pause, <kbd>Shift</kbd> with arrows to move half a second, "
     "<kbd>Home</kbd> to the start. Spectrograms reach from 40 Hz to half the sample rate on a "
-    "logarithmic scale, with the same colours for the same level. <em>Uncertainty</em>: how much "
-    "the candidates differ on which source a sound belongs to, from black (they agree, which does "
-    "not make them right, or the sound is quiet) to yellow (half of the candidates assign it to "
-    "one source, half to the other)."
+    "logarithmic scale, with the same colours for the same level. <em>Uncertainty</em>: how "
+    "unsure a system is which source a sound belongs to, from black (it is sure, which does not "
+    "make it right, or the sound is quiet) to yellow (both sources are equally likely)."
 )
 _ICONS = (
     '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'
