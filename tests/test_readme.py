@@ -57,7 +57,7 @@ def test_step_by_step_from_songs_to_the_report(tmp_path, monkeypatch):
         assert import_module(module).main(small(module, words)) == 0, (module, words)
     assert {"scripts.train_vqvae", "scripts.calibrate", "scripts.report"} <= set(done)
     assert Path("report.html").stat().st_size > 10_000
-    assert Path("images/prior_loss_test.png").is_file()
+    assert Path("plots/prior_loss_test.png").is_file()
 
 
 @pytest.fixture
