@@ -20,9 +20,9 @@ class ScaledNeuralLikelihood:
 
     By Bayes' rule q_i(z | mixture) / p_i(z) is proportional to the likelihood of the mixture, if
     p_i(z) are the frequencies of the codes that the network learned from: the scaled likelihood of
-    hybrid speech recognition (Bourlard and Morgan 1994). Steps are not independent: what the
-    network hears at one step it hears at its neighbours as well. An exponent below 1 makes up for
-    that.
+    hybrid speech recognition (Bourlard and Morgan 1994). Neighbouring steps
+    use overlapping audio, so that their factors are not independent; an exponent below 1 can
+    compensate for that.
     """
 
     def __init__(
