@@ -22,6 +22,18 @@ DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
 """Settings of the candidates that the mask network learns from."""
 
 
+def stage(
+    name: str,
+    script: str,
+    flags: Sequence[object],
+    after: Sequence[str] = (),
+    share: float = 1.0,
+    product: Path | None = None,
+) -> Stage:
+    """A stage that runs a program with flags of any type."""
+    return Stage(name, (script, *map(str, flags)), tuple(after), share, product)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """Models of one size, trained on one data set.
@@ -55,7 +67,7 @@ class Experiment:
             product: Path | None = None,
         ) -> None:
             flags = (*flags, *(self.more or {}).get(script, ()))
-            plan.append(Stage(name, (script, *map(str, flags)), tuple(after), share, product))
+            plan.append(stage(name, script, flags, after, share, product))
 
         # The first stage that fits starts: the codecs, which the rest waits for, then the longest.
         common = ("--data", data, "--preset", self.preset, *seed)

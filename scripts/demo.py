@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS
-from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, scoring
+from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, scoring, stage
 from scripts._results import format_table, is_report
 
 
@@ -64,32 +63,21 @@ def stages(args: Args) -> list[Stage]:
     out = args.output
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
-    plan: list[Stage] = []
-
-    def add(
-        name: str,
-        script: str,
-        flags: Sequence[object],
-        after: Sequence[str] = (),
-        share: float = 1.0,
-        product: Path | None = None,
-    ) -> None:
-        plan.append(Stage(name, (script, *map(str, flags)), tuple(after), share, product))
-
     seed = ("--seed", args.seed)
     songs = ("--output", slakh, "--tracks", args.tracks, "--seconds", args.seconds)
-    add("songs", "make_synthetic", (*songs, "--parts", *SOURCES, *seed), product=slakh)
     prepare = ("--slakh", slakh, "--output", data)
-    add("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json")
-    plan += Experiment(data, models, args.preset, args.count_iterations, args.seed).stages()
-
     # One method per process. All get the number of threads, since it identifies the parts.
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
     flags = (*score, "--threads", threads, *seed)
-    plan += scoring("scores", SYSTEMS, flags, results, needs, beside=["mask estimator"])
-    add("report", "report", ("--runs", out, "--output", report), ["scores"], product=report)
-    return plan
+    write = ("--runs", out, "--output", report)
+    return [
+        stage("songs", "make_synthetic", (*songs, "--parts", *SOURCES, *seed), product=slakh),
+        stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
+        *Experiment(data, models, args.preset, args.count_iterations, args.seed).stages(),
+        *scoring("scores", SYSTEMS, flags, results, needs, beside=["mask estimator"]),
+        stage("report", "report", write, ["scores"], product=report),
+    ]
 
 
 @program

@@ -16,7 +16,7 @@ bin. Divided by Y, the estimate is a complex mask, for any channel of the mixtur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -204,19 +204,18 @@ def _correction(mixture: Tensor, decoded: Tensor, masks: Tensor) -> Tensor:
 class NetworkMask(RatioMask):
     """The masks of a trained `MaskNetwork`; power, compression and calibration are unused."""
 
-    network: MaskNetwork | None = None
+    network: MaskNetwork = field(kw_only=True)
 
     @property
-    def alpha(self) -> dict[str, float] | None:
+    def alpha(self) -> dict[str, float]:
         """The gains that the network was trained with."""
-        return None if self.network is None else self.network.alpha
+        return self.network.alpha
 
     @torch.no_grad()
     def estimate(
         self, mixture: Tensor, candidates: Candidates, weights: Tensor
     ) -> dict[str, Tensor]:
         """Masks {source: [B, F, frames]} of mixtures [B, T]."""
-        assert self.network is not None
         masks = self._by_window(self.network, mixture, candidates, weights)
         return dict(zip(self.network.sources, masks.unbind(1), strict=True))
 
@@ -228,13 +227,12 @@ class NetworkMask(RatioMask):
         it. Candidates drawn with the neural likelihood hardly differ, so that their deviation tells
         less.
         """
-        assert self.network is not None
-
-        def real(*evidence: Tensor) -> Tensor:
-            assert self.network is not None
-            return self.network.masks_and_gate(*evidence)[0]
-
-        masks = self._by_window(real, mixture, candidates, weights)[:, 0]
+        masks = self._by_window(
+            lambda *evidence: self.network.masks_and_gate(*evidence)[0],
+            mixture,
+            candidates,
+            weights,
+        )[:, 0]
         return (masks * (1 - masks)).clamp_min(0).sqrt()
 
     def _by_window(
@@ -245,7 +243,6 @@ class NetworkMask(RatioMask):
         weights: Tensor,
     ) -> Tensor:
         """Masks [B, S, F, frames], made window by window to save memory."""
-        assert self.network is not None
         evidence = self.network.evidence(mixture, candidates, weights)
         windows = zip(*(x.split(1) for x in evidence), strict=True)
         return torch.cat([masks(*window).cpu() for window in windows])
@@ -253,7 +250,6 @@ class NetworkMask(RatioMask):
     @property
     def settings(self) -> dict[str, Any]:
         """The fields, ready for JSON."""
-        assert self.network is not None
         return {**super().settings, "network": repr(self.network)}
 
 
@@ -261,7 +257,7 @@ def network_mask(ratio: RatioMask, network: MaskNetwork) -> NetworkMask:
     """The network's masks; the fields of `ratio` that it does not use are kept."""
     config = network.estimator.config
     return NetworkMask(
-        ratio.power, config.n_fft, config.hop, ratio.compression, ratio.calibration, network
+        ratio.power, config.n_fft, config.hop, ratio.compression, ratio.calibration, network=network
     )
 
 
