@@ -54,7 +54,16 @@ from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
 _RECORD = "synthetic.json"
-_LATER = ("style", "groove", "groove_share", "production", "level", "drumkit", "programs")
+_LATER = (
+    "style",
+    "groove",
+    "groove_share",
+    "midi_share",
+    "production",
+    "level",
+    "drumkit",
+    "programs",
+)
 """Settings that earlier versions did not record: recorded only where they are used."""
 _TARGET_PEAK = -1.0  # dBFS, of the mix or the loudest stem
 _LEVELS = {"Bass": -20.0, "Drums": -20.0}  # dBFS of the RMS while it plays
@@ -87,6 +96,7 @@ class _Settings:
     reprogram: bool
     style: Style
     groove_share: float | None
+    midi_share: float | None
     production: tuple[str, ...]
     level: str
     soundfont: tuple[str, ...]
@@ -96,7 +106,7 @@ class _Settings:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_choice("style", self.style, STYLES)
-        require_fields(self, "groove_share", above=0, at_most=1, optional=True)
+        require_fields(self, "groove_share", "midi_share", above=0, at_most=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
         require_choice("level", self.level, ("rms", "loudness"))
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
@@ -132,6 +142,7 @@ def make_synthetic(
     seconds: float | None = None,
     seed: int = 0,
     midi_dir: str | Path | None = None,
+    midi_share: float | None = None,
     sample_rate: int = 44100,
     split: Sequence[float] = (0.7, 0.1, 0.2),
     parts: Sequence[str] | None = None,
@@ -157,6 +168,8 @@ def make_synthetic(
         seed: Chooses the songs, levels and order of MIDI files.
         midi_dir: Folder of .mid files to use instead of composing. It is searched with its
             subfolders, except the tracks in `output`.
+        midi_share: Share of the songs that are MIDI files, each at most once; the others are
+            composed. None is all, where there is a folder of MIDI files.
         sample_rate: Slakh2100 has 44,100 Hz.
         split: Shares of train, validation and test.
         parts: What plays; the fewer, the faster. Composed songs have any of `composer.PARTS`; of
@@ -192,7 +205,9 @@ def make_synthetic(
     if tracks is not None:
         require("tracks", tracks, whole=True, at_least=1, at_most=_MOST_TRACKS)
     check_workers(workers)
-    if midi_dir is None:
+    if midi_dir is None and midi_share is not None:
+        raise ValueError(f"midi_share is {midi_share}, but there is no folder of MIDI files")
+    if midi_dir is None or midi_share is not None:
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
@@ -220,6 +235,7 @@ def make_synthetic(
         reprogram=reprogram,
         style=style,
         groove_share=groove_share,
+        midi_share=midi_share,
         production=tuple(name for name in EFFECTS if {name, "all"} & set(production)),
         level=level,
         soundfont=() if soundfont is None else find_soundfonts(_listed(soundfont)),
@@ -275,12 +291,31 @@ def _midi_files(folder: Path, output: Path, seed: int) -> list[Path]:
 def _songs(
     output: Path, settings: _Settings, files: list[Path] | None, tracks: int | None
 ) -> list[_Song]:
-    midis = [None] * (tracks or 0) if files is None else files[:tracks]
+    midis: Sequence[Path | None]
+    if files is None:
+        midis = [None] * (tracks or 0)
+    elif settings.midi_share is None:
+        midis = files[:tracks]
+    else:
+        midis = _mixed(files, settings.midi_share, settings.seed, tracks or 0)
     splits = assign_splits(len(midis), settings.split)
     return [
         _Song(number, output / split / f"Track{number + 1:05d}", midi)
         for number, (split, midi) in enumerate(zip(splits, midis, strict=True))
     ]
+
+
+def _mixed(files: list[Path], share: float, seed: int, tracks: int) -> list[Path | None]:
+    """Return a MIDI file for a share of the songs, whatever the number of songs."""
+    streams = (np.random.default_rng([seed, n, zlib.crc32(b"midi")]) for n in range(tracks))
+    chosen = [stream.random() < share for stream in streams]
+    if sum(chosen) > len(files):
+        raise ValueError(
+            f"midi_share gives {sum(chosen)} of {tracks} songs a MIDI file, but there are "
+            f"{len(files)}: lower the share or the number of songs"
+        )
+    remaining = iter(files)
+    return [next(remaining) if is_midi else None for is_midi in chosen]
 
 
 def _with_takes(songs: list[_Song], settings: _Settings, takes: list[Take]) -> list[_Song]:
@@ -296,7 +331,7 @@ def _with_takes(songs: list[_Song], settings: _Settings, takes: list[Take]) -> l
                 f"groove has no usable takes of the split {split}: choose another split"
             )
         rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"groove")])
-        chosen = rng.random() < settings.groove_share
+        chosen = rng.random() < settings.groove_share and song.midi is None
         take = usable[int(rng.integers(len(usable)))]
         result.append(replace(song, take=take) if chosen else song)
     return result

@@ -195,7 +195,7 @@ class CountsFile:
             slices = [self._file.get_slice(name) for name in ("first", "second", "counts")]
             sizes = {part.get_shape()[0] for part in slices}
             types = {part.get_dtype() for part in slices}
-            if self._offsets.dtype.kind != "i" or not types <= {"I32", "I64"}:
+            if self._offsets.dtype.kind != "i" or not types <= {"I16", "I32", "I64"}:
                 raise ValueError("it does not hold integers")
             if self._offsets.shape != (self.n_codes + 1,):
                 raise ValueError(f"offsets are {self._offsets.shape}, expected [K + 1]")
@@ -225,7 +225,9 @@ class CountsFile:
             last = keys[-1]
         codes = np.arange(self.n_codes, dtype=np.int32)
         mixture = np.repeat(codes, np.diff(self._offsets))
-        return Counts(self.n_codes, first, second, mixture, counts, self._offsets)
+        first, second = first.astype(np.int32), second.astype(np.int32)
+        offsets = self._offsets.astype(np.int64)
+        return Counts(self.n_codes, first, second, mixture, counts.astype(np.int64), offsets)
 
     def read(self, start: int, stop: int) -> Block:
         """Keys and counts `start` to `stop`.
@@ -240,7 +242,7 @@ class CountsFile:
         first, second, counts = (
             file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
         )
-        return self._keys(start, first, second, counts), counts
+        return self._keys(start, first, second, counts), counts.astype(np.int64)
 
     def _keys(
         self, start: int, first: np.ndarray, second: np.ndarray, counts: np.ndarray

@@ -40,6 +40,7 @@ class Experiment:
 
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
     side_by_side: number of trainings that run at a time. more: {program: additional flags}.
+    objectives: of the codecs; without `reconstruction` there is no LASS.
     """
 
     data: Path
@@ -49,9 +50,10 @@ class Experiment:
     seed: int
     side_by_side: int = 4
     more: Mapping[str, Sequence[object]] | None = None
+    objectives: tuple[str, ...] = OBJECTIVES
 
     def stages(self) -> list[Stage]:
-        """Train the parts of `SYSTEMS` and the mask estimator."""
+        """Train the parts of the systems and the mask estimator."""
         data, models = self.data, self.models
         quarter = 1 / self.side_by_side
         half = min(1.0, 2 * quarter)  # the priors train side by side
@@ -71,14 +73,14 @@ class Experiment:
 
         # The first stage that fits starts: the codecs, which the rest waits for, then the longest.
         common = ("--data", data, "--preset", self.preset, *seed)
-        for objective in OBJECTIVES:
+        for objective in self.objectives:
             codec = models / objective / "vqvae"
             train: tuple[object, ...] = ("--objective", objective, "--output", codec, *common)
             add(f"codec {objective}", "train_vqvae", train, ["data"], half, codec / WEIGHTS)
         mask = models / "mask_estimator"
         train = ("--output", mask, *common)
         add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
-        for objective in OBJECTIVES:
+        for objective in self.objectives:
             family, after = models / objective, [f"codec {objective}"]
             from_codec = ("--vqvae", family / "vqvae")
             for source in SOURCES:

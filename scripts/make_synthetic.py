@@ -41,6 +41,9 @@ class Args:
     """Random seed for songs, instruments, levels and the order of MIDI files."""
     midi_dir: Path | None = None
     """Folder of .mid files to render instead, with its subfolders."""
+    midi_share: float | None = None
+    """Share of the songs that are MIDI files of --midi-dir; the others are composed. Without it
+    all are MIDI files, if there is such a folder."""
     sample_rate: int = 44100
     """Sample rate of the audio in Hz."""
     split: tuple[float, float, float] = (0.7, 0.1, 0.2)

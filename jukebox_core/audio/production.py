@@ -197,9 +197,11 @@ class Equaliser:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Equaliser:
-        """Shelves up to 9 dB (50 to 300 Hz, 2 to 8 kHz), peak up to 12 dB, tilt up to 2 dB/octave.
+        """Shelves up to 9 dB (50 to 300 Hz, 2 to 8 kHz), peak up to 12 dB, tilt -4 to 1 dB/octave.
 
-        The peak lies between 100 Hz and 5 kHz, with a Q of 0.5 to 3.
+        The peak lies between 100 Hz and 5 kHz, with a Q of 0.5 to 3. Most tilts make the stem
+        darker, since soundfonts are brighter than the stems of Slakh2100: half of these drums have
+        90 % of their energy below 200 Hz.
         """
         return cls(
             low_hz=_logarithmic(rng, 50, 300),
@@ -209,7 +211,7 @@ class Equaliser:
             peak_q=_logarithmic(rng, 0.5, 3),
             high_hz=_logarithmic(rng, 2000, 8000),
             high_db=_signed(rng, 9),
-            tilt_db=_signed(rng, 2),
+            tilt_db=rng.uniform(-4, 1),
         )
 
     def __call__(self, audio: np.ndarray, sample_rate: int) -> np.ndarray:

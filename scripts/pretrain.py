@@ -1,0 +1,122 @@
+"""Train the models that ship with the package, on varied generated songs.
+
+    python -m scripts.pretrain --groove groove --output runs/pretrained
+
+Songs are composed or arranged by MMA, and played by all installed soundfonts and drum kits, with
+production effects (docs/data.md names the Debian packages). They train one codec with the LQ-VAE's
+objective, its priors and tables, the neural likelihood, the mask estimator and the mask network: all
+that lqvae, hybrid and hybrid-neural need. The last stage writes a copy for inference to PACKAGE. You
+can stop at any time: started again, it resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import scripts
+from hybrid.pretrained import PRETRAINED
+from jukebox_core.checks import require_fields
+from jukebox_core.separation.export import export_models
+from jukebox_core.stages import Runner, Stage
+from scripts._cli import program
+from scripts._methods import METHODS, RECOMMENDED
+from scripts._plan import SOURCES, Experiment, stage
+
+COUNT_ITERATIONS = 400
+MIDI_SHARE = 0.3
+"""Share of the songs that MMA arranges."""
+VARIETY: tuple[object, ...] = ("--style", "wide", "--programs", "all")
+VARIETY += ("--soundfont", "installed", "--drumkit", "installed")
+VARIETY += ("--production", "all", "--level", "loudness")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of scripts.pretrain."""
+
+    groove: Path | None = None
+    """Folder of the Groove MIDI Dataset, for drum parts played by people; default: none."""
+    output: Path = Path("runs/pretrained")
+    """Folder of songs, data, trained models and logs."""
+    package: Path = PRETRAINED
+    """Folder for the copy that ships."""
+    tracks: int = 1800
+    """Number of songs, of 20 s each."""
+    length: float = 1.0
+    """Factor of the number of training steps."""
+    seed: int = 10
+    """Random seed of all stages; the songs of tests have other seeds."""
+    cores: int | None = None
+    """CPU cores to use; default: all."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that a stage would refuse after others have run."""
+        require_fields(self, "tracks", whole=True, at_least=20)
+        require_fields(self, "length", above=0)
+        require_fields(self, "seed", whole=True, at_least=0)
+        require_fields(self, "cores", optional=True, whole=True, at_least=1)
+
+
+def longer(length: float) -> dict[str, tuple[object, ...]]:
+    """{program: flags beyond the preset's}; the learning rate falls over most of the steps."""
+
+    def steps(number: int, falling: float = 0.7) -> tuple[object, ...]:
+        number = max(10, round(length * number))
+        return ("--train.steps", number, "--optim.decay-steps", round(falling * number))
+
+    augmented = ("--gain-db", 6, "--production", 0.3)
+    large = ("--mask.hidden", 256, "--mask.layers", 2)
+    items = ("--items", 8 * max(2, round(length * 150)))
+    return {
+        "train_vqvae": (*steps(1800), *augmented),
+        "train_mask": (*steps(5000), *large, *augmented),
+        "train_prior": steps(800),
+        "train_likelihood": (*steps(3200), "--optim.ema-decay", 0.99, *augmented),
+        "train_mask_network": (*steps(900), *items, *augmented),
+    }
+
+
+def stages(args: Args) -> list[Stage]:
+    """Return the plan."""
+    out, seed = args.output, ("--seed", args.seed)
+    arrangements, slakh, data = out / "arrangements", out / "slakh", out / "data"
+    # Some arrangements fail, and shares are met only on average.
+    count = round(1.2 * MIDI_SHARE * args.tracks) + 20
+    arrange = ("--output", arrangements, "--songs", count, *seed)
+    songs = ("--output", slakh, "--tracks", args.tracks, "--seconds", 20, "--parts", *SOURCES)
+    songs += ("--split", 0.94, 0.06, 0, "--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
+    songs += ("--groove", args.groove) if args.groove else ()
+    prepare = ("--slakh", slakh, "--output", data)
+    experiment = Experiment(
+        data,
+        out / "models",
+        "demo",
+        COUNT_ITERATIONS,
+        args.seed,
+        more=longer(args.length),
+        objectives=("linearisation",),
+    )
+    return [
+        stage("arrangements", "make_arrangements", arrange, product=arrangements),
+        stage(
+            "songs", "make_synthetic", (*songs, *VARIETY, *seed), ["arrangements"], product=slakh
+        ),
+        stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
+        *experiment.stages(),
+    ]
+
+
+@program
+def main(args: Args) -> None:
+    """Run the plan, then write the copy."""
+    Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
+    files = export_models(METHODS[RECOMMENDED], args.output / "models", args.package)
+    size = sum((args.package / file).stat().st_size for file in files)
+    print(f"{len(files)} files, {size / 1e6:.1f} MB in {args.package}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
