@@ -1,7 +1,9 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
 # make results   after it: settings tuned on validation songs, the tables of docs/results.md (hours)
-# make slakh SLAKH=DIR   scores of MODELS on real Slakh2100, all of it, a part or excerpts
+# make slakh SLAKH=DIR   scores of the models that ship, or of MODELS, on real Slakh2100, all of it, a part or excerpts
 # make slakh SLAKH=DIR TRAIN=1   the reference report's experiment: models trained on 210 of its songs
+# make separate FILE=song.mp3   its stems, by the models that ship with the package
+# make pretrained   trains these models (hours; GROOVE=DIR: with drum parts played by people)
 # make test   environment and the whole test suite
 # make sweep   every flag of every program with values that nobody means (an hour or so)
 # make docs   the documents as a site, in build/site
@@ -12,6 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
@@ -29,11 +32,29 @@ MIDI ?=
 SLAKH ?=
 TRAIN ?=
 PRESET ?= small
+# The models that ship, or MODELS if it is given.
+SCORED := $(if $(filter file,$(origin MODELS)),,--models $(MODELS))
 
-.PHONY: demo results slakh slakh_folder test check sweep docs clean
+# A song to separate, and the folder of its stems.
+FILE ?=
+STEMS ?= stems
+
+# The Groove MIDI Dataset.
+GROOVE ?=
+
+.PHONY: demo separate separate_file pretrained results slakh slakh_folder test check sweep docs clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo
+
+separate: separate_file $(RUNS)
+	$(BIN)/python -m scripts.separate "$(FILE)" --output "$(STEMS)"
+
+separate_file:
+	@test -e "$(FILE)" || { echo "error: FILE is '$(FILE)', expected an audio file: make separate FILE=song.mp3" >&2; exit 1; }
+
+pretrained: $(READY)
+	$(BIN)/python -m scripts.pretrain --output runs/pretrained $(if $(GROOVE),--groove "$(GROOVE)")
 
 # What tuning depends on; the demo makes its own, and leaves what is done as it is.
 ifeq ($(MODELS),runs/demo/models)
@@ -62,7 +83,7 @@ ifneq ($(MIDI),)
 endif
 
 slakh: slakh_folder $(READY)
-	$(BIN)/python -m scripts.slakh_benchmark --slakh "$(SLAKH)" $(if $(filter 1,$(TRAIN)),--train --preset $(PRESET),--models $(MODELS))
+	$(BIN)/python -m scripts.slakh_benchmark --slakh "$(SLAKH)" $(if $(filter 1,$(TRAIN)),--train --preset $(PRESET),$(SCORED))
 
 slakh_folder:
 	@test -d "$(SLAKH)" || { echo "error: SLAKH is '$(SLAKH)', expected a folder of Slakh2100: make slakh SLAKH=DIR" >&2; exit 1; }
@@ -85,11 +106,16 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html; with search: python -m http.server -d build/site"
 
-$(READY): pyproject.toml constraints.txt requirements.txt
+# What the programs need; then what composing songs and the tests need.
+$(RUNS): pyproject.toml constraints.txt requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --quiet --upgrade pip
 	@echo "Installing the environment into $(VENV) (a minute or two)"
 	$(PIP) --quiet torch
+	$(PIP) --quiet -e .
+	@touch $(RUNS)
+
+$(READY): $(RUNS)
 	$(PIP) --quiet -e ".[dev]"
 	$(PIP) --quiet --no-deps tinysoundfont
 	@touch $(READY)

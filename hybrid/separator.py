@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybrid.likelihood import PooledLikelihood
+from hybrid.pretrained import PRETRAINED
 from hybrid.smoothing import GaussianBase
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.likelihood import Likelihood
@@ -32,6 +33,7 @@ class Hybrid(Method):
 
     name = "hybrid"
     family = "linearisation"
+    pretrained = PRETRAINED
     settings = ("sigma", "exponent", "smoothing", "smoothing_base", "symmetric", "gaussian")
 
     def defaults(self, settings: Settings) -> Settings:

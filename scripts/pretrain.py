@@ -3,10 +3,10 @@
     python -m scripts.pretrain --groove groove --output runs/pretrained
 
 Songs are composed or arranged by MMA, and played by all installed soundfonts and drum kits, with
-production effects (docs/data.md names the Debian packages). They train one codec with the LQ-VAE's
-objective, its priors and tables, the neural likelihood, the mask estimator and the mask network: all
-that lqvae, hybrid and hybrid-neural need. The last stage writes a copy for inference to PACKAGE. You
-can stop at any time: started again, it resumes.
+production effects (docs/data.md names the Debian packages). They train one codec with the
+LQ-VAE's objective, its priors and tables, the neural likelihood, the mask estimator and the mask
+network: all that lqvae, hybrid and hybrid-neural need. The last stage writes a copy for inference
+to PACKAGE. You can stop at any time: started again, it resumes.
 """
 
 from __future__ import annotations

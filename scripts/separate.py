@@ -1,5 +1,6 @@
 """Separate any audio files into stems.
 
+    python -m scripts.separate song.mp3
     python -m scripts.separate --method hybrid --models runs/demo/models --output out song.mp3
     torchrun --nproc-per-node 4 -m scripts.separate --models ... --output out album/
     mpiexec -n 4 python -m scripts.separate --models ... --output out album/
@@ -22,6 +23,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
+from hybrid import PRETRAINED
 from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import fingerprint, provenance
 from jukebox_core.checks import require_fields
@@ -56,9 +58,9 @@ class Args:
 
     mixtures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MIXTURE")]
     """Audio files: wav, flac, mp3, ogg, aiff (others through ffmpeg); or folders of them."""
-    models: Path
-    """Folder of trained models."""
-    output: Path
+    models: Path = PRETRAINED
+    """Folder of trained models; default: those that ship with the package."""
+    output: Path = Path("stems")
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
     method: MethodFlag = "auto"
     """Separation method; auto: hybrid-neural if the models have a neural likelihood, else

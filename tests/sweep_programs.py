@@ -109,6 +109,8 @@ BASES: Mapping[str, Base] = {
         instead={
             "--midi-dir": "--midi-dir in/midi --output out --seconds 1 --sample-rate 8000"
             " --parts bass drums --workers 1",
+            "--midi-share": "--midi-dir in/midi --midi-share 0.5 --output out --tracks 1 --seconds 1"
+            " --sample-rate 8000 --parts bass drums --workers 1",
             "--groove-share": "--groove in/groove --output out --tracks 1 --seconds 1"
             " --sample-rate 8000 --parts bass drums --workers 1",
         },
@@ -121,6 +123,10 @@ BASES: Mapping[str, Base] = {
             ("--split", "--seed"),
             "--slakh in/plain --output out --sample-rate 8000 --workers 1 --split 0.4 0.3 0.3",
         ),
+    ),
+    "pretrain": Base(
+        "--output out --package out/package --tracks 20 --length 0.01 --cores 1",
+        ready="python -m scripts.",
     ),
     "report": Base("--runs in/runs --output out.html"),
     "score_likelihood": Base(

@@ -1,4 +1,4 @@
-"""`make results`: the order of its steps, and what it makes again; a stub stands for python."""
+"""The Makefile: what its targets run, and what they make again; a stub stands for python."""
 
 import functools
 import os
@@ -47,7 +47,8 @@ def results(tmp_path):
     stub.parent.mkdir(parents=True)
     stub.write_text(STUB)
     stub.chmod(0o755)
-    (tmp_path / ".venv" / ".ready").touch()
+    for stamp in (".runs", ".ready"):
+        (tmp_path / ".venv" / stamp).touch()
 
     def run(*flags, target="results"):
         (tmp_path / "calls").write_text("")
@@ -95,7 +96,7 @@ def test_slakh_scores_the_models_or_trains_its_own(results, tmp_path):
     (tmp_path / "some songs").mkdir()
     benchmark = ["scripts.slakh_benchmark", "--slakh", "some", "songs"]
     slakh = functools.partial(results, "SLAKH=some songs", target="slakh")
-    assert slakh() == [[*benchmark, "--models", "runs/demo/models"]]
+    assert slakh() == [benchmark]
     assert slakh("MODELS=mine") == [[*benchmark, "--models", "mine"]]
     assert slakh("TRAIN=1") == [[*benchmark, "--train", "--preset", "small"]]
     assert slakh("TRAIN=1", "PRESET=t4") == [[*benchmark, "--train", "--preset", "t4"]]
@@ -103,3 +104,19 @@ def test_slakh_scores_the_models_or_trains_its_own(results, tmp_path):
         with pytest.raises(subprocess.CalledProcessError) as failed:
             results(*flags, target="slakh")
         assert b"expected a folder of Slakh2100: make slakh SLAKH=DIR" in failed.value.stderr
+
+
+def test_a_file_is_separated_by_the_models_that_ship(results, tmp_path):
+    (tmp_path / "my song.mp3").touch()
+    separate = functools.partial(results, "FILE=my song.mp3", target="separate")
+    assert separate() == [["scripts.separate", "my", "song.mp3", "--output", "stems"]]
+    assert separate("STEMS=out")[0][-1] == "out"
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        results("FILE=nowhere.mp3", target="separate")
+    assert b"expected an audio file: make separate FILE=song.mp3" in failed.value.stderr
+
+
+def test_the_models_that_ship_are_trained_with_the_takes_that_are_given(results):
+    train = ["scripts.pretrain", "--output", "runs/pretrained"]
+    assert results(target="pretrained") == [train]
+    assert results("GROOVE=takes", target="pretrained") == [[*train, "--groove", "takes"]]

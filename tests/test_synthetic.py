@@ -532,3 +532,28 @@ def test_program(tmp_path, capsys):
     assert main([*flags, "--seed", "1"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and "another seed" in line
+
+
+def test_a_share_of_the_songs_are_midi_files_and_the_others_as_without_them(tmp_path):
+    corpus = tmp_path / "midi"
+    for number in range(6):
+        played = [(36 + number, 0.0, 0.5), (40, 0.5, 1.0)]
+        write_midi(corpus / f"{number}.mid", (33, False, played), (0, True, [(36, 0.0, 0.1)]))
+    options = {"midi_dir": corpus, "midi_share": 0.5, **SMALL}
+    tracks, _ = make_synthetic(tmp_path / "a", tracks=8, **options)
+    composed, _ = make_synthetic(tmp_path / "b", tracks=8, **SMALL)
+    origins = [yaml.safe_load((t / "metadata.yaml").read_text())["generator"] for t in tracks]
+    names = [generator["origin"] for generator in origins if generator["origin"] != "composed"]
+    assert 1 < len(names) < 7 and len(set(names)) == len(names)
+    for track, other, generator in zip(tracks, composed, origins, strict=True):
+        assert track.relative_to(tmp_path / "a") == other.relative_to(tmp_path / "b")
+        assert (tree(track) == tree(other)) == (generator["origin"] == "composed")
+    before = tree(tmp_path / "a")
+    make_synthetic(tmp_path / "a", tracks=9, **options)
+    assert before.items() <= tree(tmp_path / "a").items()
+    with pytest.raises(ValueError, match="but there are 6: lower the share"):
+        make_synthetic(tmp_path / "c", tracks=60, **options)
+    with pytest.raises(ValueError, match="midi_share is 0.5, but there is no folder of MIDI files"):
+        make_synthetic(tmp_path / "c", midi_share=0.5, **SMALL)
+    with pytest.raises(ValueError, match="midi_share is 2"):
+        make_synthetic(tmp_path / "c", midi_dir=corpus, midi_share=2, **SMALL)

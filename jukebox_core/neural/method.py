@@ -48,6 +48,7 @@ class NeuralMethod(Method):
         """
         self.base = base
         self.family = family if base is None else base.family
+        self.pretrained = None if base is None else base.pretrained
         self.name = "neural" if base is None else f"{base.name}-neural"
         own = () if base is None else base.settings
         self.settings = (*own, "neural_exponent", "prior", "mask_network")

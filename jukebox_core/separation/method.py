@@ -63,12 +63,13 @@ class Method(ABC):
     """A separation method. A new one is a subclass: a family of models and a likelihood.
 
     name: of the method. family: folder of its models. settings: the settings of its likelihood;
-    all methods use all other settings.
+    all methods use all other settings. pretrained: folder of models that ship with the package.
     """
 
     name: str
     family: str
     settings: tuple[str, ...] = ()
+    pretrained: Path | None = None
 
     @abstractmethod
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood | None:
@@ -188,7 +189,7 @@ class Method(ABC):
 
     def load_separator(
         self,
-        models: str | Path,
+        models: str | Path | None = None,
         settings: Settings | None = None,
         device: str = "auto",
         *,
@@ -200,7 +201,7 @@ class Method(ABC):
         """Load the method's models.
 
         Args:
-            models: folder of trained models.
+            models: folder of trained models; default: those that ship with the package.
             settings: values that differ from the tuned ones or the defaults.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
             candidates: joint candidates per window; default: the number of the models' preset.
@@ -210,8 +211,12 @@ class Method(ABC):
 
         Raises:
             FileNotFoundError: the folder or a part of it is missing.
-            ValueError: parts are damaged or do not belong together, or a value is out of range.
+            ValueError: parts are damaged or do not belong together, a value is out of range, or no
+                models are given and none of the method ship.
         """
+        models = self.pretrained if models is None else models
+        if models is None:
+            raise ValueError(f"no models of {self.name} ship with the package: give their folder")
         family = self.folder(models)
         full = self.resolve(settings or Settings(), models if tuned else None)
         sizes = sizes_of(family, candidates, window, full.shifts)

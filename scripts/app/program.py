@@ -1,5 +1,6 @@
 """Separate songs on a page in your browser.
 
+    python -m scripts.app
     python -m scripts.app --models runs/demo/models
 
 Choose a method, hear and see the stems, and download them; scripts.separate writes the same stems.
@@ -22,6 +23,7 @@ from types import ModuleType
 
 import tyro
 
+from hybrid import PRETRAINED
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.excerpts import write_excerpt
 from jukebox_core.machine import pick_device, set_threads
@@ -41,8 +43,8 @@ _EXAMPLES = 4  # of a folder
 class Args:
     """Flags of scripts.app."""
 
-    models: Path
-    """Folder of trained models; methods with missing parts are not offered."""
+    models: Path = PRETRAINED
+    """Folder of trained models; default: those that ship with the package. Methods with missing parts are not offered."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: all who can reach this computer can use the page."""
     port: int = 7860

@@ -1,5 +1,6 @@
 """Score models on real Slakh2100 beside the reference report, or repeat its experiment.
 
+    python -m scripts.slakh_benchmark --slakh slakh2100_flac_redux
     python -m scripts.slakh_benchmark --slakh slakh2100_flac_redux --models runs/demo/models
     python -m scripts.slakh_benchmark --slakh slakh2100_flac_redux --train --preset small
 
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import scripts
 from data.slakh import track_folders
+from hybrid import PRETRAINED
 from jukebox_core.checkpoints import load_meta
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import MANIFEST_NAME, load_manifest
@@ -55,8 +57,9 @@ class Args:
     """Folder of Slakh2100: it contains train, validation and test, or TrackNNNNN folders."""
     output: Path = Path("runs/slakh")
     """Folder of all outputs; --train writes to OUTPUT/experiment."""
-    models: Path = Path("runs/demo/models")
-    """Folder of the models to score; ignored with --train."""
+    models: Path = PRETRAINED
+    """Folder of the models to score, by default those that ship with the package; ignored with
+    --train."""
     train: bool = False
     """Train models on SLAKH as the reference report did, and score them."""
     preset: PresetName = "small"

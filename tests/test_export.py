@@ -1,0 +1,132 @@
+"""Copies of models for inference: what is in them, and that they separate as the originals do."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import hybrid
+from hybrid.hub import CARD, HubModels
+from jukebox_core.checkpoints import WEIGHTS, fingerprint, load_codec
+from jukebox_core.neural.model import load_neural_likelihood
+from jukebox_core.separation.export import export_models
+from jukebox_core.separation.settings import Settings
+from lass.counts import CountsFile, load_counts
+from scripts._methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def copied(tiny_neural_models, tmp_path_factory):
+    """(models, copy, files of the copy)"""
+    folder = tmp_path_factory.mktemp("copy") / "models"
+    return tiny_neural_models, folder, export_models(hybrid.NEURAL, tiny_neural_models, folder)
+
+
+def test_a_copy_has_what_the_method_needs_and_nothing_else(copied):
+    models, folder, files = copied
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    runs = ("vqvae", "prior_bass", "prior_drums", "neural_likelihood")
+    tables = ("counts", "sums")
+    expected = {f"linearisation/{run}/{name}" for run in runs for name in (WEIGHTS, "meta.json")}
+    expected |= {f"linearisation/{name}.safetensors" for name in tables}
+    assert there == expected == {file.as_posix() for file in files}
+    for name in ("lqvae", "hybrid", "hybrid-neural"):
+        METHODS[name].check(folder)
+
+
+def test_the_codec_stays_and_other_weights_become_float16(copied):
+    models, folder, _ = copied
+    run = "linearisation/vqvae"
+    assert fingerprint(folder / run) == fingerprint(models / run)
+    for run in ("prior_bass", "prior_drums", "neural_likelihood"):
+        before, after = (
+            load_file(place / "linearisation" / run / WEIGHTS) for place in (models, folder)
+        )
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            expected = tensor.half() if tensor.is_floating_point() else tensor
+            assert after[name].dtype == expected.dtype and torch.equal(after[name], expected)
+
+
+def test_tables_keep_their_numbers_in_fewer_bytes(copied):
+    models, folder, _ = copied
+    counts, sums = (f"linearisation/{name}.safetensors" for name in ("counts", "sums"))
+    before, metadata = load_counts(models / counts)
+    after, copied_metadata = load_counts(folder / counts)
+    assert metadata == copied_metadata
+    for one, other in zip(before[1:], after[1:], strict=True):
+        assert one.dtype == other.dtype and (one == other).all()
+    keys, numbers = CountsFile(folder / counts).read(1, 9)
+    expected_keys, expected = CountsFile(models / counts).read(1, 9)
+    assert (keys == expected_keys).all() and (numbers == expected).all()
+    assert numbers.dtype == expected.dtype
+    assert (folder / counts).stat().st_size < 0.5 * (models / counts).stat().st_size
+    wide, narrow = (load_file(place / sums)["sum_codes"] for place in (models, folder))
+    assert narrow.dtype == torch.int16 and torch.equal(wide, narrow.int())
+
+
+def test_a_copy_of_the_copy_is_the_copy(copied, tmp_path):
+    _, folder, files = copied
+    assert export_models(hybrid.NEURAL, folder, tmp_path / "again") == files
+    for file in files:
+        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_the_copy_gives_nearly_the_same_likelihood(copied):
+    models, folder, _ = copied
+    mixture = 0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+    codec = load_codec(folder / "linearisation" / "vqvae")
+    latents = codec.latents(mixture)
+    networks = [
+        load_neural_likelihood(place / "linearisation" / "neural_likelihood")
+        for place in (models, folder)
+    ]
+    exact, rounded = (network(mixture, latents) for network in networks)
+    for name, log_q in exact.items():
+        assert not torch.equal(log_q, rounded[name])
+        assert torch.allclose(log_q, rounded[name], atol=0.02)
+
+
+def test_tuned_settings_are_copied(tiny_neural_models, tmp_path):
+    models = tmp_path / "models"
+    export_models(hybrid.NEURAL, tiny_neural_models, models)
+    (models / "tuned").mkdir()
+    (models / "tuned" / "hybrid-neural.json").write_text('{"options": {"sigma": 0.7}}')
+    export_models(hybrid.NEURAL, models, tmp_path / "copy")
+    assert hybrid.NEURAL.resolve(Settings(), tmp_path / "copy").sigma == 0.7
+
+
+def test_weights_beyond_float16_and_the_same_folder_are_refused(tiny_neural_models, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(tiny_neural_models, models)
+    with pytest.raises(ValueError, match="the folder of the models: choose another"):
+        export_models(hybrid.NEURAL, models, models)
+    weights = models / "linearisation" / "prior_drums" / WEIGHTS
+    tensors = load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] = 1e6
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match="has values that float16 cannot hold"):
+        export_models(hybrid.NEURAL, models, tmp_path / "copy")
+
+
+def test_the_hub_conventions_hold_for_a_folder(tiny_neural_models, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    HubModels(tiny_neural_models).save_pretrained(first)
+    assert json.loads((first / "config.json").read_text()) == {"method": "hybrid-neural"}
+    assert "library_name: latent-separation" in (first / CARD).read_text()
+    (first / CARD).write_text("---\nlicense: mit\n---\nours\n")
+    HubModels.from_pretrained(str(first)).save_pretrained(second)
+    assert (second / CARD).read_text() == (first / CARD).read_text()  # a card of one's own stays
+    files = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
+    assert files == {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
+    for file in files:
+        assert (first / file).read_bytes() == (second / file).read_bytes()
+    separator = HubModels.from_pretrained(second).load_separator(device="cpu", candidates=2)
+    assert separator.sources == ("bass", "drums")
+
+
+def test_methods_without_models_of_their_own_say_so():
+    with pytest.raises(ValueError, match="no models of lass ship with the package"):
+        METHODS["lass"].load_separator()
