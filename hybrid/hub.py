@@ -1,7 +1,7 @@
 """The hybrid's models on the Hugging Face Hub; needs huggingface_hub (`pip install -e ".[hub]"`).
 
-    HubModels(Path("runs/demo/models")).push_to_hub("user/name")
-    separator = HubModels.from_pretrained("user/name").load_separator()
+HubModels(Path("runs/demo/models")).push_to_hub("user/name")
+separator = HubModels.from_pretrained("user/name").load_separator()
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class HubModels(
                 shutil.copyfile(self.models / CARD, temporary)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls, *, model_id: str, revision: str | None, cache_dir: str | Path | None, **options: Any
     ) -> HubModels:
         if Path(model_id).is_dir():

@@ -17,6 +17,9 @@ SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
 SYSTEMS: tuple[MethodName, ...] = (*PUBLISHED_METHODS, RECOMMENDED)
 """The systems that an experiment trains."""
+VARIETY: tuple[object, ...] = ("--style", "wide", "--programs", "all")
+VARIETY += ("--production", "all", "--level", "loudness")
+"""All variety of generated songs that needs no files."""
 DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
 DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
 """Settings of the candidates that the mask network learns from."""

@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import scripts
 from data.synthetic import MOST_SECONDS
@@ -23,7 +24,7 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS
-from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, scoring, stage
+from scripts._plan import SOURCES, SYSTEMS, VARIETY, Experiment, needs, scoring, stage
 from scripts._results import format_table, is_report
 
 
@@ -39,6 +40,9 @@ class Args:
     """Number of songs to compose."""
     seconds: float = 20.0
     """Length of a song, in seconds."""
+    songs: Literal["varied", "plain"] = "varied"
+    """varied: all that docs/data.md names and that needs no files; plain: simpler songs, with the
+    five basses and kits of the soundfont that earlier results were measured with."""
     chunks: int = 24
     """Test chunks, one per song if there are enough songs."""
     count_iterations: int = 250
@@ -64,7 +68,15 @@ def stages(args: Args) -> list[Stage]:
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
     seed = ("--seed", args.seed)
-    songs = ("--output", slakh, "--tracks", args.tracks, "--seconds", args.seconds)
+    songs: tuple[object, ...] = (
+        "--output",
+        slakh,
+        "--tracks",
+        args.tracks,
+        "--seconds",
+        args.seconds,
+    )
+    songs += ("--parts", *SOURCES, *seed, *(VARIETY if args.songs == "varied" else ()))
     prepare = ("--slakh", slakh, "--output", data)
     # One method per process. All get the number of threads, since it identifies the parts.
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
@@ -72,7 +84,7 @@ def stages(args: Args) -> list[Stage]:
     flags = (*score, "--threads", threads, *seed)
     write = ("--runs", out, "--output", report)
     return [
-        stage("songs", "make_synthetic", (*songs, "--parts", *SOURCES, *seed), product=slakh),
+        stage("songs", "make_synthetic", songs, product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *Experiment(data, models, args.preset, args.count_iterations, args.seed).stages(),
         *scoring("scores", SYSTEMS, flags, results, needs, beside=["mask estimator"]),

@@ -23,14 +23,12 @@ from jukebox_core.separation.export import export_models
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED
-from scripts._plan import SOURCES, Experiment, stage
+from scripts._plan import SOURCES, VARIETY, Experiment, stage
 
 COUNT_ITERATIONS = 400
 MIDI_SHARE = 0.3
 """Share of the songs that MMA arranges."""
-VARIETY: tuple[object, ...] = ("--style", "wide", "--programs", "all")
-VARIETY += ("--soundfont", "installed", "--drumkit", "installed")
-VARIETY += ("--production", "all", "--level", "loudness")
+SOUNDS: tuple[object, ...] = ("--soundfont", "installed", "--drumkit", "installed")
 
 
 @dataclass(frozen=True)
@@ -86,9 +84,19 @@ def stages(args: Args) -> list[Stage]:
     # Some arrangements fail, and shares are met only on average.
     count = round(1.2 * MIDI_SHARE * args.tracks) + 20
     arrange = ("--output", arrangements, "--songs", count, *seed)
-    songs = ("--output", slakh, "--tracks", args.tracks, "--seconds", 20, "--parts", *SOURCES)
+    songs: tuple[object, ...] = (
+        "--output",
+        slakh,
+        "--tracks",
+        args.tracks,
+        "--seconds",
+        20,
+        "--parts",
+        *SOURCES,
+    )
     songs += ("--split", 0.94, 0.06, 0, "--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
     songs += ("--groove", args.groove) if args.groove else ()
+    songs += (*VARIETY, *SOUNDS, *seed)
     prepare = ("--slakh", slakh, "--output", data)
     experiment = Experiment(
         data,
@@ -101,9 +109,7 @@ def stages(args: Args) -> list[Stage]:
     )
     return [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),
-        stage(
-            "songs", "make_synthetic", (*songs, *VARIETY, *seed), ["arrangements"], product=slakh
-        ),
+        stage("songs", "make_synthetic", songs, ["arrangements"], product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
     ]

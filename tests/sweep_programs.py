@@ -109,8 +109,8 @@ BASES: Mapping[str, Base] = {
         instead={
             "--midi-dir": "--midi-dir in/midi --output out --seconds 1 --sample-rate 8000"
             " --parts bass drums --workers 1",
-            "--midi-share": "--midi-dir in/midi --midi-share 0.5 --output out --tracks 1 --seconds 1"
-            " --sample-rate 8000 --parts bass drums --workers 1",
+            "--midi-share": "--midi-dir in/midi --midi-share 0.5 --output out --tracks 1"
+            " --seconds 1 --sample-rate 8000 --parts bass drums --workers 1",
             "--groove-share": "--groove in/groove --output out --tracks 1 --seconds 1"
             " --sample-rate 8000 --parts bass drums --workers 1",
         },

@@ -44,7 +44,8 @@ class Args:
     """Flags of scripts.app."""
 
     models: Path = PRETRAINED
-    """Folder of trained models; default: those that ship with the package. Methods with missing parts are not offered."""
+    """Folder of trained models, by default those that ship with the package; methods with missing
+    parts are not offered."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: all who can reach this computer can use the page."""
     port: int = 7860
