@@ -49,5 +49,15 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
 
 
 def default_methods(models: Path) -> tuple[MethodName, ...]:
-    """The published systems, and the recommended one if the models have it."""
-    return tuple(dict.fromkeys((*PUBLISHED_METHODS, method_of("auto", models))))
+    """The published systems whose families the models have, and the recommended one if it is there.
+
+    Raises:
+        FileNotFoundError: the models have no family.
+    """
+    names: list[MethodName] = [
+        n for n in PUBLISHED_METHODS if (Path(models) / METHODS[n].family).is_dir()
+    ]
+    if not names:
+        METHODS["hybrid"].folder(models)  # names the folder that is missing
+    names += [RECOMMENDED] if available(RECOMMENDED, models) else []
+    return tuple(names)

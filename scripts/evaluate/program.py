@@ -66,8 +66,8 @@ class Args:
     output: Path
     """JSON file to write."""
     methods: tuple[MethodName, ...] | None = None
-    """Separation methods to score; default: lqvae, lass, hybrid, and hybrid-neural if the models
-    have a neural likelihood."""
+    """Separation methods to score; default: those of lqvae, lass and hybrid whose codec's folder
+    the models have, and hybrid-neural if they have a neural likelihood."""
     baselines: tuple[Baseline, ...] = BASELINES
     """Baselines to score."""
     chunks: int = 30
