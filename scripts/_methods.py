@@ -33,9 +33,9 @@ RECOMMENDED: MethodName = "hybrid-neural"
 
 
 def available(name: MethodName, models: Path) -> bool:
-    """Whether the models have what the method needs beyond the published systems' parts."""
+    """Whether the models have the method's family, and its neural likelihood if it needs one."""
     family = Path(models) / METHODS[name].family
-    return all((family / run / WEIGHTS).is_file() for run in METHODS[name].runs())
+    return family.is_dir() and all((family / run / WEIGHTS).is_file() for run in METHODS[name].runs())
 
 
 MethodFlag: TypeAlias = MethodName | Literal["auto"]
@@ -54,10 +54,7 @@ def default_methods(models: Path) -> tuple[MethodName, ...]:
     Raises:
         FileNotFoundError: the models have no family.
     """
-    names: list[MethodName] = [
-        n for n in PUBLISHED_METHODS if (Path(models) / METHODS[n].family).is_dir()
-    ]
+    names = tuple(name for name in (*PUBLISHED_METHODS, RECOMMENDED) if available(name, models))
     if not names:
         METHODS["hybrid"].folder(models)  # names the folder that is missing
-    names += [RECOMMENDED] if available(RECOMMENDED, models) else []
-    return tuple(names)
+    return names

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jukebox_core.datasets.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.evaluation import metrics
-from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
+from jukebox_core.evaluation.chunks import Chunk, choose_chunks, consecutive_chunks, silence_rule
 from jukebox_core.evaluation.estimates import Estimator, draw_candidates
 from jukebox_core.files import check_replaceable, sha256
 from jukebox_core.kept import is_kept, kept, key_of, read_kept
@@ -58,8 +58,9 @@ class Scores(NamedTuple):
 class Sweep:
     """The chunks and the models that all draws share.
 
-    seed: random seed for the choice of chunks. tuned: settings without a value are the tuned ones,
-    otherwise the defaults.
+    seed: random seed for the choice of chunks. chunks_per_song: score up to so many consecutive
+    chunks of every song instead, whatever `chunks` and `seed` are. tuned: settings without a value
+    are the tuned ones, otherwise the defaults.
     """
 
     models: Path
@@ -69,18 +70,22 @@ class Sweep:
     seed: int = 0
     chunk_codes: int = 1024
     tuned: bool = True
+    chunks_per_song: int | None = None
 
     def load(self, length: int) -> list[Chunk]:
         """The chunks, of `length` samples each."""
         manifest, rule = load_manifest(self.data), silence_rule(False)[1]
+        if self.chunks_per_song is not None:
+            return consecutive_chunks(manifest, self.split, self.chunks_per_song, length, rule)[0]
         return choose_chunks(manifest, self.split, self.chunks, length, self.seed, rule)[0]
 
     def identity(self) -> dict[str, Any]:
         """Everything that the chunks depend on."""
+        per_song = self.chunks_per_song
         return {
             "data": sha256(self.data / MANIFEST_NAME),
             "split": self.split,
-            "chunks": self.chunks,
+            **({"chunks": self.chunks} if per_song is None else {"chunks_per_song": per_song}),
             "seed": self.seed,
             "chunk_codes": self.chunk_codes,
         }

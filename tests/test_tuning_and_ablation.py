@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jukebox_core.checkpoints import load_codec
 from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.estimates import First, Masked, Oracle, Selected
 from jukebox_core.kept import code_digest, key_of
@@ -305,3 +306,24 @@ def test_ablation_on_tiny_models(models, tiny_data, tmp_path, capsys):
 def test_a_method_may_lie_in_a_single_file():
     user = type("Method", (), {"__module__": "argparse"})  # argparse.py is no package
     assert key_of({}, user) == key_of({}, user) != key_of({})
+
+
+def test_all_chunks_of_every_song_without_the_models_of_lass(models, tiny_data, tmp_path, capsys):
+    (models / "reconstruction").unlink()
+    out = tmp_path / "ablation"
+    flags = ["--models", str(models), "--data", str(tiny_data), "--output", str(out), "--no-parts"]
+    flags += ["--chunks-per-song", "2", "--chunk-codes", "128", "--candidates", "2", "--seeds", "1"]
+    assert ablate.main([*flags, "--jobs", "1"]) == 0
+    table = json.loads((out / "ablation.json").read_text())
+    names = {row["row"].split(",")[0] for row in table["rows"]}
+    assert {"hybrid", "lqvae"} < names and "lass" not in names
+    assert "LASS" not in capsys.readouterr().out
+    sweep = Sweep(models, tiny_data, "test", 0, chunks_per_song=2)
+    chunks = sweep.load(128 * load_codec(models / "linearisation" / "vqvae").config.hop)
+    songs = [chunk.track for chunk in chunks]
+    assert max(songs.count(song) for song in songs) == 2
+    (row,) = (row for row in table["rows"] if row["row"] == "baseline: mixture")
+    for source, scores in row["chunks"].items():
+        expected = [float(metrics.sdr(c.sources[source], c.mixture)) for c in chunks]
+        assert scores == pytest.approx(expected)
+    assert row["songs"] == songs

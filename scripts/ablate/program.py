@@ -57,6 +57,9 @@ class Args:
     """Split of the songs."""
     chunks: int = 60
     """Maximum number of chunks, one per song if there are enough songs."""
+    chunks_per_song: int | None = None
+    """Score up to so many chunks of every song, spread evenly over it; `chunks` then has no
+    effect."""
     candidates: int = 16
     """Joint candidates per chunk."""
     seeds: int = 3
@@ -73,6 +76,7 @@ class Args:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_fields(self, "chunks", "candidates", "chunk_codes", "jobs", whole=True, at_least=1)
+        require_fields(self, "chunks_per_song", whole=True, at_least=1, optional=True)
         require_fields(self, "seeds", whole=True, at_least=1, at_most=1000)
 
 
@@ -81,7 +85,15 @@ def main(args: Args) -> None:
     """Run every row, write the tables, print them."""
     sources = load_manifest(args.data).sources
     check_outputs(args.output, sources)
-    sweep = Sweep(args.models, args.data, args.split, args.chunks, args.seed, args.chunk_codes)
+    sweep = Sweep(
+        args.models,
+        args.data,
+        args.split,
+        args.chunks,
+        args.seed,
+        args.chunk_codes,
+        chunks_per_song=args.chunks_per_song,
+    )
     every = list(rows(args.models, args.candidates, args.parts, args.methods))
     by_name, needed = estimators(args.models), defaultdict[Draw, dict[str, Estimator]](dict)
     for row in every:
@@ -163,10 +175,8 @@ def baseline_scores(
 
     Mask estimators in MODELS/mask_estimator_SIZE are scored beside MODELS/mask_estimator.
     """
-    codecs = {
-        name: load_codec(METHODS[name].folder(sweep.models) / "vqvae")
-        for name in ("hybrid", "lass")
-    }
+    folders = {name: sweep.models / METHODS[name].family / "vqvae" for name in ("hybrid", "lass")}
+    codecs = {name: load_codec(folder) for name, folder in folders.items() if folder.is_dir()}
     manifest = load_manifest(sweep.data)
     untrained = untrained_baselines(manifest.alpha)
     names = {"mixture": "mixture", "hpss": "HPSS", "nmf": "NMF"}
@@ -177,11 +187,10 @@ def baseline_scores(
         size = trained.name.removeprefix("mask_estimator").replace("_", " ").strip()
         name = "supervised mask (LSTM" + (f", {size})" if size else ")")
         baselines[name] = partial(_supervised, load_mask_estimator(trained))
-    baselines |= {
-        "codec's round trip of the truth": lambda chunk: codec_round_trip(codecs["hybrid"], chunk),
-        "LASS's codec, the same": lambda chunk: codec_round_trip(codecs["lass"], chunk),
-        "ideal ratio mask": untrained["irm"],
-    }
+    shown = {"hybrid": "codec's round trip of the truth", "lass": "LASS's codec, the same"}
+    for name, codec in codecs.items():
+        baselines[shown[name]] = partial(codec_round_trip, codec)
+    baselines["ideal ratio mask"] = untrained["irm"]
     for name, separate in baselines.items():
         values: dict[str, list[float]] = {source: [] for source in manifest.sources}
         for chunk in chunks:

@@ -117,7 +117,7 @@ def _all_rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
     def draw(method: MethodName, settings: Settings = _DEFAULT) -> Draw:
         return Draw(method, settings, candidates)
 
-    for method in PUBLISHED_METHODS:
+    for method in (name for name in PUBLISHED_METHODS if available(name, models)):
         published, default = draw(method, PUBLISHED), draw(method)
         yield Row(f"{method}, published: oracle, raw", published, "oracle")
         rejection = f"rejection, published ({method})"
