@@ -35,7 +35,9 @@ RECOMMENDED: MethodName = "hybrid-neural"
 def available(name: MethodName, models: Path) -> bool:
     """Whether the models have the method's family, and its neural likelihood if it needs one."""
     family = Path(models) / METHODS[name].family
-    return family.is_dir() and all((family / run / WEIGHTS).is_file() for run in METHODS[name].runs())
+    return family.is_dir() and all(
+        (family / run / WEIGHTS).is_file() for run in METHODS[name].runs()
+    )
 
 
 MethodFlag: TypeAlias = MethodName | Literal["auto"]
