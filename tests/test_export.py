@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,3 +131,30 @@ def test_the_hub_conventions_hold_for_a_folder(tiny_neural_models, tmp_path):
 def test_methods_without_models_of_their_own_say_so():
     with pytest.raises(ValueError, match="no models of lass ship with the package"):
         METHODS["lass"].load_separator()
+
+
+def test_the_hub_gets_the_copy_and_gives_it_back(tiny_neural_models, tmp_path, monkeypatch):
+    """The Hub is a folder here."""
+    there = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token):
+            pass
+
+        def create_repo(self, repo_id, **_):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, repo_id, folder_path, **_):
+            shutil.copytree(folder_path, there / repo_id)
+
+    def download(repo_id, *, revision, cache_dir, **options):
+        assert (revision, options["local_files_only"]) == ("v1", True)
+        return str(there / repo_id)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("hybrid.hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: None)
+    HubModels(tiny_neural_models).push_to_hub("user/name")
+    models = HubModels.from_pretrained("user/name", revision="v1", local_files_only=True)
+    assert models.models == there / "user" / "name"
+    assert hybrid.NEURAL.check(models.models) == ("bass", "drums")
