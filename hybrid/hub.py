@@ -35,11 +35,11 @@ class HubModels(
     """
 
     def __init__(self, models: Path = PRETRAINED):
-        """Use a folder of models; raises nothing before they are used."""
+        """Use this folder of models; `load_separator` is the first to read it."""
         self.models = Path(models)
 
     def load_separator(self, **options: Any) -> Separator:
-        """Load the models; options and errors as of `Method.load_separator`."""
+        """Load the models, with the options and the errors of `Method.load_separator`."""
         return NEURAL.load_separator(self.models, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -41,8 +41,8 @@ class Args:
     seconds: float = 20.0
     """Length of a song, in seconds."""
     songs: Literal["varied", "plain"] = "varied"
-    """varied: all that docs/data.md names and that needs no files; plain: simpler songs, with the
-    five basses and kits of the soundfont that earlier results were measured with."""
+    """varied: many styles, all basses and kits of the embedded soundfont, production effects;
+    plain: simpler songs with five basses and kits, as for earlier results."""
     chunks: int = 24
     """Test chunks, one per song if there are enough songs."""
     count_iterations: int = 250

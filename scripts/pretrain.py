@@ -5,8 +5,9 @@
 Songs are composed or arranged by MMA, and played by all installed soundfonts and drum kits, with
 production effects (docs/data.md names the Debian packages). They train one codec with the
 LQ-VAE's objective, its priors and tables, the neural likelihood, the mask estimator and the mask
-network: all that lqvae, hybrid and hybrid-neural need. The last stage writes a copy for inference
-to PACKAGE. You can stop at any time: started again, it resumes.
+network: all that lqvae, hybrid and hybrid-neural need. At the end it writes a copy for inference to
+--package, by default hybrid/weights, and so replaces the models that ship. You can stop at any
+time: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ class Args:
     """Flags of scripts.pretrain."""
 
     groove: Path | None = None
-    """Folder of the Groove MIDI Dataset, for drum parts played by people; default: none."""
+    """Folder of the Groove MIDI Dataset; without it, all drum parts are composed."""
     output: Path = Path("runs/pretrained")
     """Folder of songs, data, trained models and logs."""
     package: Path = PRETRAINED
-    """Folder for the copy that ships."""
+    """Folder for the copy for inference; default: the models that ship, which it replaces."""
     tracks: int = 1800
     """Number of songs, of 20 s each."""
     length: float = 1.0
-    """Factor of the number of training steps."""
+    """Multiply the training steps of every network by this."""
     seed: int = 10
-    """Random seed of all stages; the songs of tests have other seeds."""
+    """Random seed of all stages; test songs are made with other seeds."""
     cores: int | None = None
     """CPU cores to use; default: all."""
 

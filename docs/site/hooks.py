@@ -25,8 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data")
-CARD = "hybrid/weights/README.md"
-COPIED = ("images/*.png", "images/*.svg", "*.ipynb", CARD)
+COPIED = ("images/*.png", "images/*.svg", "*.ipynb", "hybrid/weights/README.md")
 """Files outside docs/ that pages show or link to."""
 
 _LINK = re.compile(r"\[(`?)([^\]`]+)\1\]\(\.\./([\w/.]+)\)")
@@ -107,8 +106,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links to files outside docs/ into links within the site; add the commands' flags."""
-    if page.file.src_uri == CARD:
-        return markdown.replace("](../../docs/", "](../../")
     markdown = _LINK.sub(_led_on, markdown)
     if page.file.src_uri == "commands.md":
         markdown += "\n" + commands()

@@ -1,8 +1,8 @@
 """Copies of a method's models for inference, small enough to ship.
 
-A copy is a models folder as any other, without training states. Weights become float16, except the
-codec's: everything else was trained on its codes, which must stay the same to the last bit. Integer
-tables take the narrowest type that holds them.
+A copy is a normal models folder without training states. Weights become float16, except the
+codec's: all other parts depend on its exact codes. Integers of tables take the narrowest type that
+holds them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def export_models(method: Method, models: str | Path, output: str | Path) -> lis
 
     Raises:
         FileNotFoundError: a part is missing.
-        ValueError: a part is damaged, or a weight exceeds float16; the output is the models.
+        ValueError: a part is damaged, a weight exceeds the range of float16, or output and models
+            are the same folder.
     """
     models, output = Path(models), Path(output)
     method.check(models)
