@@ -21,10 +21,11 @@ import scripts
 from hybrid.pretrained import PRETRAINED
 from jukebox_core.checks import require_fields
 from jukebox_core.separation.export import export_models
+from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED
-from scripts._plan import SOURCES, VARIETY, Experiment, stage
+from scripts._plan import SOURCES, VARIETY, Experiment, needs, stage
 
 COUNT_ITERATIONS = 400
 MIDI_SHARE = 0.3
@@ -81,38 +82,36 @@ def longer(length: float) -> dict[str, tuple[object, ...]]:
 def stages(args: Args) -> list[Stage]:
     """Return the plan."""
     out, seed = args.output, ("--seed", args.seed)
-    arrangements, slakh, data = out / "arrangements", out / "slakh", out / "data"
+    arrangements, slakh, data, models = (
+        out / name for name in ("arrangements", "slakh", "data", "models")
+    )
     # Some arrangements fail, and shares are met only on average.
     count = round(1.2 * MIDI_SHARE * args.tracks) + 20
     arrange = ("--output", arrangements, "--songs", count, *seed)
-    songs: tuple[object, ...] = (
-        "--output",
-        slakh,
-        "--tracks",
-        args.tracks,
-        "--seconds",
-        20,
-        "--parts",
-        *SOURCES,
-    )
-    songs += ("--split", 0.94, 0.06, 0, "--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
+    songs: tuple[object, ...] = ("--output", slakh, "--tracks", args.tracks, "--seconds", 20)
+    songs += ("--parts", *SOURCES, "--split", 0.94, 0.06, 0)
+    songs += ("--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
     songs += ("--groove", args.groove) if args.groove else ()
     songs += (*VARIETY, *SOUNDS, *seed)
     prepare = ("--slakh", slakh, "--output", data)
     experiment = Experiment(
         data,
-        out / "models",
+        models,
         "demo",
         COUNT_ITERATIONS,
         args.seed,
         more=longer(args.length),
         objectives=("linearisation",),
     )
+    tune = ("--models", models, "--data", data, "--method", RECOMMENDED)
+    tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
+    tuned = tuned_path(models, RECOMMENDED)
     return [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),
         stage("songs", "make_synthetic", songs, ["arrangements"], product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
+        stage("settings", "tune", tune, needs(RECOMMENDED), product=tuned),
     ]
 
 
