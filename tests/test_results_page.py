@@ -58,7 +58,13 @@ OF = {
     "Neural likelihood and mask network": "neural",
     "What priors and counts add to the neural likelihood": "neural_methods",
     "MIDI songs with the neural likelihood": "neural_midi",
-    "Slakh2100 excerpts": "neural_real",
+    "Slakh2100 excerpts, models of plain songs": "neural_real",
+    "Slakh2100 excerpts": "pretrained_real",
+    "Generated songs": "pretrained_fresh",
+    "MIDI songs": "pretrained_midi",
+    "A recording": "pretrained_multitrack",
+    "Plain songs": "pretrained_plain",
+    "Variety of the training songs": "variety",
     "Codec and prior choices": "training",
 }
 """Whose figures a section tells, by its heading; the others tell the first test set's."""
