@@ -23,6 +23,7 @@ from scripts import ablate, separate, tune
 from scripts._methods import METHODS, PUBLISHED_METHODS
 from scripts._sweep import Draw, Sweep, run_draws
 from scripts.ablate.rows import PUBLISHED, estimators, rows
+from scripts.ablate.tables import Table
 
 ESTIMATORS = {
     "oracle": Oracle(),
@@ -327,3 +328,15 @@ def test_all_chunks_of_every_song_without_the_models_of_lass(models, tiny_data, 
         expected = [float(metrics.sdr(c.sources[source], c.mixture)) for c in chunks]
         assert scores == pytest.approx(expected)
     assert row["songs"] == songs
+
+
+def test_intervals_of_a_single_song_are_over_its_chunks():
+    def line(songs):
+        table = Table([], {}, 1, ("bass", "drums"), songs)
+        table.add("some", {"bass": [1.0, 2.0, 4.0, 8.0], "drums": [0.0, 3.0, 1.0, 2.0]})
+        return table.line("some")
+
+    single, many = line(["a"] * 4), line(["a", "b", "c", "d"])
+    assert single["sdr"] == many["sdr"] and "songs" not in single
+    assert single["sdr"]["bass"]["low"] < single["sdr"]["bass"]["high"]
+    assert line(["a", "a", "b", "b"])["songs"] == ["a", "a", "b", "b"]

@@ -3,8 +3,8 @@
     python -m scripts.ablate --models runs/demo/models --data runs/demo/data --output runs/ablation
 
 Every row scores one estimator on the same chunks, sampled with several seeds. A chunk's score is
-the mean over seeds; intervals are over chunks (paired for differences), or over songs if a song has
-several chunks. It writes OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and
+the mean over seeds; intervals are over chunks (paired for differences), or over songs if there are
+several with several chunks. It writes OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and
 plots. A stopped run resumes.
 """
 

@@ -33,10 +33,11 @@ class Table:
             scores: of their draws.
             seeds: of every draw.
             sources: of the data.
-            songs: the song of every chunk. If a song has several chunks, intervals resample songs.
+            songs: the song of every chunk. If songs have several chunks, intervals resample songs;
+                of a single song they resample its chunks.
         """
         self.sources = tuple(sources)
-        self.songs = list(songs) if len(set(songs)) < len(songs) else None
+        self.songs = list(songs) if 1 < len(set(songs)) < len(songs) else None
         self.seconds = {
             row.name: float(np.mean([scores[d].seconds for d in seeded(row.draw, seeds)]))
             for row in rows
