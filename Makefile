@@ -33,11 +33,14 @@ SLAKH ?=
 TRAIN ?=
 PRESET ?= small
 # The models that ship, or MODELS if it is given.
-SCORED := $(if $(filter file,$(origin MODELS)),,--models $(MODELS))
+SCORED := $(if $(filter file,$(origin MODELS)),,$(if $(MODELS),--models "$(MODELS)"))
 
 # A song to separate, and the folder of its stems.
 FILE ?=
 STEMS ?= stems
+
+# More flags of scripts.demo.
+DEMO ?=
 
 # The Groove MIDI Dataset.
 GROOVE ?=
@@ -45,13 +48,16 @@ GROOVE ?=
 .PHONY: demo separate separate_file pretrained results slakh slakh_folder test check sweep docs clean
 
 demo: $(READY)
-	$(BIN)/python -m scripts.demo --output runs/demo
+	$(BIN)/python -m scripts.demo --output runs/demo $(DEMO)
+
+# A variable as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
 
 separate: separate_file $(RUNS)
-	$(BIN)/python -m scripts.separate "$(FILE)" --output "$(STEMS)"
+	$(BIN)/python -m scripts.separate --output $(call quoted,STEMS) -- $(call quoted,FILE)
 
 separate_file:
-	@test -e "$(FILE)" || { echo "error: FILE is '$(FILE)', expected an audio file: make separate FILE=song.mp3" >&2; exit 1; }
+	@test -e $(call quoted,FILE) || { printf "error: FILE is '%s', expected an audio file: make separate FILE=song.mp3\n" $(call quoted,FILE) >&2; exit 1; }
 
 pretrained: $(READY)
 	$(BIN)/python -m scripts.pretrain --output runs/pretrained $(if $(GROOVE),--groove "$(GROOVE)")

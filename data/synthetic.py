@@ -53,7 +53,7 @@ from jukebox_core.checks import one_line, require, require_choice, require_field
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
 
-_RECORD = "synthetic.json"
+RECORD = "synthetic.json"
 _LATER = (
     "style",
     "groove",
@@ -72,7 +72,7 @@ _LEVEL_SPREAD = 4.0  # dB either way
 _LOUDNESS = -13.0  # LUFS of every stem in Slakh2100, before the gain that prevents clipping
 _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
 MOST_SECONDS = 86_400  # longest song: a day of audio takes hours to render
-_MOST_TRACKS = 99_999  # TrackNNNNN
+MOST_TRACKS = 99_999  # TrackNNNNN
 _PROCESS_BYTES = 250 << 20  # memory of one worker process: libraries and the soundfont
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -203,11 +203,12 @@ def make_synthetic(
     """
     output = Path(output)
     if tracks is not None:
-        require("tracks", tracks, whole=True, at_least=1, at_most=_MOST_TRACKS)
+        require("tracks", tracks, whole=True, at_least=1, at_most=MOST_TRACKS)
     check_workers(workers)
     if midi_dir is None and midi_share is not None:
         raise ValueError(f"midi_share is {midi_share}, but there is no folder of MIDI files")
-    if midi_dir is None or midi_share is not None:
+    composes = midi_dir is None or midi_share is not None
+    if composes:
         tracks = 20 if tracks is None else tracks
         seconds = 30.0 if seconds is None else seconds
         parts = PARTS if parts is None else parts
@@ -220,7 +221,7 @@ def make_synthetic(
         raise ValueError(
             f"groove_share is {groove_share}, but there is no folder of takes (groove)"
         )
-    choices = PARTS if midi_dir is None else ("drums", *map(fold_name, INST_CLASSES))
+    choices = PARTS if composes else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(choices)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
     if set(production) - {*EFFECTS, "all"}:
@@ -250,11 +251,11 @@ def make_synthetic(
     waiting = [song for song in songs if not _is_written(song, settings)]
     workers, existed = _processes(workers, len(waiting), settings), output.exists()
     if not claimed:
-        write_json(output / _RECORD, record)
+        write_json(output / RECORD, record)
     unusable = _write_all(waiting, settings, workers)
     if len(unusable) == len(songs):
         if not claimed:
-            unclaim(output, _RECORD, existed)
+            unclaim(output, RECORD, existed)
         reason = next(iter(unusable.values()))
         raise ValueError(f"none of the {len(songs)} songs could be written, the first: {reason}")
     return SyntheticData(
@@ -357,7 +358,7 @@ def _check_output(
         "production": settings.production or None,
         "level": None if settings.level == "rms" else settings.level,
     }
-    claimed = is_claimed(output, _RECORD, record)
+    claimed = is_claimed(output, RECORD, record)
     record = {key: value for key, value in record.items() if value is not None or key not in _LATER}
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):

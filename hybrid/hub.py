@@ -6,7 +6,6 @@ separator = HubModels.from_pretrained("user/name").load_separator()
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,24 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 
 from hybrid.pretrained import PRETRAINED
 from hybrid.separator import NEURAL
-from jukebox_core.files import atomic_path, write_json
-from jukebox_core.separation.export import export_models
+from jukebox_core.files import check_owned, write_json, write_text
+from jukebox_core.separation.export import CARD, CONFIG, RECORD, check_export, export_models
 from jukebox_core.separation.separator import Separator
 
-CARD, CONFIG = "README.md", "config.json"
+_CARD = """\
+---
+library_name: latent-separation
+pipeline_tag: audio-to-audio
+tags:
+- music-source-separation
+---
+
+Models of latent-separation for music source separation, method {method}.
+Load them with `hybrid.hub.HubModels.from_pretrained(...).load_separator()`.
+"""
 
 
-class HubModels(
-    ModelHubMixin,
-    library_name="latent-separation",
-    license="mit",
-    pipeline_tag="audio-to-audio",
-    tags=["music-source-separation"],
-):
+class HubModels(ModelHubMixin):
     """A models folder of the hybrid with the neural likelihood, in the Hub's conventions.
 
     `save_pretrained(folder)` writes a copy for inference, `push_to_hub(repository)` uploads it, and
@@ -42,12 +45,49 @@ class HubModels(
         """Load the models, with the options and the errors of `Method.load_separator`."""
         return NEURAL.load_separator(self.models, **options)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write a copy with a model card: the README.md of the models, or a short one.
+
+        Args:
+            save_directory: folder of the copy.
+            options: of `ModelHubMixin.save_pretrained`.
+
+        Raises:
+            FileNotFoundError: a part of the models is missing.
+            FileExistsError: the folder holds anything else than an earlier copy.
+            ValueError: it lies in the folder of the models, or a part is damaged.
+        """
+        check_export(self.models, save_directory)
+        if not (Path(save_directory) / RECORD).is_file():
+            check_owned(save_directory)  # README.md and config.json in it would be another's
+        NEURAL.check(self.models)
+        return super().save_pretrained(save_directory, **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         export_models(NEURAL, self.models, save_directory)
+        own = self.models / CARD
+        named = _CARD.format(method=NEURAL.name)
+        write_text(save_directory / CARD, own.read_text("utf-8") if own.is_file() else named)
         write_json(save_directory / CONFIG, {"method": NEURAL.name})
-        if (self.models / CARD).is_file():
-            with atomic_path(save_directory / CARD) as temporary:
-                shutil.copyfile(self.models / CARD, temporary)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> HubModels:
+        """Find a folder, or download a repository.
+
+        Args:
+            pretrained_model_name_or_path: folder of models, or USER/NAME.
+            options: of `ModelHubMixin.from_pretrained`.
+
+        Raises:
+            FileNotFoundError: there is no such folder, and it is no name of a repository.
+        """
+        name = str(pretrained_model_name_or_path)
+        path = name.startswith((".", "/", "~")) or name.count("/") > 1
+        if path and not Path(name).is_dir():
+            raise FileNotFoundError(f"there is no folder {name}, and it is no USER/NAME of the Hub")
+        return super().from_pretrained(name, **options)
 
     @classmethod
     def _from_pretrained(

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Literal
 
 import scripts
-from data.synthetic import MOST_SECONDS
+from data.synthetic import MOST_SECONDS, RECORD
 from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
-from jukebox_core.files import check_replaceable
+from jukebox_core.files import check_replaceable, json_with
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
@@ -96,6 +96,12 @@ def stages(args: Args) -> list[Stage]:
 def main(args: Args) -> None:
     """Run the plan, then print the table."""
     results, report = args.output / "results.json", args.output / "report.html"
+    songs = args.output / "slakh" / RECORD
+    if args.songs == "varied" and songs.is_file() and not json_with("style")(songs):
+        raise ValueError(
+            f"{args.output} holds plain songs, as earlier versions composed them: continue it with "
+            "--songs plain, or choose another --output"
+        )
     # evaluate and report check this too, but only after the training.
     Outputs(results, SOURCES, METHODS).check(SYSTEMS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import scripts
+from data.groove import read_takes
+from data.synthetic import MOST_TRACKS
 from hybrid.pretrained import PRETRAINED
 from jukebox_core.checks import require_fields
-from jukebox_core.separation.export import export_models
+from jukebox_core.files import check_writable
+from jukebox_core.separation.export import CARD, RECORD, check_export, export_models
 from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
@@ -54,7 +57,7 @@ class Args:
 
     def __post_init__(self) -> None:
         """Refuse values that a stage would refuse after others have run."""
-        require_fields(self, "tracks", whole=True, at_least=20)
+        require_fields(self, "tracks", whole=True, at_least=20, at_most=MOST_TRACKS)
         require_fields(self, "length", above=0)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
@@ -118,10 +121,16 @@ def stages(args: Args) -> list[Stage]:
 @program
 def main(args: Args) -> None:
     """Run the plan, then write the copy."""
+    if args.groove is not None:
+        read_takes(args.groove)
+    check_export(args.output / "models", args.package)
+    check_writable(args.package / RECORD)
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     files = export_models(METHODS[RECOMMENDED], args.output / "models", args.package)
     size = sum((args.package / file).stat().st_size for file in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB in {args.package}")
+    if (card := args.package / CARD).is_file():
+        print(f"{card} was not changed: it describes the models that were there before")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jukebox_core.neural.model import load_neural_likelihood
 from jukebox_core.separation.export import export_models
 from jukebox_core.separation.settings import Settings
 from lass.counts import CountsFile, load_counts
+from lqvae.likelihood import SIGMA
 from scripts._methods import METHODS
 
 
@@ -31,7 +32,7 @@ def test_a_copy_has_what_the_method_needs_and_nothing_else(copied):
     runs = ("vqvae", "prior_bass", "prior_drums", "neural_likelihood")
     tables = ("counts", "sums")
     expected = {f"linearisation/{run}/{name}" for run in runs for name in (WEIGHTS, "meta.json")}
-    expected |= {f"linearisation/{name}.safetensors" for name in tables}
+    expected |= {f"linearisation/{name}.safetensors" for name in tables} | {"export.json"}
     assert there == expected == {file.as_posix() for file in files}
     for name in ("lqvae", "hybrid", "hybrid-neural"):
         METHODS[name].check(folder)
@@ -90,32 +91,66 @@ def test_the_copy_gives_nearly_the_same_likelihood(copied):
         assert torch.allclose(log_q, rounded[name], atol=0.02)
 
 
-def test_tuned_settings_are_copied(tiny_neural_models, tmp_path):
+def bytes_of(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_tuned_settings_are_copied_and_gone_with_the_next_copy(tiny_neural_models, tmp_path):
     models = tmp_path / "models"
-    export_models(hybrid.NEURAL, tiny_neural_models, models)
+    shutil.copytree(tiny_neural_models, models)
     (models / "tuned").mkdir()
     (models / "tuned" / "hybrid-neural.json").write_text('{"options": {"sigma": 0.7}}')
     export_models(hybrid.NEURAL, models, tmp_path / "copy")
     assert hybrid.NEURAL.resolve(Settings(), tmp_path / "copy").sigma == 0.7
+    (tmp_path / "copy" / "README.md").write_text("a card")
+    export_models(hybrid.NEURAL, tiny_neural_models, tmp_path / "copy")
+    assert hybrid.NEURAL.resolve(Settings(), tmp_path / "copy").sigma == SIGMA
+    assert (tmp_path / "copy" / "README.md").read_text() == "a card"
 
 
-def test_weights_beyond_float16_and_the_same_folder_are_refused(tiny_neural_models, tmp_path):
+@pytest.mark.parametrize("damage", ("too large", "truncated", "codec"))
+def test_an_export_that_fails_changes_nothing(tiny_neural_models, tmp_path, damage):
+    models, copy = tmp_path / "models", tmp_path / "copy"
+    shutil.copytree(tiny_neural_models, models)
+    export_models(hybrid.NEURAL, models, copy)
+    before = bytes_of(copy)
+    run = "vqvae" if damage == "codec" else "prior_drums"
+    weights = models / "linearisation" / run / WEIGHTS
+    if damage == "too large":
+        tensors = load_file(weights)
+        next(iter(tensors.values())).view(-1)[0] = 1e6
+        save_file(tensors, weights)
+    else:
+        weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=str(weights)):
+        export_models(hybrid.NEURAL, models, copy)
+    assert bytes_of(copy) == before
+
+
+def test_what_is_no_copy_is_never_replaced(tiny_neural_models, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(tiny_neural_models, models)
-    with pytest.raises(ValueError, match="the folder of the models: choose another"):
-        export_models(hybrid.NEURAL, models, models)
-    weights = models / "linearisation" / "prior_drums" / WEIGHTS
-    tensors = load_file(weights)
-    next(iter(tensors.values())).view(-1)[0] = 1e6
-    save_file(tensors, weights)
-    with pytest.raises(ValueError, match="has values that float16 cannot hold"):
-        export_models(hybrid.NEURAL, models, tmp_path / "copy")
+    trained = shutil.copytree(models, tmp_path / "trained")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "linearisation").symlink_to(models / "linearisation")
+    before = bytes_of(tmp_path)
+    for output in (trained, linked, tmp_path):
+        with pytest.raises(FileExistsError, match="which no former run recorded"):
+            export_models(hybrid.NEURAL, models, output)
+    for output in (models, models / "linearisation" / "prior_x"):
+        with pytest.raises(ValueError, match="in the folder of the models: choose another"):
+            export_models(hybrid.NEURAL, models, output)
+    assert bytes_of(tmp_path) == before
 
 
 def test_the_hub_conventions_hold_for_a_folder(tiny_neural_models, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     HubModels(tiny_neural_models).save_pretrained(first)
     assert json.loads((first / "config.json").read_text()) == {"method": "hybrid-neural"}
+    with pytest.raises(ValueError, match="choose another"):
+        HubModels(first).save_pretrained(first)
+    assert (first / "config.json").is_file()
     assert "library_name: latent-separation" in (first / CARD).read_text()
     (first / CARD).write_text("---\nlicense: mit\n---\nours\n")
     HubModels.from_pretrained(str(first)).save_pretrained(second)
@@ -126,6 +161,18 @@ def test_the_hub_conventions_hold_for_a_folder(tiny_neural_models, tmp_path):
         assert (first / file).read_bytes() == (second / file).read_bytes()
     separator = HubModels.from_pretrained(second).load_separator(device="cpu", candidates=2)
     assert separator.sources == ("bass", "drums")
+
+
+def test_the_hub_takes_no_card_of_others(tiny_neural_models, tmp_path):
+    (tmp_path / CARD).write_text("mine")
+    with pytest.raises(FileExistsError, match="README.md, which no former run recorded"):
+        HubModels(tiny_neural_models).save_pretrained(tmp_path)
+    assert (tmp_path / CARD).read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="there is no folder runs/demo/models"):
+        HubModels.from_pretrained("runs/demo/models")
+    with pytest.raises(FileNotFoundError):
+        HubModels(tmp_path / "none").save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_methods_without_models_of_their_own_say_so():

@@ -107,10 +107,12 @@ def test_slakh_scores_the_models_or_trains_its_own(results, tmp_path):
 
 
 def test_a_file_is_separated_by_the_models_that_ship(results, tmp_path):
-    (tmp_path / "my song.mp3").touch()
-    separate = functools.partial(results, "FILE=my song.mp3", target="separate")
-    assert separate() == [["scripts.separate", "my", "song.mp3", "--output", "stems"]]
-    assert separate("STEMS=out")[0][-1] == "out"
+    for name in ("song.mp3", "-n", "Ke$ha's \"a`id`b.mp3"):
+        (tmp_path / name).touch()
+        file = "FILE=" + name
+        expected = ["scripts.separate", "--output", "stems", "--", *name.split()]
+        assert results(file, target="separate") == [expected]
+        assert results(file, "STEMS=out", target="separate")[0][2] == "out"
     with pytest.raises(subprocess.CalledProcessError) as failed:
         results("FILE=nowhere.mp3", target="separate")
     assert b"expected an audio file: make separate FILE=song.mp3" in failed.value.stderr

@@ -1,6 +1,7 @@
 """scripts.pretrain and scripts.demo: their stages have flags that the programs take."""
 
 import importlib
+import json
 import math
 from pathlib import Path
 
@@ -31,6 +32,26 @@ def test_the_learning_rate_has_fallen_to_zero_at_the_last_step():
         for flags in pretrain.longer(length).values():
             numbers = dict(zip(flags[::2], flags[1::2], strict=True))
             assert 0 < numbers["--optim.decay-steps"] <= numbers["--train.steps"]
+
+
+def test_nothing_is_trained_for_a_package_that_cannot_be_written(tmp_path, capsys):
+    out = tmp_path / "out"
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for package in (tmp_path / "file", tmp_path / "full", out / "models"):
+        assert pretrain.main(["--output", str(out), "--package", str(package)]) == 1
+        assert capsys.readouterr().err.startswith("error: ")
+    flags = ["--output", str(out), "--package", str(tmp_path / "new")]
+    assert pretrain.main([*flags, "--groove", str(tmp_path / "nowhere")]) == 1
+    assert not out.exists() and not (tmp_path / "new").exists()
+
+
+def test_a_demo_of_plain_songs_is_not_continued_with_others(tmp_path, capsys):
+    (tmp_path / "slakh").mkdir()
+    (tmp_path / "slakh" / "synthetic.json").write_text(json.dumps({"version": 1, "seed": 0}))
+    assert demo.main(["--output", str(tmp_path)]) == 1
+    assert "--songs plain" in capsys.readouterr().err
 
 
 @given(st.sampled_from(["tracks", "length", "seed", "cores"]), st.sampled_from([-1, 0, math.nan]))

@@ -70,7 +70,7 @@ def test_a_generated_song_is_separated_as_the_card_says(tmp_path):
     (track,) = load_manifest(tmp_path / "data").split("test")
     said = float(re.search(r"mean SDR of about ([0-9.]+) dB", CARD, re.DOTALL)[1])
     separator = hybrid.load_neural_separator(device="cpu", candidates=8)
-    assert separated(separator, track, LENGTH) == pytest.approx(said, abs=0.3)
+    assert separated(separator, track, 0) == pytest.approx(said, abs=0.3)
 
 
 def test_a_real_excerpt_is_separated_as_the_results_say(tmp_path):

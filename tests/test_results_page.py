@@ -23,7 +23,10 @@ def kept(name):
 
 PUBLISHED = ("confirmation", "ablation", "ablation_second")
 NEURAL = ("neural", "neural_methods", "neural_midi", "neural_real")
-SHIPPED = (*(f"pretrained_{n}" for n in ("real", "fresh", "midi", "multitrack", "plain")), "variety")
+SHIPPED = (
+    *(f"pretrained_{n}" for n in ("real", "fresh", "midi", "multitrack", "plain")),
+    "variety",
+)
 MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED)}
 COST = kept("cost")
 README = {
@@ -47,7 +50,7 @@ def cells(text):
 
 WHAT_YOU_GET = {
     "`hybrid-neural`, what you get": "hybrid-neural, default: mask network",
-    "supervised mask estimator, equal training time": "baseline: supervised mask (LSTM, equal time)",
+    "supervised mask estimator, equal time": "baseline: supervised mask (LSTM, equal time)",
     "NMF": "baseline: NMF",
     "mixture": "baseline: mixture",
 }

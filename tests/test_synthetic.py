@@ -555,5 +555,8 @@ def test_a_share_of_the_songs_are_midi_files_and_the_others_as_without_them(tmp_
         make_synthetic(tmp_path / "c", tracks=60, **options)
     with pytest.raises(ValueError, match="midi_share is 0.5, but there is no folder of MIDI files"):
         make_synthetic(tmp_path / "c", midi_share=0.5, **SMALL)
+    with pytest.raises(ValueError, match="^parts are"):
+        make_synthetic(tmp_path / "c", **options | {"parts": ("organ", "bass")})
+    assert not (tmp_path / "c").exists()
     with pytest.raises(ValueError, match="midi_share is 2"):
         make_synthetic(tmp_path / "c", midi_dir=corpus, midi_share=2, **SMALL)

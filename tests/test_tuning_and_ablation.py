@@ -316,9 +316,11 @@ def test_all_chunks_of_every_song_without_the_models_of_lass(models, tiny_data, 
     flags += ["--chunks-per-song", "2", "--chunk-codes", "128", "--candidates", "2", "--seeds", "1"]
     assert ablate.main([*flags, "--jobs", "1"]) == 0
     table = json.loads((out / "ablation.json").read_text())
+    assert "LASS" not in capsys.readouterr().out
+    assert ablate.main([*flags, "--jobs", "1", "--methods", "lass"]) == 1
+    assert "reconstruction is missing" in capsys.readouterr().err
     names = {row["row"].split(",")[0] for row in table["rows"]}
     assert {"hybrid", "lqvae"} < names and "lass" not in names
-    assert "LASS" not in capsys.readouterr().out
     sweep = Sweep(models, tiny_data, "test", 0, chunks_per_song=2)
     chunks = sweep.load(128 * load_codec(models / "linearisation" / "vqvae").config.hop)
     songs = [chunk.track for chunk in chunks]

@@ -2,34 +2,38 @@
 
 A copy is a normal models folder without training states. Weights become float16, except the
 codec's: all other parts depend on its exact codes. Integers of tables take the narrowest type that
-holds them.
+holds them. export.json records the method and the SHA-256 of every file.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from jukebox_core.checkpoints import META, WEIGHTS, first_nonfinite
-from jukebox_core.files import atomic_path
+from jukebox_core.checkpoints import META, WEIGHTS, first_nonfinite, load_codec
+from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import Settings, tuned_path
-from jukebox_core.tables import save_tensors
+from jukebox_core.tables import readable, save_tensors
 
+RECORD = "export.json"
+CARD, CONFIG = "README.md", "config.json"
+_KEPT = (CARD, CONFIG)
+"""Files of the output that an export leaves as they are."""
 _INTEGERS = (torch.int16, torch.int32)
 
 
 def export_models(method: Method, models: str | Path, output: str | Path) -> list[Path]:
     """Copy what a method needs; return the files, relative to the output.
 
-    Files of an earlier export are replaced, each as a whole.
+    An earlier export is replaced as a whole; README.md and config.json in it stay.
 
     Args:
         method: whose parts to copy.
@@ -38,50 +42,92 @@ def export_models(method: Method, models: str | Path, output: str | Path) -> lis
 
     Raises:
         FileNotFoundError: a part is missing.
-        ValueError: a part is damaged, a weight exceeds the range of float16, or output and models
-            are the same folder.
+        FileExistsError: the output is no folder, or holds anything else than an earlier export.
+        ValueError: a part is damaged, a weight exceeds the range of float16, or the output lies in
+            the folder of the models. Nothing is written then.
     """
     models, output = Path(models), Path(output)
+    check_export(models, output)
     method.check(models)
-    if output.resolve() == models.resolve():
-        raise ValueError(f"output is {output}, the folder of the models: choose another")
     settings = method.resolve(Settings(), models)
     family = method.folder(models)
     runs = [family / "vqvae", *prior_folders(family).values()]
     runs += [family / name for name in method.runs()]
     runs += method.runs_beside(models, settings).values()
     tables = [family / name for name in method.tables(settings)]
-    tables += [path for path in [family / "calibration.safetensors"] if path.is_file()]
-    copied = [tuned_path(models, method.name)] if tuned_path(models, method.name).is_file() else []
-    copied += [run / META for run in runs] + [family / "vqvae" / WEIGHTS]
-    for path in copied:
-        with atomic_path(output / path.relative_to(models)) as temporary:
-            shutil.copyfile(path, temporary)
-    for run in runs[1:]:
-        _write(run / WEIGHTS, output / (run / WEIGHTS).relative_to(models), _halved)
-    for path in tables:
-        _write(path, output / path.relative_to(models), _narrowed)
-    written = [*copied, *(run / WEIGHTS for run in runs[1:]), *tables]
-    return sorted(path.relative_to(models) for path in written)
+    optional = (family / "calibration.safetensors", tuned_path(models, method.name))
+    calibration, tuned = ([path] if path.is_file() else [] for path in optional)
+    load_codec(runs[0])  # its weights are copied without reading them
+    changes: dict[Path, Callable[[Path, Path], None]] = {
+        **dict.fromkeys([runs[0] / WEIGHTS, *(run / META for run in runs), *tuned], _copy),
+        **dict.fromkeys([run / WEIGHTS for run in runs[1:]], _halve),
+        **dict.fromkeys([*tables, *calibration], _narrow),
+    }
+    with atomic_folder(output, _owned(output)) as folder:
+        for path, change in changes.items():
+            target = folder / path.relative_to(models)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            change(path, target)
+        files = sorted(path.relative_to(models) for path in changes)
+        digests = {file.as_posix(): sha256(folder / file) for file in files}
+        write_json(folder / RECORD, {"method": method.name, "files": digests})
+        for name in _KEPT:
+            if (output / name).is_file():
+                shutil.copyfile(output / name, folder / name)
+    return [*files, Path(RECORD)]
 
 
-def _write(source: Path, target: Path, change: Callable[[Tensor], Tensor]) -> None:
-    with safe_open(source, "pt") as file:
+def check_export(models: str | Path, output: str | Path) -> None:
+    """Refuse an output that `export_models` would refuse, whatever the models are.
+
+    Raises:
+        FileExistsError: it is no folder, or holds anything else than an earlier export.
+        ValueError: it lies in the folder of the models.
+    """
+    if Path(output).resolve().is_relative_to(Path(models).resolve()):
+        raise ValueError(f"output is {output}, in the folder of the models: choose another")
+    check_owned(output, _owned(Path(output)))
+
+
+def _owned(output: Path) -> dict[str, str | None]:
+    """The files of an earlier export, for `check_owned`."""
+    owned: dict[str, str | None] = dict.fromkeys((RECORD, *_KEPT))
+    try:
+        owned |= json.loads((output / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return owned  # then the other files are nobody's
+    return owned
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _halve(source: Path, target: Path) -> None:
+    def halved(tensor: Tensor) -> Tensor:
+        return tensor.half() if tensor.is_floating_point() else tensor
+
+    _write(source, target, "weights", halved)
+
+
+def _narrow(source: Path, target: Path) -> None:
+    def narrowed(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() or tensor.numel() == 0:
+            return tensor
+        low, high = (int(value) for value in tensor.aminmax())
+        fits = (t for t in _INTEGERS if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max)
+        return tensor.to(next(fits, tensor.dtype))
+
+    _write(source, target, "numbers", narrowed)
+
+
+def _write(source: Path, target: Path, kind: str, change: Callable[[Tensor], Tensor]) -> None:
+    with readable(source, kind), safe_open(source, "pt") as file:
         metadata: Mapping[str, str] = file.metadata() or {}
-    tensors = {name: change(tensor) for name, tensor in load_file(source).items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if (broken := first_nonfinite(tensors.items())) is not None:
+        raise ValueError(f"{source}: tensor {broken} has NaN or infinite values")
+    changed = {name: change(tensor) for name, tensor in tensors.items()}
+    if (broken := first_nonfinite(changed.items())) is not None:
         raise ValueError(f"{source}: tensor {broken} has values that float16 cannot hold")
-    with atomic_path(target) as temporary:
-        save_tensors(temporary, tensors, metadata)
-
-
-def _halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
-
-
-def _narrowed(tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() or tensor.numel() == 0:
-        return tensor
-    low, high = (int(value) for value in tensor.aminmax())
-    fits = (t for t in _INTEGERS if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max)
-    return tensor.to(next(fits, tensor.dtype))
+    save_tensors(target, changed, metadata)

@@ -4,8 +4,8 @@
 
 Every row scores one estimator on the same chunks, sampled with several seeds. A chunk's score is
 the mean over seeds; intervals are over chunks (paired for differences), or over songs if there are
-several with several chunks. It writes OUTPUT/ablation.json, ablation.md (the tables of docs/results.md) and
-plots. A stopped run resumes.
+several with several chunks. It writes OUTPUT/ablation.json, ablation.md (the tables of
+docs/results.md) and plots. A stopped run resumes.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def main(args: Args) -> None:
         args.chunk_codes,
         chunks_per_song=args.chunks_per_song,
     )
+    for name in args.methods or ():
+        METHODS[name].check(args.models)
     every = list(rows(args.models, args.candidates, args.parts, args.methods))
     by_name, needed = estimators(args.models), defaultdict[Draw, dict[str, Estimator]](dict)
     for row in every:
