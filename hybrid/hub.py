@@ -71,7 +71,7 @@ class HubModels(ModelHubMixin):
         write_json(save_directory / CONFIG, {"method": NEURAL.name})
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **options: Any
     ) -> HubModels:
         """Find a folder, or download a repository.

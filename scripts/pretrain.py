@@ -106,7 +106,7 @@ def stages(args: Args) -> list[Stage]:
         more=longer(args.length),
         objectives=("linearisation",),
     )
-    tune = ("--models", models, "--data", data, "--method", RECOMMENDED)
+    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", RECOMMENDED)
     tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
     tuned = tuned_path(models, RECOMMENDED)
     return [

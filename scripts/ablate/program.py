@@ -94,8 +94,8 @@ def main(args: Args) -> None:
         args.chunk_codes,
         chunks_per_song=args.chunks_per_song,
     )
-    for name in args.methods or ():
-        METHODS[name].check(args.models)
+    for method in args.methods or ():
+        METHODS[method].check(args.models)
     every = list(rows(args.models, args.candidates, args.parts, args.methods))
     by_name, needed = estimators(args.models), defaultdict[Draw, dict[str, Estimator]](dict)
     for row in every:
