@@ -222,7 +222,7 @@ def _optional(spec: PrimitiveConstructorSpec) -> PrimitiveConstructorSpec:
 
 @_FLAGS.struct_rule
 def _struct(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """Tyro's rule for a dataclass, without the default in the help where it is None or empty."""
+    """Tyro's rule for a dataclass; the help has no default that is None, empty or absolute."""
     if _delegated and _delegated[-1] is info:
         return None
     spec = _delegate(ConstructorRegistry.get_struct_spec, info)
@@ -244,7 +244,8 @@ def _joined(text: str | Callable[[], str | None] | None) -> str | None:
 
 
 def _default_shown(default: str) -> str:
-    return "" if default in ("", "None") else f"(default: {default})"
+    own = default in ("", "None") or PurePath(default).is_absolute()  # of this installation
+    return "" if own else f"(default: {default})"
 
 
 def _shown(words: Sequence[str]) -> str:
