@@ -3,7 +3,7 @@
 # make slakh SLAKH=DIR   scores of the models that ship, or of MODELS, on real Slakh2100, all of it, a part or excerpts
 # make slakh SLAKH=DIR TRAIN=1   the reference report's experiment: models trained on 210 of its songs
 # make separate FILE=song.mp3   its stems, by the models that ship with the package
-# make pretrained   trains these models (hours; GROOVE=DIR: with drum parts played by people)
+# make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
 # make test   environment and the whole test suite
 # make sweep   every flag of every program with values that nobody means (an hour or so)
 # make docs   the documents as a site, in build/site
@@ -45,7 +45,10 @@ DEMO ?=
 # The Groove MIDI Dataset.
 GROOVE ?=
 
-.PHONY: demo separate separate_file pretrained results slakh slakh_folder test check sweep docs clean
+.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep docs clean
+
+help:
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo $(DEMO)
