@@ -67,7 +67,9 @@ class HubModels(ModelHubMixin):
         export_models(NEURAL, self.models, save_directory)
         own = self.models / CARD
         named = _CARD.format(method=NEURAL.name)
-        write_text(save_directory / CARD, own.read_text("utf-8") if own.is_file() else named)
+        write_text(
+            save_directory / CARD, own.read_text(encoding="utf-8") if own.is_file() else named
+        )
         write_json(save_directory / CONFIG, {"method": NEURAL.name})
 
     @classmethod

@@ -51,12 +51,9 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
 
 
 def default_methods(models: Path) -> tuple[MethodName, ...]:
-    """The published systems whose families the models have, and the recommended one if it is there.
+    """The published systems and the recommended one, as far as the models have their families.
 
-    Raises:
-        FileNotFoundError: the models have no family.
+    If there is no family, all published systems: to load them tells what is missing.
     """
-    names = tuple(name for name in (*PUBLISHED_METHODS, RECOMMENDED) if available(name, models))
-    if not names:
-        METHODS["hybrid"].folder(models)  # names the folder that is missing
-    return names
+    names = (name for name in (*PUBLISHED_METHODS, RECOMMENDED) if available(name, models))
+    return tuple(names) or PUBLISHED_METHODS
