@@ -60,6 +60,7 @@ _LATER = (
     "groove_share",
     "midi_share",
     "production",
+    "production_share",
     "level",
     "drumkit",
     "programs",
@@ -98,6 +99,7 @@ class _Settings:
     groove_share: float | None
     midi_share: float | None
     production: tuple[str, ...]
+    production_share: float | None
     level: str
     soundfont: tuple[str, ...]
     drumkit: tuple[str, ...]
@@ -106,7 +108,8 @@ class _Settings:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_choice("style", self.style, STYLES)
-        require_fields(self, "groove_share", "midi_share", above=0, at_most=1, optional=True)
+        shares = ("groove_share", "midi_share", "production_share")
+        require_fields(self, *shares, above=0, at_most=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
         require_choice("level", self.level, ("rms", "loudness"))
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS, optional=True)
@@ -151,6 +154,7 @@ def make_synthetic(
     groove: str | Path | None = None,
     groove_share: float | None = None,
     production: Sequence[str] = (),
+    production_share: float | None = None,
     level: Literal["rms", "loudness"] = "rms",
     soundfont: str | Path | Sequence[str | Path] | None = None,
     drumkit: str | Path | Sequence[str | Path] | None = None,
@@ -182,6 +186,7 @@ def make_synthetic(
         groove_share: Share of the songs that do; None is a half.
         production: Effects that stems may get (`jukebox_core.audio.production`), or `all`. Each
             stem draws its own; notes, instruments and levels stay.
+        production_share: Share of the songs whose stems may get effects; None is all.
         level: Stems have a drawn RMS while they play (`rms`), or all the same integrated loudness
             as in Slakh2100 (`loudness`).
         soundfont: One or several soundfonts instead of the small one inside pretty_midi, as for
@@ -224,6 +229,10 @@ def make_synthetic(
     choices = PARTS if composes else ("drums", *map(fold_name, INST_CLASSES))
     if parts is not None and (not parts or set(parts) - set(choices)):
         raise ValueError(f"parts are {list(parts)}, expected some of {', '.join(choices)}")
+    if production_share is not None and not production:
+        raise ValueError(
+            f"production_share is {production_share}, but there are no effects (production)"
+        )
     if set(production) - {*EFFECTS, "all"}:
         names = ", ".join(EFFECTS)
         raise ValueError(f"production is {list(production)}, expected some of {names}, or all")
@@ -238,6 +247,7 @@ def make_synthetic(
         groove_share=groove_share,
         midi_share=midi_share,
         production=tuple(name for name in EFFECTS if {name, "all"} & set(production)),
+        production_share=production_share,
         level=level,
         soundfont=() if soundfont is None else find_soundfonts(_listed(soundfont)),
         drumkit=() if drumkit is None else find_drumkits(_listed(drumkit)),
@@ -490,10 +500,14 @@ def _write_track(song: _Song, settings: _Settings) -> str | None:
 
 
 def _draw_productions(song: _Song, settings: _Settings, stems: int) -> list[Production]:
-    """Draw the effects of every stem, each from its own random stream."""
+    """Draw the effects of every stem, each from its own random stream; none for a dry song."""
+    rng = np.random.default_rng([settings.seed, song.number, zlib.crc32(b"production share")])
+    effects = settings.production
+    if settings.production_share is not None and rng.random() >= settings.production_share:
+        effects = ()
     seed = (settings.seed, song.number, zlib.crc32(b"production"))
     streams = [np.random.default_rng([*seed, stem]) for stem in range(stems)]
-    return [Production.draw(stream, settings.production) for stream in streams]
+    return [Production.draw(stream, effects) for stream in streams]
 
 
 def _levelled(

@@ -62,6 +62,8 @@ class Args:
     """Share of the songs with a take; without it 0.5 if there are takes."""
     production: tuple[Literal[EffectName, "all"], ...] = ()
     """Studio effects to draw from for every stem, each with its own probability; all: all six."""
+    production_share: float | None = None
+    """Share of the songs that may get effects; without it all, if there are effects."""
     level: Literal["rms", "loudness"] = "rms"
     """rms: a random level for every stem; loudness: the same loudness for all, as in Slakh2100."""
     soundfont: tuple[str, ...] | None = None

@@ -397,6 +397,26 @@ def test_effects_can_be_left_out(wet, tmp_path):
         assert drawn == kept
 
 
+def test_some_songs_are_dry(dry, wet, tmp_path):
+    options = {**SMALL, "production": ["all"], "production_share": 0.5}
+    tracks = make_synthetic(tmp_path, tracks=4, **options).tracks
+    origins = []
+    for track, *others in zip(tracks, dry, wet, strict=True):
+        same = [
+            all(np.array_equal(stem(track, s), stem(other, s)) for s in described(track)["stems"])
+            for other in others
+        ]
+        assert any(same)
+        origins.append(same.index(True))
+    assert set(origins) == {0, 1}
+    again = make_synthetic(tmp_path / "one", tracks=2, **options).tracks
+    assert [stem(track, "S00").tolist() for track in again] == [
+        stem(track, "S00").tolist() for track in tracks[:2]
+    ]
+    with pytest.raises(ValueError, match="production_share is 0.5, but there are no effects"):
+        make_synthetic(tmp_path / "none", tracks=1, production_share=0.5, **SMALL)
+
+
 def test_stems_have_the_loudness_of_slakh(tmp_path):
     options = {**SMALL, "parts": None, "level": "loudness"}
     for track in make_synthetic(tmp_path, tracks=2, production=["all"], **options).tracks:
