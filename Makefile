@@ -28,12 +28,15 @@ TUNE_CANDIDATES ?= 16
 # A folder of MIDI songs: a second test set, rendered with other programs than theirs.
 MIDI ?=
 
+# A variable as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(value $(1)))'
+
 # The folder of Slakh2100; with TRAIN=1 it trains models of size PRESET on it.
 SLAKH ?=
 TRAIN ?=
 PRESET ?= small
 # The models that ship, or MODELS if it is given.
-SCORED := $(if $(filter file,$(origin MODELS)),,$(if $(MODELS),--models "$(MODELS)"))
+SCORED := $(if $(filter file,$(origin MODELS)),,$(if $(MODELS),--models $(call quoted,MODELS)))
 
 # A song to separate, and the folder of its stems.
 FILE ?=
@@ -53,9 +56,6 @@ help:
 demo: $(READY)
 	$(BIN)/python -m scripts.demo --output runs/demo $(DEMO)
 
-# A variable as one word of the shell, whatever is in it.
-quoted = '$(subst ','\'',$(value $(1)))'
-
 separate: separate_file $(RUNS)
 	$(BIN)/python -m scripts.separate --output $(call quoted,STEMS) -- $(call quoted,FILE)
 
@@ -63,7 +63,7 @@ separate_file:
 	@test -e $(call quoted,FILE) || { printf "error: FILE is '%s', expected an audio file: make separate FILE=song.mp3\n" $(call quoted,FILE) >&2; exit 1; }
 
 pretrained: $(READY)
-	$(BIN)/python -m scripts.pretrain --output runs/pretrained $(if $(GROOVE),--groove "$(GROOVE)")
+	$(BIN)/python -m scripts.pretrain --output runs/pretrained $(if $(GROOVE),--groove $(call quoted,GROOVE))
 
 # What tuning depends on; the demo makes its own, and leaves what is done as it is.
 ifeq ($(MODELS),runs/demo/models)
@@ -92,10 +92,10 @@ ifneq ($(MIDI),)
 endif
 
 slakh: slakh_folder $(READY)
-	$(BIN)/python -m scripts.slakh_benchmark --slakh "$(SLAKH)" $(if $(filter 1,$(TRAIN)),--train --preset $(PRESET),$(SCORED))
+	$(BIN)/python -m scripts.slakh_benchmark --slakh $(call quoted,SLAKH) $(if $(filter 1,$(TRAIN)),--train --preset $(PRESET),$(SCORED))
 
 slakh_folder:
-	@test -d "$(SLAKH)" || { echo "error: SLAKH is '$(SLAKH)', expected a folder of Slakh2100: make slakh SLAKH=DIR" >&2; exit 1; }
+	@test -d $(call quoted,SLAKH) || { printf "error: SLAKH is '%s', expected a folder of Slakh2100: make slakh SLAKH=DIR\n" $(call quoted,SLAKH) >&2; exit 1; }
 
 $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET) --candidates $(TUNE_CANDIDATES)

@@ -209,6 +209,8 @@ class Worker:
             with atomic_folder(job.folder, owned) as temporary:
                 paths = {source: temporary / name for source, name in names.items()}
                 lasts = summary.frames / reader.rate
+                if not sys.stderr.isatty():  # where there is no progress bar either
+                    print(f"{job.path}: separating {lasts:.1f} s of audio", flush=True)
                 with progress_bar(job.path.name, lasts, self.line) as bar:
                     write_stems(
                         self.separator,
@@ -232,8 +234,7 @@ class Worker:
                     **provenance(),
                 )
         written = ", ".join(str(job.folder / name) for name in names.values())
-        pace = f"{lasts:.1f} s in {took:.1f} s, {lasts / took:.2f} x real time"
-        return f"{job.path} -> {written} ({pace})"
+        return f"{job.path} -> {written} ({lasts:.1f} s of audio in {took:.1f} s)"
 
 
 def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm:

@@ -58,8 +58,10 @@ def export_models(method: Method, models: str | Path, output: str | Path) -> lis
     optional = (family / "calibration.safetensors", tuned_path(models, method.name))
     calibration, tuned = ([path] if path.is_file() else [] for path in optional)
     load_codec(runs[0])  # its weights are copied without reading them
-    changes: dict[Path, Callable[[Path, Path], None]] = {
-        **dict.fromkeys([runs[0] / WEIGHTS, *(run / META for run in runs), *tuned], _copy),
+    changes: dict[Path, Callable[[Path, Path], object]] = {
+        **dict.fromkeys(
+            [runs[0] / WEIGHTS, *(run / META for run in runs), *tuned], shutil.copyfile
+        ),
         **dict.fromkeys([run / WEIGHTS for run in runs[1:]], _halve),
         **dict.fromkeys([*tables, *calibration], _narrow),
     }
@@ -97,10 +99,6 @@ def _owned(output: Path) -> dict[str, str | None]:
     except (OSError, ValueError, LookupError, TypeError):
         return owned  # then the other files are nobody's
     return owned
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _halve(source: Path, target: Path) -> None:

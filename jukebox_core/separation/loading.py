@@ -36,6 +36,10 @@ def family_folder(models: str | Path, family: str) -> Path:
     if not folder.is_dir():
         inside = Path(models) / "models"
         hint = f"; did you mean {inside}?" if (inside / family).is_dir() else ""
+        if not hint and (
+            others := [meta.parts[-3] for meta in Path(models).glob("*/vqvae/meta.json")]
+        ):
+            hint = f"; these models are for methods of the family {', '.join(sorted(others))}"
         raise FileNotFoundError(f"{folder} is missing: the method needs the parts in it{hint}")
     return folder
 
