@@ -6,17 +6,22 @@
 # make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
 # make test   environment and the whole test suite
 # make sweep   every flag of every program with values that nobody means (an hour or so)
+# make lock   the newest versions that fit, with digests, in requirements.lock and requirements-cuda.lock
 # make docs   the documents as a site, in build/site
 #
 # PYTHON=python3.12 picks the interpreter; PIP_FLAGS adds to every `pip install`, for example
-# an index with CPU-only builds of torch.
+# an index with CPU-only builds of torch. LOCK=requirements.lock installs exactly the versions and
+# files that were locked; on Linux with PyPI's torch also those of CUDA:
+# LOCK="requirements.lock requirements-cuda.lock".
 PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+LOCK ?=
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS)
+PIP := $(INSTALL) -c constraints.txt
 
 DATA ?= runs/demo/data
 MODELS ?= runs/demo/models
@@ -48,7 +53,7 @@ DEMO ?=
 # The Groove MIDI Dataset.
 GROOVE ?=
 
-.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep docs clean
+.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep lock docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -115,19 +120,29 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 	@echo "build/site/index.html; with search: python -m http.server -d build/site"
 
-# What the programs need; then what composing songs and the tests need.
-$(RUNS): pyproject.toml constraints.txt requirements.txt
+# What the programs need; then what composing songs and the tests need. A lock has all of it.
+$(RUNS): pyproject.toml constraints.txt requirements.txt $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --quiet --upgrade pip
 	@echo "Installing the environment into $(VENV) (a minute or two)"
-	$(PIP) --quiet torch
-	$(PIP) --quiet -e .
+ifeq ($(LOCK),)
+	$(PIP) --upgrade pip
+	$(PIP) torch
+	$(PIP) -e .
+else
+	$(INSTALL) --require-hashes --no-deps $(LOCK:%=-r %)
+	$(INSTALL) --no-deps --no-build-isolation -e .
+endif
 	@touch $(RUNS)
 
 $(READY): $(RUNS)
-	$(PIP) --quiet -e ".[dev]"
-	$(PIP) --quiet --no-deps tinysoundfont
+ifeq ($(LOCK),)
+	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps tinysoundfont
+endif
 	@touch $(READY)
+
+lock:
+	PIP_FLAGS="$(PIP_FLAGS)" $(PYTHON) .ci/lock.py
 
 clean:
 	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -395,7 +395,7 @@ def _is_written(song: _Song, settings: _Settings) -> bool:
     path = song.folder / "metadata.yaml"
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        record = yaml.load(text, _YAML)["generator"]
+        record = _YAML(text).get_single_data()["generator"]
         return (record["seed"], record["song"]) == (settings.seed, song.number)
     except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return False

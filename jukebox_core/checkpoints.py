@@ -370,7 +370,8 @@ def _git_commit() -> str | None:
 
     def git(*flags: str) -> str:
         options: Any = {"cwd": here.parent, "stderr": subprocess.DEVNULL, "timeout": 10}
-        return subprocess.check_output(["git", *flags], text=True, **options).strip()
+        command = ["git", *flags]
+        return subprocess.check_output(command, text=True, **options).strip()
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # the repository may be another project's

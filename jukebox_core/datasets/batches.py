@@ -19,7 +19,7 @@ from jukebox_core.checks import require
 from jukebox_core.datasets.bad_files import warn_on_stderr
 from jukebox_core.machine import available_cores
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - only its free space is read
 """Linux keeps the memory that processes share here."""
 PREFETCHED = 2
 """Batches that each worker prepares ahead (PyTorch's default)."""
