@@ -92,7 +92,7 @@ class Runner:
         self._keys: dict[str, str] = json.loads(record or "{}")
         self._finished: set[str] = set()
         self._fresh: set[str] = set()  # finished by this runner, not by an earlier one
-        self._running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
+        self._running: dict[str, tuple[Stage, subprocess.Popen[bytes], float]] = {}
         self._began = time.monotonic()
         self._last_report = 0.0
 

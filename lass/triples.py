@@ -292,7 +292,9 @@ class _Songs:
         codes = self._codec.encode(windows.to(self._codec.codebook.device))
         return codes.cpu().numpy().astype(self._dtype)
 
-    def _map(self, function: Callable[[Tensor], np.ndarray], items: Sequence[Tensor]) -> Iterable:
+    def _map(
+        self, function: Callable[[Tensor], np.ndarray], items: Sequence[Tensor]
+    ) -> Iterable[np.ndarray]:
         return self._pool.map(function, items) if self._pool else map(function, items)
 
     def _read(self, name: str, crop: _Crop, start: int, length: int) -> Tensor:

@@ -178,7 +178,7 @@ class _BadValue(ValueError):
 @_FLAGS.primitive_rule
 def _value(
     info: PrimitiveTypeInfo,
-) -> PrimitiveConstructorSpec | UnsupportedTypeAnnotationError | None:
+) -> PrimitiveConstructorSpec[Any] | UnsupportedTypeAnnotationError | None:
     """Tyro's rule for a type, with `INT|auto` instead of `{None}|INT|{auto}` and short errors."""
     if _delegated and _delegated[-1] is info:
         return None
@@ -206,7 +206,7 @@ def _value(
     return replace(spec, instance_from_str=construct, metavar=metavar, choices=None)
 
 
-def _optional(spec: PrimitiveConstructorSpec) -> PrimitiveConstructorSpec:
+def _optional(spec: PrimitiveConstructorSpec[Any]) -> PrimitiveConstructorSpec[Any]:
     """Accept the word None, and do not advertise it."""
     return replace(
         spec,

@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -152,7 +152,7 @@ def _round(total: Total | None, draws: Iterator[Triples], ranks: Ranks) -> bool:
 class Total:
     """The counts of all ranks, added up by the first one."""
 
-    def __init__(self, args: Args, counter: TripleCounter, bar: tqdm):
+    def __init__(self, args: Args, counter: TripleCounter, bar: tqdm[Any]):
         self.counter = counter
         self._args = args
         self._before = counter.triples

@@ -237,7 +237,7 @@ class Worker:
         return f"{job.path} -> {written} ({lasts:.1f} s of audio in {took:.1f} s)"
 
 
-def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm:
+def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm[Any]:
     """Seconds of audio done, and the time left; nothing where there is no terminal."""
     layout = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     return tqdm(
@@ -245,7 +245,7 @@ def progress_bar(name: str, seconds: float, line: int = 0) -> tqdm:
     )
 
 
-def _advance(bar: tqdm) -> Callable[[int, int], None]:
+def _advance(bar: tqdm[Any]) -> Callable[[int, int], None]:
     def advance(done: int, total: int) -> None:
         bar.update((bar.total or 0) * done / total - bar.n)
 

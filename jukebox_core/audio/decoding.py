@@ -216,7 +216,7 @@ class AudioReader:
         return torch.from_numpy(np.ascontiguousarray(samples.T))
 
 
-class _Forward(soundfile.SoundFile):
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """Reads from the beginning to the end, without seeking.
 
     After every read of a seekable file, soundfile seeks to the current position. This empties an

@@ -14,7 +14,8 @@ import soxr
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.stream import AudioReader, AudioWriter, check_suffix, open_audio
+from jukebox_core.audio.decoding import AudioReader
+from jukebox_core.audio.stream import AudioWriter, check_suffix, open_audio
 
 
 class DamagedAudioWarning(UserWarning):

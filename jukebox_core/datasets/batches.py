@@ -111,7 +111,7 @@ class Batches:
                 item is unreadable, or more than a tenth of the songs.
         """
         self.require_shared_memory()
-        loader: DataLoader = DataLoader(
+        loader: DataLoader[_Loaded] = DataLoader(
             _Batch(self.items),
             sampler=self.indices(start, stop),  # lazy: all indices may not fit in memory
             batch_size=None,  # the sampler's elements are batches
@@ -173,7 +173,7 @@ class _Loaded(NamedTuple):
     files: dict[str, tuple[str, str]]
 
 
-class _Batch(Dataset):
+class _Batch(Dataset[_Loaded]):
     """Maps the indices of items to their batch.
 
     It returns errors: raised in a worker, they would arrive as the text of a traceback.

@@ -80,7 +80,7 @@ class Augmentation:
 
 
 @dataclass
-class CropDataset(Dataset):
+class CropDataset(Dataset[Tensor]):
     """Aligned crops [R, crop] of random songs, chosen in proportion to their length.
 
     `contents` selects the rows: `mixtures` the mixture; `sources` the sources in the order of

@@ -21,7 +21,7 @@ GROUP = 8
 
 
 @dataclass
-class CandidateItems(Dataset):
+class CandidateItems(Dataset[Tensor]):
     """Items [S (1 + N), T]: a crop's S true sources, then N candidates of each source.
 
     Item i is one of the kept crops: every `count` items are all of them, in a random order that

@@ -33,7 +33,7 @@ class EncodedSong:
 
 
 @dataclass
-class CodeDataset(Dataset):
+class CodeDataset(Dataset[Tensor]):
     """Random code windows int64 [1, length]; item i depends only on the seed and on i.
 
     Windows whose audio is silent throughout (under -60 dBFS) are drawn again, up to 20 times.

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from jukebox_core.audio.stream import AudioReader, AudioWriter, Survey, survey
+from jukebox_core.audio.decoding import AudioReader
+from jukebox_core.audio.stream import AudioWriter, Survey, survey
 from jukebox_core.separation.samples import Progress
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.uncertainty import Uncertainty

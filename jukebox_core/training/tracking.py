@@ -10,7 +10,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -146,7 +146,7 @@ class ConsoleTracker(Tracker):
     def __init__(self, name: str):
         self._name = name
         self._losses: dict[str, str] = {}
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
 
     def start(self, step: int, steps: int) -> None:
         """Show the bar."""

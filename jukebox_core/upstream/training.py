@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from jukebox_core.audio.io import reference_is_silent
+from jukebox_core.audio.spectra import magnitudes
 from jukebox_core.config import Bandwidths
-from jukebox_core.vqvae.losses import frobenius, magnitudes
+from jukebox_core.vqvae.losses import frobenius
 
 
 class Place(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class VQVAE(nn.Module):
         level = self.top if level is None else level
         return self.decoder(level)(self.bottleneck(level).decode(codes)).squeeze(1)
 
-    def _part(self, parts: nn.ModuleDict, level: int):
+    def _part(self, parts: nn.ModuleDict, level: int) -> Any:
         if str(level) not in parts:
             raise ValueError(f"level {level} does not exist; this codec has {list(self.levels)}")
         return parts[str(level)]

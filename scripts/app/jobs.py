@@ -20,7 +20,8 @@ from pathlib import Path
 from torch import Tensor
 
 from jukebox_core.audio import pictures
-from jukebox_core.audio.stream import AudioReader, AudioWriter, open_audio
+from jukebox_core.audio.decoding import AudioReader
+from jukebox_core.audio.stream import AudioWriter, open_audio
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.files import check_input, write_stems

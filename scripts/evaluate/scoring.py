@@ -310,7 +310,7 @@ class Scoring:
             )
 
 
-def _advance(bar: tqdm) -> Callable[[int, int], None]:
+def _advance(bar: tqdm[Any]) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         bar.total = total
         bar.update(done - bar.n)
