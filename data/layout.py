@@ -11,7 +11,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +125,3 @@ def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
             "or delete it"
         )
     return True
-
-
-def unclaim(output: Path, name: str, existed: bool) -> None:
-    """Remove the record of a run without a usable song, so that other settings can be tried."""
-    (output / name).unlink()
-    if not existed:
-        with suppress(OSError):  # another program put a file there
-            output.rmdir()

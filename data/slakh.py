@@ -37,7 +37,6 @@ from data.layout import (
     fold_name,
     is_claimed,
     require_rate,
-    unclaim,
 )
 from data.songs import named_song, shared_audio
 from jukebox_core import audio
@@ -53,6 +52,7 @@ from jukebox_core.files import (
     sha256,
     write_json,
 )
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, is_out_of_memory
 
 _SETTINGS = "settings.json"  # written first, so that an interrupted run is not mixed with another
@@ -175,21 +175,22 @@ def prepare(
     )
     candidates = _find(slakh, use_train_only=split is not None)
     _check_apart(slakh, candidates, output)
-    claimed, existed = is_claimed(output, _SETTINGS, asdict(settings)), output.exists()
+    claimed = is_claimed(output, _SETTINGS, asdict(settings))
     _check_replaceable(candidates, output)
-    if not claimed:
-        write_json(output / _SETTINGS, asdict(settings))
-    usable, skipped = _prepare_all(candidates, output, settings, workers or os.cpu_count() or 1)
-    if not usable:
+    with sole_writer(output, inside=True):
         if not claimed:
-            unclaim(output, _SETTINGS, existed)
-        origin, reason = next(iter(skipped.items()))
-        raise ValueError(
-            f"none of the {len(skipped)} tracks in {slakh} could be used, the first: "
-            f"{origin}: {reason}"
-        )
-    tracks = _assign(usable, output, settings)
-    _write_manifest(output, settings, tracks, skipped, find_songs)
+            write_json(output / _SETTINGS, asdict(settings))
+        usable, skipped = _prepare_all(candidates, output, settings, workers or os.cpu_count() or 1)
+        if not usable:
+            if not claimed:
+                (output / _SETTINGS).unlink()  # so that other settings can be tried
+            origin, reason = next(iter(skipped.items()))
+            raise ValueError(
+                f"none of the {len(skipped)} tracks in {slakh} could be used, the first: "
+                f"{origin}: {reason}"
+            )
+        tracks = _assign(usable, output, settings)
+        _write_manifest(output, settings, tracks, skipped, find_songs)
     return Prepared(load_manifest(output), skipped)
 
 

@@ -42,7 +42,6 @@ from data.layout import (
     inst_class,
     is_claimed,
     require_rate,
-    unclaim,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
 from data.render import block_powers, loudness
@@ -51,6 +50,7 @@ from jukebox_core import audio
 from jukebox_core.audio.production import EFFECTS, Production
 from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes
 
 RECORD = "synthetic.json"
@@ -259,15 +259,18 @@ def make_synthetic(
     songs = _with_takes(_songs(output, settings, files, tracks), settings, takes)
     record, claimed = _check_output(output, settings, files, songs, takes)
     waiting = [song for song in songs if not _is_written(song, settings)]
-    workers, existed = _processes(workers, len(waiting), settings), output.exists()
-    if not claimed:
-        write_json(output / RECORD, record)
-    unusable = _write_all(waiting, settings, workers)
-    if len(unusable) == len(songs):
+    workers = _processes(workers, len(waiting), settings)
+    with sole_writer(output, inside=True):
         if not claimed:
-            unclaim(output, RECORD, existed)
-        reason = next(iter(unusable.values()))
-        raise ValueError(f"none of the {len(songs)} songs could be written, the first: {reason}")
+            write_json(output / RECORD, record)
+        unusable = _write_all(waiting, settings, workers)
+        if len(unusable) == len(songs):
+            if not claimed:
+                (output / RECORD).unlink()  # so that other settings can be tried
+            reason = next(iter(unusable.values()))
+            raise ValueError(
+                f"none of the {len(songs)} songs could be written, the first: {reason}"
+            )
     return SyntheticData(
         [song.folder for song in songs if song not in unusable],
         {str(song.midi or song.folder.name): reason for song, reason in unusable.items()},

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jukebox_core.files import check_replaceable, write_json
+from jukebox_core.locks import sole_writer
 from jukebox_core.training.tracking import METRICS
 
 # `python -m` would look for the programs in the current folder first.
@@ -101,7 +102,12 @@ class Runner:
 
         Raises:
             ValueError: a stage fails.
+            OSError: another process runs stages into this folder, or it cannot be written to.
         """
+        with sole_writer(self._output, inside=True):
+            self._run()
+
+    def _run(self) -> None:
         self._began = time.monotonic()
         write_json(self._record, self._keys)  # it marks the logs as ours
         (self._output / "logs").mkdir(exist_ok=True)

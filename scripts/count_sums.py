@@ -18,11 +18,10 @@ finished file. Unconnected machines count parts, each with another --seed; --mer
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -35,6 +34,7 @@ from tqdm import tqdm
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, pick_device, set_threads
 from jukebox_core.training.distributed import Ranks
 from jukebox_core.vqvae.model import VQVAE
@@ -164,10 +164,10 @@ class Total:
     def open(cls, args: Args, task: Task, stack: ExitStack) -> Total | None:
         """Continue an earlier count or start; None: it is finished.
 
-        `stack` closes the lock of the spool and the progress bar.
+        `stack` closes the lock of the output and the progress bar.
         """
         spool = spool_of(args.output)
-        stack.enter_context(_locked(spool))
+        stack.enter_context(sole_writer(args.output))
         finished = _finished(args.output, task.metadata)
         counter = TripleCounter(
             task.codec.config.l_bins, spool, buffer=args.buffer, settings=task.metadata
@@ -261,34 +261,6 @@ def _open_data(folder: Path, sample_rate: int) -> Manifest:
             f"data at {sample_rate} Hz"
         )
     return manifest
-
-
-@contextmanager
-def _locked(spool: Path) -> Iterator[None]:
-    """Keep other processes out of a spool, such as orphans of a killed torchrun.
-
-    The lock ends with the process. Some file systems have no locks.
-    """
-    spool.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    folder = os.open(spool, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise ValueError(f"another process counts in {spool}: wait until it ends") from error
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(folder)
-        with suppress(OSError):  # it is not empty
-            spool.rmdir()
 
 
 def _finished(output: Path, metadata: dict[str, str]) -> CountsFile | None:

@@ -28,6 +28,7 @@ from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import fingerprint, provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.files import atomic_folder, check_owned
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import set_threads
 from jukebox_core.neural.method import RUN
 from jukebox_core.prior.joint import Precision
@@ -183,7 +184,8 @@ class Worker:
     def attempt(self, job: Job) -> Failure | None:
         """Separate one file; what went wrong, if anything, for the end."""
         try:
-            print(self.separate(job), flush=True)
+            with sole_writer(job.folder):
+                print(self.separate(job), flush=True)
         except Exception as error:  # of a bug too: the other files go on
             return failure_of(job.path, error)
         return None
@@ -191,12 +193,16 @@ class Worker:
     def separate(self, job: Job) -> str:
         """Write the stems of one file, all or none of them, and say what was done.
 
+        Nothing is left to do if another process did it since this one began.
+
         Raises:
             ValueError: it is not audio, damaged, empty, not finite, or silent throughout.
             FileExistsError: its folder holds files that no former run wrote, or, without
                 `overwrite`, the stems of another song.
         """
         if not self.args.overwrite:
+            if is_finished(job, self.identity):
+                return f"{job.path}: finished in {job.folder}"
             check_same_song(job)
         owned = owned_files(job.folder)
         check_owned(job.folder, owned)

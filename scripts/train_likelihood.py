@@ -65,7 +65,11 @@ def defaults(flags: CodecFlags) -> Args:
 
 def train_likelihood(args: Args, command: str) -> None:
     """Train, or continue a training."""
-    run = Run(args.run, args.optim, args.train)
+    with Run(args.run, args.optim, args.train) as run:
+        _train(args, command, run)
+
+
+def _train(args: Args, command: str, run: Run) -> None:
     codec = load_codec(args.vqvae, run.fabric.device)
     data = run.open_data(codec.config.sample_rate)
     alpha = data.manifest.alpha

@@ -61,7 +61,11 @@ def train_mask(args: Args, command: str) -> None:
     Raises:
         ValueError: the data have only one source.
     """
-    run = Run(args.run, args.optim, args.train)
+    with Run(args.run, args.optim, args.train) as run:
+        _train(args, command, run)
+
+
+def _train(args: Args, command: str, run: Run) -> None:
     data = run.open_data(args.mask.sample_rate)
     alpha = data.manifest.alpha
     if len(alpha) < 2:

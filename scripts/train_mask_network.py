@@ -102,13 +102,17 @@ def train_mask_network(args: Args, command: str) -> None:
     Raises:
         ValueError: the method has no neural likelihood, or the crop does not fit the models.
     """
+    with Run(args.run, args.optim, args.train) as run:
+        _train(args, command, run)
+
+
+def _train(args: Args, command: str, run: Run) -> None:
     method = METHODS[args.method]
     if not isinstance(method, NeuralMethod):
         names = ", ".join(name for name, m in METHODS.items() if isinstance(m, NeuralMethod))
         raise ValueError(
             f"method is {args.method}, expected one with the neural likelihood: {names}"
         )
-    run = Run(args.run, args.optim, args.train)
     family = method.folder(args.models)
     full = method.resolve(args.settings).without(*AFTER_SAMPLING)
     estimator_folder = args.estimator or args.models / "mask_estimator"

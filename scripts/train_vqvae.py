@@ -90,7 +90,11 @@ def defaults(flags: FirstFlags) -> Args:
 
 def train_codec(args: Args, command: str) -> None:
     """Train, or continue a training."""
-    run = Run(args.run, args.optim, args.train)
+    with Run(args.run, args.optim, args.train) as run:
+        _train(args, command, run)
+
+
+def _train(args: Args, command: str, run: Run) -> None:
     data = run.open_data(args.vqvae.sample_rate)
     check(args, len(data.manifest.sources))
     augmentation = Augmentation(

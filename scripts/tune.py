@@ -33,6 +33,7 @@ from jukebox_core.checks import require_choice, require_fields
 from jukebox_core.evaluation.bootstrap import paired_difference
 from jukebox_core.evaluation.estimates import Masked
 from jukebox_core.files import check_replaceable, json_with, write_json
+from jukebox_core.locks import sole_writer
 from jukebox_core.separation.loading import calibration_of, sizes_of
 from jukebox_core.separation.settings import DEFAULTS, Settings, tuned_path
 from scripts._cli import program
@@ -223,6 +224,12 @@ def main(args: Args) -> None:
     method = method_of(args.method, args.models)
     path = tuned_path(args.models, method)
     check_replaceable(path, json_with("options", "tried", "study"), "settings")
+    with sole_writer(path):
+        tune(args, method, path)
+
+
+def tune(args: Args, method: MethodName, path: Path) -> None:
+    """Tune a method and write its settings to `path`."""
     study = (args.split, args.chunks, args.seed, args.chunk_codes)
     sweep = Sweep(args.models, args.data, *study, tuned=False)
     family = METHODS[method].folder(args.models)

@@ -11,6 +11,7 @@ import torch
 from benchmarks import bench_counting
 from jukebox_core.checkpoints import fingerprint, load_codec, save_model
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.locks import sole_writer
 from jukebox_core.presets import PRESETS
 from jukebox_core.vqvae.model import VQVAE
 from lass import load_counts
@@ -114,9 +115,9 @@ def test_more_iterations_and_more_time_go_on_from_the_file(codec, tiny_data, tmp
 def test_one_process_at_a_time_counts(codec, tiny_data, tmp_path, capsys):
     output = tmp_path / "counts"
     command = flags(codec, tiny_data, output, "--iterations", "2")
-    with count_sums._locked(count_sums.spool_of(output)):
+    with sole_writer(output):
         assert count_sums.main(command) == 1
-        assert f"another process counts in {output}.spool" in capsys.readouterr().err
+        assert f"another process is writing {output}: wait until" in capsys.readouterr().err
     assert count_sums.main(command) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["counts"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +27,17 @@ from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import Batches, Items, TrainingItems
 from jukebox_core.datasets.crops import split_for_validation
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import DEFAULT_PRESET, PresetName
 from jukebox_core.training.audio_logging import AudioTracker, Clips
-from jukebox_core.training.distributed import Precision, launch, make_fabric, seed_everything
+from jukebox_core.training.distributed import (
+    Precision,
+    gather,
+    launch,
+    make_fabric,
+    seed_everything,
+)
 from jukebox_core.training.memory import crops_that_fit, require_memory
 from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker
 from jukebox_core.training.trainer import CollapseWatch, Trainer
@@ -156,7 +164,10 @@ class _Blank:
 
 
 class Run:
-    """One start of a training run, new or continued: its settings, devices and seeds."""
+    """One start of a training run, new or continued: its settings, devices and seeds.
+
+    From `already_finished` to the end of the `with` block, no other process trains in its folder.
+    """
 
     def __init__(self, settings: RunSettings, optim: OptimConfig, train: TrainConfig):
         """Choose the devices and seed the generators.
@@ -181,6 +192,13 @@ class Run:
         set_threads(settings.threads, self._local)
         launch(self.fabric)
         seed_everything(seed + self.fabric.global_rank)
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def open_data(self, sample_rate: int) -> Data:
         """Read the manifest and split it; print which songs are shorter than a crop.
@@ -209,12 +227,24 @@ class Run:
         }
 
     def already_finished(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the run is finished; if so, print it."""
+        """Whether the run is finished; if so, print it, otherwise lock its folder.
+
+        Raises:
+            OSError: another process trains in it, or it cannot be written to.
+        """
         output, seconds = self.settings.output, self.settings.max_seconds
-        if open_run(output, identity, self.train.steps, seconds) != "finished":
-            return False
-        print(f"{output} is already finished")
-        return True
+        if open_run(output, identity, self.train.steps, seconds) == "finished":
+            print(f"{output} is already finished")
+            return True
+        refused = None
+        if self.fabric.is_global_zero:
+            try:
+                self._lock.enter_context(sole_writer(output, inside=True))
+            except OSError as error:
+                refused = error
+        if any(gather(refused is not None, self.fabric.world_size)):
+            raise refused or SystemExit(1)  # the first process says why
+        return False
 
     def meta(self, command: str) -> dict[str, Any]:
         """The entries of meta.json that may differ when a run continues."""

@@ -29,6 +29,7 @@ from jukebox_core.evaluation.estimates import Estimator, codec_round_trip
 from jukebox_core.evaluation.figures import is_figure_of, is_png_of_matplotlib
 from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
+from jukebox_core.locks import sole_writer
 from jukebox_core.presets import PRESETS
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
@@ -85,6 +86,12 @@ def main(args: Args) -> None:
     """Run every row, write the tables, print them."""
     sources = load_manifest(args.data).sources
     check_outputs(args.output, sources)
+    with sole_writer(args.output, inside=True):
+        print(ablate(args, sources))
+
+
+def ablate(args: Args, sources: Sequence[str]) -> str:
+    """Score every row, write the tables and plots; return the tables."""
     sweep = Sweep(
         args.models,
         args.data,
@@ -127,7 +134,7 @@ def main(args: Args) -> None:
     text = markdown(lines, comparisons)
     write_text(args.output / _TABLES, text)
     write_plots(args.output, lines, table.sources)
-    print(text)
+    return text
 
 
 def check_outputs(folder: Path, sources: Sequence[str]) -> None:

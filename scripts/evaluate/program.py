@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,10 +35,11 @@ from jukebox_core.evaluation.chunks import (
 from jukebox_core.evaluation.outputs import EXAMPLES, Outputs
 from jukebox_core.evaluation.results import find_row, make_rows
 from jukebox_core.evaluation.scores import check_museval
+from jukebox_core.locks import sole_writer
 from jukebox_core.machine import pick_device, set_threads
 from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.loading import fingerprints
-from jukebox_core.separation.method import resolve_each
+from jukebox_core.separation.method import Method, resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
@@ -144,6 +146,22 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources, METHODS)
     outputs.check(names, args.baselines, min(args.examples, args.chunks))
+    parts = [args.output.with_name(f"{args.output.name} ({name})") for name in names]
+    with ExitStack() as locks:
+        for path in parts if args.parts_only else [args.output, *parts]:
+            locks.enter_context(sole_writer(path))
+        return _evaluate(args, command, manifest, outputs, methods, settings)
+
+
+def _evaluate(
+    args: Args,
+    command: str,
+    manifest: Manifest,
+    outputs: Outputs,
+    methods: Mapping[MethodName, Method],
+    settings: Mapping[str, Settings],
+) -> dict[str, Any]:
+    """`evaluate`, of methods with these settings."""
     separators = {
         name: method.load_separator(
             args.models,
@@ -169,7 +187,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         manifest,
         chunks,
         outputs,
-        names,
+        tuple(methods),
         args.seed,
         args.examples,
         args.museval,
