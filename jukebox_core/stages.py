@@ -27,6 +27,8 @@ _RUN = """\
 import runpy, sys
 sys.path[0], name = sys.argv[1:3]
 del sys.argv[1:3]
+from jukebox_core.parent import end_with_parent
+end_with_parent()
 runpy.run_module(name, run_name="__main__", alter_sys=True)
 """
 

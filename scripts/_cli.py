@@ -58,9 +58,10 @@ class Program:
     Flags and help come from the dataclass that annotates `args`, and from the module's docstring.
     If `body` takes `command` too, it gets the command line as one would type it.
 
-    Bad input (ValueError, OSError, a missing optional package, too little memory) gives one line on
-    stderr and status 1. Wrong flags give status 2, Ctrl-C 130, SIGTERM 143. Any other error is a
-    bug and keeps its traceback. `args.seed`, if any, is checked here for all programs.
+    Bad input (ValueError, OSError, a missing optional package, too little memory) and the loss of
+    another process of the run give one line on stderr and status 1. Wrong flags give status 2,
+    Ctrl-C 130, SIGTERM 143. Any other error is a bug and keeps its traceback. `args.seed`, if any,
+    is checked here for all programs.
     """
 
     def __init__(
@@ -101,11 +102,17 @@ class Program:
             print(f"error: {one_line(error)}", file=sys.stderr)
             return 1
         except (MemoryError, RuntimeError) as error:
-            from jukebox_core.machine import is_out_of_memory  # imports PyTorch, which is slow
+            # These import PyTorch, which is slow.
+            from jukebox_core.machine import is_out_of_memory
+            from jukebox_core.training.distributed import is_lost_peer
 
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
+            elif is_lost_peer(error):
+                hint = "see its messages; the same command continues"
+                print(f"error: lost another process of this run: {hint}", file=sys.stderr)
+            else:
                 raise
-            print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("error: interrupted", file=sys.stderr)

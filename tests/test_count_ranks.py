@@ -57,22 +57,23 @@ def run(*command):
     return subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
-def start(processes, flags):
-    """Processes as torchrun starts them, each in a group of its own that can be killed."""
+def launched(processes):
+    """The environment of each of so many processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    ranks = (common | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(processes))
+    return [os.environ | {name: str(value) for name, value in each.items()} for each in ranks]
+
+
+def start(processes, flags):
+    """Processes as torchrun starts them, each in a group of its own that can be killed."""
+    command = [sys.executable, "-m", "scripts.count_sums", *flags]
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "scripts.count_sums", *flags],
-            cwd=REPOSITORY,
-            env=os.environ
-            | {name: str(x) for name, x in (common | {"RANK": r, "LOCAL_RANK": r}).items()},
-            start_new_session=True,
-        )
-        for r in range(processes)
+        subprocess.Popen(command, cwd=REPOSITORY, env=env, start_new_session=True)
+        for env in launched(processes)
     ]
 
 

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jukebox_core.checks import require, require_choice
 from jukebox_core.machine import available_cores
+from jukebox_core.parent import end_with_parent
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 T = TypeVar("T")
@@ -140,10 +141,14 @@ def _ddp() -> DDPStrategy:
 def launch(fabric: Fabric) -> None:
     """Connect the processes, and disconnect them when the interpreter exits.
 
+    They end when the launcher does; without one, the first process started the others.
+
     Fabric does not destroy gloo's group: its threads may still run at exit, and abort the process
     after its work is done.
     """
     fabric.launch()
+    if fabric.world_size > 1 and (_launched()[0] is not None or fabric.local_rank):
+        end_with_parent()
     if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
         atexit.register(_leave_group)
 
@@ -151,6 +156,13 @@ def launch(fabric: Fabric) -> None:
 def _leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception reports that another process of the run has gone."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
 
 
 def gather(value: T, size: int) -> list[T]:
