@@ -164,7 +164,8 @@ def timeless(path: Path) -> bytes:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return _bytes_of(_without_times(state))
     if path.suffix == ".html":
-        return re.sub(r"\d+(\.\d+)?", "0", path.read_text(encoding="utf-8")).encode()
+        text = re.sub("Commit: <code>.*?</code>", "", path.read_text(encoding="utf-8"))
+        return re.sub(r"\d+(\.\d+)?", "0", text).encode()
     return path.read_bytes()
 
 

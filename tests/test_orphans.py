@@ -17,6 +17,15 @@ from jukebox_core.checkpoints import load_meta, load_state
 from jukebox_core.training.tracking import METRICS
 from scripts import train_vqvae
 
+RUNNER = """\
+import sys
+from pathlib import Path
+import scripts
+from jukebox_core.stages import Runner, Stage
+words = "make_synthetic --tracks 5000 --seconds 5 --workers 1 --output".split()
+output = Path(sys.argv[1])
+Runner([Stage("songs", (*words, str(output / "songs")))], output, 1, scripts).run()
+"""
 LOST = "error: lost another process of this run: "
 CASES = {
     # launcher and victim: what is said
@@ -68,3 +77,19 @@ def test_the_others_end_and_the_run_resumes(tmp_path, tiny_data, launcher, victi
     last = str(reached + 2)
     assert train_vqvae.main([*flags, "--train.steps", last]) == 0
     assert load_meta(run)["finished"]
+
+
+def test_the_stages_of_a_killed_runner_end(tmp_path):
+    started = subprocess.Popen([sys.executable, "-c", RUNNER, tmp_path], cwd=ROOT)
+    while not list(tmp_path.glob("songs/train/Track*")):
+        assert started.poll() is None
+        time.sleep(0.02)
+    (stage,) = psutil.Process(started.pid).children()
+    started.kill()
+    started.wait()
+    began = time.monotonic()
+    while not ended(stage):
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
+    assert "error: the process that started this one (" in (tmp_path / "logs/songs.log").read_text()
+    assert not (tmp_path / "songs" / ".lock").exists() and not list(tmp_path.rglob("*.tmp*"))
