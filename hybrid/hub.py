@@ -61,7 +61,11 @@ class HubModels(ModelHubMixin):
         if not (Path(save_directory) / RECORD).is_file():
             check_owned(save_directory)  # README.md and config.json in it would be another's
         NEURAL.check(self.models)
-        return super().save_pretrained(save_directory, **options)
+        if options:
+            return super().save_pretrained(save_directory, **options)
+        # The mixin would first remove config.json, which a full disk would then lose.
+        self._save_pretrained(Path(save_directory))
+        return None
 
     def _save_pretrained(self, save_directory: Path) -> None:
         export_models(NEURAL, self.models, save_directory)

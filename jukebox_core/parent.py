@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 import time
@@ -15,7 +13,7 @@ _SECONDS = 1.0  # between two looks
 
 
 def end_with_parent() -> None:
-    """From now on, the end of the parent process is a SIGTERM to this one, with a message."""
+    """From now on, the end of the parent process is a SIGTERM to this one, after a message."""
     parent = psutil.Process().parent()
     if parent is not None:
         threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -30,4 +28,4 @@ def _watch(parent: psutil.Process) -> None:
             file=sys.stderr,
             flush=True,
         )
-    os.kill(os.getpid(), signal.SIGTERM)
+    psutil.Process().terminate()
