@@ -31,7 +31,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Annotated, Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -94,7 +94,7 @@ class Program:
             more = {}
             if "command" in self._hints:
                 more["command"] = shlex.join([*self._prog.split(), *argv])
-            with _unwinding_on_sigterm():
+            with _unwinding_on_signals():
                 return self._body(args, **more) or 0
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -143,23 +143,48 @@ program = Program
 
 
 @contextlib.contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Inside the block, SIGTERM raises SystemExit, so that temporary files are removed."""
-    default = threading.current_thread() is threading.main_thread() and (
-        signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    )
-    if not default:
-        yield
-        return
+def _unwinding_on_signals() -> Iterator[None]:
+    """Inside the block, SIGTERM raises SystemExit, so that temporary files are removed.
 
-    def stop(*_: object) -> NoReturn:
-        raise SystemExit(128 + signal.SIGTERM)
+    Neither it nor the KeyboardInterrupt of Ctrl-C gets lost, as it would in a callback of
+    soundfile, where any exception is printed and ignored.
+    """
+    raised: dict[int, BaseException] = {}
+    if threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            raised[signal.SIGTERM] = SystemExit(128 + signal.SIGTERM)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            raised[signal.SIGINT] = KeyboardInterrupt()
 
-    signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        if not _in_callback(frame):
+            raise raised[number]
+        threading.Timer(0.01, _send_again, (number,)).start()
+
+    before = {number: signal.signal(number, stop) for number in raised}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _send_again(number: int) -> None:
+    """Send a signal to the main thread, which may be asleep."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def _in_callback(frame: types.FrameType | None) -> bool:
+    """Whether libsndfile is reading or writing through a Python object."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name.startswith("vio_") and Path(code.co_filename).stem == "soundfile":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _never_fail_to_print() -> None:

@@ -1,9 +1,14 @@
 """Scripts' exit status and one-line errors."""
 
+import io
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from scripts._cli import program
 
@@ -47,6 +52,36 @@ def test_expected_errors_are_one_line(capsys, error, line, status):
     ERRORS.append(error)
     assert main(["--output", "a"]) == status
     assert capsys.readouterr().err == line + "\n"
+
+
+class Signalled(io.BytesIO):
+    """A file that libsndfile writes to, in which a signal arrives."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def write(self, data):
+        if self.number is not None:
+            number, self.number = self.number, None
+            signal.raise_signal(number)
+        return super().write(data)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_audio_is_written_is_not_lost(number, status, capfd):
+    before = signal.getsignal(number)
+
+    @program
+    def write(args: Args) -> None:
+        """Write a file, and wait."""
+        soundfile.write(Signalled(number), np.zeros(50_000), 8000, format="FLAC")
+        time.sleep(20)
+
+    began = time.monotonic()
+    assert write(["--output", "a"]) == status
+    assert time.monotonic() - began < 15 and "ignored" not in capfd.readouterr().err
+    assert signal.getsignal(number) == before
 
 
 def test_a_bug_keeps_its_traceback():
