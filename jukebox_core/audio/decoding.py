@@ -303,13 +303,16 @@ _LIST = re.compile(
 """Beginnings of text files that refer to other files or addresses, which ffmpeg would read."""
 
 
-def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path, str | None]:
+def ffmpeg_to_wav(
+    path: Path, folder: Path, reason: UnknownFormat, longest: float | None = None
+) -> tuple[Path, str | None]:
     """Decode a format that libsndfile cannot read (m4a, aac, wma, video) to a float wav.
 
     Args:
         path: the file.
         folder: where the wav is written.
         reason: why libsndfile cannot read it.
+        longest: seconds; of longer audio, one more second is decoded.
 
     Returns:
         The wav, and the damage that ffmpeg reported, if any.
@@ -330,6 +333,7 @@ def ffmpeg_to_wav(path: Path, folder: Path, reason: UnknownFormat) -> tuple[Path
         ) from reason
     source, decoded = str(path.resolve()), folder / "decoded.wav"
     command = [ffmpeg, *"-v error -nostdin -protocol_whitelist file -i".split(), source]
+    command += [] if longest is None else ["-t", f"{longest + 1:.3f}"]
     command += [*"-map 0:a:0 -c:a pcm_f32le -rf64 auto".split(), str(decoded)]
     result = subprocess.run(command, capture_output=True, check=False)
     lines = result.stderr.decode(errors="replace").strip().splitlines()

@@ -45,10 +45,11 @@ _BITS = {"PCM_16": 16, "PCM_24": 24, "PCM_32": 32}
 
 
 @contextlib.contextmanager
-def open_audio(path: str | Path) -> Iterator[AudioReader]:
+def open_audio(path: str | Path, longest: float | None = None) -> Iterator[AudioReader]:
     """Open an audio file of any length.
 
-    Formats that only ffmpeg reads (m4a, aac, wma) are decoded to a temporary file first.
+    Formats that only ffmpeg reads (m4a, aac, wma) are decoded to a temporary file first; of audio
+    that is longer than `longest` seconds, one more second.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -60,7 +61,7 @@ def open_audio(path: str | Path) -> Iterator[AudioReader]:
             reader = AudioReader(path)
         except UnknownFormat as reason:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            decoded, warning = ffmpeg_to_wav(path, folder, reason)
+            decoded, warning = ffmpeg_to_wav(path, folder, reason, longest)
             reader = AudioReader(decoded, path, warning)
         yield stack.enter_context(contextlib.closing(reader))
 
@@ -72,8 +73,12 @@ class Survey(NamedTuple):
     level: float
 
 
-def survey(reader: AudioReader) -> Survey:
+def survey(reader: AudioReader, heard: Callable[[int], None] = lambda frames: None) -> Survey:
     """Decode a whole file, so that damage shows before hours of work on it.
+
+    Args:
+        reader: of the file.
+        heard: called with the number of samples after each block; may raise to stop.
 
     Raises:
         ValueError: As `AudioReader.blocks`.
@@ -84,6 +89,7 @@ def survey(reader: AudioReader) -> Survey:
         power += float(samples.square().sum())
         frames += block.shape[1]
         values += block.numel()
+        heard(frames)
     mean = power / values
     return Survey(frames, 10 * math.log10(mean) if mean else -math.inf)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -17,15 +17,16 @@ SILENT = -100.0
 """dB below full scale, over the whole file."""
 
 
-def check_input(reader: AudioReader) -> Survey:
+def check_input(reader: AudioReader, heard: Callable[[int], None] = lambda frames: None) -> Survey:
     """Survey a file by decoding it to its end.
 
-    `reader.warning` then tells if a damaged file, such as a truncated mp3, still plays.
+    `reader.warning` then tells if a damaged file, such as a truncated mp3, still plays. `heard` is
+    as in `survey`.
 
     Raises:
         ValueError: it is damaged, empty, not finite, or silent throughout.
     """
-    summary = survey(reader)
+    summary = survey(reader, heard)
     if summary.level < SILENT:
         raise ValueError(f"{reader.path} is silent throughout: there is nothing to separate")
     return summary

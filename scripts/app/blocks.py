@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from jukebox_core.checks import one_line
 from scripts._methods import MethodName
 from scripts._results import NAMES
+from scripts.app.gate import Gate
 from scripts.app.jobs import Cancelled, Job, JobQueue
 from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
 
 EMPTY = '<div class="empty">The stems will appear here.</div>'
 _POLL = 0.25  # s between looks at a job
 _WAITING = 20  # visitors served at a time
+_NO_UPLOAD = "Choose one of the methods and upload a song."
 
 
 def make_page(
@@ -47,6 +50,7 @@ def make_page(
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 song = gr.File(label="A song: WAV, FLAC, MP3, Ogg, ...", height=150)
+                _take_uploads_only(song)
                 if examples:
                     gr.Examples(
                         [[str(path)] for path in examples],
@@ -65,7 +69,7 @@ def make_page(
             with gr.Column(scale=3, min_width=300):
                 stems = gr.HTML(EMPTY)
         start.click(
-            _separator(queue),
+            _separator(queue, ready, Path(song.GRADIO_CACHE)),
             [song, method],
             [message, stems, start, stop, job],
             show_progress="hidden",
@@ -76,17 +80,41 @@ def make_page(
     return page
 
 
-def _separator(queue: JobQueue) -> Any:
-    """Return the button's function; it yields (message, stems, start, stop, job) until the end."""
+def _take_uploads_only(song: gr.File) -> None:
+    """Refuse a URL in place of an upload; gradio would fetch it."""
+    move = song.async_move_resource_to_block_cache
+
+    async def checked(url_or_file_path: str | Path | None) -> str | None:
+        if "://" in str(url_or_file_path):
+            raise gr.Error(_NO_UPLOAD, print_exception=False)
+        return await move(url_or_file_path)
+
+    song.async_move_resource_to_block_cache = checked  # type: ignore[method-assign]
+
+
+def _separator(queue: JobQueue, methods: Collection[str], uploads: Path) -> Any:
+    """Return the button's function; it yields (message, stems, start, stop, job) until the end.
+
+    Args:
+        queue: runs the separations.
+        methods: that are offered.
+        uploads: folder of the songs.
+    """
 
     async def separate(song: str | None, method: MethodName) -> AsyncIterator[tuple[Any, ...]]:
         if song is None:
             yield _shown(remark("There is no song yet. Drop one above.", error=True))
             return
-        job = queue.submit(Path(song), method)
+        if method not in methods or not Path(song).resolve().is_relative_to(uploads.resolve()):
+            yield _shown(remark(_NO_UPLOAD, error=True))  # not from the page
+            return
+        job, before = queue.submit(Path(song), method), ""
         try:
             while not job.done:
-                yield _shown(progress(job, queue.ahead(job)), job=job)
+                shown = progress(job, queue.ahead(job))
+                if shown != before:  # gradio keeps what no visitor reads
+                    yield _shown(shown, job=job)
+                before = shown
                 await asyncio.sleep(_POLL)
             yield _ended(job)
         finally:
@@ -129,20 +157,37 @@ def _theme() -> gr.themes.Base:
 def gradio_folder(folder: Path) -> Iterator[None]:
     """Make gradio keep uploads in `folder`, write no history and send no analytics."""
     values = dict.fromkeys(("GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"), "False")
-    with mock.patch.dict(os.environ, values, GRADIO_TEMP_DIR=str(folder)):
+    folders = dict.fromkeys(("GRADIO_TEMP_DIR", "GRADIO_EXAMPLES_CACHE"), str(folder))
+    with mock.patch.dict(os.environ, values | folders):
         yield
 
 
 @contextmanager
 def serving(
-    queue: JobQueue, page: gr.Blocks, results_folder: Path, host: str, port: int, opened: bool
+    queue: JobQueue,
+    page: gr.Blocks,
+    results_folder: Path,
+    host: str,
+    port: int,
+    opened: bool,
+    **limits: Any,
 ) -> Iterator[str]:
     """Serve the page and yield its address.
+
+    Args:
+        queue: of the page.
+        page: from `make_page`.
+        results_folder: its files are served.
+        host: to listen at.
+        port: to listen at.
+        opened: open the page in the browser.
+        limits: arguments of `Gate`.
 
     Raises:
         OSError: the port cannot be used.
     """
-    page.queue(max_size=2 * _WAITING)
+    page.queue(max_size=2 * _WAITING, api_open=False)
+    largest = round(queue.limits.megabytes * 1e6)
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -157,7 +202,8 @@ def serving(
             mcp_server=False,
             enable_monitoring=False,
             allowed_paths=[str(results_folder)],
-            max_file_size=round(queue.limits.megabytes * 1e6),
+            max_file_size=largest,
+            app_kwargs={"middleware": [Middleware(Gate, largest=largest, **limits)]},
             theme=_theme(),
             css=STYLE,
             head=head(queue.limits),

@@ -20,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 from jukebox_core.audio import pictures
-from jukebox_core.audio.decoding import AudioReader
+from jukebox_core.audio.decoding import AudioReader, regular_file
 from jukebox_core.audio.stream import AudioWriter, open_audio
 from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
@@ -35,6 +35,8 @@ from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
 
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
+_CHANNELS = 8  # largest number
+_VALUES = 2 * 192_000  # decoded per second of the longest song: a small file may hold any number
 
 
 class Cancelled(Exception):
@@ -66,12 +68,17 @@ class Limits:
         )
 
     def check_length(self, reader: AudioReader, frames: int) -> None:
-        """Refuse audio of so many samples that is too long."""
+        """Refuse audio of so many samples that is too long, or too large when it is decoded."""
         seconds = frames / reader.rate
         if seconds > self.seconds:
             raise ValueError(
                 f"{reader.path.name} lasts {seconds:.1f} s, expected at most {self.seconds:g}: cut "
                 "it, or start the app with a larger --max-seconds"
+            )
+        if reader.channels > _CHANNELS or frames * reader.channels > self.seconds * _VALUES:
+            raise ValueError(
+                f"{reader.path.name} has {reader.channels} channels at {reader.rate:,} Hz, too "
+                "much to decode: convert it to stereo at 44,100 Hz"
             )
 
 
@@ -106,8 +113,9 @@ class Result:
 class Job:
     """A separation that is waiting, running or done."""
 
-    def __init__(self) -> None:
+    def __init__(self, song: Path) -> None:
         """Start as waiting."""
+        self.song = song
         self.fraction = 0.0
         self.stage = "waiting"
         self.started: float | None = None
@@ -190,10 +198,10 @@ class JobQueue:
 
     def submit(self, path: Path, method: MethodName) -> Job:
         """Add a song to the queue."""
-        job = Job()
+        job = Job(Path(path))
         with self._lock:
             self._jobs = [other for other in self._jobs if not other.done] + [job]
-            job.future = self._worker.submit(self._attempt, Path(path), method, job)
+            job.future = self._worker.submit(self._attempt, job.song, method, job)
         return job
 
     def ahead(self, job: Job) -> int:
@@ -201,6 +209,11 @@ class JobQueue:
         with self._lock:
             waiting = [other for other in self._jobs if not other.done]
         return waiting.index(job) if job in waiting else 0
+
+    def songs(self) -> set[Path]:
+        """Return the songs of jobs that wait or run."""
+        with self._lock:
+            return {job.song for job in self._jobs if not job.done}
 
     def close(self) -> None:
         """Cancel all jobs and stop the thread."""
@@ -226,13 +239,17 @@ class JobQueue:
 
     def _separate(self, path: Path, method: MethodName, separator: Separator, job: Job) -> Result:
         job.enter("reading the file")
-        with open_audio(path) as reader:
-            self.limits.check_size(path)
-            self.limits.check_length(reader, reader.frames)
-            examination = check_input(reader)
+        self.limits.check_size(regular_file(path))
+        with open_audio(path, longest=self.limits.seconds) as reader:
+
+            def heard(frames: int) -> None:
+                job.enter("reading the file")
+                self.limits.check_length(reader, frames)
+
+            heard(reader.frames)
+            examination = check_input(reader, heard)  # a header may understate the length
             if reader.warning:
                 print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
-            self.limits.check_length(reader, examination.frames)
             result = Result(
                 path.stem,
                 method,

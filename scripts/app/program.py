@@ -34,9 +34,13 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
+from scripts.app.gate import own_names
 from scripts.app.jobs import JobQueue, Limits, usable
+from scripts.app.uploads import Uploads
 
 _EXAMPLES = 4  # of a folder
+_UPLOADS = 40  # songs to keep
+_PATIENCE = 30.0  # s that an upload may stand still
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,9 @@ class Args:
     parts are not offered."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: all who can reach this computer can use the page."""
+    names: tuple[str, ...] = ()
+    """Further names by which visitors reach the page, such as a proxy's; addresses, localhost and
+    this computer's name are known."""
     port: int = 7860
     """Port to listen at."""
     open: bool = False
@@ -135,7 +142,25 @@ def opened(args: Args) -> Iterator[str]:
         stack.callback(queue.close)
         songs = _examples(args.examples, folder / "examples")
         page = blocks.make_page(queue, ready, missing, songs)
-        serving = blocks.serving(queue, page, results, args.host, args.port, args.open)
+        uploads = Uploads(
+            folder / "uploads",
+            queue.songs,
+            songs=_UPLOADS,
+            bytes_=_UPLOADS * args.max_megabytes * 1e6,
+            stale=2 * _PATIENCE,
+        )
+        serving = blocks.serving(
+            queue,
+            page,
+            results,
+            args.host,
+            args.port,
+            args.open,
+            names=own_names(args.host, socket.gethostname()),
+            proxies=args.names,
+            make_room=uploads.make_room,
+            patience=_PATIENCE,
+        )
         yield stack.enter_context(serving)
 
 
