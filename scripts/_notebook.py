@@ -7,11 +7,14 @@ import importlib
 import itertools
 import os
 import re
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -75,13 +78,15 @@ def use_shell(shell: Any) -> None:
     plain = shell.system
     if getattr(plain, "stops", False):
         return
+    expand = partial(shell.var_expand, **({} if os.name == "nt" else {"formatter": _quoting()}))
 
     def system(command: str, **options: Any) -> None:
         # Expanded here, where the caller's variables are in the next frame.
-        command = shell.var_expand(command, depth=1)
+        command = expand(command, depth=1)
         if command.startswith("python "):
             command = f'"{sys.executable}" {command.removeprefix("python ")}'
-        plain(command, **options)
+        with mock.patch.object(shell, "var_expand", lambda expanded, **_: expanded):
+            plain(command, **options)  # would expand the values too
         status = shell.user_ns.get("_exit_code", 0)
         if status:
             raise CommandError(
@@ -91,6 +96,31 @@ def use_shell(shell: Any) -> None:
 
     system.stops = True  # type: ignore[attr-defined]
     shell.system = system
+
+
+class Words(str):
+    """Text that is several words of a command."""
+
+
+def _quoting() -> Any:
+    """Return IPython's formatter of `!` commands, with values that a POSIX shell takes as text."""
+    from IPython.utils.text import DollarFormatter
+
+    class Quoting(DollarFormatter):
+        def parse(self, fmt_string: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+            self.quotes = 0
+            for part in super().parse(fmt_string):
+                self.quotes += part[0].count('"')
+                yield part
+
+        def format_field(self, value: Any, format_spec: str) -> str:
+            if isinstance(value, Words):
+                return shlex.join(value.split())
+            if self.quotes % 2:  # inside "..."
+                return re.sub(r'([\\"$`])', r"\\\1", str(value))
+            return shlex.quote(str(value))
+
+    return Quoting()
 
 
 def mount_drive(point: str) -> Path:
@@ -136,9 +166,9 @@ def forecast(preset: str) -> str:
     )
 
 
-def prior_flags(preset: str) -> str:
+def prior_flags(preset: str) -> Words:
     """Return flags that save time and memory when this GPU trains large priors."""
-    return " ".join(_plan.prior_flags(preset))
+    return Words(" ".join(_plan.prior_flags(preset)))
 
 
 def has_sums(family: Path) -> bool:

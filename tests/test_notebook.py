@@ -2,6 +2,8 @@
 
 import ast
 import html
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -249,6 +251,36 @@ def test_python_is_the_kernels_and_sees_the_callers_variables(shell, tmp_path):
     cell = f'def say(command):\n    !python "{script}" "{found}" {{command}}\nsay("!")'
     assert shell.run_cell(cell).success
     assert found.read_text() == f"{sys.executable}!"
+
+
+EVIL = ["$(touch made)", "`touch made`", '"; touch made; "', "'; touch made; '", "; touch made"]
+EVIL += ["{open('made', 'w')}", "$HOME {{script}} $script", "a\\", "a b\nc", "*", "-rf", "é ~"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="quoted for a POSIX shell")
+def test_values_in_commands_are_text(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("say.py").write_text("import json, sys; json.dump(sys.argv[1:], open('said', 'w'))")
+    shell.user_ns.update(EVIL=EVIL, FLAGS=helper.Words("--a 1"), script="no")
+    for number, value in enumerate(EVIL):
+        cell = f'x = EVIL[{number}]\n!python say.py "{{x}}" {{x}} "a/{{x}}/b" {{FLAGS}} {{3}}'
+        assert shell.run_cell(cell).success
+        assert json.loads(Path("said").read_text()) == [
+            value,
+            value,
+            f"a/{value}/b",
+            *"--a 1 3".split(),
+        ]
+    assert {path.name for path in tmp_path.iterdir()} == {"say.py", "said"}
+
+
+def test_no_text_field_reaches_a_shell_before_values_are_quoted():
+    code = [c.source for c in read().cells if c.cell_type == "code"]
+    first = next(i for i, source in enumerate(code) if "use_shell" in source)
+    fields = re.findall(r"^(\w+) = .*", code[0], re.MULTILINE)
+    for source in code[:first]:
+        for command in re.findall(r"^\s*!(.*)$", source, re.MULTILINE):
+            assert not set(re.findall(r"\w+", command)) & set(fields)
 
 
 def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
