@@ -33,7 +33,7 @@ def load_results(path: str | Path) -> dict[str, Any]:
         for key, kind in {"meta": dict, "rows": list, "chunks": list}.items():
             if not isinstance(results[key], kind):
                 raise TypeError(key)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not hold the results of an evaluation") from error
     return results
 

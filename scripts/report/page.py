@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,21 +17,26 @@ STYLE = (_HERE / "report.css").read_text(encoding="utf-8")
 SCRIPT = (_HERE / "report.js").read_text(encoding="utf-8")
 """The script of the players; without it or Web Audio, the browser's players appear."""
 
+_CODE = f"\n{SCRIPT}"
+_DIGEST = base64.b64encode(hashlib.sha256(_CODE.encode()).digest()).decode()
 _POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src data:; media-src data:"
+    f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'; "
+    "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
 )
 
 
 def document(title: str, body: str) -> str:
-    """Return a page that needs no other file; its policy forbids the browser to load any."""
+    """Return a page that needs no other file.
+
+    Its policy forbids the browser to load any, and to run any script but `SCRIPT`.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{REPORT_MARK}\n'
         f'<link rel="icon" href="data:,">\n<title>{html.escape(title)}</title>\n'
         f"<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\n"
-        f"<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+        f"<script>{_CODE}</script>\n</body>\n</html>\n"
     )
 
 

@@ -49,7 +49,7 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
     """Return a synchronised player: a row per system, a column per source."""
     files = example["files"]
     maps = example.get("uncertainty", {})  # results of early versions have none
-    mixture = folder / files["mixture"]
+    mixture = _inside(folder, files["mixture"])
 
     def row(
         title: str, name: str, line: Line | None = None, end: str = _EMPTY, detail: str = ""
@@ -58,14 +58,14 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
         tracks = ""
         for source, path in files[name].items():
             score = _score(results, example, line, source)
-            tracks += _track(folder / path, f"{title}{detail}: {source}", source, score)
+            tracks += _track(_inside(folder, path), f"{title}{detail}: {source}", source, score)
         return f'<div class="row"{colour}><h4>{title}</h4>{tracks}{end}</div>'
 
     systems = [m for m in SYSTEMS if m in files]
     first = _track(mixture, "Mixture", "mixture", wide=True)
     rows = [f'<div class="row"><h4>Mixture</h4>{first}</div>', row("Truth", "truth")]
     for m in systems:
-        end = _uncertainty(folder / maps[m], mixture) if m in maps else _EMPTY
+        end = _uncertainty(_inside(folder, maps[m]), mixture) if m in maps else _EMPTY
         rows.append(row(NAMES[m], m, default_line(m), end))
     rows += [row(NAMES[m], m, default_line(m)) for m in ("nmf", "supervised") if m in files]
     best = [
@@ -79,8 +79,9 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
     rate = results["meta"].get("data", {}).get("sample_rate", 1)
     title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
     seconds = soundfile.info(mixture).duration if mixture.is_file() else 0.0
+    chunk = html.escape(str(example["chunk"]))
     return (
-        f'<article class="song" id="song-{example["chunk"]}" data-seconds="{seconds:.4f}" '
+        f'<article class="song" id="song-{chunk}" data-seconds="{seconds:.4f}" '
         f'style="--columns:{len(files["truth"])}"><div class="transport" role="group" '
         f'aria-label="{title}"><button type="button" class="play" aria-label="Play">{_ICONS}'
         f'</button><div class="now" aria-live="polite"></div><h3>{title}</h3>'
@@ -89,6 +90,18 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
         '<label class="again"><input type="checkbox" checked> loop</label></div>'
         f"{''.join(rows)}</article>"
     )
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of an example's file.
+
+    Raises:
+        ValueError: it is outside the folder: the page would embed a file that is not of the run.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the file {name!r} of an example is outside the folder of the results")
+    return path
 
 
 def _score(

@@ -40,9 +40,11 @@ _MARKERS = {
 }
 _INK = "#010203"  # replaced by the colour of the surrounding text
 _THEMED = {colour: f"var(--{method}, {colour})" for method, colour in COLOURS.items()}
+_PLAIN: Any = {"text.parse_math": False}  # dollar signs in names
 _THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "currentColor"}
 
 
+@matplotlib.rc_context(_PLAIN)
 def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
     """Plot the SDR of the second source against the first, a point per chunk."""
     sources = sources_of(results)
@@ -73,6 +75,7 @@ def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str
     return _svg(figure, title, names)
 
 
+@matplotlib.rc_context(_PLAIN)
 def losses(runs: Mapping[str, Sequence[Row]], title: str, metric: str = "loss") -> str:
     """Plot a metric over the steps of each run: thin for training, thick for validation."""
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")

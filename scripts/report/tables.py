@@ -119,7 +119,7 @@ def ablation(content: Mapping[str, Any]) -> str:
         KeyError: the content is not an ablation.
     """
     added = [
-        (line["row"].removeprefix("parts: "), line["sdr"])
+        (html.escape(line["row"].removeprefix("parts: ")), line["sdr"])
         for line in content["rows"]
         if line["row"].startswith("parts: ")
     ]
@@ -151,7 +151,10 @@ def _spans(
     lines: Sequence[tuple[str, Mapping[str, Any]]],
     sign: str = "",
 ) -> str:
-    """Return a table of {source: mean and interval} per line; pictures show the last source."""
+    """Return a table of {source: mean and interval} per line; pictures show the last source.
+
+    The names of the lines are HTML.
+    """
     scores = [[Interval(**values[source]) for source in sources] for _, values in lines]
     scale = Scale.over(x for row in scores for x in row[-1][:3])
     body = [
