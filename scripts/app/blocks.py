@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import traceback
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from starlette.middleware import Middleware
 from jukebox_core.checks import one_line
 from scripts._methods import MethodName
 from scripts._results import NAMES
-from scripts.app.gate import Gate
+from scripts.app.gate import Gate, own_names
 from scripts.app.jobs import Cancelled, Job, JobQueue
 from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
 
@@ -170,7 +171,7 @@ def serving(
     host: str,
     port: int,
     opened: bool,
-    **limits: Any,
+    **gate: Any,
 ) -> Iterator[str]:
     """Serve the page and yield its address.
 
@@ -181,13 +182,14 @@ def serving(
         host: to listen at.
         port: to listen at.
         opened: open the page in the browser.
-        limits: arguments of `Gate`.
+        gate: other arguments of `Gate`.
 
     Raises:
         OSError: the port cannot be used.
     """
     page.queue(max_size=2 * _WAITING, api_open=False)
     largest = round(queue.limits.megabytes * 1e6)
+    names = own_names(host, socket.gethostname())
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -203,7 +205,7 @@ def serving(
             enable_monitoring=False,
             allowed_paths=[str(results_folder)],
             max_file_size=largest,
-            app_kwargs={"middleware": [Middleware(Gate, largest=largest, **limits)]},
+            app_kwargs={"middleware": [Middleware(Gate, names=names, largest=largest, **gate)]},
             theme=_theme(),
             css=STYLE,
             head=head(queue.limits),

@@ -38,7 +38,7 @@ class Gate:
         app: ASGIApp,
         *,
         names: Collection[str],
-        proxies: Collection[str],
+        others: Collection[str],
         largest: int,
         make_room: Callable[[], None],
         patience: float,
@@ -48,14 +48,14 @@ class Gate:
         Args:
             app: gradio's.
             names: of this computer; addresses are always accepted.
-            proxies: names by which proxies reach it for visitors.
+            others: names by which visitors reach it, such as a proxy's.
             largest: file, in bytes.
             make_room: called before an upload.
             patience: seconds without a byte of a body until a request is dropped.
         """
         self._app, self._make_room, self._patience = app, make_room, patience
-        self._proxies = {name.lower() for name in proxies}
-        self._names = {name.lower() for name in names} | self._proxies
+        self._others = {name.lower() for name in others}
+        self._names = {name.lower() for name in names} | self._others
         self._largest = largest + _FORM_BYTES
         self._uploading = 0
 
@@ -89,7 +89,7 @@ class Gate:
         if not self._is_ours(_hostname(f"//{host}")):  # its owner's name server may point here
             raise _Refused(421, "unknown host: name it with --names")
         same = urlsplit(origin).netloc == host if _hostname(origin) else False
-        if origin and not same and _hostname(origin) not in self._proxies:
+        if origin and not same and _hostname(origin) not in self._others:
             raise _Refused(403, "the request is from another site")
         site = headers.get("sec-fetch-site", "none")
         if path.startswith(API) and site not in ("none", "same-origin"):

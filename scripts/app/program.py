@@ -34,7 +34,6 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
-from scripts.app.gate import own_names
 from scripts.app.jobs import JobQueue, Limits, usable
 from scripts.app.uploads import Uploads
 
@@ -156,8 +155,7 @@ def opened(args: Args) -> Iterator[str]:
             args.host,
             args.port,
             args.open,
-            names=own_names(args.host, socket.gethostname()),
-            proxies=args.names,
+            others=args.names,
             make_room=uploads.make_room,
             patience=_PATIENCE,
         )
