@@ -378,10 +378,7 @@ DEEP = "[" * 40_000 + "]" * 40_000
 )
 def test_bodies_that_say_nothing_are_refused(visitor, body):
     for route in (JOIN, "/gradio_api/run/predict", "/gradio_api/cancel", UPLOAD):
-        answer = visitor.http.post(
-            route, content=body, headers={"Content-Type": "application/json"}
-        )
-        assert answer.status_code >= 400
+        assert visitor.status(route, body, JSON) >= 400
     visitor.alive()
 
 
