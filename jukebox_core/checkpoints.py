@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -99,7 +98,7 @@ def load_meta(folder: str | Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         version = meta["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: it is not the metadata of a run") from error
     if version != FORMAT:
         raise ValueError(f"{path} has format {version!r}, this version reads format {FORMAT}")
@@ -243,12 +242,16 @@ def load_state(folder: str | Path) -> dict[str, Any]:
         ValueError: it is damaged, or holds anything but plain data.
     """
     path = run_part(folder, STATE)
+    damaged = f"{path} is damaged or not a training state; delete the folder to train afresh"
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is damaged or not a training state; delete the folder to train afresh"
-        ) from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # many types, depending on where the damage is
+        raise ValueError(damaged) from error
+    if not isinstance(state, dict):
+        raise ValueError(damaged)
+    return state
 
 
 def open_run(

@@ -15,8 +15,15 @@ _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; the error's type if it has no message."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.strerror}: {error.filename}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{error.strerror}: {error.filename}")
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows as it is: `\x1b` for the character that begins its commands."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def require(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jukebox_core.checks import one_line
 from jukebox_core.upstream.tables import CountTable, read_counts, write_counts
 from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
 
@@ -27,17 +28,34 @@ def read_upstream_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
         ValueError: it is damaged, or not a table of counts.
     """
     table = read_counts(path)
-    with np.load(path, allow_pickle=False) as file:
-        if "native_metadata" in file.files:
-            first, second, mixture, counts = (file[f"native_{name}"] for name in _PARTS)
-            keys = to_keys(table.n_codes, first, second, mixture)
-            metadata = json.loads(str(file["native_metadata"]))
-            return from_keys(table.n_codes, keys, counts), metadata
+    try:
+        if (native := _native_part(path, table.n_codes)) is not None:
+            return native
+    except Exception as error:  # zipfile, zlib, numpy and json each have their own
+        raise ValueError(f"{path} has damaged arrays native_* ({one_line(error)})") from error
     keys = to_keys(table.n_codes, *table.coords.numpy())
     order = keys.argsort(kind="stable")
     if np.any(np.diff(keys[order]) == 0):
         raise ValueError(f"{path} counts a triple twice; expected every triple once")
     return from_keys(table.n_codes, keys[order], table.counts.numpy()[order]), {}
+
+
+def _native_part(path: str | Path, n_codes: int) -> tuple[Counts, dict[str, str]] | None:
+    """The counts and metadata in `native_*`; None if there are none."""
+    with np.load(path, allow_pickle=False) as file:
+        if "native_metadata" not in file.files:
+            return None
+        arrays = [file[f"native_{name}"] for name in _PARTS]
+        metadata = json.loads(str(file["native_metadata"]))
+    if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in arrays):
+        raise ValueError("expected vectors of integers")
+    *codes, counts = arrays
+    keys = to_keys(n_codes, *codes)
+    if counts.shape != keys.shape or (counts < 1).any() or (np.diff(keys) <= 0).any():
+        raise ValueError("expected a positive count of every triple, once and in order")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("expected metadata of texts")
+    return from_keys(n_codes, keys, counts), metadata
 
 
 def write_upstream_counts(

@@ -233,9 +233,9 @@ class Process:
         passed = time.monotonic() - self._began
         if self._base.ready is not None:
             said = (self._said / "stdout").read_text(errors="replace")
-            self._ready = self._base.ready in said or passed - _waited(self.pid) > STARTS
+            self._ready = self._base.ready in said or passed - waited(self.pid) > STARTS
         else:
-            ran = passed - _waited(self.pid)
+            ran = passed - waited(self.pid)
             self._hung = ran > seconds or passed > PATIENCE * seconds
         if self._ready or self._hung:
             self.kill()
@@ -304,7 +304,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _waited(pid: int) -> float:
+def waited(pid: int) -> float:
     """Seconds that a process was ready to run and had no core."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
@@ -332,7 +332,7 @@ def fork(run: Any, said: Path, work: Path) -> int:
             os.dup2(os.open(said / name, os.O_WRONLY | os.O_APPEND), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(work)
-        _limit()
+        limit(MEMORY)
         status = run()
     except BaseException:
         traceback.print_exc()
@@ -345,13 +345,17 @@ def fork(run: Any, said: Path, work: Path) -> int:
         os._exit(status)
 
 
-def _limit() -> None:
+def addresses() -> int:
+    """Bytes of addresses that this process has taken."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmSize:")[2].split()[0]) * 1024
+
+
+def limit(memory: int) -> None:
     """Keep the machine from being filled; workers are forked, since a fresh Python takes long."""
     import resource
 
-    status = Path("/proc/self/status").read_text()
-    taken = int(status.partition("VmSize:")[2].split()[0]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (addresses() + memory,) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     get_context = multiprocessing.get_context

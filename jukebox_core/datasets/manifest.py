@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ class Track:
         for name in ("name", "split", "song"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} of a track is {getattr(self, name)!r}, expected a string")
+        for name, checksum in self.checksums.items():
+            if not isinstance(checksum, str):
+                raise ValueError(f"sha256 of {name} is {checksum!r}, expected a string")
         require(f"samples of {self.name}", self.samples, whole=True, at_least=1)
 
 
@@ -111,14 +115,23 @@ def _parse(root: Path, content: dict[str, Any]) -> Manifest:
                 split=entry["split"],
                 samples=_whole(entry["samples"]),
                 sample_rate=sample_rate,
-                mixture=root / files["mixture"]["path"],
-                sources={name: root / files[name]["path"] for name in sources},
+                mixture=_inside(root, files["mixture"]["path"]),
+                sources={name: _inside(root, files[name]["path"]) for name in sources},
                 checksums={name: files[name]["sha256"] for name in ("mixture", *sources)},
                 song=entry.get("song", entry["name"]),
             )
         )
     alpha = {name: _number(content["alpha"][name]) for name in sources}
     return Manifest(root, sample_rate, sources, alpha, tuple(tracks))
+
+
+def _inside(root: Path, name: Any) -> Path:
+    """The path of a file in the folder `root`."""
+    path = root / name
+    inside = root in path.parents and ".." not in path.relative_to(root).parts
+    if not inside or b"\0" in os.fsencode(path):
+        raise ValueError(f"a path is {name!r}, expected one inside the folder")
+    return path
 
 
 def _number(value: Any) -> Any:
