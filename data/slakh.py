@@ -40,7 +40,7 @@ from data.layout import (
 )
 from data.songs import named_song, shared_audio
 from jukebox_core import audio
-from jukebox_core.checks import one_line, require_fields
+from jukebox_core.checks import one_line, plain, require_fields
 from jukebox_core.datasets.manifest import MANIFEST_NAME, MANIFEST_VERSION, Manifest, load_manifest
 from jukebox_core.files import (
     atomic_folder,
@@ -63,6 +63,7 @@ _FULL_SCALE = 2**23
 _TRACK_NAME = re.compile(r"Track\d+")
 _LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
 _LONGEST_NAME = 100  # characters of a source's name, which becomes a file name
+_LONGEST_NUMBER = 100  # characters of a number, a date or binary data in metadata
 _BYTES_PER_SAMPLE = 16  # of a stem: its sum, and the samples before and after resampling
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that no file causes
 
@@ -117,7 +118,10 @@ class _Done(NamedTuple):
 
 
 class _UnusableError(ValueError):
-    """A track that cannot be used; the message is the reason."""
+    """A track that cannot be used; the message is the reason, in one line."""
+
+    def __init__(self, reason: str):
+        super().__init__(plain(reason))
 
 
 def prepare(
@@ -351,7 +355,7 @@ def _reading() -> Iterator[None]:
             raise
         name = Path(os.fsdecode(error.filename)).name if error.filename is not None else ""
         text = f"{name} cannot be read: {error.strerror}" if name else str(error)
-        raise _UnusableError(" ".join(text.split())) from error
+        raise _UnusableError(text) from error
     except ValueError as error:
         raise _UnusableError(one_line(error)) from error
     except (MemoryError, RuntimeError) as error:
@@ -428,7 +432,7 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
         raise _UnusableError(f"its metadata.yaml is too large to describe stems ({size:,} bytes)")
     text = path.read_bytes()
     try:
-        metadata = yaml.safe_load(text.decode("utf-8"))
+        metadata = _parsed(text)
         entries = metadata["stems"]
         described = {str(name): _source_name(entry) for name, entry in entries.items()}
         song = named_song(metadata)
@@ -444,6 +448,21 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
             raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
     return _Described(selected, song)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses long numbers: YAML's in base 60, `1:1:1`, take time that grows with their square."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        text = node.value if isinstance(node, yaml.ScalarNode) else ""
+        if len(text) > _LONGEST_NUMBER and node.tag != self.DEFAULT_SCALAR_TAG:
+            raise ValueError(f"a value of {len(text)} characters is not text")
+        return super().construct_object(node, deep)
+
+
+def _parsed(text: bytes) -> Any:
+    """Return the content of a metadata.yaml."""
+    return yaml.load(text.decode("utf-8"), _Loader)
 
 
 def _source_name(entry: dict[str, Any]) -> str:
@@ -582,5 +601,5 @@ def _found_songs(output: Path, tracks: Sequence[tuple[str, _Done]]) -> dict[str,
 
 def _is_generated(folder: Path) -> bool:
     """Return whether this project rendered the track: its metadata name the generator."""
-    metadata = yaml.safe_load((folder / "metadata.yaml").read_text(encoding="utf-8"))
+    metadata = _parsed((folder / "metadata.yaml").read_bytes())
     return "generator" in metadata

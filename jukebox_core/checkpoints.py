@@ -28,11 +28,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jukebox_core.checks import one_line, require, require_fields
+from jukebox_core.checks import one_line, plain, require, require_fields
 from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_folder, durable_path, remove_owned
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.tables import save_tensors
+from jukebox_core.tables import check_types, save_tensors
 from jukebox_core.vqvae.model import VQVAE
 
 M = TypeVar("M", bound=nn.Module)
@@ -405,14 +405,15 @@ def _read_weights(folder: str | Path) -> dict[str, Tensor]:
     path = run_part(folder, WEIGHTS)
     try:
         weights = load_file(path)
+        check_types(weights)
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} is damaged or truncated ({one_line(error)}): copy it again"
         ) from error
     if (broken := first_nonfinite(weights.items())) is not None:
         raise ValueError(
-            f"{path}: tensor {broken} has NaN or infinite values; the training diverged: train "
-            "again with a lower learning rate"
+            f"{path}: tensor {plain(broken)} has NaN or infinite values; the training diverged: "
+            "train again with a lower learning rate"
         )
     return weights
 
@@ -438,15 +439,21 @@ def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor
     """Read a run's weights; names and shapes must be the outline's."""
     path = Path(folder) / WEIGHTS
     weights = _read_weights(folder)
-    shapes = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    own = outline.state_dict()
     expected = set(_first_names(outline).values())
     _refuse(path, "misses the tensor", expected - set(weights))
     _refuse(path, "has the unknown tensor", set(weights) - expected)
     for name in sorted(expected):
-        if weights[name].shape != shapes[name]:
+        found, wanted = weights[name], own[name]
+        if found.shape != wanted.shape:
             raise ValueError(
-                f"{path}: tensor {name} is {tuple(weights[name].shape)}, expected "
-                f"{tuple(shapes[name])} by its configuration"
+                f"{path}: tensor {name} is {tuple(found.shape)}, expected "
+                f"{tuple(wanted.shape)} by its configuration"
+            )
+        if found.is_floating_point() != wanted.is_floating_point():
+            raise ValueError(
+                f"{path}: tensor {name} is {found.dtype}, expected {wanted.dtype} by its "
+                "configuration"
             )
     return weights
 
@@ -454,4 +461,6 @@ def _fitting_weights(outline: nn.Module, folder: str | Path) -> dict[str, Tensor
 def _refuse(path: Path, what: str, names: set[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise ValueError(f"{path} {what} {min(names)}{more}; it does not fit its configuration")
+        raise ValueError(
+            f"{path} {what} {plain(min(names))}{more}; it does not fit its configuration"
+        )

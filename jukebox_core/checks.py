@@ -9,21 +9,27 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+_LONGEST = 1000  # characters of a message
 _LARGEST = {True: 2**63 - 1, False: 3.4e38}  # integers: largest int64; others: largest float32
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line; the error's type if it has no message."""
+    """The message of an error as `plain` text; the error's type if it has no message."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return printable(f"{error.strerror}: {error.filename}")
-    return printable(" ".join(str(error).split())) or type(error).__name__
+        return plain(f"{error.strerror}: {error.filename}")
+    return plain(str(error)) or type(error).__name__
 
 
-def printable(text: str) -> str:
-    r"""Text that a terminal shows as it is: `\x1b` for the character that begins its commands."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+def plain(text: str) -> str:
+    r"""Text that may hold a file's words, as one line that a terminal shows as it is.
+
+    Characters that a terminal obeys become escapes, such as `\x1b`; of more than 1000 characters
+    only the beginning and the end are left.
+    """
+    text = " ".join(text.split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 300]} ... {text[-290:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require(

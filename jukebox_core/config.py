@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from jukebox_core.checks import require, require_fields, require_types
+from jukebox_core.checks import plain, require, require_fields, require_types
 
 T = TypeVar("T")
 
@@ -463,7 +463,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}")
+        raise ValueError(f"{cls.__name__} has no field {plain(', '.join(unknown))}")
     missing = sorted(set(fields) - set(values))
     if missing:
         raise ValueError(f"{cls.__name__} misses the field {', '.join(missing)}")

@@ -18,10 +18,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jukebox_core.checks import one_line
+from jukebox_core.checks import one_line, plain
 from jukebox_core.files import atomic_path
 
-_TYPES = {
+TYPES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,6 +33,7 @@ _TYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""Types of the tensors in all files, by their names in safetensors."""
 
 
 class TensorWriter:
@@ -63,7 +64,7 @@ class TensorWriter:
             begin, end = end, end + math.prod(shape) * dtype.itemsize
             self._places[name] = begin, dtype.itemsize
             offsets = [begin, end]
-            header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": offsets}
+            header[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
@@ -75,6 +76,19 @@ class TensorWriter:
         begin, width = self._places[name]
         self._file.seek(self._start + begin + at * width)
         self._file.write(data)
+
+
+def check_types(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of a type that no file of ours has, such as complex or 8-bit floating point.
+
+    Raises:
+        ValueError: The message names the first one.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in TYPES:
+            known = ", ".join(TYPES.values())
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"tensor {plain(name)} is {kind}, expected one of {known}")
 
 
 def save_tensors(
@@ -127,7 +141,9 @@ def read_table(
     """
     file, metadata = open_table(path, kind, codec_fingerprint)
     with file, readable(path, kind):
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check_types(tensors)
+    return tensors, metadata
 
 
 def open_table(
@@ -148,7 +164,8 @@ def open_table(
         file = safe_open(str(path), framework)
     metadata = file.metadata() or {}
     if metadata.get("kind") != kind:
-        raise ValueError(f"{path} holds {metadata.get('kind', 'unknown')} data, expected {words}")
+        found = plain(metadata.get("kind", "unknown"))
+        raise ValueError(f"{path} holds {found} data, expected {words}")
     if codec_fingerprint is not None and metadata.get("codec") != codec_fingerprint:
         raise ValueError(f"{path} belongs to another codec: compute the {words} again")
     return file, metadata

@@ -44,7 +44,7 @@ from tyro.constructors import (
 )
 
 import scripts
-from jukebox_core.checks import one_line, printable, require_seed
+from jukebox_core.checks import one_line, plain, require_seed
 
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
 _LONGEST = 100  # characters of the user's words that an error repeats
@@ -305,7 +305,7 @@ def _parse(kind: type, argv: Sequence[str], **options: Any) -> Any:
         message = _usage_error(errors.getvalue())
         if cause is not None and (flag := re.match(r"Error parsing (.+?):( |$)", message)):
             message = f"{flag[1]}: {cause}"  # tyro's box breaks long words
-        print(f"error: {printable(message)} (see --help)", file=sys.stderr)
+        print(f"error: {plain(message)} (see --help)", file=sys.stderr)
         raise
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import digest_of
+from jukebox_core.checks import plain
 from jukebox_core.separation.mask import check_n_fft
 from jukebox_core.tables import read_table, write_table
 
@@ -157,7 +158,7 @@ def load_calibration(
     for key, values in tensors.items():
         name, _, part = key.rpartition(".")
         if part not in parts:
-            raise ValueError(f"{path} has the unknown tensor {key}")
+            raise ValueError(f"{path} has the unknown tensor {plain(key)}")
         parts[part][name] = values
     missing = [name for name in sources if name not in parts["gain"]]
     if missing:

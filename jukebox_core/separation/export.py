@@ -21,7 +21,7 @@ from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import Settings, tuned_path
-from jukebox_core.tables import readable, save_tensors
+from jukebox_core.tables import check_types, readable, save_tensors
 
 RECORD = "export.json"
 CARD, CONFIG = "README.md", "config.json"
@@ -123,6 +123,7 @@ def _write(source: Path, target: Path, kind: str, change: Callable[[Tensor], Ten
     with readable(source, kind), safe_open(source, "pt") as file:
         metadata: Mapping[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check_types(tensors)
     if (broken := first_nonfinite(tensors.items())) is not None:
         raise ValueError(f"{source}: tensor {broken} has NaN or infinite values")
     changed = {name: change(tensor) for name, tensor in tensors.items()}
