@@ -18,10 +18,10 @@ from jukebox_core.checks import require
 from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_replaceable
 from jukebox_core.tables import TensorWriter, open_table, readable, table_of
+from jukebox_core.upstream.tables import MOST_COUNTS
 from lass.external_sort import HELD, Block, add_up, merged
 
 KIND = "counts"
-_MOST_COUNTS = 1 << 53  # largest count that float64 holds exactly
 
 
 class Counts(NamedTuple):
@@ -250,7 +250,7 @@ class CountsFile:
         """Check the entries from `start` on and return their keys."""
         places = np.arange(start, start + len(first))
         mixture = np.searchsorted(self._offsets, places, side="right") - 1
-        if not 1 <= counts.min() <= counts.max() <= _MOST_COUNTS:
+        if not 1 <= counts.min() <= counts.max() <= MOST_COUNTS:
             raise ValueError(
                 f"{self.path} is damaged: counts span [{counts.min()}, {counts.max()}], expected "
                 "[1, 2^53]"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from jukebox_core.checks import one_line
-from jukebox_core.upstream.tables import CountTable, read_counts, write_counts
+from jukebox_core.upstream.tables import MOST_COUNTS, CountTable, read_counts, write_counts
 from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
 
 _PARTS = ("first", "second", "mixture", "counts")
@@ -51,11 +51,15 @@ def _native_part(path: str | Path, n_codes: int) -> tuple[Counts, dict[str, str]
         raise ValueError("expected vectors of integers")
     *codes, counts = arrays
     keys = to_keys(n_codes, *codes)
-    if counts.shape != keys.shape or (counts < 1).any() or (np.diff(keys) <= 0).any():
+    if counts.shape != keys.shape or not _positive(counts) or (np.diff(keys) <= 0).any():
         raise ValueError("expected a positive count of every triple, once and in order")
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("expected metadata of texts")
     return from_keys(n_codes, keys, counts), metadata
+
+
+def _positive(counts: np.ndarray) -> bool:
+    return not counts.size or 1 <= counts.min() <= counts.max() <= MOST_COUNTS
 
 
 def write_upstream_counts(

@@ -93,15 +93,15 @@ def main(args: Args) -> int:
         raise ValueError(f"parsers has {unknown[0]!r}, expected some of {', '.join(PARSERS)}")
     numbers = range(args.cases) if args.case is None else range(args.case, args.case + 1)
     rows = []
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+    log = open(args.json, "w", encoding="utf-8") if args.json else None  # noqa: SIM115
+    with log or contextlib.nullcontext(), tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         with tqdm(total=len(names) * len(numbers), disable=None) as bar:
             for name in names:
                 for row in fuzz(name, numbers, args.seed, Path(folder) / name, args.seconds):
                     rows.append(row)
                     bar.update()
-    if args.json is not None:
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        args.json.write_text(lines, encoding="utf-8")
+                    if log is not None:
+                        print(json.dumps(row), file=log, flush=True)
     print(summary(rows, args.seed))
     if args.case is not None:
         print("\n".join(f"\n{row['label']}: {row['verdict']}\n{row['said']}" for row in rows))

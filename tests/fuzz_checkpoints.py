@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from fuzz_cases import Case, Evil, Random, check, edited, json_text, mutated, pick
+from fuzz_cases import VALUES, Case, Evil, Random, check, edited, json_text, mutated, pick
 from safetensors.torch import load_file, save_file
 from test_checkpoints import TINY, codec_run, prior_run
+from test_trainer import TRAIN, toy_run
 from torch import Tensor
 from upstream_files import CODEC_HPS, PRIOR_HPS, codec_tensors, prior_tensors, save_checkpoint
 
@@ -69,6 +71,7 @@ class Checkpoints:
             save_model(seeds / kind, model, meta)
         state = {"step": 4, "tensors": {"a": torch.arange(30)}, "rng": [(3, (1, 2), None), "x"]}
         save_state(seeds / "state", state)
+        toy_run(seeds / "toy", dataclasses.replace(TRAIN, steps=5))
         for legacy in (False, True):
             name = "legacy" if legacy else "zipped"
             save_checkpoint(seeds / f"vqvae.{name}", codec_tensors(), CODEC_HPS, legacy=legacy)
@@ -76,7 +79,7 @@ class Checkpoints:
             save_checkpoint(seeds / f"prior.{name}", tensors, PRIOR_HPS, legacy=legacy)
 
     def make(self, rng: Random, seeds: Path, home: Path) -> Case:
-        part = pick(rng, ("meta", "meta", "weights", "weights", "weights", "state", "upstream"))
+        part = pick(rng, ("meta", "meta", "weights", "weights", "state", "resumed", "upstream"))
         return getattr(self, f"_{part}")(rng, seeds, home)
 
     def _meta(self, rng: Random, seeds: Path, home: Path) -> Case:
@@ -108,6 +111,17 @@ class Checkpoints:
         what, data = torch_mutation(rng, (seeds / "state/state.pt").read_bytes())
         (home / "run/state.pt").write_bytes(data)
         return Case(f"state.pt: {what}", partial(read_state, home / "run"), ("run/state.pt",))
+
+    def _resumed(self, rng: Random, seeds: Path, home: Path) -> Case:
+        run = shutil.copytree(seeds / "toy", home / "run")
+        state = torch.load(run / "state.pt", weights_only=True)
+        optimizer = {key: state["optimizer"].pop(key) for key in ("param_groups",)}
+        state, what = edited_state(rng, state)
+        if isinstance(state, dict) and isinstance(state.get("optimizer"), dict):
+            state["optimizer"] |= optimizer
+        torch.save(state, run / "state.pt")
+        read = partial(read_resumed, run, home.parent / "out/run")
+        return Case(f"state.pt of a training: {what}", read, ("out/run",))
 
     def _upstream(self, rng: Random, seeds: Path, home: Path) -> Case:
         kind, form = pick(rng, ("vqvae", "prior")), pick(rng, ("zipped", "legacy"))
@@ -151,6 +165,14 @@ def read_state(run: Path) -> None:
     """Load a training state."""
     state = load_state(run)
     check(isinstance(state, dict), f"the state is {type(state).__name__}")
+
+
+def read_resumed(run: Path, copied: Path) -> None:
+    """Go on with a training to its end."""
+    shutil.copytree(run, copied)
+    toy, result = toy_run(copied)
+    check(result.step >= TRAIN.steps, f"it ended at step {result.step}")
+    check(all(p.isfinite().all() for p in toy.parameters()), "its weights are not finite")
 
 
 def read_upstream(kind: str, path: Path, output: Path) -> None:
@@ -235,6 +257,35 @@ def torch_mutation(rng: Random, content: bytes) -> tuple[str, bytes]:
             torch.save(value, buffer)
             return f"only {value!r}", buffer.getvalue()
     return "bytes", mutated(rng, content)
+
+
+def edited_state(rng: Random, state: Any) -> tuple[Any, str]:
+    """A training state with a value changed, or a tensor."""
+    paths = list(leaves(state))
+    path = pick(rng, [p for p in paths if rng.random() < 0.5] or paths)
+    path = path[: int(rng.integers(1, len(path) + 1))]
+    holder = state
+    for key in path[:-1]:
+        holder = holder[key]
+    name = ".".join(map(str, path))
+    inner = holder[path[-1]]
+    if isinstance(holder, tuple) or rng.random() < 0.1:
+        state.pop(path[0])
+        return f"without {path[0]}", state
+    if isinstance(inner, Tensor):
+        what, holder[path[-1]] = tensor_edit(rng, inner)
+        return f"{name} {what}", state
+    new = holder[path[-1]] = pick(rng, VALUES)
+    return f"{name} is {str(new)[:40]!r}", state
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of all values in nested containers; of long lists, of the first few."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:3])
+    for key, content in inner:
+        yield (*path, key)
+        if isinstance(content, dict | list | tuple):
+            yield from leaves(content, (*path, key))
 
 
 def upstream_edit(rng: Random, saved: Any) -> tuple[str, Any]:

@@ -174,8 +174,8 @@ def npz_mutation(rng: Random, content: bytes) -> tuple[str, bytes]:
         case 5 if name == "native_metadata":
             what, arrays[name] = "is no JSON", np.array(pick(rng, ("{", "[" * 50_000, "9" * 5000)))
         case _ if array.dtype.kind in "iu" and array.size:
-            value = pick(rng, (-1, 0, K, 2**31, 2**53, 2**62, -(2**63)))
-            flat = array.astype(np.int64).reshape(-1)
+            value = pick(rng, (-1, 0, K, 2**31, 2**53, 2**62, -(2**63), 2**64 - 1))
+            flat = array.astype(np.uint64 if value > 2**63 else np.int64).reshape(-1)
             flat[slice(None) if rng.random() < 0.3 else int(rng.integers(flat.size))] = value
             what, arrays[name] = f"has {value}", flat.reshape(array.shape)
         case _:

@@ -173,6 +173,49 @@ def test_meta_data_that_do_not_fit_are_named(tmp_path):
             load_meta(tmp_path)
 
 
+@pytest.mark.parametrize("text", ("[" * 100_000 + "]" * 100_000, '{"format": ' + "9" * 5000 + "}"))
+def test_meta_data_that_no_parser_takes_are_damaged(tmp_path, text):
+    codec_run(tmp_path)
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(ValueError, match="meta.json is damaged"):
+        load_meta(tmp_path)
+
+
+@pytest.mark.parametrize("kind", (torch.complex64, torch.float8_e4m3fn))
+def test_tensors_of_types_that_no_run_has_are_refused(tmp_path, kind):
+    codec_run(tmp_path)
+    name = "bottlenecks.1.codebook"
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: tensors[name].to(kind)}))
+    with pytest.raises(ValueError, match=rf"tensor {name} is .*, expected one of F64, F32"):
+        load_codec(tmp_path)
+
+
+def test_integers_are_no_weights(tmp_path):
+    codec_run(tmp_path)
+    name = "bottlenecks.1.codebook"
+    edit_weights(tmp_path, lambda tensors: tensors.update({name: tensors[name].long()}))
+    with pytest.raises(ValueError, match=f"{name} is torch.int64, expected torch.float32"):
+        load_codec(tmp_path)
+
+
+def test_names_of_fields_and_tensors_are_told_in_one_line(tmp_path):
+    codec_run(tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors.update({"a\nb\x1b[31m": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"unknown tensor a b\\x1b\[31m; it"):
+        load_codec(tmp_path)
+    meta = load_meta(tmp_path)
+    save_meta(tmp_path, meta | {"config": meta["config"] | {"a\nb": 1}})
+    with pytest.raises(ValueError, match="VQVAEConfig has no field a b"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("state", (1, [], torch.zeros(3), None))
+def test_a_state_is_a_dictionary(tmp_path, state):
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="state.pt is damaged"):
+        load_state(tmp_path)
+
+
 def test_state_is_plain_data_only(tmp_path):
     state = {"step": 4, "tensors": {"a": torch.arange(3)}, "rng": [(3, (1, 2), None), "x", 0.5]}
     save_state(tmp_path, state)

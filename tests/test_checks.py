@@ -9,7 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jukebox_core.checks import require, require_fields, require_types
+from jukebox_core.checks import one_line, require, require_fields, require_types
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("a.wav\nis\r\n  bad"), "a.wav is bad"),
+        (ValueError("a\x1b[31m\x9b\u202e\0.wav"), r"a\x1b[31m\x9b\u202e\x00.wav"),
+        (OSError(2, "No such file", "a\x07.wav"), r"No such file: a\x07.wav"),
+        (ValueError("Ü é 鼓.wav"), "Ü é 鼓.wav"),
+        (ValueError("\udcff.wav"), r"\udcff.wav"),
+        (KeyError(), "KeyError"),
+    ],
+)
+def test_messages_are_one_line_that_no_terminal_obeys(error, expected):
+    assert one_line(error) == expected
+
+
+def test_of_a_long_message_the_file_and_the_end_are_left():
+    shown = one_line(ValueError(f"a.wav is {'x' * 9000}: copy it again"))
+    assert len(shown) < 1010 and shown.startswith("a.wav is xx")
+    assert shown.endswith("xx: copy it again") and " ... " in shown
+
 
 ANYTHING = st.one_of(
     st.none(),

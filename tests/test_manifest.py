@@ -70,6 +70,33 @@ def test_a_track_is_its_own_song_unless_the_manifest_names_one(folder):
         load_manifest(folder)
 
 
+@pytest.mark.parametrize("where", ("absolute", "parent", "winding", "empty", "NUL"))
+def test_files_outside_of_the_folder_are_refused(folder, where):
+    inside = folder / "test/Track00002/bass.flac"
+    outside = inside.replace(folder.parent / "bass.flac")
+    path = {
+        "absolute": str(outside),
+        "parent": f"../{outside.name}",
+        "winding": f"test/../../{outside.name}",
+        "empty": "",
+        "NUL": "test/a\0b.flac",
+    }[where]
+    tracks = json.loads((folder / "manifest.json").read_text())["tracks"]
+    tracks[1]["files"]["bass"]["path"] = path
+    change(folder, tracks=tracks)
+    with pytest.raises(ValueError, match="manifest.json .*expected one inside the folder"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize("value", (None, 1, ["a"]))
+def test_checksums_are_text(folder, value):
+    tracks = json.loads((folder / "manifest.json").read_text())["tracks"]
+    tracks[1]["files"]["bass"]["sha256"] = value
+    change(folder, tracks=tracks)
+    with pytest.raises(ValueError, match="sha256 of bass is .*, expected a string"):
+        load_manifest(folder)
+
+
 def test_a_missing_manifest_tells_what_to_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere: prepare the data first"):
         load_manifest(tmp_path / "nowhere")

@@ -211,6 +211,23 @@ def test_tracks_that_cannot_be_used_are_skipped_with_the_reason(dataset, tmp_pat
 # Splits
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"stems: {{S00: {'1:' * 200_000}1}}", "does not describe stems"),  # a number in base 60
+        ("".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}x]\n" for n in range(1, 30)), "not describe"),
+        ('stems: {"a\\nb": {inst_class: Bass}, S01: {is_drum: true}}', "stems/a b.flac is missing"),
+        (f"stems: {{S00: {{inst_class: {'x' * 5000}}}}}", "no rendered stem of bass .* ... .*x"),
+    ],
+)
+def test_metadata_that_would_take_forever_or_fill_the_screen(tmp_path, text, reason):
+    folder = write_track(tmp_path / "slakh/train/Track00001", "Bass", "Drums")
+    (folder / "metadata.yaml").write_text(text.replace("*a0", "x"), encoding="utf-8")
+    with pytest.raises(ValueError, match=reason) as error:
+        prepare(tmp_path / "slakh", tmp_path / "out", **FAST)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1500
+
+
 def test_split_folders_are_honoured(dataset, tmp_path):
     manifest, _ = prepare(dataset, tmp_path / "out", **FAST)
     assert "".join(track.name[-1] for track in manifest.tracks) == "1234567"

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from jukebox_core.checkpoints import Snapshots, load_meta, load_state, open_run, save_meta
+from jukebox_core.checkpoints import (
+    Snapshots,
+    load_meta,
+    load_state,
+    open_run,
+    save_meta,
+    save_state,
+)
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.distributed import make_fabric, seed_everything
@@ -371,6 +378,37 @@ def test_a_state_of_another_model_is_refused(tmp_path):
         other.linear = nn.Linear(16, 16, bias=False)
         toy_run(tmp_path, toy=other)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "5"),
+        ("step", -1),
+        ("count", None),
+        ("elapsed", math.nan),
+        ("metrics", {"train": {"loss": "x"}}),
+        ("metrics", [1]),
+        ("sums", {"loss": torch.zeros(3)}),
+        ("average", 7),
+        ("generators", [{}]),
+        ("optimizer", []),
+    ],
+)
+def test_a_state_with_other_values_is_refused(tmp_path, name, value):
+    toy_run(tmp_path, dataclasses.replace(TRAIN, steps=4))
+    save_state(tmp_path, load_state(tmp_path) | {name: value})
+    with pytest.raises(ValueError, match="state.pt does not fit this run"):
+        toy_run(tmp_path)
+
+
+def test_an_optimizer_of_other_shapes_is_refused(tmp_path):
+    toy_run(tmp_path, dataclasses.replace(TRAIN, steps=4))
+    state = load_state(tmp_path)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    save_state(tmp_path, state)
+    with pytest.raises(ValueError, match=r"exp_avg is \(3,\) for a parameter \(16, 16\)"):
+        toy_run(tmp_path)
 
 
 def test_metrics_that_are_not_finite_do_not_break_the_meta_data(tmp_path):

@@ -234,10 +234,40 @@ def bad_counts(**changed):
         ({"data": np.array([0, 1])}, "counts under 1"),
         ({"data": np.array([0.5, 1])}, "holds float64 counts"),
         ({"coords": np.zeros((3, 2), int)}, "counts a triple twice"),
+        ({"shape": np.full(3, 2**40)}, "1099511627776 codes, expected 1 to 2,097,151"),
+        ({"shape": np.full(3, 3.5)}, "3.5 codes, expected"),
+        ({"data": np.array([1, 2**64 - 1], np.uint64)}, "a count of 18446744073709551615"),
     ],
 )
 def test_wrong_counts_are_refused(tmp_path, capsys, changed, message):
     np.savez(tmp_path / "c.npz", **bad_counts(**changed))
+    assert message in refused(capsys, "counts", tmp_path / "c.npz", tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"first": None}, "native_first is not a file"),
+        ({"first": np.array([0])}, "expected the same"),
+        ({"second": np.array([[1, 0]])}, "expected vectors"),
+        ({"mixture": np.array([2, 9])}, "codes span [2, 9]"),
+        ({"mixture": np.array([2, 1])}, "once and in order"),
+        ({"counts": np.array([1, 0])}, "expected a positive count"),
+        ({"counts": np.array([1])}, "expected a positive count"),
+        ({"counts": np.array([1.5, 2])}, "expected vectors of integers"),
+        ({"counts": np.array([print, print])}, "damaged arrays native_*"),
+        ({"metadata": np.array("{")}, "damaged arrays native_*"),
+        ({"metadata": np.array("[" * 50_000)}, "damaged arrays native_*"),
+        ({"metadata": np.array("[1]")}, "expected metadata of texts"),
+        ({"metadata": np.array('{"codec": 1}')}, "expected metadata of texts"),
+    ],
+)
+def test_a_damaged_native_part_of_counts_is_refused(tmp_path, capsys, changed, message):
+    parts = {"first": [0, 1], "second": [1, 0], "mixture": [2, 2], "counts": [1, 2]}
+    native = {name: np.array(value) for name, value in parts.items()}
+    native = native | {"metadata": np.array("{}")} | changed
+    arrays = {f"native_{name}": value for name, value in native.items() if value is not None}
+    np.savez(tmp_path / "c.npz", **bad_counts(), **arrays)
     assert message in refused(capsys, "counts", tmp_path / "c.npz", tmp_path / "c.safetensors")
 
 

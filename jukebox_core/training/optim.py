@@ -127,6 +127,23 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = self._groups()
 
 
+def check_shapes(optimizer: Optimizer) -> None:
+    """Refuse stored averages that do not have the shape of their parameter.
+
+    Raises:
+        ValueError: One has another shape.
+    """
+    if isinstance(optimizer, MuonWithAdamW):
+        for part in optimizer._parts.values():
+            check_shapes(part)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} is {tuple(value.shape)} for a parameter {tuple(parameter.shape)}"
+                )
+
+
 def learning_rate(config: OptimConfig, step: int, steps: int, position: float = 0.0) -> float:
     """Learning rate of step `step` (from 0) of `steps`: linear warm-up, constant, cosine to zero.
 

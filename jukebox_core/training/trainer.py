@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +30,7 @@ from jukebox_core.checkpoints import (
     save_model,
     save_state,
 )
-from jukebox_core.checks import one_line
+from jukebox_core.checks import one_line, require
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.bad_files import warn_on_stderr
 from jukebox_core.datasets.batches import Batches
@@ -41,7 +42,7 @@ from jukebox_core.training.distributed import (
     seed_everything,
     set_generator_states,
 )
-from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.training.optim import WeightAverage, build_optimizer, check_shapes, learning_rate
 from jukebox_core.training.tracking import Tracker
 
 NONFINITE_LIMIT = 10
@@ -434,8 +435,10 @@ class Trainer:
     def _resume(self) -> None:
         state = load_state(self.folder)
         try:
+            _check_progress(state)
             self._bare.load_state_dict(state["objective"])
             self._state_of.load_state_dict(state["optimizer"])
+            check_shapes(self._state_of)
             self._snapshots.least = state["least"]
             self._average.load(state["average"])
             if self._scaler:
@@ -448,7 +451,9 @@ class Trainer:
             self._saved = self._step
             if self.collapse:
                 self.collapse.low = state["collapse"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (MemoryError, OSError):
+            raise
+        except Exception as error:  # many types, depending on what is wrong
             reason = one_line(error)[:200]
             raise ValueError(
                 f"{self.folder / STATE} does not fit this run ({reason}); delete the folder to "
@@ -468,6 +473,20 @@ class Trainer:
         else:
             seed_everything(hash((self.train.seed, rank, step)) % 2**32)
         self._generator.set_state(stored[min(rank, len(stored) - 1)]["own"])
+
+
+def _check_progress(state: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a state's numbers are such as a run has."""
+    for name in ("step", "nonfinite", "count"):
+        require(name, state[name], whole=True, at_least=0)
+    require("elapsed", state["elapsed"], at_least=0)
+    metrics = [value for split in state["metrics"].values() for value in split.values()]
+    for value in (state["least"], state["collapse"], *metrics):
+        if not isinstance(value, Real):
+            raise ValueError(f"a metric is {value!r}, expected a number")
+    for name, value in state["sums"].items():
+        if value.ndim:
+            raise ValueError(f"the sum of {name} is {tuple(value.shape)}, expected a number")
 
 
 def _failure(write: Callable[[], None]) -> OSError | None:

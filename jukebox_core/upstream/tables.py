@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import one_line
+from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_writable, durable_path
 
 _SCALAR = np.float64(0).__reduce__()[0]  # NumPy's scalar constructor; its module's name varies
@@ -27,6 +28,10 @@ _ALLOWED: list[Any] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
+
+
+MOST_COUNTS = 1 << 53
+"""Largest count of a triple, which float64 holds exactly."""
 
 
 class CountTable(NamedTuple):
@@ -88,10 +93,14 @@ def read_counts(path: str | Path) -> CountTable:
             f"{path} has shape {shape} and coords {coords.shape} for {counts.shape} counts, "
             "expected [K, K, K], (3, P) and (P,)"
         )
+    if not isinstance(shape[0], int) or not 1 <= shape[0] <= MOST_CODES:
+        raise ValueError(f"{path} has {shape[0]} codes, expected 1 to {MOST_CODES:,}")
     if coords.dtype.kind not in "iu" or counts.dtype.kind not in "iu" or parts["fill_value"] != 0:
         raise ValueError(f"{path} holds {counts.dtype} counts, expected integers that default to 0")
     if counts.size and (coords.min() < 0 or coords.max() >= shape[0] or counts.min() < 1):
         raise ValueError(f"{path} has codes outside 0..{shape[0] - 1} or counts under 1")
+    if counts.size and counts.max() > MOST_COUNTS:
+        raise ValueError(f"{path} has a count of {counts.max()}, expected at most 2^53")
     return CountTable(
         torch.from_numpy(coords.astype(np.int64)),
         torch.from_numpy(counts.astype(np.int64)),
