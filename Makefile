@@ -7,6 +7,7 @@
 # make test   environment and the whole test suite
 # make sweep   every flag of every program with values that nobody means (an hour or so)
 # make lock   the newest versions that fit, with digests, in requirements.lock and requirements-cuda.lock
+# make fuzz    damaged files and commands for everything that reads them (minutes)
 # make docs   the documents as a site, in build/site
 #
 # PYTHON=python3.12 picks the interpreter; PIP_FLAGS adds to every `pip install`, for example
@@ -53,7 +54,7 @@ DEMO ?=
 # The Groove MIDI Dataset.
 GROOVE ?=
 
-.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep lock docs clean
+.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep fuzz lock docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -110,6 +111,9 @@ test: check
 
 sweep: $(READY)
 	$(BIN)/python -m tests.sweep_flags
+
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz
 
 check: $(READY)
 	$(BIN)/ruff check .
