@@ -191,12 +191,13 @@ class CountsFile:
             self.iterations = int(self.metadata.get("iterations", 0))
             require("n_codes", self.n_codes, whole=True, at_least=1, at_most=MOST_CODES)
             require("iterations", self.iterations, whole=True, at_least=0)
-            self._offsets = self._file.get_tensor("offsets")
-            slices = [self._file.get_slice(name) for name in ("first", "second", "counts")]
-            sizes = {part.get_shape()[0] for part in slices}
-            types = {part.get_dtype() for part in slices}
-            if self._offsets.dtype.kind != "i" or not types <= {"I16", "I32", "I64"}:
+            parts = [
+                self._file.get_slice(name) for name in ("first", "second", "counts", "offsets")
+            ]
+            sizes = {part.get_shape()[0] for part in parts[:3]}
+            if not {part.get_dtype() for part in parts} <= {"I8", "I16", "I32", "I64"}:
                 raise ValueError("it does not hold integers")
+            self._offsets = self._file.get_tensor("offsets")
             if self._offsets.shape != (self.n_codes + 1,):
                 raise ValueError(f"offsets are {self._offsets.shape}, expected [K + 1]")
             if self._offsets[0] != 0 or (np.diff(self._offsets) < 0).any():

@@ -44,8 +44,9 @@ import fuzz_commands  # noqa: E402
 import fuzz_metadata  # noqa: E402
 import fuzz_tables  # noqa: E402
 import numpy as np  # noqa: E402
+import psutil  # noqa: E402
 from fuzz_cases import Case, Parser, WrongResult, refusal_faults  # noqa: E402
-from sweep_flags import addresses, limit, waited  # noqa: E402
+from sweep_flags import addresses, limit  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from jukebox_core.checks import one_line  # noqa: E402
@@ -56,7 +57,7 @@ from scripts._cli import program  # noqa: E402
 MEMORY = 3 * 2**29
 """Bytes of addresses that a case may take beside those of its process."""
 PATIENCE = 10
-"""So many times its seconds may a case take where other processes have the cores."""
+"""So many times its seconds may a case take where it waits, or other processes have the cores."""
 
 PARSERS: dict[str, Parser] = {
     "audio": fuzz_audio.PARSER,
@@ -82,7 +83,7 @@ class Args:
     json: Path | None = None
     """File to write a line of JSON per case to."""
     seconds: float = 10.0
-    """What runs longer, waiting for a core not counted, hangs."""
+    """What takes a core for longer hangs, and so does what takes ten times as long in all."""
 
 
 @program
@@ -155,14 +156,19 @@ class Worker:
         return {"label": label, "verdict": "lost", "findings": [finding], "said": self._text()}
 
     def _answers(self, seconds: float) -> bool:
-        before, passed = waited(self._process.pid), 0.0
+        before, passed = self._busy(), 0.0
         while not self._pipe.poll(0.25):
             passed += 0.25
-            if passed - (waited(self._process.pid) - before) > seconds:
-                return False
-            if passed > PATIENCE * seconds:
+            if self._busy() - before > seconds or passed > PATIENCE * seconds:
                 return False
         return True
+
+    def _busy(self) -> float:
+        """Seconds of a core that it and those that it started have taken."""
+        with contextlib.suppress(psutil.Error):
+            own = psutil.Process(self._process.pid)
+            return sum(sum(p.cpu_times()[:4]) for p in (own, *own.children(recursive=True)))
+        return 0.0
 
     def _text(self) -> str:
         with contextlib.suppress(OSError):

@@ -233,9 +233,9 @@ class Process:
         passed = time.monotonic() - self._began
         if self._base.ready is not None:
             said = (self._said / "stdout").read_text(errors="replace")
-            self._ready = self._base.ready in said or passed - waited(self.pid) > STARTS
+            self._ready = self._base.ready in said or passed - _waited(self.pid) > STARTS
         else:
-            ran = passed - waited(self.pid)
+            ran = passed - _waited(self.pid)
             self._hung = ran > seconds or passed > PATIENCE * seconds
         if self._ready or self._hung:
             self.kill()
@@ -304,7 +304,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def waited(pid: int) -> float:
+def _waited(pid: int) -> float:
     """Seconds that a process was ready to run and had no core."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9

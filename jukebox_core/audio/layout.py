@@ -206,8 +206,8 @@ def _wav_data(file: BinaryIO, start: int, size: int) -> _Data | None:
     order = ">" if read_at(file, start, 4) == b"RIFX" else "<"
     long: tuple[int, int] | None = None
     for name, position, content in _chunks(file, start + 12, size, order + "4sI", 2):
-        if name == b"ds64":
-            long = position + 8, struct.unpack(order + "Q", read_at(file, position + 8, 8))[0]
+        if name == b"ds64" and len(stated := read_at(file, position + 8, 8)) == 8:
+            long = position + 8, struct.unpack(order + "Q", stated)[0]
         elif name == b"data":
             if long is not None and content == _UNKNOWN_32:
                 return _Data(position, long[1] or None, (long[0], order + "Q"))
