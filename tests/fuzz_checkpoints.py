@@ -296,8 +296,8 @@ def upstream_edit(rng: Random, saved: Any) -> tuple[str, Any]:
         return f"hps, {what}", saved
     name = pick(rng, sorted(saved["model"]))
     what, tensor = tensor_edit(rng, saved["model"][name])
-    saved["model"][name] = pick(rng, (tensor, tensor, tensor, None, [1], tensor.to_sparse()
-                                      if tensor.ndim else tensor))  # fmt: skip
+    others = (None, [1], torch.ones(2).to_sparse())
+    saved["model"][name] = pick(rng, (tensor, tensor, tensor, *others))
     if rng.random() < 0.3:
         saved["native"] = pick(rng, ({}, {"meta": "{", "tensors": {}}, {"meta": "[]", "tensors": 1},
                                      {"meta": "{}", "tensors": {"a": tensor}}, 3))  # fmt: skip

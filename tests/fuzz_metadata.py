@@ -27,6 +27,7 @@ STEM_NAMES = (
 )  # fmt: skip
 LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
 MERGES = "".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 30))
+KINDS = ("fields",) * 6 + ("bytes", "bomb") * 3 + ("names", "links") * 2 + ("many",)
 BOMBS = {
     "aliases": "a0: &a0 [x]\n" + LAUGHS + "stems: {S00: *a29}\n",
     "aliases as stems": "a0: &a0 [x]\n" + LAUGHS + "stems: *a29\n",
@@ -72,7 +73,7 @@ class Metadata:
         shutil.copytree(seeds / "slakh", home / "slakh")
         shutil.rmtree(home / "slakh/train/Track00002")
         path = home / TRACK / "metadata.yaml"
-        kind = pick(rng, ("fields", "fields", "fields", "names", "bytes", "bomb", "links", "many"))
+        kind = pick(rng, KINDS)
         what, valid = _MAKERS[kind](rng, path)
         output = home.parent / "out/prepared"
         read = partial(read_slakh, home / "slakh", output)
@@ -163,7 +164,7 @@ def _bomb(rng: Random, path: Path) -> tuple[str, bool]:
 
 def _many(rng: Random, path: Path) -> tuple[str, bool]:
     """Very many stems that have no file, or are of no source; two real ones."""
-    number, other = pick(rng, (100, 2000, 8000)), pick(rng, ("Bass", "Piano"))
+    number, other = pick(rng, (50, 300, 3000)), pick(rng, ("Bass", "Piano"))
     stems = {f"S{n:05d}": entry(other) for n in range(10, number)}
     stems |= {"S00": entry("Bass"), "S01": entry("Drums")}
     path.write_text(json.dumps({"stems": stems}), encoding="utf-8")
