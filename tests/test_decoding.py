@@ -310,6 +310,13 @@ def test_a_wav_written_to_a_pipe_is_read_to_its_end(tmp_path, program):
     assert torch.equal(everywhere(path), expected)
 
 
+@pytest.mark.parametrize("kept", range(12, 36, 4))
+def test_an_rf64_that_ends_in_its_sizes_is_refused(tmp_path, kept):
+    data = encoded(clicks(0.1), format="RF64", subtype="PCM_16")
+    with pytest.raises(ValueError, match=r"x\.wav"):
+        audio.load(written(tmp_path / "x.wav", data[:kept]))
+
+
 def test_a_wav_without_samples_stays_empty(tmp_path):
     for name, data in (
         ("a.wav", wav(36, 0, b"")),

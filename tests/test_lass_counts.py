@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_save_file
 
+from jukebox_core.tables import read_table
 from lass import counter as counter_module
 from lass import counts as counts_module
 from lass import external_sort as runs_module
@@ -360,6 +363,17 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     save_file({"sum_codes": counts.first}, path, {"kind": "code_sums"})
     with pytest.raises(ValueError, match="code_sums.*counts"):
         CountsFile(path)
+
+
+@pytest.mark.parametrize("name", ("first", "counts", "offsets"))
+@pytest.mark.parametrize("kind", (torch.float8_e4m3fn, torch.float32, torch.complex64))
+def test_files_of_other_types_than_integers_are_refused(tmp_path, name, kind):
+    path = tmp_path / "counts.safetensors"
+    save_counts(path, count_triples(K, *np.zeros((3, 5), int)), {})
+    tensors, metadata = read_table(path, "counts")
+    torch_save_file(tensors | {name: tensors[name].to(kind)}, path, metadata)
+    with pytest.raises(ValueError, match="counts.safetensors .*does not hold integers"):
+        load_counts(path)
 
 
 def test_counting_goes_on_from_a_finished_file(tmp_path):
