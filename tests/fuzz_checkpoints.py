@@ -116,7 +116,7 @@ class Checkpoints:
         run = shutil.copytree(seeds / "toy", home / "run")
         state = torch.load(run / "state.pt", weights_only=True)
         optimizer = {key: state["optimizer"].pop(key) for key in ("param_groups",)}
-        state, what = edited_state(rng, state)
+        what, state = edited_state(rng, state)
         if isinstance(state, dict) and isinstance(state.get("optimizer"), dict):
             state["optimizer"] |= optimizer
         torch.save(state, run / "state.pt")
@@ -259,7 +259,7 @@ def torch_mutation(rng: Random, content: bytes) -> tuple[str, bytes]:
     return "bytes", mutated(rng, content)
 
 
-def edited_state(rng: Random, state: Any) -> tuple[Any, str]:
+def edited_state(rng: Random, state: Any) -> tuple[str, Any]:
     """A training state with a value changed, or a tensor."""
     paths = list(leaves(state))
     path = pick(rng, [p for p in paths if rng.random() < 0.5] or paths)
