@@ -462,7 +462,7 @@ class _Loader(yaml.SafeLoader):
 
 def _parsed(text: bytes) -> Any:
     """Return the content of a metadata.yaml."""
-    return yaml.load(text.decode("utf-8"), _Loader)
+    return _Loader(text.decode("utf-8")).get_single_data()
 
 
 def _source_name(entry: dict[str, Any]) -> str:
