@@ -33,8 +33,6 @@ from scripts._plan import SOURCES, VARIETY, Experiment, needs, stage
 COUNT_ITERATIONS = 400
 MIDI_SHARE = 0.3
 """Share of the songs that MMA arranges."""
-PRODUCTION_SHARE = 0.65
-"""Share of the songs with production effects; the others are dry."""
 SOUNDS: tuple[object, ...] = ("--soundfont", "installed", "--drumkit", "installed")
 
 
@@ -48,7 +46,7 @@ class Args:
     """Folder of songs, data, trained models and logs."""
     package: Path = PRETRAINED
     """Folder for the copy for inference; default: the models that ship, which it replaces."""
-    tracks: int = 2400
+    tracks: int = 1800
     """Number of songs, of 20 s each."""
     length: float = 1.0
     """Multiply the training steps of every network by this."""
@@ -72,15 +70,15 @@ def longer(length: float) -> dict[str, tuple[object, ...]]:
         number = max(10, round(length * number))
         return ("--train.steps", number, "--optim.decay-steps", round(falling * number))
 
-    augmented = ("--gain-db", 8, "--production", 0.3)
+    augmented = ("--gain-db", 6, "--production", 0.3)
     large = ("--mask.hidden", 256, "--mask.layers", 2)
-    items = ("--items", 8 * max(2, round(length * 180)))
+    items = ("--items", 8 * max(2, round(length * 150)))
     return {
         "train_vqvae": (*steps(1800), *augmented),
-        "train_mask": (*steps(8000), *large, *augmented),
+        "train_mask": (*steps(5000), *large, *augmented),
         "train_prior": steps(800),
-        "train_likelihood": (*steps(3600), "--optim.ema-decay", 0.99, *augmented),
-        "train_mask_network": (*steps(1000), *items, *augmented),
+        "train_likelihood": (*steps(3200), "--optim.ema-decay", 0.99, *augmented),
+        "train_mask_network": (*steps(900), *items, *augmented),
     }
 
 
@@ -97,7 +95,7 @@ def stages(args: Args) -> list[Stage]:
     songs += ("--parts", *SOURCES, "--split", 0.94, 0.06, 0)
     songs += ("--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
     songs += ("--groove", args.groove) if args.groove else ()
-    songs += (*VARIETY, *SOUNDS, "--production-share", PRODUCTION_SHARE, *seed)
+    songs += (*VARIETY, *SOUNDS, *seed)
     prepare = ("--slakh", slakh, "--output", data)
     experiment = Experiment(
         data,

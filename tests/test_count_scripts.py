@@ -1,6 +1,7 @@
 """scripts.count_sums and scripts.precompute_sums from end to end."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -156,13 +157,9 @@ def test_parts_are_merged(codec, tiny_data, tmp_path, capsys):
 
 
 def edited(tiny_data, folder, **changes):
-    """A manifest of the same files with other contents."""
-    manifest = json.loads((tiny_data / "manifest.json").read_text())
-    for track in manifest["tracks"]:
-        for file in track["files"].values():
-            file["path"] = str(tiny_data / file["path"])
-    manifest |= changes
-    folder.mkdir()
+    """A copy of a data set whose manifest says something else."""
+    shutil.copytree(tiny_data, folder)
+    manifest = json.loads((tiny_data / "manifest.json").read_text()) | changes
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
