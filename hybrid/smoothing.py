@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from jukebox_core.checks import require
+from jukebox_core.separation.chain import mass_of_sums
 from lass.counts import Counts
 from lass.smoothing import overall_frequencies
 from lqvae.likelihood import LatentGaussianLikelihood
@@ -51,3 +52,8 @@ class GaussianBase:
     def probabilities(self, mixture_code: int) -> Tensor:
         """q(mixture_code | z1, z2), [K * K]."""
         return self._frequencies[mixture_code].index_select(0, self._sum_codes)
+
+    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        """The mass of the pairs of every sum, shared out by the Gaussian around it, [N, K]."""
+        mass = mass_of_sums(first, second, self._sum_codes.long(), weights)
+        return mass @ self._frequencies.to(first.dtype).T

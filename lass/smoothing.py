@@ -29,6 +29,16 @@ class Base(Protocol):
         """q(mixture_code | z1, z2), [K * K] in row-major order; the caller may write to it."""
         ...
 
+    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        """Sum of first[n, i] second[n, j] weights[i, j] q(m | i, j) over the pairs, [N, K].
+
+        Args:
+            first: [N, K].
+            second: [N, K].
+            weights: [K, K], all of one type.
+        """
+        ...
+
     @property
     def settings(self) -> dict[str, Any]:
         """Its name as `smoothing_base`, and further values, ready for JSON."""
@@ -53,6 +63,11 @@ class Overall:
     def probabilities(self, mixture_code: int) -> Tensor:
         """p(mixture_code) for every pair, [K * K]."""
         return self._frequencies[mixture_code].repeat(self.n_codes**2)
+
+    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        """The whole mass, shared out by p(m), [N, K]."""
+        mass = (first * (second @ weights.T)).sum(1, keepdim=True)
+        return mass * self._frequencies.to(first.dtype)
 
 
 class Marginals:
@@ -86,6 +101,12 @@ class Marginals:
         """The mean of both codes' p(mixture_code | code), [K * K]."""
         first, second = (half[mixture_code] for half in self._halves)
         return (first.unsqueeze(1) + second).flatten()
+
+    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+        """The mass of every first and of every second code, shared out by p(m | code), [N, K]."""
+        of_first, of_second = (half.to(first.dtype).T for half in self._halves)  # [code, m]
+        by_first = (first * (second @ weights.T)) @ of_first
+        return by_first + (second * (first @ weights)) @ of_second
 
 
 MakeBase: TypeAlias = Callable[[Counts, torch.device | str], Base]

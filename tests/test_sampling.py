@@ -216,7 +216,7 @@ def test_parts_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="belong to different codecs"):
         AncestralSampler()(priors, likelihood, codes, 1, generator)
     likelihood = TableLikelihood(torch.zeros(K, K, K))
-    with pytest.raises(ValueError, match="needs two priors, got 1"):
+    with pytest.raises(ValueError, match="for 2 sources, the priors are of 1: bass"):
         AncestralSampler()({"bass": priors["bass"]}, likelihood, codes, 1, generator)
     with pytest.raises(ValueError, match="exceed the priors' context of 4"):
         AncestralSampler()(priors, likelihood, codes.expand(1, 2).repeat(1, 3), 1, generator)

@@ -1,4 +1,4 @@
-"""Both priors in one pass of fixed shapes, for GPUs: a step that a CUDA graph can hold.
+"""All priors in one pass of fixed shapes, for GPUs: a step that a CUDA graph can hold.
 
 Priors of one architecture are stacked, every matrix product is one batched product, and the
 position is a number on the device: shapes, addresses and the order of kernels are the same at every
@@ -65,7 +65,7 @@ class StackedDecoder:
             self._layers = [self._layer(same) for same in zip(*blocks, strict=True)]
 
     def new_cache(self, batch_size: int, length: int) -> StackedCache:
-        """An empty cache for `batch_size` pairs of sequences of at most `length` codes."""
+        """An empty cache for `batch_size` sequences per source, of at most `length` codes."""
         return StackedCache(self, batch_size, length)
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ def _product(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class StackedCache:
-    """Both priors' caches, source after source, and the step recorded on them."""
+    """The priors' caches, source after source, and the step recorded on them."""
 
     def __init__(self, decoder: StackedDecoder, batch_size: int, length: int):
         self.batch_size = batch_size
@@ -186,7 +186,7 @@ class StackedCache:
         return logits
 
     def reorder(self, parents: Tensor) -> None:
-        """Replace pair b by pair parents[b] (int64 [B])."""
+        """Replace sequence b of every source by sequence parents[b] (int64 [B])."""
         self.state.reorder((self._offsets * self.batch_size + parents).flatten())
 
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Two priors that are decoded together, in the form that is fastest on their device."""
+"""Priors that are decoded together, in the form that is fastest on their device."""
 
 from __future__ import annotations
 
@@ -35,96 +35,98 @@ class Prior(Protocol):
 
 
 class JointPriors(Protocol):
-    """Both sources' priors, advanced together; the order of `names` is (z1, z2)."""
+    """The sources' priors, advanced together; the order of `names` is (z1, z2, ...)."""
 
     names: tuple[str, ...]
     n_codes: int
     n_ctx: int
 
     def new_cache(self, batch_size: int, length: int) -> Any:
-        """An empty cache for `batch_size` pairs of sequences of at most `length` codes.
+        """An empty cache for `batch_size` sequences per source, of at most `length` codes.
 
-        Its `reorder(parents)` replaces pair b by pair parents[b] (int64 [B]); `nbytes()` are held.
+        Its `reorder(parents)` replaces sequence b of every source by sequence parents[b] (int64
+        [B]); `nbytes()` are held.
         """
         ...
 
     def step(self, codes: Tensor | None, cache: Any) -> Tensor:
-        """Logits [2, B, K] of the next codes, after the last codes [2, B] (None at the start)."""
+        """Logits [S, B, K] of the next codes, after the last codes [S, B] (None at the start)."""
         ...
 
 
 def as_joint(priors: Mapping[str, Prior] | JointPriors) -> JointPriors:
-    """Two priors by name as one object; a joint object is returned unchanged.
+    """Priors by name as one object; a joint object is returned unchanged.
 
     Raises:
-        ValueError: not two priors, or priors over different codes.
+        ValueError: no prior, or priors over different codes.
     """
     return EachPrior(priors) if isinstance(priors, Mapping) else priors
 
 
 class EachPrior:
-    """Two priors of any kind, one after the other: the plain form of `JointPriors`."""
+    """Priors of any kind, one after the other: the plain form of `JointPriors`."""
 
     def __init__(self, priors: Mapping[str, Prior]):
-        if len(priors) != 2:
-            raise ValueError(f"separation needs two priors, got {len(priors)}: {', '.join(priors)}")
+        if not priors:
+            raise ValueError("separation needs a prior per source, got none")
         self.names = tuple(priors)
         self._priors = tuple(priors.values())
-        first, second = self._priors
-        if first.n_codes != second.n_codes:
-            raise ValueError(
-                f"the prior of {self.names[0]} has {first.n_codes} codes, the prior of "
-                f"{self.names[1]} {second.n_codes}: they belong to different codecs"
-            )
+        first = self._priors[0]
+        for name, prior in priors.items():
+            if prior.n_codes != first.n_codes:
+                raise ValueError(
+                    f"the prior of {self.names[0]} has {first.n_codes} codes, the prior of "
+                    f"{name} {prior.n_codes}: they belong to different codecs"
+                )
         self.n_codes = first.n_codes
-        self.n_ctx = min(first.n_ctx, second.n_ctx)
+        self.n_ctx = min(prior.n_ctx for prior in self._priors)
 
     def new_cache(self, batch_size: int, length: int) -> EachCache:
-        """An empty cache for `batch_size` pairs of sequences."""
+        """An empty cache for `batch_size` sequences per source."""
         return EachCache(prior.new_cache(batch_size, length) for prior in self._priors)
 
     def step(self, codes: Tensor | None, cache: EachCache) -> Tensor:
-        """Logits [2, B, K] of the next codes, after [2, B] (None at the start)."""
-        last = (None, None) if codes is None else codes.unbind()
+        """Logits [S, B, K] of the next codes, after [S, B] (None at the start)."""
+        last = (None,) * len(self._priors) if codes is None else codes.unbind()
         steps = zip(self._priors, last, cache, strict=True)
         return torch.stack([prior.step(part, own) for prior, part, own in steps])
 
 
 class EachCache(list[PriorCache]):
-    """Both priors' caches."""
+    """The priors' caches."""
 
     def reorder(self, parents: Tensor) -> None:
-        """Replace pair b by pair parents[b] in both."""
+        """Replace sequence b by sequence parents[b] in all."""
         for cache in self:
             cache.reorder(parents)
 
     def nbytes(self) -> int:
-        """Bytes held by both."""
+        """Bytes held by all."""
         return sum(cache.nbytes() for cache in self)
 
 
 def accelerate(
     priors: Mapping[str, AutoregressivePrior], precision: Precision = "auto"
 ) -> JointPriors:
-    """Two priors prepared for decoding on their device.
+    """Priors prepared for decoding on their device.
 
-    CPU: folded weights and compiled kernels. CUDA: both priors stacked, the step a CUDA graph,
+    CPU: folded weights and compiled kernels. CUDA: the priors stacked, the step a CUDA graph,
     where they have one architecture. Otherwise (MPS; architectures that differ) the modules step
     as they are, in float32.
 
     Raises:
-        ValueError: a precision that the device does not have, or not two priors.
+        ValueError: a precision that the device does not have.
     """
     device = next(iter(priors.values())).positions.device
     sizes = [sum(x.numel() for x in prior.parameters()) for prior in priors.values()]
     dtype = choose_dtype(device, precision, min(sizes))
     if device.type == "cpu":
         return EachPrior({name: CpuDecoder(prior, dtype) for name, prior in priors.items()})
-    if device.type == "cuda" and len(priors) == 2 and can_stack(priors):
+    if device.type == "cuda" and can_stack(priors):
         return StackedDecoder(priors, dtype)
     if dtype != torch.float32:
         raise ValueError(
-            f"precision {precision} on {device.type} needs two priors of one architecture on CUDA; "
+            f"precision {precision} on {device.type} needs priors of one architecture on CUDA; "
             "use float32"
         )
     return EachPrior(priors)

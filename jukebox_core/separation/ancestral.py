@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jukebox_core.prior.joint import JointPriors, Prior
+from jukebox_core.separation.chain import Drawn
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.posterior import Draw, FullTable, PairTable, draw_chunks
 from jukebox_core.separation.samples import JointSamples, Progress
 from jukebox_core.separation.sampling_task import SamplingTask, check_temperature
 from jukebox_core.separation.truncation import Truncation, draw_truncated
@@ -19,7 +19,7 @@ from jukebox_core.separation.truncation import Truncation, draw_truncated
 
 @dataclass(frozen=True)
 class AncestralSampler:
-    """Draws every step's pair of codes from the exact one-step posterior.
+    """Draws every step's codes from the exact one-step posterior.
 
     Random numbers are drawn in the order of the chunks: the same chunks give the same candidates,
     however they are batched.
@@ -54,6 +54,8 @@ class AncestralSampler:
     ) -> JointSamples:
         """N samples for each of B mixtures; arguments and errors as in `SamplingTask`."""
         task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
+        if Truncation(self.top_k, self.top_p).active:
+            task.require_pairs("top_k and top_p choose among pairs of codes")
         uniform = task.uniform(generator, candidates)
         return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
 
@@ -63,16 +65,17 @@ class AncestralSampler:
         """Draw all steps; None if a draw that is not exact may be wrong."""
         steps, batch, candidates, device = task.steps, task.batch, task.candidates, task.device
         cache, last = task.new_cache(), None
-        codes = torch.empty(2, steps, batch, candidates, dtype=torch.int64, device=device)
-        log_prior = torch.zeros(2, batch, candidates, device=device)
+        sources = len(task.joint.names)
+        codes = torch.empty(sources, steps, batch, candidates, dtype=torch.int64, device=device)
+        log_prior = torch.zeros(sources, batch, candidates, device=device)
         log_likelihood = torch.zeros(batch, candidates, device=device)
         lost = torch.zeros((), dtype=torch.bool, device=device)
         for step in range(steps):
             law = task.step(step, last, cache, self.temperature)
-            drawn = self._pairs(task.tables.at(step), law.log_p, uniform[step], exact)
+            drawn = self._codes(task, step, law.log_p, uniform[step], exact)
             if drawn.lost is not None:
                 lost |= drawn.lost.any()
-            codes[0, step], codes[1, step] = drawn.first, drawn.second
+            codes[:, step] = drawn.codes
             log_prior += law.log_prior_of(codes[:, step])
             log_likelihood += law.log_likelihood_of(codes[:, step], drawn.score)
             last = codes[:, step].flatten(1)
@@ -80,7 +83,7 @@ class AncestralSampler:
                 progress(step + 1, steps)
         if bool(lost):
             return None
-        codes = codes.permute(0, 2, 3, 1).contiguous()  # [2, B, N, T]
+        codes = codes.permute(0, 2, 3, 1).contiguous()  # [S, B, N, T]
         return JointSamples(
             dict(zip(task.joint.names, codes, strict=True)),
             dict(zip(task.joint.names, log_prior, strict=True)),
@@ -92,15 +95,14 @@ class AncestralSampler:
         """The name and the fields."""
         return {"name": "AncestralSampler", **asdict(self)}
 
-    def _pairs(
-        self,
-        tables: Sequence[FullTable | PairTable],
-        log_p: Tensor,
-        uniform: Tensor,
-        exact: bool,
-    ) -> Draw:
-        """A pair per candidate, [B, N], from log-probabilities [2, B, N, K]."""
+    def _codes(
+        self, task: SamplingTask, step: int, log_p: Tensor, uniform: Tensor, exact: bool
+    ) -> Drawn:
+        """The codes of every source, from log-probabilities [S, B, N, K]."""
         truncation = Truncation(self.top_k, self.top_p)
-        if truncation.active:
-            return draw_truncated(tables, log_p[0], log_p[1], uniform, truncation)
-        return draw_chunks(tables, log_p[0], log_p[1], uniform, exact)
+        if not truncation.active:
+            return task.codes(step, log_p, uniform, exact)
+        first, second, *more = draw_truncated(
+            task.tables.at(step), log_p[0], log_p[1], uniform, truncation
+        )
+        return Drawn(torch.stack([first, second]), *more)

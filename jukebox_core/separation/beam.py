@@ -85,9 +85,11 @@ class BeamSampler:
         Arguments as in `SamplingTask`.
 
         Raises:
-            ValueError: as `SamplingTask`, or no pair of codes is possible at a step.
+            ValueError: as `SamplingTask`, there are not two sources, or no pair of codes is possible
+                at a step.
         """
         task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
+        task.require_pairs("beam search is for two sources; use the sampler particle or ancestral")
         steps, batch, device = task.steps, task.batch, task.device
         cache, last = task.new_cache(), None
         beams = [_Beams(candidates, steps, device) for _ in range(batch)]

@@ -1,12 +1,11 @@
-"""Sequential Monte Carlo: weighted draws from the posterior over both sources' whole sequences.
+"""Sequential Monte Carlo: weighted draws from the posterior over the sources' whole sequences.
 
 Ancestral sampling draws every step from its exact one-step posterior, but never takes back a past
 that explains what follows badly. The posterior over whole sequences,
 
-    p(z1, z2 | m) = p1(z1) p2(z2) exp(sum_t scores(m_t)[z1_t, z2_t] + f1_t[z1_t] + f2_t[z2_t]) / Z,
+    p(z1, z2 | m) = p1(z1) p2(z2) exp(sum_t scores(m_t)[z1_t, z2_t] + f1_t[z1_t] + f2_t[z2_t]) / Z
 
-f_i the log-factors of a source likelihood, if there is one,
-
+(f_i the log-factors of a source likelihood, if there is one; more sources: `separation.chain`)
 differs from its draws by the product of the steps' normalisers. Particles carry that product as
 their weight, and those of little weight are replaced (Doucet, Godsill and Andrieu 2000, the
 locally optimal proposal; Pitt and Shephard 1999, full adaptation).
@@ -24,8 +23,8 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 from jukebox_core.prior.joint import JointPriors, Prior
+from jukebox_core.separation.chain import Drawn
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.posterior import Draw, draw_chunks
 from jukebox_core.separation.samples import JointSamples, Progress
 from jukebox_core.separation.sampling_task import SamplingTask, Step, check_temperature
 
@@ -88,8 +87,8 @@ class ParticleSampler:
         lost = torch.zeros((), dtype=torch.bool, device=task.device)
         for step in range(task.steps):
             law = task.step(step, last, cache, self.temperature)
-            tables, numbers = task.tables.at(step), uniform[step, :, : task.candidates]
-            drawn = draw_chunks(tables, law.log_p[0], law.log_p[1], numbers, exact)
+            numbers = uniform[step, :, : task.candidates]
+            drawn = task.codes(step, law.log_p, numbers, exact)
             lost |= _any_lost(drawn)
             particles.weigh(law.total(drawn.log_total))
             if self.threshold > 0 and step + 1 < task.steps:
@@ -97,7 +96,7 @@ class ParticleSampler:
                 if parents is not None:
                     cache.reorder((parents + particles.offsets).flatten())
                     law = law.reorder(parents)
-                    drawn = draw_chunks(tables, law.log_p[0], law.log_p[1], numbers, exact)
+                    drawn = task.codes(step, law.log_p, numbers, exact)
                     lost |= _any_lost(drawn)
             last = particles.extend(step, law, drawn)
             if progress is not None:
@@ -110,9 +109,9 @@ class ParticleSampler:
         return {"name": "ParticleSampler", **asdict(self)}
 
 
-def _any_lost(drawn: Draw) -> Tensor:
+def _any_lost(drawn: Drawn) -> Tensor:
     """Whether any draw may be wrong, [], on the device."""
-    return drawn.first.new_zeros((), dtype=torch.bool) if drawn.lost is None else drawn.lost.any()
+    return drawn.codes.new_zeros((), dtype=torch.bool) if drawn.lost is None else drawn.lost.any()
 
 
 class _Particles:
@@ -130,9 +129,11 @@ class _Particles:
             (batch, count), -math.log(count), dtype=dtype, device=device
         )  # normalised
         self.log_evidence = torch.zeros(batch, dtype=dtype, device=device)
-        self.log_prior = torch.zeros(2, batch, count, device=device)
+        sources = len(task.joint.names)
+        self.log_prior = torch.zeros(sources, batch, count, device=device)
         self.log_likelihood = torch.zeros(batch, count, device=device)
-        self.codes = torch.empty(2, steps, batch, count, dtype=torch.int64, device=device)
+        shape = (sources, steps, batch, count)
+        self.codes = torch.empty(shape, dtype=torch.int64, device=device)
         self.parents: dict[int, Tensor] = {}  # {step: [B, N]}, where anything was resampled
 
     def weigh(self, log_total: Tensor) -> None:
@@ -161,10 +162,10 @@ class _Particles:
         self.parents[step] = parents
         return parents
 
-    def extend(self, step: int, law: Step, drawn: Draw) -> Tensor:
-        """Add the codes drawn under the step's distributions; return them, [2, B * N]."""
+    def extend(self, step: int, law: Step, drawn: Drawn) -> Tensor:
+        """Add the codes drawn under the step's distributions; return them, [S, B * N]."""
         codes = self.codes[:, step]
-        codes[0], codes[1] = drawn.first, drawn.second
+        codes[:] = drawn.codes
         self.log_prior = self.log_prior + law.log_prior_of(codes)
         self.log_likelihood = self.log_likelihood + law.log_likelihood_of(codes, drawn.score)
         return codes.flatten(1)
@@ -177,7 +178,7 @@ class _Particles:
             codes[:, step] = drawn.gather(2, line.expand_as(drawn))
             if step in self.parents:
                 line = self.parents[step].gather(1, line)
-        codes = codes.permute(0, 2, 3, 1).contiguous()  # [2, B, N, T]
+        codes = codes.permute(0, 2, 3, 1).contiguous()  # [S, B, N, T]
         return JointSamples(
             dict(zip(names, codes, strict=True)),
             dict(zip(names, self.log_prior, strict=True)),

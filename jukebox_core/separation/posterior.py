@@ -180,11 +180,12 @@ def make_table(scores: PairScores, n_codes: int) -> FullTable | PairTable:
 
 
 def uniform_numbers(
-    generator: torch.Generator, shape: Sequence[int], device: torch.device
+    generator: torch.Generator, shape: Sequence[int], device: torch.device, each: int = 2
 ) -> Tensor:
-    """Numbers in [0, 1), of shape [*shape, 2], on `device`; drawn on the generator's own."""
-    drawn = torch.rand(*shape, 2, generator=generator, dtype=torch.float64, device=generator.device)
-    return drawn.to(device, _precise(device))
+    """Numbers in [0, 1), of shape [*shape, each], on `device`; drawn on the generator's own."""
+    place = generator.device
+    drawn = torch.rand(*shape, each, generator=generator, dtype=torch.float64, device=place)
+    return drawn.to(device, precise(device))
 
 
 def draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
@@ -280,13 +281,13 @@ def draw_joint(
         uniform: [N, 2]; the first of the two numbers is used.
         bound: the smallest log joint that may be drawn; None: all pairs may be drawn.
     """
-    precise = _precise(log_p1.device)
+    dtype = precise(log_p1.device)
     scores = scores.explicit()
-    values = PairScores(scores.values.to(precise), scores.pairs)
+    values = PairScores(scores.values.to(dtype), scores.pairs)
     size = max(1, _ENTRIES // max(1, len(scores.values)))
     indices, totals = [], []
     for p1, p2, u in zip(*(x.split(size) for x in (log_p1, log_p2, uniform)), strict=True):
-        joint = log_joint(p1.to(precise), p2.to(precise), values)
+        joint = log_joint(p1.to(dtype), p2.to(dtype), values)
         if bound is not None:
             least = bound(joint, joint.logsumexp(1))
             joint = joint.masked_fill(joint < least.unsqueeze(1), -math.inf)
@@ -339,7 +340,7 @@ def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Index [...] of weights [..., P] at `uniform` of their sum, and the sum."""
-    cumulated = weights.cumsum(-1, dtype=_precise(weights.device))
+    cumulated = weights.cumsum(-1, dtype=precise(weights.device))
     total = cumulated[..., -1:].contiguous()
     target = uniform.unsqueeze(-1).to(cumulated.dtype) * total
     # `right` skips entries of weight zero; rounding must not lead beyond the last positive one.
@@ -353,6 +354,6 @@ def _exp(x: Tensor) -> Tensor:
     return F.threshold(x.clamp_min_(_SMALLEST).exp_(), 2e-38, 0.0, inplace=True)
 
 
-def _precise(device: torch.device) -> torch.dtype:
+def precise(device: torch.device) -> torch.dtype:
     """float64, except on MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,4 +1,4 @@
-"""The task of a sampler: mixture codes, their tables of scores, both priors, log-factors."""
+"""The task of a sampler: mixture codes, their tables of scores, the priors, log-factors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jukebox_core.checks import require
 from jukebox_core.prior.joint import JointPriors, Prior, as_joint
+from jukebox_core.separation.chain import Drawn, draw_codes, draw_independent, links_of
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.posterior import (
     ConstantTable,
@@ -33,12 +34,12 @@ def check_temperature(name: str, value: object) -> None:
 
 
 class Step(NamedTuple):
-    """The sources' distributions at one step, [2, B, N, K] each, before the pair likelihood.
+    """The sources' distributions at one step, [S, B, N, K] each, before the pair likelihood.
 
     log_prior: log p_i, normalised. log_p: log of p_i exp(f_i) / Z_i, normalised, f_i the step's
-    log-factors; log_prior itself if there are none. log_norm: [B, N], log Z_1 + log Z_2: part of
+    log-factors; log_prior itself if there are none. log_norm: [B, N], the sum of log Z_i: part of
     the step's total mass, so of a particle's weight and of a beam's score. factors: f_i,
-    [2, B, 1, K]. The last two are None without log-factors.
+    [S, B, 1, K]. The last two are None without log-factors.
     """
 
     log_prior: Tensor
@@ -47,11 +48,11 @@ class Step(NamedTuple):
     factors: Tensor | None = None
 
     def log_prior_of(self, codes: Tensor) -> Tensor:
-        """Log p_i of codes [2, B, N], [2, B, N]."""
+        """Log p_i of codes [S, B, N], [S, B, N]."""
         return self.log_prior.gather(3, codes.unsqueeze(3)).squeeze(3)
 
     def log_likelihood_of(self, codes: Tensor, score: Tensor) -> Tensor:
-        """The pairs' scores [B, N] and the log-factors of their codes [2, B, N], [B, N]."""
+        """The pairs' scores [B, N] and the log-factors of their codes [S, B, N], [B, N]."""
         if self.factors is None:
             return score
         factors = self.factors.expand(-1, -1, codes.shape[2], -1)
@@ -74,8 +75,8 @@ class Step(NamedTuple):
 class SamplingTask:
     """N sequences per source to draw for B rows of T mixture codes.
 
-    joint: both priors, names in the order (z1, z2). tables: of the mixture codes. batch,
-    candidates, steps: B, N, T.
+    joint: the priors, names in the order (z1, z2, ...). tables: of the mixture codes. links: of
+    the partial sums of more than two sources. batch, candidates, steps: B, N, T.
     """
 
     def __init__(
@@ -89,16 +90,17 @@ class SamplingTask:
         """Check that priors, likelihood and codes fit together.
 
         Args:
-            priors: the two sources' priors; the first is z1 of the likelihood, the second z2.
-            likelihood: scores of code pairs given a mixture code; None: no pair likelihood.
+            priors: of S sources, in the order of the likelihood: z1, z2, ...
+            likelihood: scores of code pairs given a mixture code; of more than two sources a
+                `ChainLikelihood`. None: no pair likelihood, the sources are independent.
             mixture_codes: int64 [B, T], T within the priors' context.
             candidates: N.
             log_factors: {source: [B, T, K]}, see `SourceLikelihood`; None: no source likelihood.
                 -inf forbids a code.
 
         Raises:
-            ValueError: there are not two priors, there is no candidate, or the parts do not fit
-                together.
+            ValueError: the likelihood is for another number of sources, there is no candidate, or
+                the parts do not fit together.
         """
         self.joint = joint = as_joint(priors)
         if mixture_codes.ndim != 2 or mixture_codes.shape[1] == 0:
@@ -110,6 +112,13 @@ class SamplingTask:
                 f"the priors of {' and '.join(joint.names)} have {joint.n_codes} codes, "
                 f"the likelihood {likelihood.n_codes}: they belong to different codecs"
             )
+        self.links = links_of(likelihood)
+        if likelihood is not None and len(joint.names) != len(self.links) + 2:
+            raise ValueError(
+                f"the likelihood is for {len(self.links) + 2} sources, the priors are of "
+                f"{len(joint.names)}: {', '.join(joint.names)}"
+            )
+        self._independent = likelihood is None and len(joint.names) != 2
         self.batch, self.steps = mixture_codes.shape
         if self.steps > joint.n_ctx:
             raise ValueError(f"{self.steps} codes exceed the priors' context of {joint.n_ctx}")
@@ -119,8 +128,20 @@ class SamplingTask:
         self.tables = Tables(likelihood, mixture_codes, joint.n_codes)
         self._factors = None if log_factors is None else self._stacked(log_factors)
 
+    def require_pairs(self, why: str) -> None:
+        """Refuse any number of sources but two.
+
+        Raises:
+            ValueError: the message begins with `why`.
+        """
+        if len(self.joint.names) != 2:
+            raise ValueError(
+                f"{why}, but there are {len(self.joint.names)} sources: "
+                f"{', '.join(self.joint.names)}"
+            )
+
     def _stacked(self, log_factors: Mapping[str, Tensor]) -> Tensor:
-        """Log-factors [T, 2, B, 1, K] in the order of the priors."""
+        """Log-factors [T, S, B, 1, K] in the order of the priors."""
         expected = (self.batch, self.steps, self.joint.n_codes)
         for name in self.joint.names:
             if name not in log_factors:
@@ -136,12 +157,14 @@ class SamplingTask:
         return stacked.to(self.device).permute(2, 0, 1, 3).unsqueeze(3)
 
     def uniform(self, generator: torch.Generator, numbers: int) -> Tensor:
-        """Random numbers [T, B, numbers, 2], drawn chunk by chunk.
+        """Random numbers [T, B, numbers, 2 (S - 1)], drawn chunk by chunk; 1 for one source.
 
         The same chunks get the same numbers, however they are batched.
         """
         shape = (self.batch, self.steps, numbers)
-        return uniform_numbers(generator, shape, self.device).transpose(0, 1).contiguous()
+        each = max(1, 2 * (len(self.joint.names) - 1))
+        drawn = uniform_numbers(generator, shape, self.device, each)
+        return drawn.transpose(0, 1).contiguous()
 
     def new_cache(self) -> Any:
         """An empty cache for all sequences."""
@@ -155,18 +178,24 @@ class SamplingTask:
         temperature: float,
         dtype: torch.dtype = torch.float32,
     ) -> Step:
-        """The sources' distributions of the next codes, at `step`, after `last` [2, B * N]."""
+        """The sources' distributions of the next codes, at `step`, after `last` [S, B * N]."""
         logits = self.joint.step(last, cache).to(dtype)
         log_p = torch.log_softmax(logits / temperature, -1)
-        log_p = log_p.view(2, self.batch, self.candidates, -1)
+        log_p = log_p.view(len(log_p), self.batch, self.candidates, -1)
         if self._factors is None:
             return Step(log_p, log_p)
-        factors = self._factors[step].to(dtype)  # [2, B, 1, K]
+        factors = self._factors[step].to(dtype)  # [S, B, 1, K]
         tilted = log_p + factors
         norms = tilted.logsumexp(3, keepdim=True)
         # Where no code is possible, all stay at -inf.
         tilted = tilted - norms.clamp_min(torch.finfo(dtype).min)
         return Step(log_p, tilted, norms.squeeze(3).sum(0), factors)
+
+    def codes(self, step: int, log_p: Tensor, uniform: Tensor, exact: bool) -> Drawn:
+        """The codes of a step drawn from log-probabilities [S, B, N, K]; see `draw_codes`."""
+        if self._independent:
+            return draw_independent(log_p, uniform)
+        return draw_codes(self.links, self.tables.at(step), log_p, uniform, exact)
 
     @staticmethod
     def draw(draw: Callable[[bool], JointSamples | None]) -> JointSamples:

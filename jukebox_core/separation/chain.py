@@ -1,0 +1,204 @@
+"""More than two sources: a chain of partial sums, whose posterior is drawn exactly.
+
+The mixture of S sources is built source by source. s_1 = z_1 is the first source's code, s_k the
+code of the sum of the first k sources, and the mixture's code m comes last:
+
+    p(z_1 .. z_S | m) ~ sum over s_2 .. s_{S-1} of
+        prod_i p_i(z_i)  prod_{k=2}^{S-1} p(s_k | s_{k-1}, z_k)  exp(scores_m[s_{S-1}, z_S])
+
+Messages p(s_k) go forward, [N, K] each; the pair (s_{S-1}, z_S) is drawn from the exact pair
+posterior, then (s_{k-1}, z_k) given s_k, backwards (forward filtering, backward sampling). The time
+grows linearly with S, and nothing of size K^S, or N x K^2, is held. With two sources there are no
+partial sums, and the draw is that of `posterior.draw_chunks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from jukebox_core.separation.likelihood import Likelihood, PairScores
+from jukebox_core.separation.posterior import (
+    FullTable,
+    PairTable,
+    categorical,
+    draw_chunks,
+    make_table,
+    precise,
+)
+
+ENTRIES = 1 << 21
+"""Products that a message holds at a time."""
+
+
+class Link(Protocol):
+    """The distribution p(s | first, second) of a partial sum's code, given two codes."""
+
+    n_codes: int
+
+    def scores(self, code: int) -> PairScores:
+        """log p(code | first, second) of the pairs; normalised over the codes, unlike a likelihood."""
+        ...
+
+    def message(self, first: Tensor, second: Tensor) -> Tensor:
+        """Sum of first[n, i] second[n, j] p(s | i, j) over all pairs, [N, K].
+
+        Args:
+            first: probabilities [N, K] of the sum so far, float64 where the device has it.
+            second: probabilities [N, K] of the next source.
+        """
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that it was made with, ready for JSON."""
+        ...
+
+
+@runtime_checkable
+class ChainLikelihood(Protocol):
+    """The likelihood of more than two sources: links of partial sums, and of the mixture last."""
+
+    n_codes: int
+    links: Sequence[Link]
+    """S - 2 links, of the sums of the first 2 .. S - 1 sources."""
+
+    def scores(self, mixture_code: int) -> PairScores:
+        """Log-likelihoods of the pairs (code of the sum of all but the last source, last code)."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values that it was made with, ready for JSON."""
+        ...
+
+
+class Chain:
+    """A `ChainLikelihood` of its parts."""
+
+    def __init__(self, links: Sequence[Link], last: Likelihood):
+        """Join links and the mixture's likelihood.
+
+        Raises:
+            ValueError: the parts have different numbers of codes.
+        """
+        sizes = {part.n_codes for part in (*links, last)}
+        if len(sizes) > 1:
+            raise ValueError(f"the links of a chain have {sorted(sizes)} codes, expected the same")
+        self.n_codes = last.n_codes
+        self.links = tuple(links)
+        self.last = last
+
+    def scores(self, mixture_code: int) -> PairScores:
+        """Those of the mixture's likelihood."""
+        return self.last.scores(mixture_code)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the mixture's likelihood."""
+        return self.last.settings
+
+
+def links_of(likelihood: Likelihood | None) -> tuple[Link, ...]:
+    """The links of the partial sums; none for a likelihood of two sources."""
+    return tuple(getattr(likelihood, "links", ()))
+
+
+class Drawn(NamedTuple):
+    """One code per source and candidate.
+
+    codes: [S, B, N]. score: [B, N], the log-likelihood of the mixture code plus the
+    log-probabilities of the partial sums that were drawn. log_total: [B, N], log of the step's mass
+    over all codes of all sources. lost: see `posterior.Draw`.
+    """
+
+    codes: Tensor
+    score: Tensor
+    log_total: Tensor
+    lost: Tensor | None = None
+
+
+def draw_codes(
+    links: Sequence[Link],
+    tables: Sequence[FullTable | PairTable],
+    log_p: Tensor,
+    uniform: Tensor,
+    exact: bool = False,
+) -> Drawn:
+    """One code of every source for each of N candidates of B chunks.
+
+    Probabilities of partial sums below e^-700 count as zero.
+
+    Args:
+        links: of the partial sums, S - 2.
+        tables: of the chunks' mixture codes.
+        log_p: [S, B, N, K] log-probabilities of the sources' next codes.
+        uniform: [B, N, 2 (S - 1)], see `posterior.uniform_numbers`.
+        exact: see `posterior.draw_chunks`.
+    """
+    so_far = [log_p[0]]
+    for link, log_next in zip(links, log_p[1:-1], strict=True):
+        probabilities = (
+            x.flatten(0, 1).to(precise(x.device)).exp() for x in (so_far[-1], log_next)
+        )
+        message = link.message(*probabilities).log().to(log_p.dtype)
+        so_far.append(message.view_as(log_next))
+    pair = draw_chunks(tables, so_far[-1], log_p[-1], uniform[..., :2], exact)
+    codes, code, score = [pair.second], pair.first, pair.score
+    for i in reversed(range(len(links))):
+        numbers = uniform[..., 2 * (len(links) - i) :][..., :2]
+        code, last, log_link = _parts_of(links[i], code, so_far[i], log_p[i + 1], numbers)
+        codes.append(last)
+        score = score + log_link
+    codes.append(code)
+    return Drawn(torch.stack(codes[::-1]), score, pair.log_total, pair.lost)
+
+
+def draw_independent(log_p: Tensor, uniform: Tensor) -> Drawn:
+    """One code of every source from its own distribution; arguments as in `draw_codes`."""
+    drawn = [categorical(own, uniform[..., i]) for i, own in enumerate(log_p)]
+    total = torch.stack([mass for _, mass in drawn]).sum(0)
+    return Drawn(torch.stack([code for code, _ in drawn]), torch.zeros_like(total), total)
+
+
+def _parts_of(
+    link: Link, sums: Tensor, log_first: Tensor, log_second: Tensor, uniform: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs whose sums have the codes [B, N], and log p(sum | pair), [B, N] each."""
+    first, second = torch.empty_like(sums), torch.empty_like(sums)
+    score = log_first.new_empty(sums.shape)
+    for code in sums.unique().tolist():
+        at = (sums == code).nonzero(as_tuple=True)
+        table = make_table(link.scores(code), link.n_codes)
+        rows = (x[at].unsqueeze(0) for x in (log_first, log_second, uniform))
+        pair = draw_chunks([table], *rows, exact=True)
+        first[at], second[at], score[at] = pair.first[0], pair.second[0], pair.score[0]
+    return first, second, score
+
+
+def mass_of_sums(
+    first: Tensor, second: Tensor, sums: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """Add up first[n, i] second[n, j] weights[i, j] by sums[i, j], [N, K].
+
+    Args:
+        first: [N, K].
+        second: [N, K].
+        sums: codes [K * K] in row-major order.
+        weights: [K, K]; None: ones.
+    """
+    count, k = first.shape
+    total = first.new_zeros(k, count)
+    rows, columns = first.T.contiguous(), second.T.contiguous()  # [K, N]
+    size = max(1, ENTRIES // (k * count))
+    possible = (rows > 0).any(1).nonzero().squeeze(1)
+    index = sums.view(k, k)
+    for part in possible.split(size):
+        products = rows[part].unsqueeze(1) * columns  # [rows, K, N]
+        if weights is not None:
+            products *= weights[part].unsqueeze(2)
+        total.index_add_(0, index[part].flatten(), products.flatten(0, 1))
+    return total.T

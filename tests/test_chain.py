@@ -1,0 +1,257 @@
+"""Draws of three and four sources' codes against enumeration of all tuples."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2
+
+from hybrid.likelihood import PooledLikelihood
+from hybrid.smoothing import GaussianBase
+from jukebox_core.prior.unigram import UnigramPriors
+from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.separation.beam import BeamSampler
+from jukebox_core.separation.chain import Chain, draw_codes
+from jukebox_core.separation.particles import ParticleSampler
+from jukebox_core.separation.posterior import draw_chunks, make_table
+from lass.counts import count_triples
+from lass.likelihood import CountLikelihood, SmoothedLikelihood
+from lass.link import CountLink
+from lass.smoothing import Marginals, Overall
+from lqvae.likelihood import LatentGaussianLikelihood
+from lqvae.link import SumLink
+from lqvae.sums import code_sums
+
+K = 5
+NAMES = ("bass", "drums", "guitar", "piano")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def codebook(seed=0):
+    return torch.randn(K, 3, generator=generator(seed))
+
+
+def counts(seed):
+    rng = np.random.default_rng(seed)
+    return count_triples(K, *(rng.integers(0, high, 60) for high in (K, K - 1, K)))
+
+
+def gaussian(weights, seed=0):
+    return LatentGaussianLikelihood(codebook(seed), code_sums(codebook(seed), weights), 0.7)
+
+
+def sum_links(sources):
+    weights = [((k - 1) / k, 1 / k) for k in range(2, sources)]
+    return [SumLink(code_sums(codebook(), w)) for w in weights]
+
+
+def gaussian_chain(sources):
+    return Chain(sum_links(sources), gaussian(((sources - 1) / sources, 1 / sources)))
+
+
+def count_links(sources, base):
+    return [CountLink(counts(k), base(counts(k)), 2.5) for k in range(2, sources)]
+
+
+def counted_chain(sources):
+    last = counts(9)
+    return Chain(count_links(sources, Marginals), SmoothedLikelihood(last, Overall(last), 1.7))
+
+
+def unsmoothed_chain(sources):
+    return Chain(count_links(sources, Overall), CountLikelihood(counts(9), 1.0))
+
+
+def pooled_chain(sources):
+    near = gaussian((0.5, 0.5))
+    links = count_links(sources, lambda counted: GaussianBase(near, counted))
+    last = counts(9)
+    counted = SmoothedLikelihood(last, Marginals(last), 1.0)
+    return Chain(links, PooledLikelihood(counted, near))
+
+
+CHAINS = {
+    "gaussian": gaussian_chain,
+    "counted": counted_chain,
+    "unsmoothed": unsmoothed_chain,
+    "pooled": pooled_chain,
+}
+every_chain = pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+numbers = pytest.mark.parametrize("sources", (3, 4))
+
+
+def dense(scores):
+    """Scores [K, K], float64, -inf where there are none."""
+    scores = scores.explicit()
+    table = torch.full((K * K,), -math.inf, dtype=torch.float64)
+    at = slice(None) if scores.pairs is None else scores.pairs[0] * K + scores.pairs[1]
+    table[at] = scores.values.double()
+    return table.view(K, K)
+
+
+def likelihood_of_tuples(chain, mixture_code, sources):
+    """p(m | z_1 .. z_S) of all tuples, [K] * S, by a sum over all partial sums."""
+    last = dense(chain.scores(mixture_code)).exp()
+    links = [torch.stack([dense(link.scores(s)).exp() for s in range(K)]) for link in chain.links]
+    found = torch.zeros([K] * sources, dtype=torch.float64)
+    for codes in itertools.product(range(K), repeat=sources):
+        weights = torch.eye(K, dtype=torch.float64)[codes[0]]  # of the sum so far
+        for link, code in zip(links, codes[1:-1], strict=True):
+            weights = link[:, :, code] @ weights
+        found[codes] = weights @ last[:, codes[-1]]
+    return found
+
+
+def posterior(log_p, chain, mixture_code):
+    """Un-normalised p(z_1 .. z_S | m), [K] * S, from log-probabilities [S, K]."""
+    joint = likelihood_of_tuples(chain, mixture_code, len(log_p))
+    for axis, own in enumerate(log_p.double().exp()):
+        joint = joint * own.view([K if i == axis else 1 for i in range(len(log_p))])
+    return joint
+
+
+def priors(sources, seed=4):
+    drawn = torch.randn(sources, K, generator=generator(seed)).log_softmax(1)
+    return UnigramPriors(dict(zip(NAMES, drawn, strict=False)), 8)
+
+
+def assert_frequencies(found, expected):
+    """Chi-square of the counts of tuples; tuples expected less than 5 times are put together."""
+    expected = expected.flatten() / expected.sum() * found.sum()
+    assert found.flatten()[expected == 0].sum() == 0
+    often = expected >= 5
+    pairs = [(found.flatten()[often], expected[often])]
+    rare = expected[~often].sum()
+    if rare >= 5:
+        pairs.append((found.flatten()[~often].sum()[None], rare[None]))
+    statistic = sum(((seen - mean) ** 2 / mean).sum() for seen, mean in pairs)
+    cells = sum(len(mean) for _, mean in pairs)
+    assert cells > 20 and statistic < chi2.ppf(0.999, cells - 1)
+
+
+@numbers
+@every_chain
+def test_links_are_distributions_and_messages_are_their_sums(make, sources):
+    for link in make(sources).links:
+        table = torch.stack([dense(link.scores(s)).exp() for s in range(K)])  # [s, i, j]
+        torch.testing.assert_close(table.sum(0), torch.ones(K, K).double(), rtol=0, atol=1e-6)
+        first, second = torch.rand(2, 6, K, generator=generator(1), dtype=torch.float64)
+        first[0, 2] = second[1, 3] = 0
+        expected = torch.einsum("ni,nj,sij->ns", first, second, table)
+        torch.testing.assert_close(link.message(first, second), expected, rtol=1e-6, atol=1e-9)
+
+
+@numbers
+@every_chain
+@pytest.mark.parametrize("with_factors", (False, True))
+def test_draws_and_evidence_are_those_of_the_enumerated_posterior(make, sources, with_factors):
+    chain, joint, m, count = make(sources), priors(sources), 3, 40_000
+    factors = None
+    log_p = joint.step(None, joint.new_cache(1, 1))[:, 0]
+    if with_factors:
+        drawn = torch.randn(sources, 1, 1, K, generator=generator(6))
+        drawn[0, 0, 0, 1] = -math.inf
+        factors = dict(zip(NAMES, drawn, strict=False))
+        log_p = log_p + drawn[:, 0, 0]
+    exact = posterior(log_p, chain, m)
+    sampled = ParticleSampler()(
+        joint, chain, torch.tensor([[m]]), count, generator(), log_factors=factors
+    )
+    codes = torch.stack([sampled.codes[name][0, :, 0] for name in joint.names])
+    found = torch.zeros_like(exact).index_put_(
+        tuple(codes), torch.ones((), dtype=torch.float64), accumulate=True
+    )
+    assert_frequencies(found, exact)
+    torch.testing.assert_close(sampled.log_evidence, exact.sum().log()[None], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        sampled.log_weights.exp(), torch.full((1, count), 1 / count).double()
+    )
+
+
+@numbers
+def test_score_of_sums_is_the_likelihood_of_the_tuple(sources):
+    """Sums of codes are no random variables: the score is log p(m | z_1 .. z_S)."""
+    chain, joint, m = gaussian_chain(sources), priors(sources), 2
+    sampled = AncestralSampler()(joint, chain, torch.tensor([[m]]), 50, generator())
+    codes = tuple(sampled.codes[name][0, :, 0] for name in joint.names)
+    expected = likelihood_of_tuples(chain, m, sources)[codes].log()
+    torch.testing.assert_close(sampled.log_likelihood[0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@numbers
+def test_particles_of_whole_sequences_have_an_unbiased_evidence(sources):
+    chain, joint, mixture = counted_chain(sources), priors(sources), [3, 0]
+    log_p = joint.step(None, joint.new_cache(1, 1))[:, 0]
+    exact = math.prod(float(posterior(log_p, chain, m).sum()) for m in mixture)
+    runs = 500
+    sampled = ParticleSampler(threshold=1.0)(
+        joint, chain, torch.tensor([mixture]).expand(runs, -1), 4, generator()
+    )
+    ratio = sampled.log_evidence.exp() / exact
+    assert abs(ratio.mean() - 1) <= 4 * ratio.std() / math.sqrt(runs) + 1e-5
+
+
+def test_two_sources_are_drawn_as_pairs():
+    scores = gaussian((0.5, 0.5)).scores(1)
+    log_p = torch.randn(2, 3, 7, K, generator=generator(2)).log_softmax(-1)
+    uniform = torch.rand(3, 7, 2, generator=generator(3), dtype=torch.float64)
+    tables = [make_table(scores, K)] * 3
+    pair = draw_chunks(tables, *log_p, uniform)
+    drawn = draw_codes((), tables, log_p, uniform)
+    assert torch.equal(drawn.codes, torch.stack([pair.first, pair.second]))
+    assert torch.equal(drawn.score, pair.score)
+    assert torch.equal(drawn.log_total, pair.log_total)
+
+
+@pytest.mark.parametrize("sources", (1, 3, 4))
+def test_without_pair_likelihood_sources_are_independent(sources):
+    joint, count = priors(sources), 20_000
+    sampled = AncestralSampler()(joint, None, torch.zeros(1, 1).long(), count, generator())
+    log_p = joint.step(None, joint.new_cache(1, 1))[:, 0]
+    for own, codes in zip(log_p, sampled.codes.values(), strict=True):
+        found = codes.flatten().bincount(minlength=K).double()
+        expected = own.double().exp() * count
+        assert ((found - expected) ** 2 / expected).sum() < chi2.ppf(0.999, K - 1)
+    assert len({tuple(codes.flatten().tolist()) for codes in sampled.codes.values()}) == sources
+
+
+def test_candidates_do_not_depend_on_the_batch():
+    chain, joint = counted_chain(3), priors(3)
+    mixtures = torch.randint(K, (3, 4), generator=generator(5))
+    together = AncestralSampler()(joint, chain, mixtures, 6, generator(7))
+    source = generator(7)
+    for b in range(3):
+        alone = AncestralSampler()(joint, chain, mixtures[b : b + 1], 6, source)
+        for name in joint.names:
+            assert torch.equal(alone.codes[name][0], together.codes[name][b])
+
+
+def test_improbable_sums_keep_their_probability():
+    """Priors that are nearly certain of codes whose sum the mixture excludes."""
+    chain = unsmoothed_chain(3)
+    log_p = torch.full((3, K), -100.0)
+    log_p[:, 4] = 0.0
+    joint = UnigramPriors(dict(zip(NAMES, log_p.log_softmax(1), strict=False)), 8)
+    exact = posterior(log_p.log_softmax(1), chain, 3)
+    sampled = ParticleSampler()(joint, chain, torch.tensor([[3]]), 2000, generator())
+    torch.testing.assert_close(sampled.log_evidence, exact.sum().log()[None], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "sampler", (BeamSampler(), AncestralSampler(top_k=3), AncestralSampler(top_p=0.5))
+)
+def test_searches_among_pairs_refuse_other_numbers_of_sources(sampler):
+    with pytest.raises(ValueError, match="3 sources: bass, drums, guitar"):
+        sampler(priors(3), gaussian_chain(3), torch.tensor([[0]]), 4, generator())
+
+
+def test_likelihoods_of_another_number_of_sources_are_refused():
+    with pytest.raises(ValueError, match="for 2 sources.*3: bass, drums, guitar"):
+        AncestralSampler()(priors(3), gaussian((0.5, 0.5)), torch.tensor([[0]]), 4, generator())
+    with pytest.raises(ValueError, match="for 3 sources.*2: bass, drums"):
+        AncestralSampler()(priors(2), gaussian_chain(3), torch.tensor([[0]]), 4, generator())
