@@ -17,7 +17,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -55,6 +55,8 @@ from jukebox_core.files import (
 from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, is_out_of_memory
 
+OTHER = "other"
+"""The source that is the sum of all rendered stems of no other source."""
 _SETTINGS = "settings.json"  # written first, so that an interrupted run is not mixed with another
 _TRACK = "track.json"  # in every finished track's folder
 _UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many there will be
@@ -147,8 +149,8 @@ def prepare(
         slakh: Folder with `train`, `validation` and `test` (`omitted` is ignored), or with
             TrackNNNNN folders directly, which are then split at random by song.
         output: Folder to write to.
-        sources: `drums` or instrument classes, such as `bass`, `piano` or `synth_lead`. The stems
-            of a class are added up.
+        sources: `drums` or instrument classes, such as `bass`, `piano` or `synth_lead`; `other` is
+            all the rest. The stems of a source are added up.
         sample_rate: Of the files written.
         limit: Use so many tracks, the first usable ones by name; shared out over the split folders
             in proportion to their sizes.
@@ -220,10 +222,10 @@ def _check_sources(sources: Sequence[str]) -> tuple[str, ...]:
     names = tuple(map(fold_name, sources))
     if odd := [name for name in sources if re.search(r"[^\w\s()-]", name)]:
         raise ValueError(f"sources has {odd[0]!r}, expected names of instrument classes")
-    if len(names) < 2 or len(set(names)) < len(names) or "mixture" in names or "" in names:
+    if not names or len(set(names)) < len(names) or "mixture" in names or "" in names:
         raise ValueError(
-            f"sources are {list(sources)}, expected two or more different instrument classes, "
-            "such as bass drums piano"
+            f"sources are {list(sources)}, expected different instrument classes, such as bass "
+            "drums piano"
         )
     if longest := [name for name in names if len(name) > _LONGEST_NAME]:
         raise ValueError(
@@ -442,7 +444,8 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
         raise _UnusableError("its metadata.yaml does not describe stems") from error
     selected = {}
     for source in sources:
-        names = [name for name, what in described.items() if what == source]
+        wanted = {source} if source != OTHER else set(described.values()) - {*sources, ""}
+        names = [name for name, what in described.items() if what in wanted]
         if not names:
             present = ", ".join(sorted(set(described.values()) - {""}))
             raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
@@ -488,7 +491,7 @@ def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarr
     """Load mono sources at one rate, padded with zeros to one length, `[S, T]` float64."""
     summed = []
     for source, files in stems.items():
-        total = _padded_sum([_read_mono(file, settings.sample_rate) for file in files])
+        total = _padded_sum(_read_mono(file, settings.sample_rate) for file in files)
         if audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
             raise _UnusableError(
                 f"its {source} is silent (RMS under silence_dbfs, {settings.silence_dbfs})"
@@ -507,9 +510,10 @@ def _read_mono(file: Path, sample_rate: int) -> np.ndarray:
     return audio.resample(audio.to_mono(samples), rate, sample_rate).numpy()
 
 
-def _padded_sum(parts: list[np.ndarray]) -> np.ndarray:
-    total = np.zeros(max(len(part) for part in parts))
+def _padded_sum(parts: Iterable[np.ndarray]) -> np.ndarray:
+    total = np.zeros(0)
     for part in parts:
+        total = np.pad(total, (0, max(0, len(part) - len(total))))
         total[: len(part)] += part
     return total
 

@@ -1,7 +1,7 @@
 """Prepare Slakh2100: aligned mono sources, exact mixtures, splits and a manifest.
 
     python -m scripts.prepare_slakh --slakh slakh2100_flac_redux --output prepared
-    python -m scripts.prepare_slakh --slakh DIR --output DIR --sources bass drums piano
+    python -m scripts.prepare_slakh --slakh DIR --output DIR --sources bass drums other
 
 Splits are the folders train, validation and test (omitted/ is ignored); a folder of TrackNNNNN
 without them is split at random by song. Use the redux release: in the first release, train and test
@@ -38,7 +38,8 @@ class Args:
     output: Path
     """Folder to write to."""
     sources: tuple[str, ...] = ("bass", "drums")
-    """drums, or Slakh's instrument classes (bass, piano, guitar, organ, synth_lead ...)."""
+    """drums, or Slakh's instrument classes (bass, piano, guitar, organ, synth_lead ...); other is the
+    sum of all the rest."""
     sample_rate: int = 22050
     """Sample rate to write, in Hz."""
     limit: int | None = None

@@ -105,6 +105,40 @@ def test_the_mixture_is_the_weighted_sum_to_the_last_bit(dataset, tmp_path, sour
             assert (info.subtype, info.samplerate, info.channels) == ("PCM_24", RATE, 1)
 
 
+@pytest.mark.parametrize("sources", [("bass", "drums", "other"), ("other", "bass"), ("other",)])
+def test_other_is_the_sum_of_all_other_stems(tmp_path, sources):
+    classes = ("Bass", "Piano", "Drums", entry("Organ", audio_rendered=False), "Guitar", "Piano")
+    songs = tmp_path / "slakh"
+    for number in (1, 2, 3):
+        folder = write_track(songs / f"Track{number:05d}", *classes, seed=number)
+        soundfile.write(folder / "stems/S05.flac", noise(7, 3000), RATE, subtype="PCM_24")
+    manifest, _ = prepare(songs, tmp_path / "out", sources=sources, **FAST)
+    rest = {"bass": ("S00",), "drums": ("S02",)}
+    taken = {stem for name in sources for stem in rest.get(name, ())}
+    rest["other"] = sorted({"S00", "S01", "S02", "S04", "S05"} - taken)
+    for track in manifest.tracks:
+        files = load_track(track)
+        gain = 1 / max(1, max(files[name].abs().max() for name in sources))
+        assert gain == 1
+        for name in sources:
+            expected = torch.zeros(track.samples, dtype=torch.float64)
+            for stem in rest[name]:
+                part = audio.load(songs / track.name / f"stems/{stem}.flac")[0][0]
+                expected[: len(part)] += part
+            torch.testing.assert_close(
+                files[name].double(), expected, rtol=0, atol=len(sources) / 2**23
+            )
+
+
+def test_a_track_with_nothing_else_has_no_other(tmp_path):
+    write_track(tmp_path / "slakh/Track00001", "Bass", "Drums", "Piano")
+    write_track(tmp_path / "slakh/Track00002", "Bass", "Drums")
+    _, skipped = prepare(
+        tmp_path / "slakh", tmp_path / "out", sources=("bass", "drums", "other"), **FAST
+    )
+    assert skipped == {"Track00002": "it has no rendered stem of other (of bass, drums)"}
+
+
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_quantised_sources_are_close_and_never_clip(n):
     sources = np.random.default_rng(n).uniform(-1, 1, (n, 5000))
