@@ -11,13 +11,12 @@ from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.settings import Settings
-from lass.counts import CountsFile, load_counts
 from lass.likelihood import EXPONENT, SMOOTHING, counted_likelihood
-from lass.separator import COUNTS
+from lass.separator import METHOD as LASS
+from lass.separator import chain_of_counts, counts_of
 from lass.smoothing import BASES, MakeBase
-from lqvae.likelihood import SIGMA
+from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
 from lqvae.separator import METHOD as LQVAE
-from lqvae.separator import SUMS
 
 POOLED_EXPONENT = 1.0
 
@@ -58,28 +57,39 @@ class Hybrid(Method):
             why["sigma"] = "gaussian is False and the smoothing has another base"
         return why
 
-    def tables(self, settings: Settings) -> tuple[str, ...]:
+    def tables(self, settings: Settings, sources: int = 2) -> tuple[str, ...]:
         """The counts, and the code sums if the Gaussian is used."""
-        return (COUNTS, SUMS) if _uses_gaussian(settings) else (COUNTS,)
+        sums = LQVAE.tables(settings, sources) if _uses_gaussian(settings) else ()
+        return (*LASS.tables(settings, sources), *sums)
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Open the tables."""
-        CountsFile(family / COUNTS)
+        LASS.check_tables(family, settings)
         if _uses_gaussian(settings):
             LQVAE.check_tables(family, settings)
 
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
-        """The counted likelihood, times the Gaussian one if `settings.gaussian`."""
-        counts, _ = load_counts(parts.family / COUNTS, parts.codec_fingerprint, parts.sources)
+        """The counted likelihood, times the Gaussian one if `settings.gaussian`.
+
+        Partial sums of more than two sources have a distribution of their own, which a product
+        would not be: where the Gaussian is used, it is the base of their smoothing.
+        """
+        *partial, last = counts_of(parts)
         device = parts.codec.codebook.device
+        base = BASES.get(settings.smoothing_base or "marginals")
         if not _uses_gaussian(settings):
-            base = BASES[settings.smoothing_base or "marginals"]
-            return counted_likelihood(counts, settings, base, device)
-        gaussian = LQVAE.likelihood(parts, settings)
-        bases: dict[str, MakeBase] = {**BASES, "gaussian": lambda c, _: GaussianBase(gaussian, c)}
-        base = bases[settings.smoothing_base or "marginals"]
-        counted = counted_likelihood(counts, settings, base, device)
-        return PooledLikelihood(counted, gaussian) if settings.gaussian else counted
+            assert base is not None
+            counted = counted_likelihood(last, settings, base, device)
+            return chain_of_counts(partial, [base] * len(partial), counted, settings, device)
+        *before, gaussian = LQVAE.gaussians(parts, settings)
+        counted = counted_likelihood(last, settings, base or _around(gaussian), device)
+        pooled = PooledLikelihood(counted, gaussian) if settings.gaussian else counted
+        return chain_of_counts(partial, [*map(_around, before)], pooled, settings, device)
+
+
+def _around(gaussian: LatentGaussianLikelihood) -> MakeBase:
+    """Makes the base distribution around the code of a pair's sum."""
+    return lambda counts, device: GaussianBase(gaussian, counts)
 
 
 def _uses_gaussian(settings: Settings) -> bool:

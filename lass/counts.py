@@ -179,6 +179,16 @@ def load_counts(
     return counts, metadata
 
 
+def sources_of(path: Path) -> tuple[str, ...]:
+    """The sources that a table's pairs are made of, such as bass, drums and other.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged, or of another kind.
+    """
+    return tuple(CountsFile(path).metadata.get("sources", "").replace("+", " ").split())
+
+
 class CountsFile:
     """An open file of counts: a `Run` that is read in parts."""
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from jukebox_core.neural.method import NeuralMethod
+from jukebox_core.separation.chain import Chain
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method, Parts
+from jukebox_core.separation.partial_sums import steps_of, table_of_step, tables_of
 from jukebox_core.separation.settings import Settings
-from lass.counts import CountsFile, load_counts
-from lass.likelihood import (
-    EXPONENT,
-    SMOOTHING,
-    CountLikelihood,
-    SmoothedLikelihood,
-    counted_likelihood,
-)
-from lass.smoothing import BASES
+from lass.counts import Counts, CountsFile, load_counts
+from lass.likelihood import EXPONENT, SMOOTHING, counted_likelihood
+from lass.link import CountLink
+from lass.smoothing import BASES, MakeBase
 
 COUNTS = "counts.safetensors"
 
@@ -52,19 +54,73 @@ class LASS(Method):
             )
         return {}
 
-    def tables(self, settings: Settings) -> tuple[str, ...]:
+    def tables(self, settings: Settings, sources: int = 2) -> tuple[str, ...]:
         """The counts."""
-        return (COUNTS,)
+        return tables_of(COUNTS, sources)
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Open the counts."""
-        CountsFile(family / COUNTS)
+        for table in self.tables(settings, len(prior_folders(family))):
+            CountsFile(family / table)
 
-    def likelihood(self, parts: Parts, settings: Settings) -> CountLikelihood | SmoothedLikelihood:
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
         """The counted likelihood of the family's codec."""
-        counts, _ = load_counts(parts.family / COUNTS, parts.codec_fingerprint, parts.sources)
+        device = parts.codec.codebook.device
         base = BASES[settings.smoothing_base or "marginals"]
-        return counted_likelihood(counts, settings, base, parts.codec.codebook.device)
+        *partial, last = counts_of(parts)
+        counted = counted_likelihood(last, settings, base, device)
+        return chain_of_counts(partial, [base] * len(partial), counted, settings, device)
+
+
+def counts_of(parts: Parts) -> list[Counts]:
+    """The counts of every step to the mixture.
+
+    Raises:
+        FileNotFoundError: a table is missing.
+        ValueError: a table is damaged, or belongs to another codec or other sources.
+    """
+    equal = dict.fromkeys(parts.sources, 1.0)  # only the names are used
+    return [
+        load_counts(
+            parts.family / table_of_step(COUNTS, step.size, step.of),
+            parts.codec_fingerprint,
+            step.names,
+        )[0]
+        for step in steps_of(equal)
+    ]
+
+
+def chain_of_counts(
+    partial: Sequence[Counts],
+    bases: Sequence[MakeBase],
+    last: Likelihood,
+    settings: Settings,
+    device: torch.device,
+) -> Likelihood:
+    """The mixture's likelihood, after the counted sums of all but the last source, if any.
+
+    Args:
+        partial: counts of the sums of the first 2 .. S - 1 sources.
+        bases: make the base distribution of each.
+        last: the mixture's likelihood.
+        settings: `smoothing` is used.
+        device: of the scores.
+
+    Raises:
+        ValueError: there are such sums, but no smoothing: pairs that were never counted have none.
+    """
+    if not partial:
+        return last
+    if not settings.smoothing:
+        raise ValueError(
+            f"smoothing is {settings.smoothing}, expected above 0 for more than two sources: the "
+            "sum of a pair that was never counted would have no code"
+        )
+    links = [
+        CountLink(counts, base(counts, device), settings.smoothing, device)
+        for counts, base in zip(partial, bases, strict=True)
+    ]
+    return Chain(links, last)
 
 
 METHOD = LASS()

@@ -142,6 +142,7 @@ class PairCounting:
         stop: int | None = None,
         step: int = 1,
         kept: int = KEPT,
+        parts: Mapping[str, Mapping[str, float]] | None = None,
     ) -> Iterator[Triples]:
         """Yield the triples of every `step`-th iteration.
 
@@ -153,6 +154,7 @@ class PairCounting:
             stop: iteration to stop before; None never stops.
             step: distance between iterations, so that several processes can share them.
             kept: bytes of codes to keep; further codes are encoded each time they are drawn.
+            parts: {source that is a sum: {source of the songs: weight}}.
 
         Raises:
             ValueError: There are not two sources, no song is long enough, or as `check_fits`.
@@ -160,7 +162,7 @@ class PairCounting:
         if len(alpha) != 2:
             raise ValueError(f"triples count two sources, got {len(alpha)}: {', '.join(alpha)}")
         self.check_fits(codec)
-        songs = _Songs(codec, tracks, tuple(alpha), self, kept)
+        songs = _Songs(codec, tracks, tuple(alpha), self, kept, parts)
         weights = torch.tensor(list(alpha.values())).view(2, 1, 1)
         for iteration in itertools.count(start, step):
             if stop is not None and iteration >= stop:
@@ -196,6 +198,7 @@ class _Songs:
         sources: tuple[str, ...],
         plan: PairCounting,
         kept: int,
+        parts: Mapping[str, Mapping[str, float]] | None = None,
     ):
         self.margin = -(-encoder_reach(codec.config) // codec.config.hop)
         self._hop = codec.config.hop
@@ -205,6 +208,7 @@ class _Songs:
         self._edges = np.cumsum(self.lengths) / self.lengths.sum()
         self._codec = codec
         self._sources = sources
+        self._parts = {name: {name: 1.0} for name in sources} | dict(parts or {})
         self._plan = plan
         self._audio = AudioCache()
         self._tiles: dict[_Tile, np.ndarray] = {}
@@ -301,5 +305,9 @@ class _Songs:
         """Read a source, [length] samples from `start` of the shifted song."""
         track = self._tracks[crop.song]
         offset = crop.shift * self._hop // self._plan.shifts
-        audio = self._audio.read(track.sources[name], offset + start, length, track.samples)
+        parts = [
+            weight * self._audio.read(track.sources[source], offset + start, length, track.samples)
+            for source, weight in self._parts[name].items()
+        ]
+        audio = torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
         return audio * 10 ** (crop.gain / 20) if crop.gain else audio

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from jukebox_core.neural.method import NeuralMethod
+from jukebox_core.separation.chain import Chain
+from jukebox_core.separation.likelihood import Likelihood
+from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method, Parts
+from jukebox_core.separation.partial_sums import tables_of
 from jukebox_core.separation.settings import Settings
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
+from lqvae.link import SumLink
 from lqvae.sums import load_sums
 
 SUMS = "sums.safetensors"
@@ -24,19 +31,36 @@ class LQVAE(Method):
         """The standard deviation."""
         return Settings(sigma=SIGMA)
 
-    def tables(self, settings: Settings) -> tuple[str, ...]:
+    def tables(self, settings: Settings, sources: int = 2) -> tuple[str, ...]:
         """The code sums."""
-        return (SUMS,)
+        return tables_of(SUMS, sources)
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Read the code sums."""
-        load_sums(family / SUMS)
+        sources = len(prior_folders(family))
+        for size, table in enumerate(self.tables(settings, sources), start=2):
+            load_sums(family / table, place=f"{size} of {sources}")
 
-    def likelihood(self, parts: Parts, settings: Settings) -> LatentGaussianLikelihood:
-        """The Gaussian likelihood of the family's codec."""
-        codebook = parts.codec.codebook
-        sums = load_sums(parts.family / SUMS, parts.codec_fingerprint).to(codebook.device)
-        return LatentGaussianLikelihood(codebook, sums, settings.sigma or SIGMA)
+    def gaussians(self, parts: Parts, settings: Settings) -> list[LatentGaussianLikelihood]:
+        """The Gaussian likelihood of every step to the mixture, which is the last."""
+        codebook, sigma = parts.codec.codebook, settings.sigma or SIGMA
+        return [LatentGaussianLikelihood(codebook, s, sigma) for s in self._sums(parts, settings)]
+
+    def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:
+        """The Gaussian likelihood of the mixture, after the sums of all but the last source."""
+        *partial, last = self._sums(parts, settings)
+        gaussian = LatentGaussianLikelihood(parts.codec.codebook, last, settings.sigma or SIGMA)
+        return Chain([SumLink(table) for table in partial], gaussian) if partial else gaussian
+
+    def _sums(self, parts: Parts, settings: Settings) -> list[Tensor]:
+        """The code sums of every step, on the codec's device."""
+        count, device = len(parts.sources), parts.codec.codebook.device
+        return [
+            load_sums(parts.family / table, parts.codec_fingerprint, f"{size} of {count}").to(
+                device
+            )
+            for size, table in enumerate(self.tables(settings, count), start=2)
+        ]
 
 
 METHOD = LQVAE()

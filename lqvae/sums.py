@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.checks import require
+from jukebox_core.checks import plain, require
 from jukebox_core.tables import read_table, write_table
 
 ALPHA = (0.5, 0.5)
 KIND = "code_sums"
+PAIR = "2 of 2"
+"""Place of the sum of two sources that are the mixture."""
 _PART = 1 << 18  # elements searched at a time: they stay in the cache
 
 
@@ -73,8 +75,17 @@ def _check_weights(alpha: Sequence[float]) -> None:
         raise ValueError(f"alpha is {tuple(alpha)}, expected at least one weight above 0")
 
 
-def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float]) -> None:
+def save_sums(
+    path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence[float], place: str = PAIR
+) -> None:
     """Write a table [K, K] atomically, marked with its codec.
+
+    Args:
+        path: the file.
+        table: from `code_sums`.
+        codec_fingerprint: of the codebook's codec.
+        alpha: weights of the first and the second source.
+        place: the sum among those of a mixture, see `partial_sums.Step.place`.
 
     Raises:
         ValueError: The weights are not two, are negative, or both 0.
@@ -84,22 +95,28 @@ def save_sums(path: Path, table: Tensor, codec_fingerprint: str, alpha: Sequence
         "kind": KIND,
         "codec": codec_fingerprint,
         "alpha": " ".join(repr(float(a)) for a in alpha),
-    }
+    } | ({} if place == PAIR else {"sum": place})
     write_table(path, {"sum_codes": table.to(torch.int32)}, metadata)
 
 
-def load_sums(path: Path, codec_fingerprint: str | None = None) -> Tensor:
+def load_sums(path: Path, codec_fingerprint: str | None = None, place: str | None = PAIR) -> Tensor:
     """Read a table of code sums, int64 [K, K].
 
     Args:
         path: written by `save_sums`.
         codec_fingerprint: of the codec to use the sums with; None accepts any.
+        place: the sum among those of a mixture; None accepts any.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, of another kind, or belongs to another codec.
+        ValueError: It is damaged, of another kind, or belongs to another codec or another sum.
     """
-    tensors, _ = read_table(path, KIND, codec_fingerprint)
+    tensors, metadata = read_table(path, KIND, codec_fingerprint)
+    if place not in (None, stored := metadata.get("sum", PAIR)):
+        raise ValueError(
+            f"{path} is the table of sum {plain(stored)} sources, expected sum {place}: compute "
+            "the code sums for these sources"
+        )
     table = tensors.get("sum_codes", torch.empty(0))
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.is_floating_point():
         raise ValueError(

@@ -23,7 +23,7 @@ from jukebox_core.evaluation.chunks import Chunk, choose_chunks, consecutive_chu
 from jukebox_core.evaluation.estimates import Estimator, draw_candidates
 from jukebox_core.files import check_replaceable, sha256
 from jukebox_core.kept import is_kept, kept, key_of, read_kept
-from jukebox_core.separation.loading import fingerprints, sizes_of
+from jukebox_core.separation.loading import sizes_of
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
 from scripts._methods import METHODS, MethodName
 
@@ -140,9 +140,8 @@ class _Task:
     def __init__(self, sweep: Sweep, draw: Draw, estimators: Mapping[str, Estimator], folder: Path):
         self.sweep, self.draw, self.estimators = sweep, draw, dict(estimators)
         method = METHODS[draw.method]
-        tables = method.tables(draw.settings)
         identity = sweep.identity() | {
-            "models": fingerprints(method.folder(sweep.models), tables, method.runs()),
+            "models": method.fingerprints(method.folder(sweep.models), draw.settings),
             "draw": [draw.method, draw.settings.explicit(), draw.candidates, draw.seed],
             "estimators": {name: repr(each) for name, each in self.estimators.items()},
         }

@@ -8,6 +8,9 @@
 FILE is MODELS/reconstruction/counts.safetensors for LASS and
 MODELS/linearisation/counts.safetensors for the hybrid. Only training songs are counted.
 
+More than two sources are added up one by one, in the order of their names, and every sum has a
+table: counts_2.safetensors of the first two, and so on; FILE is that of the mixture.
+
 Memory use does not depend on --iterations. Several processes share the iterations, each on
 its own GPU or its share of the cores; the result is the same as with one process, byte for byte.
 After an interruption the same command continues from the last flush (a folder beside the output
@@ -20,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
@@ -36,10 +39,11 @@ from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, pick_device, set_threads
+from jukebox_core.separation.partial_sums import Step, steps_of, table_of_step, tables_of
 from jukebox_core.training.distributed import Ranks
 from jukebox_core.vqvae.model import VQVAE
 from lass.counter import BUFFER, TripleCounter, check_spool
-from lass.counts import CountsFile, check_output, merge_counts
+from lass.counts import CountsFile, check_output, merge_counts, sources_of
 from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 
@@ -98,12 +102,13 @@ class Args:
 
 
 class Task(NamedTuple):
-    """Codec, songs and metadata of a count."""
+    """Codec, songs, sum, metadata and file of a count."""
 
     codec: VQVAE
     tracks: list[Track]
-    alpha: Mapping[str, float]
+    step: Step
     metadata: dict[str, str]
+    output: Path
 
 
 @program
@@ -111,31 +116,49 @@ def main(args: Args) -> None:
     """Count, or merge."""
     ranks = Ranks()
     if args.merge:
-        triples = ranks.on_first(lambda: merge_counts(args.merge, args.output))
-        report = f"{args.output}: {triples} triples of {len(args.merge)} files"
-    else:
-        report = _count(args, ranks)
-    if ranks.rank == 0:
-        print(report, flush=True)
-
-
-def _count(args: Args, ranks: Ranks) -> str:
-    """Count on all ranks, add up on the first; return a report in one line."""
+        reports = ranks.on_first(lambda: _merge(args.merge, args.output))
+        if ranks.rank == 0:
+            print(*reports, sep="\n", flush=True)
+        return
     set_threads(args.threads, ranks.local_size)
-    task = ranks.together(lambda: _open(args, ranks.device(args.device)))
+    tasks = ranks.together(lambda: _open(args, ranks.device(args.device)))
+    began = time.monotonic()
+    for task in tasks:
+        report = _count(args, task, ranks, began)
+        if ranks.rank == 0:
+            print(report, flush=True)
+
+
+def _merge(files: Sequence[Path], output: Path) -> list[str]:
+    """Add up the files of every sum; return a report in one line for each."""
+    reports = []
+    for name in tables_of(output.name, len(sources_of(files[0]))):
+        target = output.with_name(name)
+        suffix = target.stem.removeprefix(output.stem)
+        parts = [file.with_stem(file.stem + suffix) for file in files]
+        triples = merge_counts(parts, target)
+        reports.append(f"{target}: {triples} triples of {len(files)} files")
+    return reports
+
+
+def _count(args: Args, task: Task, ranks: Ranks, began: float) -> str:
+    """Count on all ranks, add up on the first; return a report in one line."""
     with ExitStack() as stack:
-        total = ranks.together(lambda: Total.open(args, task, stack) if ranks.rank == 0 else None)
+        total = ranks.together(
+            lambda: Total.open(args, task, stack, began) if ranks.rank == 0 else None
+        )
         start = ranks.broadcast(total.counter.iterations if total else None)
         if start is None:
-            return f"{args.output}: already counted"
+            return f"{task.output}: already counted"
         draws = args.counting.iterate(
             task.codec,
             task.tracks,
-            task.alpha,
+            dict(zip(task.step.names, task.step.weights, strict=True)),
             start + ranks.rank,
             args.iterations,
             step=ranks.size,
             kept=args.kept << 20,
+            parts={task.step.names[0]: task.step.first},
         )
         while _round(total, draws, ranks):
             pass
@@ -152,23 +175,27 @@ def _round(total: Total | None, draws: Iterator[Triples], ranks: Ranks) -> bool:
 class Total:
     """The counts of all ranks, added up by the first one."""
 
-    def __init__(self, args: Args, counter: TripleCounter, bar: tqdm[Any]):
+    def __init__(
+        self, args: Args, output: Path, counter: TripleCounter, bar: tqdm[Any], began: float
+    ):
         self.counter = counter
         self._args = args
+        self._output = output
+        self._program_began = began
         self._before = counter.triples
         self._left = args.iterations - counter.iterations
         self._began = self._flushed = time.monotonic()
         self._bar = bar
 
     @classmethod
-    def open(cls, args: Args, task: Task, stack: ExitStack) -> Total | None:
+    def open(cls, args: Args, task: Task, stack: ExitStack, began: float) -> Total | None:
         """Continue an earlier count or start; None: it is finished.
 
-        `stack` closes the lock of the output and the progress bar.
+        `stack` closes the lock of the output and the progress bar. `began`: when the program did.
         """
-        spool = spool_of(args.output)
-        stack.enter_context(sole_writer(args.output))
-        finished = _finished(args.output, task.metadata)
+        spool = spool_of(task.output)
+        stack.enter_context(sole_writer(task.output))
+        finished = _finished(task.output, task.metadata)
         counter = TripleCounter(
             task.codec.config.l_bins, spool, buffer=args.buffer, settings=task.metadata
         )
@@ -180,14 +207,14 @@ class Total:
         if max(done, counter.iterations) > args.iterations:
             raise ValueError(
                 f"{max(done, counter.iterations)} iterations are already counted for "
-                f"{args.output}: ask for as many or more, or delete it and {spool}"
+                f"{task.output}: ask for as many or more, or delete it and {spool}"
             )
         if finished and not counter.iterations:
             counter.adopt(finished)
         bar = tqdm(
             total=args.iterations, initial=counter.iterations, unit="iteration", disable=None
         )
-        return cls(args, counter, stack.enter_context(bar))
+        return cls(args, task.output, counter, stack.enter_context(bar), began)
 
     def add(self, counted: list[list[Triples]]) -> bool:
         """Add the iterations `counted[rank]` of every rank; return whether more remain.
@@ -200,7 +227,8 @@ class Total:
                 self._bar.update()
                 self._left -= 1
         now = time.monotonic()
-        if self._args.max_seconds is not None and now - self._began >= self._args.max_seconds:
+        most = self._args.max_seconds
+        if most is not None and now - self._program_began >= most:
             return False
         if now - self._flushed >= self._args.flush_seconds:
             self.counter.flush()
@@ -210,7 +238,7 @@ class Total:
     def write(self, metadata: dict[str, str]) -> str:
         """Write the file, remove the spool and return a report."""
         self._bar.close()
-        counter, output = self.counter, self._args.output
+        counter, output = self.counter, self._output
         counter.flush()
         distinct = counter.save(output, metadata | {"iterations": str(counter.iterations)})
         counter.close()
@@ -227,32 +255,36 @@ def spool_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.spool")
 
 
-def _open(args: Args, device: str) -> Task:
-    """Check the flags; load codec and data."""
+def _open(args: Args, device: str) -> list[Task]:
+    """Check the flags; load codec and data; return a task for every sum."""
     if args.vqvae is None or args.data is None:
         raise ValueError("--vqvae and --data are needed to count (or --merge FILE ...)")
-    check_output(args.output)
-    check_spool(spool_of(args.output))
     codec = load_codec(args.vqvae, pick_device(device))
     args.counting.check_fits(codec)
     manifest = _open_data(args.data, codec.config.sample_rate)
     tracks, digest = manifest.split("train"), hashlib.sha256()
     for track in tracks:
         digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
-    metadata = {
-        "codec": fingerprint(args.vqvae),
-        "sources": " ".join(manifest.sources),
-        "alpha": " ".join(repr(manifest.alpha[name]) for name in manifest.sources),
-        "counting": f"{args.counting} of {len(tracks)} songs ({digest.hexdigest()[:16]})",
-    }
-    return Task(codec, tracks, manifest.alpha, metadata)
+    tasks = []
+    for step in steps_of(manifest.alpha):
+        output = args.output.with_name(table_of_step(args.output.name, step.size, step.of))
+        check_output(output)
+        check_spool(spool_of(output))
+        metadata = {
+            "codec": fingerprint(args.vqvae),
+            "sources": " ".join(step.names),
+            "alpha": " ".join(map(repr, step.weights)),
+            "counting": f"{args.counting} of {len(tracks)} songs ({digest.hexdigest()[:16]})",
+        }
+        tasks.append(Task(codec, tracks, step, metadata, output))
+    return tasks
 
 
 def _open_data(folder: Path, sample_rate: int) -> Manifest:
     manifest = load_manifest(folder)
-    if len(manifest.sources) != 2:
+    if len(manifest.sources) < 2:
         names = ", ".join(manifest.sources)
-        raise ValueError(f"{folder} has {len(manifest.sources)} sources ({names}), expected two")
+        raise ValueError(f"{folder} has only the source {names}: there are no pairs to count")
     if not manifest.split("train"):
         raise ValueError(f"{folder} has no songs in its train split, nothing to count")
     if manifest.sample_rate != sample_rate:

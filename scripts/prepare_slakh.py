@@ -38,8 +38,8 @@ class Args:
     output: Path
     """Folder to write to."""
     sources: tuple[str, ...] = ("bass", "drums")
-    """drums, or Slakh's instrument classes (bass, piano, guitar, organ, synth_lead ...); other is the
-    sum of all the rest."""
+    """drums, or Slakh's instrument classes (bass, piano, guitar, organ, synth_lead ...); other is
+    the sum of all the rest."""
     sample_rate: int = 22050
     """Sample rate to write, in Hz."""
     limit: int | None = None

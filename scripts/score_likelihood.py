@@ -44,6 +44,7 @@ from jukebox_core.separation.likelihood import (
     check_smoothing,
 )
 from jukebox_core.separation.loading import prior_folders
+from jukebox_core.separation.partial_sums import steps_of
 from lass.counts import Counts, CountsFile, load_counts, symmetrise
 from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Marginals, Overall
@@ -199,7 +200,10 @@ def score(
     sources = tuple(prior_folders(family, manifest.sources))
     alpha = {name: manifest.alpha[name] for name in sources}
     plan = PairCounting(pairing="song", seed=args.seed)
-    drawn = plan.iterate(codec, manifest.split(args.split), alpha)
+    last = steps_of(alpha)[-1]
+    weights = dict(zip(last.names, last.weights, strict=True))
+    parts = {last.names[0]: last.first}
+    drawn = plan.iterate(codec, manifest.split(args.split), weights, parts=parts)
     first, second, mixture = (
         torch.from_numpy(np.concatenate([np.ravel(x) for x in codes]).astype(np.int64))
         for codes in zip(*islice(drawn, args.iterations), strict=True)
@@ -209,9 +213,9 @@ def score(
         [x[torch.randint(len(x), (args.compared,), generator=generator)] for x in (first, second)]
     )
     sums = family / "sums.safetensors"
-    table = load_sums(sums, identity) if sums.is_file() else None
+    table = load_sums(sums, identity, last.place) if sums.is_file() else None
     for prefix, path in {"": family / "counts.safetensors", **further}.items():
-        counts, _ = load_counts(path, identity, sources)
+        counts, _ = load_counts(path, identity, last.names)
         for name, likelihood in variants(args, counts, codec.codebook, table):
             if prefix and name.startswith("Gaussian"):
                 continue  # it has no counts

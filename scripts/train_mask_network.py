@@ -33,7 +33,6 @@ from jukebox_core.neural.candidates import GROUP, CandidateItems, draw_items
 from jukebox_core.neural.mask import KIND, MaskNetwork
 from jukebox_core.neural.mask_objective import MaskNetworkObjective
 from jukebox_core.neural.method import NeuralMethod
-from jukebox_core.separation.loading import fingerprints
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
 from jukebox_core.training.run import Run, RunSettings
@@ -128,7 +127,7 @@ def _train(args: Args, command: str, run: Run) -> None:
         "method": args.method,
         "settings": full.explicit(),
         "candidates": args.candidates,
-        "models": fingerprints(family, method.tables(full), method.runs()),
+        "models": method.fingerprints(family, full),
         "pairing": args.pairing,
         "augmentation": asdict(args.augmentation),
     }

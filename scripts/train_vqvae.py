@@ -34,6 +34,7 @@ from jukebox_core.config import (
 )
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import Augmentation, CropDataset
+from jukebox_core.separation.partial_sums import in_order
 from jukebox_core.training.audio_logging import reconstructions
 from jukebox_core.training.run import Run, RunSettings
 from jukebox_core.training.trainer import CollapseWatch
@@ -111,22 +112,22 @@ def _train(args: Args, command: str, run: Run) -> None:
     }
     if run.already_finished(identity):
         return
+    alpha = in_order(data.manifest.alpha)
     plain = CropDataset(
         data.train,
         args.train_on,
         args.train.crop,
-        data.manifest.alpha,
+        alpha,
         run.train.seed,
         args.run.skip_silent,
         args.pairing,
     )
     items = replace(plain, augmentation=augmentation)
-    alpha = tuple(data.manifest.alpha.values())
 
     def objective(codec: VQVAE, bandwidths: Bandwidths) -> ReconstructionObjective:
         if args.objective == "reconstruction":
             return ReconstructionObjective(codec, args.loss, bandwidths)
-        return LinearisationObjective(codec, args.loss, bandwidths, alpha)
+        return LinearisationObjective(codec, args.loss, bandwidths, tuple(alpha.values()))
 
     run.require(lambda: objective(VQVAE(args.vqvae), Bandwidths()), items.rows, args.train.crop)
     bandwidths = stored_bandwidths(args) or measure_bandwidths(args, items)
@@ -147,7 +148,7 @@ def check(args: Args, sources: int) -> None:
 
     Raises:
         ValueError: the crop is not a multiple of the hop or too short for the loss, or
-            linearisation has other than two sources.
+            linearisation has only one source.
     """
     crop, hop = args.train.crop, args.vqvae.hop
     if crop % hop:
@@ -158,8 +159,8 @@ def check(args: Args, sources: int) -> None:
         raise ValueError(
             f"--train.crop is {crop}; the loss with n_fft {longest} needs a longer one"
         )
-    if args.objective == "linearisation" and sources != 2:
-        raise ValueError(f"linearisation mixes two sources, {args.run.data} has {sources}")
+    if args.objective == "linearisation" and sources < 2:
+        raise ValueError(f"linearisation mixes two sources or more, {args.run.data} has {sources}")
 
 
 def stored_bandwidths(args: Args) -> Bandwidths | None:

@@ -33,7 +33,7 @@ from jukebox_core.checkpoints import (
 )
 from jukebox_core.config import MaskEstimatorConfig, MaskNetworkConfig, from_dict
 from jukebox_core.evaluation.mask_estimator import MaskEstimator
-from jukebox_core.separation.mask import RatioMask
+from jukebox_core.separation.mask import RatioMask, distinct
 from jukebox_core.separation.samples import Candidates
 
 KIND = "mask_network"
@@ -221,19 +221,20 @@ class NetworkMask(RatioMask):
 
     @torch.no_grad()
     def uncertainty(self, mixture: Tensor, candidates: Candidates, weights: Tensor) -> Tensor:
-        """sqrt(M (1 - M)) of the first source's real mask M, [B, F, frames], from 0 to 0.5.
+        """The largest sqrt(M (1 - M)) of the sources' real masks M, [B, F, frames], from 0 to 0.5.
 
         It is the standard deviation of the bin's owner if M is the probability that the source owns
-        it. Candidates drawn with the neural likelihood hardly differ, so that their deviation tells
-        less.
+        it; of two sources, both have the same. Candidates drawn with the neural likelihood hardly
+        differ, so that their deviation tells less.
         """
         masks = self._by_window(
             lambda *evidence: self.network.masks_and_gate(*evidence)[0],
             mixture,
             candidates,
             weights,
-        )[:, 0]
-        return (masks * (1 - masks)).clamp_min(0).sqrt()
+        )
+        owners = torch.stack([*distinct(masks.unbind(1))])
+        return (owners * (1 - owners)).clamp_min(0).sqrt().amax(0)
 
     def _by_window(
         self,

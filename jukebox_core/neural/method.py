@@ -62,9 +62,9 @@ class NeuralMethod(Method):
         """As for the base."""
         return {} if self.base is None else self.base.unused(settings)
 
-    def tables(self, settings: Settings) -> tuple[str, ...]:
+    def tables(self, settings: Settings, sources: int = 2) -> tuple[str, ...]:
         """The base's."""
-        return () if self.base is None else self.base.tables(settings)
+        return () if self.base is None else self.base.tables(settings, sources)
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Check the base's."""

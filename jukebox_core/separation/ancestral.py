@@ -102,7 +102,6 @@ class AncestralSampler:
         truncation = Truncation(self.top_k, self.top_p)
         if not truncation.active:
             return task.codes(step, log_p, uniform, exact)
-        first, second, *more = draw_truncated(
-            task.tables.at(step), log_p[0], log_p[1], uniform, truncation
-        )
-        return Drawn(torch.stack([first, second]), *more)
+        tables = task.tables.at(step)
+        pair = draw_truncated(tables, log_p[0], log_p[1], uniform, truncation)
+        return Drawn(torch.stack([pair.first, pair.second]), *pair[2:])

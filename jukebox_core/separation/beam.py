@@ -85,8 +85,8 @@ class BeamSampler:
         Arguments as in `SamplingTask`.
 
         Raises:
-            ValueError: as `SamplingTask`, there are not two sources, or no pair of codes is possible
-                at a step.
+            ValueError: as `SamplingTask`, there are not two sources, or at a step no pair of codes
+                is possible.
         """
         task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
         task.require_pairs("beam search is for two sources; use the sampler particle or ancestral")

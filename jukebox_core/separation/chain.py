@@ -40,7 +40,7 @@ class Link(Protocol):
     n_codes: int
 
     def scores(self, code: int) -> PairScores:
-        """log p(code | first, second) of the pairs; normalised over the codes, unlike a likelihood."""
+        """Log p(code | first, second) of the pairs, normalised over the codes."""
         ...
 
     def message(self, first: Tensor, second: Tensor) -> Tensor:
@@ -173,8 +173,8 @@ def _parts_of(
     for code in sums.unique().tolist():
         at = (sums == code).nonzero(as_tuple=True)
         table = make_table(link.scores(code), link.n_codes)
-        rows = (x[at].unsqueeze(0) for x in (log_first, log_second, uniform))
-        pair = draw_chunks([table], *rows, exact=True)
+        one, two, numbers = (x[at].unsqueeze(0) for x in (log_first, log_second, uniform))
+        pair = draw_chunks([table], one, two, numbers, exact=True)
         first[at], second[at], score[at] = pair.first[0], pair.second[0], pair.score[0]
     return first, second, score
 

@@ -51,10 +51,11 @@ def export_models(method: Method, models: str | Path, output: str | Path) -> lis
     method.check(models)
     settings = method.resolve(Settings(), models)
     family = method.folder(models)
-    runs = [family / "vqvae", *prior_folders(family).values()]
+    priors = prior_folders(family).values()
+    runs = [family / "vqvae", *priors]
     runs += [family / name for name in method.runs()]
     runs += method.runs_beside(models, settings).values()
-    tables = [family / name for name in method.tables(settings)]
+    tables = [family / name for name in method.tables(settings, len(priors))]
     optional = (family / "calibration.safetensors", tuned_path(models, method.name))
     calibration, tuned = ([path] if path.is_file() else [] for path in optional)
     load_codec(runs[0])  # its weights are copied without reading them

@@ -2,10 +2,11 @@
 
 MODELS/{reconstruction,linearisation}/vqvae/            the codec's run
 MODELS/{reconstruction,linearisation}/prior_SOURCE/     one prior's run per source
-MODELS/{reconstruction,linearisation}/counts.safetensors
+MODELS/{reconstruction,linearisation}/counts.safetensors       of more than two sources also
+                                                       counts_2, ...: see `partial_sums`
 MODELS/{reconstruction,linearisation}/calibration.safetensors
 MODELS/{reconstruction,linearisation}/neural_likelihood/      the run of the neural likelihood
-MODELS/linearisation/sums.safetensors
+MODELS/linearisation/sums.safetensors                  and sums_2, ... in the same way
 MODELS/tuned/METHOD.json                               tuned settings
 MODELS/mask_estimator/                                 the run of the supervised baseline
 """
@@ -45,17 +46,20 @@ def family_folder(models: str | Path, family: str) -> Path:
 
 
 def prior_folders(family: Path, sources: tuple[str, ...] | None = None) -> dict[str, Path]:
-    """{source: run folder} of the two priors of a family, in alphabetical or the given order.
+    """{source: run folder} of the priors of a family, in alphabetical or the given order.
 
     Raises:
-        FileNotFoundError: there are not exactly two, or a named one is missing.
+        FileNotFoundError: there are fewer than two, or a named one is missing.
     """
     runs = {p.name.removeprefix("prior_"): p for p in sorted(family.glob("prior_*")) if p.is_dir()}
     names = sources or tuple(runs)
     missing = [name for name in names if name not in runs]
-    if missing or len(names) != 2:
+    if missing or len(names) < 2:
         present = ", ".join(runs) or "none"
-        need = " and ".join(f"prior_{name}" for name in missing) or "two prior_SOURCE folders"
+        need = (
+            " and ".join(f"prior_{name}" for name in missing)
+            or "a prior_SOURCE folder per source, two or more"
+        )
         raise FileNotFoundError(f"{family} lacks {need} (priors in it: {present}): train them")
     return {name: runs[name] for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,24 +103,29 @@ class RatioMask:
     def uncertainty(self, mixture: Tensor, candidates: Candidates, weights: Tensor) -> Tensor:
         """Standard deviation of a bin's share over the candidates, [B, F, frames], from 0 to 0.5.
 
-        A candidate's share is the mask made from it only. The shares of both sources sum to one, so
-        their deviations are equal. 0: all candidates split the bin in the same way; 0.5: half of
-        them give it to one source, half to the other. It shows where the posterior is wide, not
-        where the models are wrong with confidence: it correlates with the mask's error in loud
-        bins, hardly in quiet ones. Particles of one encoding share most of their past and therefore
-        agree: only candidates of several shifts, or independent draws, are informative.
+        A candidate's share is the mask made from it only. The shares of two sources sum to one, so
+        their deviations are equal; of more sources, the largest deviation counts. 0: all candidates
+        split the bin in the same way; 0.5: half of them give it to one source, half to another. It
+        shows where the posterior is wide, not where the models are wrong with confidence: it
+        correlates with the mask's error in loud bins, hardly in quiet ones. Particles of one
+        encoding share most of their past and therefore agree: only candidates of several shifts, or
+        independent draws, are informative.
 
         Args:
             mixture: [B, T].
-            candidates: of two sources.
+            candidates: of two sources or more.
             weights: [B, N], summing to one over the candidates.
         """
         maps = []
-        for b, share in enumerate(weights):
-            powers = self.mean_powers(candidates.chunk(b).apart(), share.new_ones(len(share), 1))
-            shares = next(iter(self.masks(powers).values()))  # [N, F, frames]
-            mean = torch.einsum("n,nft->ft", share, shares)
-            maps.append(torch.einsum("n,nft->ft", share, (shares - mean).square()).sqrt())
+        for b, weight in enumerate(weights):
+            powers = self.mean_powers(candidates.chunk(b).apart(), weight.new_ones(len(weight), 1))
+            deviations = []
+            for shares in distinct(list(self.masks(powers).values())):  # [N, F, frames]
+                mean = torch.einsum("n,nft->ft", weight, shares)
+                deviations.append(
+                    torch.einsum("n,nft->ft", weight, (shares - mean).square()).sqrt()
+                )
+            maps.append(torch.stack(deviations).amax(0))
         return torch.stack(maps)
 
     def mean_powers(self, candidates: Candidates, weights: Tensor) -> dict[str, Tensor]:
@@ -212,3 +217,8 @@ def interpolate(x: Tensor, at: Tensor, dim: int) -> Tensor:
         share = share.unsqueeze(-1)
     high = (low + 1).clamp(max=last)
     return torch.lerp(x.index_select(dim, low), x.index_select(dim, high), share)
+
+
+def distinct(masks: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The masks whose uncertainties may differ: of two sources, which sum to one, the first."""
+    return masks[:1] if len(masks) == 2 else masks

@@ -20,7 +20,13 @@ from jukebox_core.checkpoints import (
 from jukebox_core.machine import pick_device
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate
 from jukebox_core.separation.likelihood import Likelihood, SourceLikelihood
-from jukebox_core.separation.loading import calibration_of, family_folder, prior_folders, sizes_of
+from jukebox_core.separation.loading import (
+    calibration_of,
+    family_folder,
+    fingerprints,
+    prior_folders,
+    sizes_of,
+)
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samplers import OPTIONS
 from jukebox_core.separation.separator import Separator
@@ -88,8 +94,8 @@ class Method(ABC):
         """Defaults of the likelihood's settings, which may depend on the other settings."""
         return Settings()
 
-    def tables(self, settings: Settings) -> tuple[str, ...]:
-        """Files of the family's folder that the likelihood reads."""
+    def tables(self, settings: Settings, sources: int = 2) -> tuple[str, ...]:
+        """Files of the family's folder that the likelihood of so many sources reads."""
         return ()
 
     def mask(self, models: Path, settings: Settings, device: torch.device) -> RatioMask:
@@ -107,9 +113,14 @@ class Method(ABC):
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Check the tables without reading them whole; raises as `likelihood`."""
-        for table in self.tables(settings):
+        for table in self.tables(settings, len(prior_folders(family))):
             if not (family / table).is_file():
                 raise FileNotFoundError(f"{family / table} is missing")
+
+    def fingerprints(self, family: Path, settings: Settings) -> dict[str, str]:
+        """{part: digest} of what the method reads in its family's folder."""
+        tables = self.tables(settings, len(prior_folders(family)))
+        return fingerprints(family, tables, self.runs())
 
     def unused(self, settings: Settings) -> dict[str, str]:
         """{setting of the likelihood: why it has no effect beside the others}."""

@@ -72,7 +72,15 @@ def pair_posterior(
 
 
 def _posteriors(mixture: Tensor, candidates: Candidates) -> Iterator[PairPosterior]:
-    """The posterior of every chunk, against mixtures [B, T]."""
+    """The posterior of every chunk, against mixtures [B, T].
+
+    Raises:
+        ValueError: there are not two sources.
+    """
+    if len(candidates.audio) != 2:
+        raise ValueError(
+            f"upstream's selection is over pairs of two sources, got {', '.join(candidates.audio)}"
+        )
     one, two = candidates.audio
     alpha, samples = candidates.alpha, candidates.samples
     assert samples is not None

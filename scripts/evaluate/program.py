@@ -38,7 +38,6 @@ from jukebox_core.evaluation.scores import check_museval
 from jukebox_core.locks import sole_writer
 from jukebox_core.machine import pick_device, set_threads
 from jukebox_core.prior.joint import Precision
-from jukebox_core.separation.loading import fingerprints
 from jukebox_core.separation.method import Method, resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
@@ -209,7 +208,7 @@ def _evaluate(
     for name, method in methods.items():
         family, full = method.folder(args.models), method.resolve(settings[name], args.models)
         identity = {
-            "models": fingerprints(family, method.tables(full), method.runs()),
+            "models": method.fingerprints(family, full),
             "description": models[name],
             "settings": vars(full),
             "device": separators[name].device.type,
