@@ -229,10 +229,7 @@ class Separator:
         """
         offsets = [round(s * self.codec.config.hop / self.shifts) for s in range(self.shifts)]
         moved = torch.stack([_delayed(mixtures, offset) for offset in offsets], 1)  # [B, S, T]
-        flat = moved.flatten(0, 1).to(self.device)
-        codes = self.codec.encode(flat)
-        source = self.source_likelihood
-        factors = None if source is None else source.log_factors(flat)
+        codes, factors = self._evidence(moved.to(self.device))
         each = self.n_candidates // self.shifts
         sizes = [len(part) for part in torch.arange(each).chunk(parts)]
         groups = []
@@ -242,9 +239,24 @@ class Separator:
                 self.sampler(self.priors, self.likelihood, codes, size, generator, report, factors)
             )
         samples = join_groups(groups)
-        audio = {name: self._decode(c) for name, c in samples.codes.items()}  # [B * S, N / S, T]
+        audio = {
+            name: torch.cat([self._decode(own) for own in c.split(self.shifts)])
+            for name, c in samples.codes.items()
+        }  # [B * S, N / S, T]
         audio = {name: _advanced(x, offsets) for name, x in audio.items()}
         return Candidates(audio, self.alpha, join_shifts(samples, self.shifts))
+
+    def _evidence(self, moved: Tensor) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """Mixture codes [B * S, T] and log-factors of windows at all shifts [B, S, T * hop].
+
+        Window by window: the sums of a convolution depend on the batch in the last digit, which can
+        be another code.
+        """
+        codes = torch.cat([self.codec.encode(window) for window in moved])
+        if self.source_likelihood is None:
+            return codes, None
+        each = [self.source_likelihood.log_factors(window) for window in moved]
+        return codes, {name: torch.cat([own[name] for own in each]) for name in each[0]}
 
     def uncertainty(self, mixtures: Tensor, candidates: Candidates) -> Tensor:
         """Uncertainty about mixtures [B, T], [B, F, frames]; see `RatioMask.uncertainty`.
