@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jukebox_core.checkpoints import load_config
-from jukebox_core.config import VQVAEConfig
+from jukebox_core.config import TrainConfig, VQVAEConfig
+from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.presets import DEFAULT_PRESET, PRESETS, Preset, PresetName
 
 C = TypeVar("C", bound=Any)
@@ -15,19 +16,28 @@ C = TypeVar("C", bound=Any)
 
 @dataclass(frozen=True)
 class FirstFlags:
-    """The size."""
+    """The size, and the data."""
 
     preset: PresetName = DEFAULT_PRESET
+    data: Path | None = None
 
     @property
     def values(self) -> Preset:
         """The preset of that name."""
         return PRESETS[self.preset]
 
+    def of_mixtures(self, train: TrainConfig) -> TrainConfig:
+        """A preset's training, which is for two sources, with as many mixtures per batch."""
+        try:
+            sources = len(load_manifest(self.data or "").sources)
+        except (OSError, ValueError):
+            return train  # open_data reports what is wrong with the folder
+        return replace(train, batch_size=train.batch_size // 2 * sources)
+
 
 @dataclass(frozen=True)
 class CodecFlags(FirstFlags):
-    """The size, and the codec, whose values override the preset's."""
+    """The size, the data, and the codec, whose values override the preset's."""
 
     vqvae: Path | None = None
 

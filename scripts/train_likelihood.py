@@ -59,7 +59,7 @@ def defaults(flags: CodecFlags) -> Args:
         augmentation=Augmentation(gain_db=4.0),
         neural=flags.fit(preset.neural, _OF_CODEC),
         optim=preset.neural_optim,
-        train=preset.neural_train,
+        train=flags.of_mixtures(preset.neural_train),
     )
 
 

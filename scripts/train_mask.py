@@ -51,7 +51,7 @@ def defaults(flags: FirstFlags) -> Args:
         run=tyro.MISSING_NONPROP,
         mask=preset.mask,
         optim=preset.mask_optim,
-        train=preset.mask_train,
+        train=flags.of_mixtures(preset.mask_train),
     )
 
 

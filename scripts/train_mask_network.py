@@ -91,7 +91,7 @@ def defaults(flags: FirstFlags) -> Args:
         augmentation=Augmentation(gain_db=4.0),
         mask_network=preset.mask_network,
         optim=preset.mask_network_optim,
-        train=preset.mask_network_train,
+        train=flags.of_mixtures(preset.mask_network_train),
     )
 
 

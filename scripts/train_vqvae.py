@@ -85,7 +85,7 @@ def defaults(flags: FirstFlags) -> Args:
         vqvae=preset.vqvae,
         loss=preset.loss,
         optim=preset.vqvae_optim,
-        train=preset.vqvae_train,
+        train=flags.of_mixtures(preset.vqvae_train),
     )
 
 

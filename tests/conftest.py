@@ -79,16 +79,29 @@ def write_tiny_data(folder: Path) -> Path:
     return write_data_set(folder, songs)
 
 
+def write_three_sources(folder: Path) -> Path:
+    """`write_tiny_data` with a third source, other: chords that fade in."""
+    songs = {}
+    for number, split in enumerate(SPLITS, start=1):
+        sources = tone_and_noise(number, 3 * RATE)
+        time = torch.arange(3 * RATE) / RATE
+        tones = [torch.sin(2 * math.pi * 300 * step * number * time) for step in (1, 1.25, 1.5)]
+        other = 0.15 * torch.stack(tones).sum(0) * (time * 0.8 % 1)
+        songs[f"Track{number:05d}"] = (split, sources | {"other": other})
+    return write_data_set(folder, songs)
+
+
 def train_tiny_models(folder: Path, data: Path) -> Path:
-    """A models folder: codec, two priors and tables of both families, trained for a few steps."""
+    """A models folder: codec, priors and tables of both families, trained for a few steps."""
     from scripts import count_sums, precompute_sums, train_prior, train_vqvae
 
+    alpha = json.loads((data / "manifest.json").read_text(encoding="utf-8"))["alpha"]
     common = ["--data", str(data), "--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
     for objective in ("reconstruction", "linearisation"):
         codec = folder / objective / "vqvae"
         flags = ["--objective", objective, "--output", str(codec), *common]
         assert train_vqvae.main(flags) == 0
-        for source in ("bass", "drums"):
+        for source in alpha:
             output = folder / objective / f"prior_{source}"
             flags = ["--vqvae", str(codec), "--source", source, "--output", str(output)]
             assert train_prior.main([*flags, *common]) == 0
@@ -97,8 +110,21 @@ def train_tiny_models(folder: Path, data: Path) -> Path:
         assert count_sums.main([*flags, "--output", str(output), "--iterations", "20"]) == 0
         if objective == "linearisation":
             output = folder / objective / "sums.safetensors"
-            assert precompute_sums.main(["--vqvae", str(codec), "--output", str(output)]) == 0
+            flags = ["--vqvae", str(codec), "--output", str(output), "--alpha"]
+            assert precompute_sums.main([*flags, *map(str, alpha.values())]) == 0
     return folder
+
+
+def train_tiny_networks(models: Path, data: Path, families: tuple[str, ...]) -> None:
+    """A neural likelihood for families, and a mask estimator, trained for a few steps."""
+    from scripts import train_likelihood, train_mask
+
+    common = ["--data", str(data), "--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
+    for family in families:
+        flags = ["--vqvae", str(models / family / "vqvae")]
+        flags += ["--output", str(models / family / "neural_likelihood")]
+        assert train_likelihood.main([*flags, *common]) == 0
+    assert train_mask.main(["--output", str(models / "mask_estimator"), *common]) == 0
 
 
 @contextmanager
@@ -137,21 +163,31 @@ def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
 
 
 @pytest.fixture(scope="session")
+def three_sources(tmp_path_factory, worker_id) -> Path:
+    """`write_three_sources`, once for all processes."""
+    with made_once(tmp_path_factory, worker_id, "three_sources") as (folder, done):
+        if not done:
+            write_three_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def three_source_models(tmp_path_factory, worker_id, three_sources) -> Path:
+    """`train_tiny_models` on three sources, and their networks, once for all processes."""
+    with made_once(tmp_path_factory, worker_id, "three_source_models") as (folder, done):
+        if not done:
+            train_tiny_models(folder, three_sources)
+            train_tiny_networks(folder, three_sources, ("linearisation",))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_neural_models(tmp_path_factory, worker_id, tiny_data, tiny_models) -> Path:
     """`tiny_models`, a neural likelihood for both families, and a mask estimator, once for all."""
-    from scripts import train_likelihood, train_mask
-
     with made_once(tmp_path_factory, worker_id, "tiny_neural_models") as (folder, done):
         if not done:
             shutil.copytree(tiny_models, folder)
-            for family in ("reconstruction", "linearisation"):
-                flags = ["--vqvae", str(folder / family / "vqvae"), "--data", str(tiny_data)]
-                flags += ["--output", str(folder / family / "neural_likelihood")]
-                flags += ["--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
-                assert train_likelihood.main(flags) == 0
-            flags = ["--data", str(tiny_data), "--output", str(folder / "mask_estimator")]
-            flags += ["--preset", "tiny", "--device", "cpu", "--wandb", "disabled"]
-            assert train_mask.main(flags) == 0
+            train_tiny_networks(folder, tiny_data, ("reconstruction", "linearisation"))
     return folder
 
 

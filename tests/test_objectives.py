@@ -132,10 +132,30 @@ def test_gradients_reach_encoder_and_decoder_through_the_quantiser():
 
 def test_odd_batches_are_refused():
     objective = LinearisationObjective(codec(), CONFIG, BANDWIDTHS)
-    with pytest.raises(ValueError, match="needs an even number"):
+    with pytest.raises(ValueError, match="batch of 3 .* a multiple of 2"):
         objective(torch.zeros(3, 4096))
-    with pytest.raises(ValueError, match="alpha has 3 weights"):
-        LinearisationObjective(codec(), CONFIG, BANDWIDTHS, (0.3, 0.3, 0.4))
+    with pytest.raises(ValueError, match="alpha has 1 weights"):
+        LinearisationObjective(codec(), CONFIG, BANDWIDTHS, (1.0,))
+
+
+def test_three_sources_are_added_one_by_one():
+    """The latent terms are the means of those of both sums, each an objective of two sources."""
+    model = codec().eval()
+    alpha = (0.2, 0.3, 0.5)
+    a, b, c = sources = 0.1 * torch.randn(3, 2, 4096)
+    out = LinearisationObjective(model, CONFIG, BANDWIDTHS, alpha)(sources.flatten(0, 1))
+    base = ReconstructionObjective(model, CONFIG, BANDWIDTHS)(sources.flatten(0, 1))
+    so_far = 0.4 * a + 0.6 * b
+    steps = [
+        LinearisationObjective(model, CONFIG, BANDWIDTHS, weights)(torch.cat(pair))
+        for weights, pair in (((0.4, 0.6), (a, b)), ((0.5, 0.5), (so_far, c)))
+    ]
+    for name in ("latent_loss", "commit_loss_sum"):
+        mean = sum(step.metrics[name] for step in steps) / 2
+        torch.testing.assert_close(out.metrics[name], mean)
+    expected = base.loss + CONFIG.linearisation * out.metrics["latent_loss"]
+    expected = expected + CONFIG.commit * out.metrics["commit_loss_sum"]
+    torch.testing.assert_close(out.loss, expected)
 
 
 def test_bandwidths_are_the_statistics_of_the_audio():
