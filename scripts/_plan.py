@@ -43,7 +43,7 @@ class Experiment:
 
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
     side_by_side: number of trainings that run at a time. more: {program: additional flags}.
-    objectives: of the codecs; without `reconstruction` there is no LASS.
+    objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
     """
 
     data: Path
@@ -54,6 +54,7 @@ class Experiment:
     side_by_side: int = 4
     more: Mapping[str, Sequence[object]] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
+    sources: tuple[str, ...] = SOURCES
 
     def stages(self) -> list[Stage]:
         """Train the parts of the systems and the mask estimator."""
@@ -86,7 +87,7 @@ class Experiment:
         for objective in self.objectives:
             family, after = models / objective, [f"codec {objective}"]
             from_codec = ("--vqvae", family / "vqvae")
-            for source in SOURCES:
+            for source in self.sources:
                 run = family / f"prior_{source}"
                 train = (*from_codec, "--source", source, "--output", run, *common)
                 name = f"prior {objective} {source}"
@@ -99,7 +100,9 @@ class Experiment:
                 add(f"{name} {objective}", script, flags, after, product=table)
         linear = models / "linearisation"
         sums = linear / "sums.safetensors"
-        compute = ("--vqvae", linear / "vqvae", "--output", sums)
+        compute: tuple[object, ...] = ("--vqvae", linear / "vqvae", "--output", sums)
+        if (count := len(self.sources)) > 2:
+            compute += ("--alpha", *[1 / count] * count)
         add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
         # The recommended system: the network's own draws are enough for the last stage to learn
         # from.
@@ -112,7 +115,7 @@ class Experiment:
         after = [
             "neural likelihood",
             "mask estimator",
-            *(f"prior linearisation {source}" for source in SOURCES),
+            *(f"prior linearisation {source}" for source in self.sources),
         ]
         add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         return plan
@@ -127,10 +130,10 @@ def prior_flags(preset: str) -> tuple[str, ...]:
     return ("--batch", "auto", "--precision", "bf16-mixed" if recent else "16-mixed")
 
 
-def needs(method: MethodName) -> list[str]:
+def needs(method: MethodName, sources: Sequence[str] = SOURCES) -> list[str]:
     """The stages of an `Experiment` that train what a method needs."""
     family = METHODS[method].family
-    names = [f"prior {family} {source}" for source in SOURCES]
+    names = [f"prior {family} {source}" for source in sources]
     names += [f"counts {family}", f"calibration {family}", "code sums"]
     return names + ["mask network"] * (method == RECOMMENDED)
 

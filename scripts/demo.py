@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import scripts
+from data.composer import PARTS
+from data.slakh import OTHER
 from data.synthetic import MOST_SECONDS, RECORD
 from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
@@ -45,6 +48,9 @@ class Args:
     plain: simpler songs with five basses and kits, as for earlier results."""
     chunks: int = 24
     """Test chunks, one per song if there are enough songs."""
+    sources: tuple[str, ...] = SOURCES
+    """Sources to separate: parts of the songs (bass, drums, piano, guitar, strings); other is the
+    sum of the rest."""
     count_iterations: int = 250
     """Iterations of counting, each with 8 pairs of 1024 codes."""
     seed: int = 0
@@ -60,6 +66,12 @@ class Args:
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
+        known, names = {*PARTS, OTHER}, set(self.sources)
+        if not names <= known or len(names) < max(2, len(self.sources)):
+            raise ValueError(
+                f"sources are {' '.join(self.sources) or 'empty'}, expected two or more of "
+                f"{', '.join((*PARTS, OTHER))}, each once"
+            )
 
 
 def stages(args: Args) -> list[Stage]:
@@ -76,18 +88,24 @@ def stages(args: Args) -> list[Stage]:
         "--seconds",
         args.seconds,
     )
-    songs += ("--parts", *SOURCES, *seed, *(VARIETY if args.songs == "varied" else ()))
-    prepare = ("--slakh", slakh, "--output", data)
+    # All parts play if one of the sources is the rest.
+    songs += () if OTHER in args.sources else ("--parts", *args.sources)
+    songs += (*seed, *(VARIETY if args.songs == "varied" else ()))
+    prepare: tuple[object, ...] = ("--slakh", slakh, "--output", data)
+    prepare += ("--sources", *args.sources) if args.sources != SOURCES else ()
     # One method per process. All get the number of threads, since it identifies the parts.
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
     flags = (*score, "--threads", threads, *seed)
     write = ("--runs", out, "--output", report)
+    size = (args.preset, args.count_iterations, args.seed)
+    experiment = Experiment(data, models, *size, sources=tuple(sorted(args.sources)))
+    after = partial(needs, sources=args.sources)
     return [
         stage("songs", "make_synthetic", songs, product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
-        *Experiment(data, models, args.preset, args.count_iterations, args.seed).stages(),
-        *scoring("scores", SYSTEMS, flags, results, needs, beside=["mask estimator"]),
+        *experiment.stages(),
+        *scoring("scores", SYSTEMS, flags, results, after, beside=["mask estimator"]),
         stage("report", "report", write, ["scores"], product=report),
     ]
 
@@ -103,7 +121,7 @@ def main(args: Args) -> None:
             "--songs plain, or choose another --output"
         )
     # evaluate and report check this too, but only after the training.
-    Outputs(results, SOURCES, METHODS).check(SYSTEMS, BASELINES, min(EXAMPLES, args.chunks))
+    Outputs(results, args.sources, METHODS).check(SYSTEMS, BASELINES, min(EXAMPLES, args.chunks))
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))

@@ -36,7 +36,9 @@ class Chunk:
 def choose_chunks(
     manifest: Manifest, split: str, count: int, length: int, seed: int, silent: Silent
 ) -> tuple[list[Chunk], list[str]]:
-    """One random non-silent chunk of every song in order, and again from the first song on.
+    """One random chunk of every song in order, and again from the first song on.
+
+    Two sources sound in it; of more than two, others may be silent, and have no score then.
 
     Args:
         manifest: the data set.
@@ -44,7 +46,7 @@ def choose_chunks(
         count: chunks wanted.
         length: samples per chunk.
         seed: of the offsets.
-        silent: whether a source's chunk is silent; no source of a chunk may be silent.
+        silent: whether a source's chunk is silent.
 
     Returns:
         The chunks, which do not overlap (so there may be fewer than wanted), and the names of songs
@@ -81,10 +83,10 @@ def consecutive_chunks(
     Args:
         manifest: the data set.
         split: whose songs.
-        per_song: most chunks of a song; of more that are not silent, so many are taken, spread
+        per_song: most chunks of a song; of more that are usable, so many are taken, spread
             evenly over the song.
         length: samples per chunk.
-        silent: whether a source's chunk is silent; no source of a chunk may be silent.
+        silent: whether a source's chunk is silent; two sources of a chunk must sound.
 
     Returns:
         The chunks in the order of the songs, and the names of songs that were left out: too short,
@@ -102,7 +104,7 @@ def consecutive_chunks(
         starts = [
             start
             for start in range(0, track.samples - length + 1, length)
-            if not any(silent(x[start : start + length]) for x in sources.values())
+            if _sounds({name: x[start : start + length] for name, x in sources.items()}, silent)
         ]
         if not starts:
             left_out.append(track.name)
@@ -125,8 +127,13 @@ def _usable(manifest: Manifest, split: str, length: int) -> tuple[list[Track], l
 def _require_some(chunks: Sequence[Chunk], split: str, length: int) -> None:
     if not chunks:
         raise ValueError(
-            f"no song of the {split} split has {length} samples in which no source is silent"
+            f"no song of the {split} split has {length} samples in which two sources sound"
         )
+
+
+def _sounds(sources: Mapping[str, Tensor], silent: Silent) -> bool:
+    """Whether two sources sound, or the only one."""
+    return sum(not silent(x) for x in sources.values()) >= min(2, len(sources))
 
 
 def _cut(
@@ -144,7 +151,7 @@ def _cut(
     for start in [*random, *range(0, last + 1, max(1, length // 4))]:
         if any(abs(start - other) < length for other in taken):
             continue
-        if not any(silent(x[start : start + length]) for x in sources.values()):
+        if _sounds({name: x[start : start + length] for name, x in sources.items()}, silent):
             return _chunk(track, alpha, sources, start, length)
     return None
 

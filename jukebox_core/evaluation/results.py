@@ -46,7 +46,8 @@ def make_rows(
 ) -> list[dict[str, Any]]:
     """Average the chunks: a row with a 95% bootstrap interval per line, source and metric.
 
-    The source `mean` is the mean over the sources of a chunk, for chunks where all have a score.
+    The source `mean` is the mean over the sources of a chunk: of two sources, both must have a
+    score; of more, those count that have one.
 
     Args:
         chunks: items of the results' `chunks`.
@@ -86,7 +87,9 @@ def chunk_value(item: Mapping[str, Any], source: str, metric: str) -> float:
         value = item["values"][source][metric]
         return math.nan if value is None else float(value)
     values = [chunk_value(item, name, metric) for name in item["values"]]
-    return sum(values) / len(values)
+    if len(values) > 2:
+        values = [value for value in values if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
 
 
 def series(

@@ -63,9 +63,14 @@ class Table:
         self._values[row] = np.array([[values[source] for source in self.sources]])
 
     def per_chunk(self, row: str, source: str) -> np.ndarray:
-        """SDR of every chunk, `mean` for the mean over the sources."""
+        """SDR of every chunk, `mean` for the mean over the sources.
+
+        NaN where a source is silent; the mean over more than two sources leaves silent ones out.
+        """
         values = self._values[row].mean(0)
-        return values.mean(0) if source == "mean" else values[self.sources.index(source)]
+        if source != "mean":
+            return values[self.sources.index(source)]
+        return values.mean(0) if len(values) < 3 else np.nanmean(values, 0)
 
     def line(self, row: str) -> dict[str, Any]:
         """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
@@ -73,7 +78,7 @@ class Table:
             source: bootstrap_mean(self.per_chunk(row, source), groups=self.songs)._asdict()
             for source in (*self.sources, "mean")
         }
-        means = self._values[row].mean((1, 2))
+        means = np.nanmean(self._values[row], (1, 2))
         return {
             "row": row,
             "estimator": self._estimators.get(row),

@@ -23,7 +23,7 @@ def headline(results: Mapping[str, Any]) -> str:
         f'<p class="note">Mean SDR, higher is better, of {value_of(data, "chunks")} chunks of '
         f"{value_of(data, 'songs')} songs (split: {value_of(data, 'split')}), separated without "
         "the truth and refined by a mask of "
-        f"the mixture; mean of both sources. {about_data(results)}</p></section>"
+        f"the mixture; mean of the sources. {about_data(results)}</p></section>"
     )
 
 

@@ -27,7 +27,7 @@ _HELP = (
     "<kbd>Home</kbd> to the start. Spectrograms reach from 40 Hz to half the sample rate on a "
     "logarithmic scale, with the same colours for the same level. <em>Uncertainty</em>: how "
     "unsure a system is which source a sound belongs to, from black (it is sure, which does not "
-    "make it right, or the sound is quiet) to yellow (both sources are equally likely)."
+    "make it right, or the sound is quiet) to yellow (two sources are equally likely)."
 )
 _ICONS = (
     '<svg class="start" viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1.5v13l11-6.5z"/></svg>'

@@ -46,7 +46,7 @@ _THEMED |= {COLOURS["mixture"]: f"var(--plain, {COLOURS['mixture']})", _INK: "cu
 
 @matplotlib.rc_context(_PLAIN)
 def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str) -> str:
-    """Plot the SDR of the second source against the first, a point per chunk."""
+    """Plot the SDR of the second of two sources against the first, a point per chunk."""
     sources = sources_of(results)
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.add_subplot()
@@ -54,7 +54,7 @@ def scatter(results: Mapping[str, Any], estimate: str, refined: bool, title: str
     where = {item["chunk"]: item["track"] for item in results["chunks"]}
     lines = [(method, estimate, refined) for method in SYSTEMS] + [("mixture", "selected", False)]
     for line in lines:
-        x, y = (series(results, *line, s, "sdr") for s in sources[:2])
+        x, y = (series(results, *line, s, "sdr") for s in sources)
         if not x:
             continue
         name, colour, marker = NAMES[line[0]], COLOURS[line[0]], _MARKERS[line[0]]

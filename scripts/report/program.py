@@ -141,7 +141,7 @@ def _ablation(runs: Path) -> str:
 
 
 def _scatters(results: Mapping[str, Any]) -> str:
-    if len(sources_of(results)) < 2:
+    if len(sources_of(results)) != 2:
         return ""
     lines = {"Oracle pick, raw": ("oracle", False), "What you get": ("selected", True)}
     pictures = (plots.scatter(results, *line, title) for title, line in lines.items())
