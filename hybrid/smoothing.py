@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from jukebox_core.checks import require
-from jukebox_core.separation.chain import mass_of_sums
+from jukebox_core.separation.pair_groups import PairGroups
+from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
 from lass.smoothing import overall_frequencies
 from lqvae.likelihood import LatentGaussianLikelihood
@@ -48,12 +49,38 @@ class GaussianBase:
         mixed = (1 - share) * near + share * overall_frequencies(counts).unsqueeze(1)
         self._frequencies = mixed.float().to(gaussian.sum_codes.device)
         self._sum_codes = gaussian.sum_codes
+        self._groups: PairGroups | None = None
 
     def probabilities(self, mixture_code: int) -> Tensor:
         """q(mixture_code | z1, z2), [K * K]."""
         return self._frequencies[mixture_code].index_select(0, self._sum_codes)
 
-    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """The mass of the pairs of every sum, shared out by the Gaussian around it, [N, K]."""
-        mass = mass_of_sums(first, second, self._sum_codes.long(), weights)
-        return mass @ self._frequencies.to(first.dtype).T
+    def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """q(code | first, second) of triples, [N]."""
+        return self._frequencies[codes, self._sum_codes[first * self.n_codes + second].long()]
+
+    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> SumSpread:
+        """The pairs by their sums, and the sums by the Gaussian around them."""
+        if self._groups is None:
+            self._groups = PairGroups.by_sum(self._sum_codes, self.n_codes)
+        return SumSpread(self._groups, first, second, weights, self._frequencies.to(first.dtype))
+
+
+class SumSpread:
+    """A `lass.smoothing.Spread` of q(m | i, j) = frequencies[m, code of the sum of i and j]."""
+
+    def __init__(
+        self, groups: PairGroups, first: Tensor, second: Tensor, weights: Tensor, q: Tensor
+    ):
+        """Add up the pairs of every sum; q: the frequencies [K, K]."""
+        self._groups, self._first, self._second, self._q = groups, first, second, q
+        self._shares = weights[groups.first, groups.second]
+        self._of_sums = groups.mass(first, second, self._shares)  # [N, K]
+        self.mass = self._of_sums @ q.T
+
+    def draw(self, rows: Tensor, codes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """The code of the sum, then a pair with this sum."""
+        sums, _ = invert(self._of_sums[rows] * self._q[codes], uniform[:, 0])
+        one, other = self._first[rows], self._second[rows]
+        place = self._groups.draw(sums, one, other, uniform[:, 1], self._shares)
+        return self._groups.first[place].long(), self._groups.second[place].long()

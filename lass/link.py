@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.chain import ENTRIES
+from jukebox_core.separation.chain import Parts
 from jukebox_core.separation.likelihood import PairScores
-from lass.counts import Counts
+from jukebox_core.separation.pair_groups import PairGroups
+from jukebox_core.separation.posterior import precise
+from lass.counts import Counts, to_keys
 from lass.likelihood import SmoothedLikelihood
-from lass.smoothing import Base
+from lass.smoothing import Base, Spread
 
 
 class CountLink:
@@ -41,34 +44,84 @@ class CountLink:
             counts, base, 1.0, concentration=concentration, device=device
         )
         k = self.n_codes = counts.n_codes
-        self._base = base
-        first, second, sums = (
-            torch.from_numpy(codes).long().to(device)
-            for codes in (counts.first, counts.second, counts.mixture)
+        self.base = base
+        first, second, offsets, seen, keys = (
+            torch.from_numpy(values).to(device)
+            for values in (
+                counts.first,
+                counts.second,
+                counts.offsets,
+                counts.counts,
+                to_keys(k, counts.first, counts.second, counts.mixture),
+            )
         )
-        seen = torch.from_numpy(counts.counts).to(device)
-        pairs = first * k + second
+        dtype = precise(seen.device)
+        pairs = first.long() * k + second
         totals = torch.zeros(k * k, dtype=torch.int64, device=device).index_add_(0, pairs, seen)
-        self._first, self._second, self._sums = first, second, sums
-        self._shares = seen / (totals[pairs] + concentration)  # [P]
-        self._rest = (concentration / (totals + concentration)).view(k, k)
+        self.groups = PairGroups(first, second, offsets)
+        self.shares = seen.to(dtype) / (totals[pairs] + concentration)  # [P]
+        self.rest = (concentration / (totals.to(dtype) + concentration)).view(k, k)
+        self._keys = keys
 
     def scores(self, code: int) -> PairScores:
         """Log p(code | first, second) of all pairs."""
         return self._smoothed.scores(code)
 
-    def message(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mass of every code of the sum, [N, K]."""
-        rest = self._rest.to(first.dtype)
-        total = self._base.expected(first, second, rest).T.contiguous()  # [K, N]
-        rows, columns = first.T.contiguous(), second.T.contiguous()
-        parts = (self._first, self._second, self._sums, self._shares.to(first.dtype))
-        size = max(1, ENTRIES // len(first))
-        for i, j, s, share in zip(*(x.split(size) for x in parts), strict=True):
-            total.index_add_(0, s, rows[i] * columns[j] * share.unsqueeze(1))
-        return total.T
+    def message(self, first: Tensor, second: Tensor) -> CountMessage:
+        """The mass of every code of the sum, counted and by the base distribution."""
+        counted = self.groups.mass(first, second, self.shares)
+        return CountMessage(
+            self, first, second, counted, self.base.spread(first, second, self.rest)
+        )
+
+    def log_p(self, sums: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Log p(sum | first, second) of triples of codes, [N]."""
+        keys = (sums * self.n_codes + first) * self.n_codes + second
+        place = torch.searchsorted(self._keys, keys).clamp_max(max(0, len(self._keys) - 1))
+        share = self.rest[first, second] * self.base.of_pairs(sums, first, second)
+        if len(self._keys):
+            share = share + torch.where(self._keys[place] == keys, self.shares[place], 0.0)
+        return share.log()
 
     @property
     def settings(self) -> dict[str, Any]:
         """Those of the smoothing."""
         return self._smoothed.settings
+
+
+@dataclass(frozen=True)
+class CountMessage:
+    """A `separation.chain.Message` of two components: the counts, and the base distribution."""
+
+    link: CountLink
+    first: Tensor
+    second: Tensor
+    counted: Tensor
+    spread: Spread
+
+    @property
+    def mass(self) -> Tensor:
+        """Both, [N, K]."""
+        return self.counted + self.spread.mass
+
+    def parts(self, sums: Tensor, uniform: Tensor) -> Parts:
+        """A pair of each of the sums: its component, then the pair."""
+        counted, spread = (
+            x.gather(1, sums.unsqueeze(1)).squeeze(1) for x in (self.counted, self.spread.mass)
+        )
+        share = counted / (counted + spread)
+        own = uniform[:, 0] < share
+        # What is left of the number is uniform within its component.
+        rest = torch.where(own, uniform[:, 0] / share, (uniform[:, 0] - share) / (1 - share))
+        numbers = torch.stack([rest.clamp(0, 1 - 2**-53), uniform[:, 1]], 1)
+        first, second = torch.empty_like(sums), torch.empty_like(sums)
+        at = own.nonzero().squeeze(1)
+        if len(at):
+            groups = self.link.groups
+            one, other = self.first[at], self.second[at]
+            place = groups.draw(sums[at], one, other, numbers[at, 0], self.link.shares)
+            first[at], second[at] = groups.first[place].long(), groups.second[place].long()
+        at = (~own).nonzero().squeeze(1)
+        if len(at):
+            first[at], second[at] = self.spread.draw(at, sums[at], numbers[at])
+        return Parts(first, second, self.link.log_p(sums, first, second))

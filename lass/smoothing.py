@@ -14,10 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
 
 _CONCENTRATION = 10.0
 """Pseudo-observations of p(m) in p(m | code)."""
+
+
+class Spread(Protocol):
+    """Weights of pairs, shared out over the codes that a base distribution gives them."""
+
+    @property
+    def mass(self) -> Tensor:
+        """The sums over all pairs, [N, K]."""
+        ...
+
+    def draw(self, rows: Tensor, codes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Pairs (first, second), [R] each, that give the codes.
+
+        Args:
+            rows: of the N, [R].
+            codes: one for each of the rows, [R].
+            uniform: [R, 2], in [0, 1).
+        """
+        ...
 
 
 class Base(Protocol):
@@ -29,8 +49,12 @@ class Base(Protocol):
         """q(mixture_code | z1, z2), [K * K] in row-major order; the caller may write to it."""
         ...
 
-    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """Sum of first[n, i] second[n, j] weights[i, j] q(m | i, j) over the pairs, [N, K].
+    def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """q(code | first, second) of triples, [N]."""
+        ...
+
+    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> Spread:
+        """The distribution of first[n, i] second[n, j] weights[i, j] q(m | i, j).
 
         Args:
             first: [N, K].
@@ -64,10 +88,14 @@ class Overall:
         """p(mixture_code) for every pair, [K * K]."""
         return self._frequencies[mixture_code].repeat(self.n_codes**2)
 
-    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """The whole mass, shared out by p(m), [N, K]."""
-        mass = (first * (second @ weights.T)).sum(1, keepdim=True)
-        return mass * self._frequencies.to(first.dtype)
+    def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """p(code), [N]."""
+        return self._frequencies[codes]
+
+    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> _Factors:
+        """The pairs whatever their code, times p(m)."""
+        frequencies = self._frequencies.to(first.dtype).unsqueeze(1).expand(-1, self.n_codes)
+        return _Factors(first, second, weights, frequencies, None)
 
 
 class Marginals:
@@ -102,11 +130,50 @@ class Marginals:
         first, second = (half[mixture_code] for half in self._halves)
         return (first.unsqueeze(1) + second).flatten()
 
-    def expected(self, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-        """The mass of every first and of every second code, shared out by p(m | code), [N, K]."""
-        of_first, of_second = (half.to(first.dtype).T for half in self._halves)  # [code, m]
-        by_first = (first * (second @ weights.T)) @ of_first
-        return by_first + (second * (first @ weights)) @ of_second
+    def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The mean of p(code | first) and p(code | second), [N]."""
+        one, other = self._halves
+        return one[codes, first] + other[codes, second]
+
+    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> _Factors:
+        """The pairs by their first codes' distributions and by their second codes'."""
+        halves = (half.to(first.dtype) for half in self._halves)
+        return _Factors(first, second, weights, *halves)
+
+
+class _Factors:
+    """A `Spread` of q(m | i, j) = of_first[m, i] + of_second[m, j]."""
+
+    def __init__(
+        self,
+        first: Tensor,
+        second: Tensor,
+        weights: Tensor,
+        of_first: Tensor,
+        of_second: Tensor | None,
+    ):
+        self._first, self._second, self._weights = first, second, weights
+        self._tables = [of_first] if of_second is None else [of_first, of_second]
+        self._masses = [first * (second @ weights.T)]  # of the first codes [N, K]
+        if of_second is not None:
+            self._masses.append(second * (first @ weights))
+        terms = zip(self._masses, self._tables, strict=True)
+        self.mass = torch.stack([mass @ table.T for mass, table in terms]).sum(0)
+
+    def draw(self, rows: Tensor, codes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """One code by its mass and its table, then the other."""
+        terms = zip(self._masses, self._tables, strict=True)
+        weights = torch.cat([mass[rows] * table[codes] for mass, table in terms], 1)
+        drawn, _ = invert(weights, uniform[:, 0])
+        n_codes = self._first.shape[1]
+        code, by_first = drawn % n_codes, drawn < n_codes
+        given = torch.where(
+            by_first.unsqueeze(1),
+            self._second[rows] * self._weights[code],
+            self._first[rows] * self._weights[:, code].T,
+        )
+        other, _ = invert(given, uniform[:, 1])
+        return torch.where(by_first, code, other), torch.where(by_first, other, code)
 
 
 MakeBase: TypeAlias = Callable[[Counts, torch.device | str], Base]

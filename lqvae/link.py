@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.chain import mass_of_sums
+from jukebox_core.separation.chain import Parts
 from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.pair_groups import PairGroups
 from lqvae.sums import check_sum_codes
 
 
@@ -27,22 +29,34 @@ class SumLink:
         """
         check_sum_codes("sum_codes", sum_codes)
         self.n_codes = len(sum_codes)
-        self._sums = sum_codes.flatten().long()
-        order = self._sums.argsort(stable=True)
-        self._pairs = torch.stack([order // self.n_codes, order % self.n_codes])  # [2, K * K]
-        codes = torch.arange(self.n_codes + 1, device=order.device)
-        self._offsets = torch.searchsorted(self._sums[order], codes).tolist()
+        self._groups = PairGroups.by_sum(sum_codes.flatten(), self.n_codes)
 
     def scores(self, code: int) -> PairScores:
         """Zeros for the pairs whose sum is the code."""
-        pairs = self._pairs[:, self._offsets[code] : self._offsets[code + 1]]
+        pairs = self._groups.pairs(code)
         return PairScores(torch.zeros(pairs.shape[1], device=pairs.device), pairs)
 
-    def message(self, first: Tensor, second: Tensor) -> Tensor:
-        """The mass of the pairs of every sum, [N, K]."""
-        return mass_of_sums(first, second, self._sums)
+    def message(self, first: Tensor, second: Tensor) -> SumMessage:
+        """The mass of the pairs of every sum."""
+        return SumMessage(self._groups, first, second, self._groups.mass(first, second))
 
     @property
     def settings(self) -> dict[str, Any]:
         """None."""
         return {}
+
+
+@dataclass(frozen=True)
+class SumMessage:
+    """A `separation.chain.Message`: the pairs of a sum, as probable as their codes."""
+
+    groups: PairGroups
+    first: Tensor
+    second: Tensor
+    mass: Tensor
+
+    def parts(self, sums: Tensor, uniform: Tensor) -> Parts:
+        """A pair of each of the sums."""
+        place = self.groups.draw(sums, self.first, self.second, uniform[:, 0])
+        first, second = (x[place].long() for x in (self.groups.first, self.groups.second))
+        return Parts(first, second, torch.zeros_like(uniform[:, 0]))

@@ -10,6 +10,7 @@ from scipy.stats import chi2
 
 from hybrid.likelihood import PooledLikelihood
 from hybrid.smoothing import GaussianBase
+from jukebox_core.prior.kernels import TorchKernels, find_kernels
 from jukebox_core.prior.unigram import UnigramPriors
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler
@@ -143,7 +144,7 @@ def test_links_are_distributions_and_messages_are_their_sums(make, sources):
         first, second = torch.rand(2, 6, K, generator=generator(1), dtype=torch.float64)
         first[0, 2] = second[1, 3] = 0
         expected = torch.einsum("ni,nj,sij->ns", first, second, table)
-        torch.testing.assert_close(link.message(first, second), expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(link.message(first, second).mass, expected, rtol=1e-6, atol=1e-9)
 
 
 @numbers
@@ -171,6 +172,34 @@ def test_draws_and_evidence_are_those_of_the_enumerated_posterior(make, sources,
     torch.testing.assert_close(
         sampled.log_weights.exp(), torch.full((1, count), 1 / count).double()
     )
+
+
+@every_chain
+def test_where_nothing_is_possible_the_evidence_is_zero(make):
+    factors = {name: torch.zeros(1, 1, K) for name in NAMES[:3]}
+    factors["drums"][:] = -math.inf
+    sampled = ParticleSampler()(
+        priors(3), make(3), torch.tensor([[0]]), 5, generator(), log_factors=factors
+    )
+    assert sampled.log_evidence.item() == -math.inf
+    assert all(((codes >= 0) & (codes < K)).all() for codes in sampled.codes.values())
+
+
+@pytest.mark.parametrize("with_shares", (False, True))
+@pytest.mark.parametrize("count", (1, 16, 37))
+def test_compiled_masses_of_pairs_are_those_of_pytorch(with_shares, count):
+    draws = torch.rand(3, 7, count, generator=generator(), dtype=torch.float64)
+    first, second = torch.randint(7, (2, 50), generator=generator(1), dtype=torch.int32)
+    offsets = torch.tensor([0, 0, 20, 50])
+    shares = torch.rand(50, generator=generator(2), dtype=torch.float64) if with_shares else None
+    expected = torch.zeros(3, count, dtype=torch.float64)
+    for g in range(3):
+        for e in range(int(offsets[g]), int(offsets[g + 1])):
+            weight = 1 if shares is None else shares[e]
+            expected[g] += draws[0, first[e]] * draws[1, second[e]] * weight
+    for kernels in (TorchKernels(), find_kernels()):
+        found = kernels.pair_mass(draws[0], draws[1], first, second, offsets, shares)
+        torch.testing.assert_close(found, expected)
 
 
 @numbers

@@ -30,6 +30,7 @@ from jukebox_core.prior.cache import LayerCache
 SOURCE = Path(__file__).with_name("kernels.c")
 EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c
+_PRODUCTS = 1 << 21  # of pairs, held at a time
 _FLAGS = (
     "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math"
@@ -60,6 +61,35 @@ class TorchKernels:
         """A linear layer with weights [out, in], in their type; bias [out] float32."""
         return TorchProduct(weight, bias)
 
+    def pair_mass(
+        self,
+        one: Tensor,
+        other: Tensor,
+        first: Tensor,
+        second: Tensor,
+        offsets: Tensor,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """Sums of one[first] other[second] shares over groups of pairs, [G, N].
+
+        Args:
+            one: [K, N], float64 where the device has it.
+            other: [K, N].
+            first: row of `one` of every pair, int32 [P].
+            second: row of `other` of every pair.
+            offsets: int64 [G + 1]; group g has the pairs from offsets[g] to offsets[g + 1].
+            shares: [P]; None: ones.
+        """
+        total = one.new_zeros(len(offsets) - 1, one.shape[1])
+        groups = torch.arange(len(total), device=one.device).repeat_interleave(offsets.diff())
+        size = max(1, _PRODUCTS // one.shape[1])
+        for at in (slice(start, start + size) for start in range(0, len(first), size)):
+            products = one[first[at]] * other[second[at]]
+            if shares is not None:
+                products *= shares[at].unsqueeze(1)
+            total.index_add_(0, groups[at], products)
+        return total
+
 
 class CompiledKernels:
     """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
@@ -70,6 +100,7 @@ class CompiledKernels:
         self._norm = {
             t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
         }
+        self._pair_mass = _function(library, "pair_mass", 7, 2)
         self._library = library
         self._has_product = bool(_function(library, "has_product", 0, 0)())
         self._scratch = torch.empty(0)
@@ -118,6 +149,32 @@ class CompiledKernels:
         if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and self._has_product:
             return PanelProduct(self._library, weight, bias)
         return TorchProduct(weight, bias)
+
+    def pair_mass(
+        self,
+        one: Tensor,
+        other: Tensor,
+        first: Tensor,
+        second: Tensor,
+        offsets: Tensor,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """See `TorchKernels`."""
+        floats = (one, other) if shares is None else (one, other, shares)
+        assert all(x.dtype == torch.float64 and x.is_contiguous() for x in floats)
+        assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (first, second))
+        out = torch.empty(len(offsets) - 1, one.shape[1], dtype=torch.float64)
+        self._pair_mass(
+            one.data_ptr(),
+            other.data_ptr(),
+            first.data_ptr(),
+            second.data_ptr(),
+            None if shares is None else shares.data_ptr(),
+            offsets.data_ptr(),
+            out.data_ptr(),
+            *out.shape,
+        )
+        return out
 
 
 class PanelProduct:

@@ -26,12 +26,29 @@ from jukebox_core.separation.posterior import (
     PairTable,
     categorical,
     draw_chunks,
-    make_table,
     precise,
 )
 
-ENTRIES = 1 << 21
-"""Products that a message holds at a time."""
+
+class Parts(NamedTuple):
+    """Pairs of codes and log p(sum | first, second), [N] each."""
+
+    first: Tensor
+    second: Tensor
+    log_p: Tensor
+
+
+class Message(Protocol):
+    """What a partial sum's code may be, given the distributions of its parts."""
+
+    @property
+    def mass(self) -> Tensor:
+        """Sums of first[n, i] second[n, j] p(s | i, j) over all pairs, [N, K]."""
+        ...
+
+    def parts(self, sums: Tensor, uniform: Tensor) -> Parts:
+        """Pairs drawn given the codes [N] of their sums; uniform: [N, 2]."""
+        ...
 
 
 class Link(Protocol):
@@ -43,12 +60,11 @@ class Link(Protocol):
         """Log p(code | first, second) of the pairs, normalised over the codes."""
         ...
 
-    def message(self, first: Tensor, second: Tensor) -> Tensor:
-        """Sum of first[n, i] second[n, j] p(s | i, j) over all pairs, [N, K].
+    def message(self, first: Tensor, second: Tensor) -> Message:
+        """The message of probabilities first and second, [N, K] each.
 
-        Args:
-            first: probabilities [N, K] of the sum so far, float64 where the device has it.
-            second: probabilities [N, K] of the next source.
+        first: of the code of the sum so far, float64 where the device has it; second: of the next
+        source's code.
         """
         ...
 
@@ -139,21 +155,21 @@ def draw_codes(
         uniform: [B, N, 2 (S - 1)], see `posterior.uniform_numbers`.
         exact: see `posterior.draw_chunks`.
     """
-    so_far = [log_p[0]]
+    messages: list[Message] = []
+    so_far = log_p[0]
     for link, log_next in zip(links, log_p[1:-1], strict=True):
-        probabilities = (
-            x.flatten(0, 1).to(precise(x.device)).exp() for x in (so_far[-1], log_next)
-        )
-        message = link.message(*probabilities).log().to(log_p.dtype)
-        so_far.append(message.view_as(log_next))
-    pair = draw_chunks(tables, so_far[-1], log_p[-1], uniform[..., :2], exact)
-    codes, code, score = [pair.second], pair.first, pair.score
-    for i in reversed(range(len(links))):
-        numbers = uniform[..., 2 * (len(links) - i) :][..., :2]
-        code, last, log_link = _parts_of(links[i], code, so_far[i], log_p[i + 1], numbers)
+        first, second = (x.flatten(0, 1).to(precise(x.device)).exp() for x in (so_far, log_next))
+        messages.append(link.message(first, second))
+        so_far = messages[-1].mass.log().to(log_p.dtype).view_as(log_next)
+    pair = draw_chunks(tables, so_far, log_p[-1], uniform[..., :2], exact)
+    codes, sums, score = [pair.second], pair.first, pair.score
+    for number, message in enumerate(reversed(messages), start=1):
+        numbers = uniform[..., 2 * number : 2 * number + 2].flatten(0, 1)
+        parts = message.parts(sums.flatten(), numbers)
+        sums, last = parts.first.view_as(sums), parts.second.view_as(sums)
         codes.append(last)
-        score = score + log_link
-    codes.append(code)
+        score = score + parts.log_p.view_as(score).to(score.dtype)
+    codes.append(sums)
     return Drawn(torch.stack(codes[::-1]), score, pair.log_total, pair.lost)
 
 
@@ -162,43 +178,3 @@ def draw_independent(log_p: Tensor, uniform: Tensor) -> Drawn:
     drawn = [categorical(own, uniform[..., i]) for i, own in enumerate(log_p)]
     total = torch.stack([mass for _, mass in drawn]).sum(0)
     return Drawn(torch.stack([code for code, _ in drawn]), torch.zeros_like(total), total)
-
-
-def _parts_of(
-    link: Link, sums: Tensor, log_first: Tensor, log_second: Tensor, uniform: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs whose sums have the codes [B, N], and log p(sum | pair), [B, N] each."""
-    first, second = torch.empty_like(sums), torch.empty_like(sums)
-    score = log_first.new_empty(sums.shape)
-    for code in sums.unique().tolist():
-        at = (sums == code).nonzero(as_tuple=True)
-        table = make_table(link.scores(code), link.n_codes)
-        one, two, numbers = (x[at].unsqueeze(0) for x in (log_first, log_second, uniform))
-        pair = draw_chunks([table], one, two, numbers, exact=True)
-        first[at], second[at], score[at] = pair.first[0], pair.second[0], pair.score[0]
-    return first, second, score
-
-
-def mass_of_sums(
-    first: Tensor, second: Tensor, sums: Tensor, weights: Tensor | None = None
-) -> Tensor:
-    """Add up first[n, i] second[n, j] weights[i, j] by sums[i, j], [N, K].
-
-    Args:
-        first: [N, K].
-        second: [N, K].
-        sums: codes [K * K] in row-major order.
-        weights: [K, K]; None: ones.
-    """
-    count, k = first.shape
-    total = first.new_zeros(k, count)
-    rows, columns = first.T.contiguous(), second.T.contiguous()  # [K, N]
-    size = max(1, ENTRIES // (k * count))
-    possible = (rows > 0).any(1).nonzero().squeeze(1)
-    index = sums.view(k, k)
-    for part in possible.split(size):
-        products = rows[part].unsqueeze(1) * columns  # [rows, K, N]
-        if weights is not None:
-            products *= weights[part].unsqueeze(2)
-        total.index_add_(0, index[part].flatten(), products.flatten(0, 1))
-    return total.T

@@ -334,11 +334,11 @@ def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     (where the device has it), so that no entry gains or loses by its place.
     """
     largest = log_weights.amax(-1, keepdim=True).clamp_min(torch.finfo(log_weights.dtype).min)
-    index, total = _invert(_exp(log_weights - largest), uniform)
+    index, total = invert(_exp(log_weights - largest), uniform)
     return index, largest.squeeze(-1) + total.log().to(largest.dtype)
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Index [...] of weights [..., P] at `uniform` of their sum, and the sum."""
     cumulated = weights.cumsum(-1, dtype=precise(weights.device))
     total = cumulated[..., -1:].contiguous()
