@@ -36,7 +36,7 @@ from jukebox_core.upstream.checkpoints import (
 )
 from jukebox_core.upstream.tables import check_new, read_sums, write_sums
 from jukebox_core.vqvae.model import VQVAE
-from lass.counts import load_counts, save_counts
+from lass.counts import load_counts, save_counts, sources_of
 from lass.upstream import read_upstream_counts, write_upstream_counts
 from lqvae.sums import ALPHA, load_sums, save_sums
 from scripts._cli import program
@@ -99,6 +99,11 @@ def _prior(args: Args) -> str:
 def _counts(args: Args) -> str:
     if args.back:
         counts, metadata = load_counts(args.input)
+        if len(names := sources_of(args.input)) > 2:
+            raise ValueError(
+                f"{args.input} counts {len(names)} sources ({', '.join(names)}), upstream's format "
+                "has two"
+            )
         write_upstream_counts(args.output, counts, metadata)
     else:
         counts, metadata = read_upstream_counts(args.input)

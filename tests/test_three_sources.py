@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from upstream_files import refused
 
 import hybrid
 import lass
@@ -182,3 +183,10 @@ def test_weights_that_make_no_mixture_are_refused(capsys, three_source_models, t
         assert precompute_sums.main(flags) != 0
         assert "alpha" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("table", ("counts", "sums", "sums_2"))
+def test_upstreams_formats_have_two_sources(capsys, three_source_models, tmp_path, table):
+    path = three_source_models / "linearisation" / f"{table}.safetensors"
+    said = refused(capsys, table.split("_")[0], path, tmp_path / "out", "--back")
+    assert str(path) in said and "3" in said
