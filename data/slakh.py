@@ -85,6 +85,7 @@ class _Settings:
     limit: int | None
     split: tuple[float, float, float] | None
     seed: int
+    keep_silent: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -92,6 +93,13 @@ class _Settings:
         require_fields(self, "silence_dbfs", at_most=0)
         require_fields(self, "limit", whole=True, at_least=1, optional=True)
         require_fields(self, "seed", whole=True, at_least=0)
+
+    def record(self) -> dict[str, Any]:
+        """What the output's settings.json holds; without what earlier versions did not know."""
+        known = asdict(self)
+        if not self.keep_silent:
+            del known["keep_silent"]
+        return known
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,7 @@ def prepare(
     split: Sequence[float] | None = None,
     seed: int = 0,
     silence_dbfs: float = -60.0,
+    keep_silent: bool = False,
     find_songs: bool = False,
     workers: int | None = None,
 ) -> Prepared:
@@ -158,6 +167,8 @@ def prepare(
             without splits) are then used, in the order of their names: the first share is train.
         seed: Of the random split.
         silence_dbfs: A source with a lower RMS counts as silent.
+        keep_silent: Use tracks that lack sources or have silent ones, if two sources sound (or the
+            only one).
         find_songs: Tracks whose metadata name no song are compared: those that share a passage,
             such as excerpts of one song, get the same song in the manifest.
         workers: Threads; None is one per CPU.
@@ -178,14 +189,15 @@ def prepare(
         limit=limit,
         split=None if split is None else check_fractions(split),
         seed=seed,
+        keep_silent=keep_silent,
     )
     candidates = _find(slakh, use_train_only=split is not None)
     _check_apart(slakh, candidates, output)
-    claimed = is_claimed(output, _SETTINGS, asdict(settings))
+    claimed = is_claimed(output, _SETTINGS, settings.record())
     _check_replaceable(candidates, output)
     with sole_writer(output, inside=True):
         if not claimed:
-            write_json(output / _SETTINGS, asdict(settings))
+            write_json(output / _SETTINGS, settings.record())
         usable, skipped = _prepare_all(candidates, output, settings, workers or os.cpu_count() or 1)
         if not usable:
             if not claimed:
@@ -369,7 +381,7 @@ def _reading() -> Iterator[None]:
 def _prepare_track(candidate: _Candidate, output: Path, settings: _Settings) -> _Done:
     """Write one track's folder unless it is finished; raise _UnusableError if it cannot be used."""
     with _reading():
-        stems, song = _select_stems(candidate.folder, settings.sources)
+        stems, song = _select_stems(candidate.folder, settings)
         inputs = {"metadata.yaml": sha256(candidate.folder / "metadata.yaml")} | {
             file.name: file.stat().st_size for files in stems.values() for file in files
         }
@@ -423,7 +435,7 @@ def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
     return record if unchanged else None
 
 
-def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
+def _select_stems(folder: Path, settings: _Settings) -> _Described:
     """Return the audio files of each source and the song, from metadata.yaml."""
     path = folder / "metadata.yaml"
     if not os.path.lexists(path):
@@ -443,10 +455,11 @@ def _select_stems(folder: Path, sources: Sequence[str]) -> _Described:
     except Exception as error:  # damaged files raise every kind
         raise _UnusableError("its metadata.yaml does not describe stems") from error
     selected = {}
-    for source in sources:
-        wanted = {source} if source != OTHER else set(described.values()) - {*sources, ""}
+    for source in settings.sources:
+        others = set(described.values()) - {*settings.sources, ""}
+        wanted = others if source == OTHER else {source}
         names = [name for name, what in described.items() if what in wanted]
-        if not names:
+        if not names and not settings.keep_silent:
             present = ", ".join(sorted(set(described.values()) - {""}))
             raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
@@ -489,14 +502,18 @@ def _stem_file(folder: Path, name: str) -> Path:
 
 def _read_sources(stems: dict[str, list[Path]], settings: _Settings) -> np.ndarray:
     """Load mono sources at one rate, padded with zeros to one length, `[S, T]` float64."""
-    summed = []
+    summed, silent = [], []
     for source, files in stems.items():
         total = _padded_sum(_read_mono(file, settings.sample_rate) for file in files)
-        if audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
-            raise _UnusableError(
-                f"its {source} is silent (RMS under silence_dbfs, {settings.silence_dbfs})"
-            )
+        if not files or audio.is_silent(torch.from_numpy(total), settings.silence_dbfs):
+            silent.append(source)
         summed.append(total)
+    most = max(0, len(stems) - 2) if settings.keep_silent else 0
+    if len(silent) > most:
+        raise _UnusableError(
+            f"its {' and '.join(silent)} {'are' if len(silent) > 1 else 'is'} silent (RMS under "
+            f"silence_dbfs, {settings.silence_dbfs})"
+        )
     length = max(len(source) for source in summed)
     return np.stack([np.pad(source, (0, length - len(source))) for source in summed])
 
@@ -587,7 +604,7 @@ def _write_manifest(
         "alpha": {name: 1 / len(settings.sources) for name in settings.sources},
         "tracks": entries,
         "skipped": [{"name": name, "reason": reason} for name, reason in skipped.items()],
-        "settings": asdict(settings) | {"generated": generated},
+        "settings": settings.record() | {"generated": generated},
     }
     write_json(output / MANIFEST_NAME, manifest)
 

@@ -15,7 +15,7 @@ training and 90 for testing:
     python -m scripts.prepare_slakh --slakh DIR --output DIR --limit 300 --split 0.7 0 0.3
 
 It skips tracks in which a source is missing, damaged or silent, and lists them with the reason in
-manifest.json. A second run reuses finished tracks.
+manifest.json; with --keep-silent, only tracks in which fewer than two sources sound. A second run reuses finished tracks.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Args:
     """Random seed of the split, for a folder without splits."""
     silence_dbfs: float = -60.0
     """RMS in dBFS below which a source counts as silent."""
+    keep_silent: bool = False
+    """Use tracks in which a source is missing or silent, if two others sound."""
     find_songs: bool = False
     """Find excerpts of one song by the audio that they share, if their metadata name no song."""
     workers: int | None = None

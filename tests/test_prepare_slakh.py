@@ -130,6 +130,26 @@ def test_other_is_the_sum_of_all_other_stems(tmp_path, sources):
             )
 
 
+def test_silent_sources_are_kept_if_two_others_sound(tmp_path):
+    songs = tmp_path / "slakh"
+    write_track(songs / "Track00001", "Bass", "Drums")
+    write_track(songs / "Track00002", "Bass", "Drums", "Piano", S02=np.zeros(4000, np.float32))
+    write_track(songs / "Track00003", "Bass", "Piano", S01=np.zeros(4000, np.float32))
+    write_track(songs / "Track00004", "Piano", "Guitar")
+    names = ("bass", "drums", "piano", "other")
+    manifest, skipped = prepare(songs, tmp_path / "out", sources=names, keep_silent=True, **FAST)
+    assert list(skipped) == ["Track00003"]
+    assert "drums and piano and other are silent" in skipped["Track00003"]
+    sounding = {"Track00001": names[:2], "Track00002": names[:2], "Track00004": names[2:]}
+    for track in manifest.tracks:
+        files = load_track(track)
+        for name in names:
+            assert (files[name].abs().max() > 0.1) == (name in sounding[track.name])
+        assert torch.equal(sum(0.25 * files[name] for name in names), files["mixture"])
+    with pytest.raises(ValueError, match="another keep_silent"):
+        prepare(songs, tmp_path / "out", sources=names, **FAST)
+
+
 def test_a_track_with_nothing_else_has_no_other(tmp_path):
     write_track(tmp_path / "slakh/Track00001", "Bass", "Drums", "Piano")
     write_track(tmp_path / "slakh/Track00002", "Bass", "Drums")
