@@ -15,7 +15,8 @@ training and 90 for testing:
     python -m scripts.prepare_slakh --slakh DIR --output DIR --limit 300 --split 0.7 0 0.3
 
 It skips tracks in which a source is missing, damaged or silent, and lists them with the reason in
-manifest.json; with --keep-silent, only tracks in which fewer than two sources sound. A second run reuses finished tracks.
+manifest.json; with --keep-silent, only tracks in which fewer than two sources sound. A second run
+reuses finished tracks.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.link import SumLink
 from lqvae.sums import code_sums, load_sums
 from scripts import count_sums, precompute_sums, separate
+from scripts._methods import METHODS
+from scripts.app.jobs import JobQueue, Limits, usable
+from scripts.app.page import results
 
 NAMES = ("bass", "drums", "other")
 LOADERS = {
@@ -183,6 +186,24 @@ def test_weights_that_make_no_mixture_are_refused(capsys, three_source_models, t
         assert precompute_sums.main(flags) != 0
         assert "alpha" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_app_shows_every_stem(three_source_models, three_sources, tmp_path):
+    ready, _ = usable(three_source_models)
+    assert ready["hybrid"] == NAMES
+    song = load_manifest(three_sources).split("test")[0].mixture
+    queue = JobQueue(
+        tmp_path / "results",
+        lambda method: METHODS[method].load_separator(three_source_models, candidates=2),
+        Limits(),
+    )
+    try:
+        page = results(queue.submit(song, "hybrid-neural").result())
+    finally:
+        queue.close()
+    for name in NAMES:
+        assert f'data-track="{name}"' in page
+    assert "two of the bass, the drums and the other are equally likely" in page
 
 
 @pytest.mark.parametrize("table", ("counts", "sums", "sums_2"))

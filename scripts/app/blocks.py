@@ -20,7 +20,7 @@ from scripts._methods import MethodName
 from scripts._results import NAMES
 from scripts.app.gate import Gate, own_names
 from scripts.app.jobs import Cancelled, Job, JobQueue
-from scripts.app.page import LEAD, STYLE, TITLE, head, progress, refusals, remark, results
+from scripts.app.page import LEAD, STYLE, TITLE, head, listed, progress, refusals, remark, results
 
 EMPTY = '<div class="empty">The stems will appear here.</div>'
 _POLL = 0.25  # s between looks at a job
@@ -42,7 +42,7 @@ def make_page(
         missing: {method: why it is not offered}.
         examples: songs to try.
     """
-    sources = " and ".join(next(iter(ready.values())))
+    sources = listed(next(iter(ready.values())))
     methods = [(NAMES[method], method) for method in ready]
     private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(900, 7200)) as page:

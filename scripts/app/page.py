@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -57,12 +57,13 @@ def results(result: Result) -> str:
         f"separated in {_duration(result.took)}"
     )
     tracks = "".join(_track(result, name) for name in (MIXTURE, *result.sources))
-    first, second = (html.escape(source) for source in result.sources)
+    owners = listed([f"the {html.escape(source)}" for source in result.sources])
     uncertainty = (
         '<section class="track"><header><b>uncertainty</b></header>'
         f"{_picture(result, UNCERTAINTY, 'uncertainty')}"
-        f"<p>Yellow: the {first} and the {second} are equally likely to own a sound. Black: the "
-        "models are sure, which does not make them right, or the sound is quiet.</p></section>"
+        f"<p>Yellow: {owners if len(result.sources) == 2 else f'two of {owners}'} are equally "
+        "likely to own a sound. Black: the models are sure, which does not make them right, or the "
+        "sound is quiet.</p></section>"
     )
     return (
         f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{summary}</p>{tracks}'
@@ -70,6 +71,11 @@ def results(result: Result) -> str:
         f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to move there; a track "
         "starts at the position of the track that played before.</p></article>"
     )
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return `bass, drums and other`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _track(result: Result, name: str) -> str:
