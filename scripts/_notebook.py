@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 
+from data.slakh import OTHER
 from jukebox_core import audio as audio_io
 from jukebox_core.audio import pictures
 from jukebox_core.audio.mp3 import mp3
@@ -169,6 +170,35 @@ def forecast(preset: str) -> str:
 def prior_flags(preset: str) -> Words:
     """Return flags that save time and memory when this GPU trains large priors."""
     return Words(" ".join(_plan.prior_flags(preset)))
+
+
+class Sources(NamedTuple):
+    """The names of the chosen sources, a suffix of folders, and flags of the programs."""
+
+    names: tuple[str, ...]
+    suffix: str
+    parts: Words  # of make_synthetic
+    prepare: Words  # of prepare_slakh
+    gains: Words  # of precompute_sums
+
+
+def sources_of(text: str) -> Sources:
+    """Return the sources that a text names.
+
+    Raises:
+        ValueError: they are fewer than two, or one is named twice.
+    """
+    names = tuple(text.split())
+    if len(names) < 2 or len({*names}) < len(names):
+        raise ValueError(f"SOURCES is {text!r}, expected two names or more, each once")
+    usual, more = names == _plan.SOURCES, len(names) > 2
+    return Sources(
+        names,
+        "" if usual else "_" + "_".join(names),
+        Words("" if OTHER in names else " ".join(("--parts", *names))),
+        Words("" if usual else " ".join(("--sources", *names, *["--keep-silent"] * more))),
+        Words(" ".join(("--alpha", *[repr(1 / len(names))] * len(names))) if more else ""),
+    )
 
 
 def has_sums(family: Path) -> bool:

@@ -93,6 +93,7 @@ def stages(args: Args) -> list[Stage]:
     songs += (*seed, *(VARIETY if args.songs == "varied" else ()))
     prepare: tuple[object, ...] = ("--slakh", slakh, "--output", data)
     prepare += ("--sources", *args.sources) if args.sources != SOURCES else ()
+    prepare += ("--keep-silent",) if len(args.sources) > 2 else ()
     # One method per process. All get the number of threads, since it identifies the parts.
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)

@@ -39,10 +39,15 @@ def tagged(notebook, tag):
     return next(c for c in notebook.cells if tag in c.metadata.get("tags", ()))
 
 
-def commands():
-    """[(script, flags)] as they stand in the cells."""
+def commands(sources=("bass", "drums")):
+    """[(script, flags)] as they stand in the cells; those of every source, one after the other."""
     code = "\n".join(c.source for c in read().cells if c.cell_type == "code")
-    return re.findall(r"^\s*!python -m scripts\.(\w+) (.*)$", code, re.MULTILINE)
+    found = re.findall(r"^\s*!python -m scripts\.(\w+) (.*)$", code, re.MULTILINE)
+    return [
+        (script, flags.replace("{SOURCE}", source))
+        for script, flags in found
+        for source in (sources if "{SOURCE}" in flags else sources[:1])
+    ]
 
 
 def inject(notebook, values):
@@ -139,18 +144,21 @@ def flags_of(words):
     return found
 
 
-def test_the_demo_preset_is_that_of_make_demo(monkeypatch):
+@pytest.mark.parametrize("sources", ("bass drums", "bass drums other", "bass guitar piano"))
+def test_the_demo_preset_is_that_of_make_demo(monkeypatch, sources):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    names = {"PRESET": "demo", "DATA": "synthetic", "RUNS": "runs/notebook"}
+    names = {"PRESET": "demo", "DATA": "synthetic", "RUNS": "runs/notebook", "SOURCES": sources}
     names |= {"Path": Path, "notebook": helper}
     exec(tagged(read(), "settings").source, names)
     mine = []
-    for script, line in commands():
+    for script, line in commands(sources.split()):
         if script == "separate":  # the demo's stages separate in scripts.evaluate alone
             continue
         line = re.sub(r"\{(.*?)\}", lambda field: str(eval(field[1], names)), line)
         mine.append((script, flags_of(line.replace('"', "").split())))
-    for stage in demo.stages(demo.Args(output=Path("runs/notebook/demo_synthetic"))):
+    suffix = "" if sources == "bass drums" else "_" + sources.replace(" ", "_")
+    output = Path(f"runs/notebook/demo_synthetic{suffix}")
+    for stage in demo.stages(demo.Args(output=output, sources=tuple(sources.split()))):
         script, *words = stage.command
         wanted = flags_of(words)
         assert wanted.pop("--seed", ["0"]) == ["0"]  # every script's default
