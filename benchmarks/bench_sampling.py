@@ -1,6 +1,7 @@
-"""Time of a sampling step: two priors of the paper's size with random weights, 1024 positions.
+"""Time of a sampling step: priors of the paper's size with random weights, 1024 positions.
 
     python -m benchmarks.bench_sampling --candidates 16 64 --threads 4
+    python -m benchmarks.bench_sampling --sources 2 3 4 --candidates 64 --positions 64 --plain 0
 
 The package runs all positions one after the other, like the sampler. The plain path (_plain.py)
 runs only at `--plain` positions spread over the same range, with caches filled up to there, since
@@ -13,6 +14,7 @@ The columns `first 16` and `last 16` are medians over the first and last positio
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -27,23 +29,29 @@ from torch import Tensor
 
 from benchmarks._common import Flags, peak_mb, prepare, print_row, reset_peak
 from benchmarks._plain import PlainDecoder, plain_draw
+from data.composer import PARTS
 from hybrid import PooledLikelihood
 from hybrid.separator import POOLED_EXPONENT
+from hybrid.smoothing import GaussianBase
 from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate, choose_dtype
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.separation.chain import Chain
 from jukebox_core.separation.likelihood import Likelihood
 from lass.counts import Counts
-from lass.likelihood import EXPONENT, CountLikelihood, SmoothedLikelihood
+from lass.likelihood import EXPONENT, SMOOTHING, CountLikelihood, SmoothedLikelihood
+from lass.link import CountLink
 from lass.smoothing import Marginals
 from lqvae.likelihood import LatentGaussianLikelihood
+from lqvae.link import SumLink
 from scripts._cli import program
 
 METHODS = ("lqvae", "lass", "hybrid")
 COLUMNS = {
     "method": "{method}",
+    "sources": "{sources}",
     "N": "{candidates}",
     "ms/position": "{ms_per_position:.1f}",
     "plain": "{plain_ms_per_position:.0f}",
@@ -68,7 +76,9 @@ class Args(Flags):
     pairs: int = 20_000
     """Stored pairs per mixture code."""
     plain: int = 16
-    """Positions at which the plain path is measured; 0 leaves it out."""
+    """Positions at which the plain path is measured; 0 leaves it out. It has two sources only."""
+    sources: tuple[int, ...] = (2,)
+    """Numbers of sources, 2 to 5."""
     device: str = "cpu"
     """Device of the package's path."""
 
@@ -80,16 +90,20 @@ def main(args: Args) -> None:
     preset = PRESETS[args.preset]
     if args.positions > preset.prior.n_ctx:
         raise ValueError(f"{args.positions} positions, the prior has {preset.prior.n_ctx}")
-    priors = {name: AutoregressivePrior(preset.prior).eval() for name in ("bass", "drums")}
-    fast = accelerate({k: p.to(args.device) for k, p in priors.items()}, args.precision)
+    if not args.sources or not {2, 3, 4, 5}.issuperset(args.sources):
+        raise ValueError(f"sources are {args.sources}, expected numbers from 2 to 5")
+    every = {name: AutoregressivePrior(preset.prior).eval() for name in PARTS[: max(args.sources)]}
     print(f"{args.preset}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print_row(COLUMNS)
     rows = []
-    for method in methods:
-        scores = make_likelihood(method, preset, args)
-        for candidates in args.candidates:
-            rows.append(measure(method, candidates, priors, fast, scores, args))
-            print_row(COLUMNS, rows[-1])
+    for sources in args.sources:
+        priors = dict(itertools.islice(every.items(), sources))
+        fast = accelerate({k: p.to(args.device) for k, p in priors.items()}, args.precision)
+        for method in methods:
+            scores = make_likelihood(method, preset, args, sources)
+            for candidates in args.candidates:
+                rows.append(measure(method, candidates, priors, fast, scores, args))
+                print_row(COLUMNS, rows[-1])
     if args.json:
         print(json.dumps(rows))
 
@@ -104,7 +118,8 @@ def measure(
 ) -> dict[str, Any]:
     """One row: ours at every position, the plain path between some of them."""
     mixture = torch.randint(scores.n_codes, (1, args.positions), device=args.device)
-    where = set(np.linspace(0, args.positions - 1, args.plain).astype(int).tolist())
+    count = args.plain if len(priors) == 2 else 0
+    where = set(np.linspace(0, args.positions - 1, count).astype(int).tolist())
     ours: list[float] = []
     plain: list[float] = []
     held: list[float] = []
@@ -128,6 +143,7 @@ def measure(
     mean, plain_mean = statistics.fmean(ours), statistics.fmean(plain) if plain else None
     return {
         "method": method,
+        "sources": len(priors),
         "candidates": candidates,
         "positions": args.positions,
         "ms_per_position": mean,
@@ -184,8 +200,11 @@ def plain_step(
     return seconds + time.perf_counter() - began
 
 
-def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
-    """A likelihood of the right size with random tables, on the device of ours."""
+def make_likelihood(method: str, preset: Preset, args: Args, sources: int = 2) -> Likelihood:
+    """A likelihood of the right size with random tables, on the device of ours.
+
+    The partial sums of more than two sources have the tables of the mixture.
+    """
     n_codes, width = preset.vqvae.l_bins, preset.vqvae.emb_width
     generator = torch.Generator().manual_seed(1)
     codebook = torch.randn(n_codes, width, generator=generator).to(args.device)
@@ -193,14 +212,18 @@ def make_likelihood(method: str, preset: Preset, args: Args) -> Likelihood:
     # A trained codebook's neighbours are near: distances of a few sigma, not of tens.
     gaussian = LatentGaussianLikelihood(codebook / width**0.5, sums)
     if method == "lqvae":
-        return gaussian
+        return Chain([SumLink(sums)] * (sources - 2), gaussian) if sources > 2 else gaussian
     counts = random_counts(n_codes, min(args.pairs, n_codes**2 // 2))
     if args.published:
         return CountLikelihood(counts, device=args.device)
     exponent = EXPONENT if method == "lass" else POOLED_EXPONENT
     base = Marginals(counts, args.device)
     counted = SmoothedLikelihood(counts, base, exponent, device=args.device)
-    return counted if method == "lass" else PooledLikelihood(counted, gaussian)
+    last = counted if method == "lass" else PooledLikelihood(counted, gaussian)
+    if sources == 2:
+        return last
+    own = base if method == "lass" else GaussianBase(gaussian, counts)
+    return Chain([CountLink(counts, own, SMOOTHING, args.device)] * (sources - 2), last)
 
 
 @functools.cache

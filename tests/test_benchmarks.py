@@ -65,6 +65,16 @@ def test_scoring(capsys):
     assert all(row["max_difference"] < 1e-6 for row in rows.values())
 
 
+def test_sampling_of_more_sources(capsys):
+    command = ["--preset", "tiny", "--positions", "4", "--candidates", "3", "--sources", "3", "4"]
+    assert bench_sampling.main([*command, "--pairs", "20", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [(r["sources"], r["method"]) for r in rows] == [
+        (sources, method) for sources in (3, 4) for method in ("lqvae", "lass", "hybrid")
+    ]
+    assert all(row["ms_per_position"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize("flags", [(), ("--published",)])
 def test_sampling(capsys, flags):
     command = ["--preset", "tiny", "--positions", "16", "--candidates", "1", "3", "--plain", "2"]
