@@ -5,6 +5,8 @@
 # make separate FILE=song.mp3   its stems, by the models that ship with the package
 # make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
 # make test   environment and the whole test suite
+# make coverage   the suite again: lines and branches that it runs, and a floor for them
+# make mutants   small mistakes in the code that decides the results, one at a time: do its tests notice?
 # make sweep   every flag of every program with values that nobody means (an hour or so)
 # make lock   the newest versions that fit, with digests, in requirements.lock and requirements-cuda.lock
 # make fuzz    damaged files and commands for everything that reads them (minutes)
@@ -54,7 +56,7 @@ DEMO ?=
 # The Groove MIDI Dataset.
 GROOVE ?=
 
-.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test check sweep fuzz lock docs clean
+.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test coverage mutants check sweep fuzz lock docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -109,6 +111,15 @@ $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 test: check
 	$(BIN)/python -m pytest -n auto
 
+coverage: $(READY)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n auto
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+mutants: $(READY)
+	$(BIN)/python -m tests.mutants
+
 sweep: $(READY)
 	$(BIN)/python -m tests.sweep_flags
 
@@ -149,4 +160,4 @@ lock:
 	PIP_FLAGS="$(PIP_FLAGS)" $(PYTHON) .ci/lock.py
 
 clean:
-	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .coverage* build runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
