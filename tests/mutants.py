@@ -22,7 +22,9 @@ import importlib
 import importlib.machinery
 import importlib.util
 import json
+import math
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -31,6 +33,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -42,7 +46,6 @@ BEFORE_FORKING = (
     "torch",
     "torch.distributed",
     "scipy.stats",
-    "pytest",
     "hypothesis",
     "safetensors.torch",
     "soundfile",
@@ -52,6 +55,7 @@ BEFORE_FORKING = (
     "filelock",
     "tyro",
 )
+FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no")
 
 COMPARISONS = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -201,34 +205,36 @@ class Hook(importlib.machinery.SourceFileLoader):
         return compile(self.source, self.path, "exec")
 
 
-def run(module: str, source: str | None, limit: float) -> str:
-    """Run the module's tests in a new process: killed, survived or timeout."""
+def run(module: str, source: str | None, seconds: float) -> tuple[str, float]:
+    """Run the module's tests in a new process: killed, survived or timeout, and seconds of a core.
+
+    `seconds` of a core are allowed, and twenty times as long by the clock.
+    """
     with tempfile.TemporaryDirectory() as folder:
         process = os.fork()
         if not process:
-            os.setpgid(0, 0)
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(nothing, stream)
-            if source is not None:
-                sys.meta_path.insert(0, Hook(module, source))
-            flags = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no"]
-            code = 1
             try:
-                import pytest
-
-                code = pytest.main([*flags, "--basetemp", f"{folder}/tests", *TESTS[module]])
-            finally:
-                os._exit(int(code))
-        until = time.monotonic() + limit
-        while time.monotonic() < until:
-            done, status = os.waitpid(process, os.WNOHANG)
-            if done:
-                return "survived" if status == 0 else "killed"
+                os.setpgid(0, 0)
+                resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds)))
+                nothing = os.open(os.devnull, os.O_RDWR)
+                for stream in (0, 1, 2):
+                    os.dup2(nothing, stream)
+                if source is not None:
+                    sys.meta_path.insert(0, Hook(module, source))
+                code = int(pytest.main([*FLAGS, f"--basetemp={folder}/tests", *TESTS[module]]))
+            except BaseException:
+                code = 1
+            os._exit(code)
+        until, done, status, used = time.monotonic() + 20 * seconds, 0, 0, None
+        while not done and time.monotonic() < until:
             time.sleep(0.02)
-        os.killpg(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        return "timeout"
+            done, status, used = os.wait4(process, os.WNOHANG)
+        if not done:
+            os.killpg(process, signal.SIGKILL)
+            _, status, used = os.wait4(process, 0)
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGKILL, signal.SIGXCPU):
+            return "timeout", seconds
+        return "killed" if status else "survived", used.ru_utime + used.ru_stime
 
 
 def difference(module: str, mutant: Mutant) -> str:
@@ -244,12 +250,11 @@ def test_module(module: str, chosen: list[Mutant], again: bool, results: dict) -
     wanted = [m for m in chosen if m.name not in kept or (again and kept[m.name] == "survived")]
     if not wanted:
         return
-    begun = time.monotonic()
-    if run(module, None, 600) != "survived":
+    result, seconds = run(module, None, 600)
+    if result != "survived":
         raise SystemExit(f"the tests of {module} fail without any mutant")
-    limit = max(20, 10 * (time.monotonic() - begun))
     for mutant in wanted:
-        kept[mutant.name] = run(module, mutant.mutated(), limit)
+        kept[mutant.name], _ = run(module, mutant.mutated(), 3 * seconds + 2)
         if kept[mutant.name] == "survived" and mutant.name not in EQUIVALENT:
             print(f"{module}:{mutant.line} {mutant.name}\n{difference(module, mutant)}", flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
@@ -287,7 +292,7 @@ def main() -> int:
         (module,) = flags.modules
         mutant = mutants(module)[flags.mutant]
         print(difference(module, mutant))
-        print(run(module, mutant.mutated(), 600))
+        print(*run(module, mutant.mutated(), 600))
         return 0
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for module in flags.modules:

@@ -10,10 +10,11 @@ import hybrid
 import lass
 import lqvae
 from hybrid import GaussianBase
+from hybrid.likelihood import PooledLikelihood
 from jukebox_core.separation.method import Parts
 from jukebox_core.separation.settings import Settings
 from lass.counts import count_triples, load_counts, save_counts, symmetrise
-from lass.likelihood import SmoothedLikelihood
+from lass.likelihood import CountLikelihood, SmoothedLikelihood
 from lass.smoothing import Overall
 from lqvae import LatentGaussianLikelihood, LinearisationObjective, code_sums
 from lqvae.sums import save_sums
@@ -101,6 +102,33 @@ def test_the_gaussian_as_base_pooled_or_not(parts, symmetric, pooled):
             values = values + gaussian.scores(m).explicit().values
         torch.testing.assert_close(found.scores(m).values, values)
         assert found.scores(m).values.isfinite().all()
+
+
+def test_the_gaussian_base_is_its_formula(parts):
+    book, table = parts.codec.codebook, code_sums(parts.codec.codebook)
+    counts, _ = load_counts(parts.family / "counts.safetensors")
+    base = GaussianBase(LatentGaussianLikelihood(book, table, 0.7), counts, 0.3)
+    assert base.settings == {"smoothing_base": "gaussian", "sigma": 0.7}
+    seen = np.bincount(counts.mixture, counts.counts, K) + 0.5
+    vectors = book.double().numpy()
+    density = np.exp(-np.square(vectors[:, None] - vectors).sum(2) / (2 * 0.7**2))  # [m, sum]
+    q = 0.7 * density / density.sum(0) + 0.3 * (seen / seen.sum())[:, None]
+    for m in range(K):
+        np.testing.assert_allclose(base.probabilities(m).view(K, K), q[m][table], rtol=1e-5)
+
+
+def test_bases_and_pools_that_cannot_be_are_refused(parts):
+    book = parts.codec.codebook
+    counts, _ = load_counts(parts.family / "counts.safetensors")
+    gaussian = LatentGaussianLikelihood(book, code_sums(book))
+    GaussianBase(gaussian, counts, 1)
+    for share in (0.0, -0.1, 1.001):
+        with pytest.raises(ValueError, match=f"share is {share}"):
+            GaussianBase(gaussian, counts, share)
+    fewer = count_triples(K - 1, *[np.zeros(1, int)] * 3)
+    for make in (GaussianBase, lambda g, c: PooledLikelihood(CountLikelihood(c), g)):
+        with pytest.raises(ValueError, match="counts over 8 codes, a Gaussian over 9"):
+            make(gaussian, fewer)
 
 
 def test_another_base_distribution(parts):

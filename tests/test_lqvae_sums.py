@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lqvae import sums
-from lqvae.sums import code_sums, save_sums
+from jukebox_core.tables import write_table
+from lqvae import LatentGaussianLikelihood, sums
+from lqvae.sums import code_sums, load_sums, save_sums
 
 
 def brute_force(codebook, alpha):
@@ -57,8 +58,31 @@ def test_a_bad_codebook_is_refused():
         code_sums(torch.tensor([[0.0], [float("nan")]]))
     with pytest.raises(ValueError, match="expected \\[K, D\\]"):
         code_sums(torch.zeros(3))
+    book = torch.tensor([[0.0], [float("inf")]])
+    with pytest.raises(ValueError, match="the codebook has NaN or infinite values"):
+        LatentGaussianLikelihood(book, torch.zeros(2, 2, dtype=torch.int32))
     with pytest.raises(ValueError, match="alpha has 3 weights"):
         code_sums(torch.zeros(2, 2), (0.3, 0.3, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    (
+        (torch.zeros(3, 3), "sums of torch.float32 and shape \\(3, 3\\)"),
+        (torch.zeros(3, 2, dtype=torch.int32), "shape \\(3, 2\\)"),
+        (torch.zeros(9, dtype=torch.int32), "shape \\(9,\\)"),
+        (torch.tensor([[0, 1], [2, 0]]), "span 0 to 2, expected codes from 0 to 1"),
+        (torch.tensor([[0, -1], [1, 0]]), "span -1 to 1"),
+    ),
+)
+def test_tables_that_are_none_are_refused(tmp_path, table, message):
+    path = tmp_path / "sums.safetensors"
+    write_table(path, {"sum_codes": table}, {"kind": "code_sums"})
+    with pytest.raises(ValueError, match=message):
+        load_sums(path)
+    if table.ndim == 2 and len(table) == 2:
+        with pytest.raises(ValueError, match=message):
+            LatentGaussianLikelihood(torch.randn(2, 4), table)
 
 
 @pytest.mark.parametrize("weight", (float("nan"), float("inf"), -1.0, 1e38, 1e300))

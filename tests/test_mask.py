@@ -3,7 +3,7 @@ import pytest
 import scipy.signal
 import torch
 
-from jukebox_core.separation.mask import WIENER, RatioMask
+from jukebox_core.separation.mask import WIENER, RatioMask, _resample_mask, interpolate
 from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.selection import PosteriorMean, SpectralFit
 
@@ -87,6 +87,29 @@ def test_bad_parameters_are_refused():
         RatioMask(power=0)
     with pytest.raises(ValueError, match="even multiple"):
         RatioMask(hop=700)
+    for values in ({"hop": 0}, {"n_fft": 1, "hop": 1}, {"n_fft": 1 << 19}):
+        with pytest.raises(ValueError, match=f"{next(iter(values))} is"):
+            RatioMask(**values)
+    assert RatioMask(n_fft=2, hop=1) and RatioMask(n_fft=1 << 18)
+
+
+def test_interpolation_is_numpys():
+    at = torch.tensor([-0.5, 0.0, 0.25, 2.0, 3.5, 4.0, 4.5])
+    x = torch.randn(2, 5, 5)
+    for dim in (-1, -2):
+        lines = x.movedim(dim, -1).reshape(10, 5)
+        expected = [np.interp(at, range(5), line) for line in lines.numpy()]
+        found = interpolate(x, at, dim).movedim(dim, -1).reshape(10, 7)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert torch.equal(interpolate(x[:, :, :1], at, -1), x[:, :, :1].expand(2, 5, 7))
+
+
+def test_above_its_highest_frequency_a_mask_has_the_mean_of_its_top_quarter():
+    mask = torch.rand(9, 3)
+    bins = torch.tensor([0.5, 8.0, 8.25, 20.0])
+    above = mask[-2:].mean(0)
+    expected = torch.stack([mask[:2].mean(0), mask[8], above, above])
+    torch.testing.assert_close(_resample_mask(mask, bins, torch.arange(3.0)), expected)
 
 
 def test_spectral_fit_picks_the_pair_that_sums_to_the_mixture():

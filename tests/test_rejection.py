@@ -6,6 +6,7 @@ import torch
 from jukebox_core.separation.rejection import (
     RejectionPair,
     RejectionWeights,
+    _posteriors,
     pair_posterior,
 )
 from jukebox_core.separation.samples import Candidates, JointSamples
@@ -93,3 +94,10 @@ def test_selection_keeps_pairs_that_were_drawn_together():
         found = pair_posterior(c[0], c[1], c[2], (0.6, 0.4), 8)
         assert weights[b].argmax() == found.posterior.diagonal().argmax()
     assert weights.sum(1).tolist() == [1.0, 1.0]
+
+
+def test_every_mixture_has_the_posterior_of_its_own_candidates():
+    cases = [case(seed=1), case(seed=2)]
+    for found, c in zip(_posteriors(*batch(*cases)), cases, strict=True):
+        wanted = pair_posterior(*c, (0.6, 0.4), 8)
+        torch.testing.assert_close(found.posterior, wanted.posterior)

@@ -206,8 +206,7 @@ class _Beams:
             parts = self._of_stored(table, *rest)
         for found in parts:
             best = _merge(best, found, len(self.score))
-        possible = best.values > -math.inf
-        return Best(*(x[possible] for x in best))
+        return best
 
     def _of_all(
         self, table: FullTable, live: Tensor, log_p1: Tensor, log_p2: Tensor

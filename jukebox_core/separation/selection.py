@@ -65,14 +65,11 @@ class SpectralFit:
 
     def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N]."""
-        stft = (self.n_fft, self.hop, self.n_fft)
         best = []
         for b, target in enumerate(mixture):
-            total = candidates.sums(b)
-            pad = (0, max(0, self.n_fft - target.shape[-1]))
-            spectrum = magnitudes(F.pad(target[None], pad), stft)
-            distance = (magnitudes(F.pad(total, pad), stft) - spectrum).square().sum((1, 2))  # [N]
-            best.append(distance.argmin())
+            spectrum = _spectra(target[None], self.n_fft, self.hop)
+            spectra = _spectra(candidates.sums(b), self.n_fft, self.hop)
+            best.append((spectra - spectrum).square().sum((1, 2)).argmin())
         return F.one_hot(torch.stack(best), candidates.shape[1]).to(mixture.dtype)
 
 
@@ -138,18 +135,22 @@ class MinimumBayesRisk:
 
     def __call__(self, mixture: Tensor, candidates: Candidates) -> Tensor:
         """One-hot weights [B, N]."""
-        stft = (self.n_fft, self.hop, self.n_fft)
         weights = PosteriorMean()(mixture, candidates)
         best = []
         for b, share in enumerate(weights):
             distance = torch.zeros_like(share)
             for x in candidates.audio.values():
-                pad = (0, max(0, self.n_fft - x.shape[-1]))
-                spectra = magnitudes(F.pad(x[b], pad), stft)  # [N, F, frames]
+                spectra = _spectra(x[b], self.n_fft, self.hop)  # [N, F, frames]
                 mean = torch.einsum("n,nft->ft", share, spectra)
                 distance += (spectra - mean).square().sum((1, 2))
             best.append(distance.argmin())
         return F.one_hot(torch.stack(best), weights.shape[1]).to(mixture)
+
+
+def _spectra(audio: Tensor, n_fft: int, hop: int) -> Tensor:
+    """Magnitudes [N, F, frames] of [N, T], with silence behind audio shorter than a window."""
+    missing = max(0, n_fft - audio.shape[-1])
+    return magnitudes(F.pad(audio, (0, missing)), (n_fft, hop, n_fft))
 
 
 def _check_stft(n_fft: int, hop: int) -> None:
