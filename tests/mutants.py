@@ -5,10 +5,10 @@
     python -m tests.mutants --modules lass.counts --mutant 5b1c0a2f     # its diff and its result
 
 Mutants are made from the syntax tree and given to the tests by an import hook: no file changes.
-Every mutant has a process of its own, forked from one that has imported PyTorch and pytest. A mutant
-is named by a digest of its function and of the change, which other changes to a file do not alter;
-the sample are the mutants whose digests with the seed are least. Results are kept in
-build/mutants.json, and mutants that are there are not run again.
+Every mutant has a process of its own, forked from one that has imported PyTorch and pytest.
+A mutant's name is a digest of its function and of the change, so that it survives other changes of
+the file. The sample are the mutants whose digests with the seed are least: a larger sample has the
+smaller one. Results are kept in build/mutants.json; what is there is not run again.
 """
 
 from __future__ import annotations
