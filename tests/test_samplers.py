@@ -23,6 +23,7 @@ def test_names_and_options():
     assert make_sampler("beam", temperature=0.9) == BeamSampler(0.9)
     assert make_sampler("particle") == ParticleSampler(1.0, 0.5)
     assert make_sampler("particle", temperature=0.9, threshold=0.0) == ParticleSampler(0.9, 0.0)
+    assert [name for name in SAMPLERS if make_sampler(name).independent] == ["ancestral"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jukebox_core.separation.selection import (
     SelectionName,
     SpectralFit,
     WeightsName,
+    _spectra,
 )
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
@@ -107,6 +108,14 @@ def test_spectral_fit_is_the_nearest_sum_to_the_true_mixture(drawn):
             sums = magnitudes(total[None], (1024, 256, 1024))[0]
             distances.append(float((sums - wanted).double().square().sum()))
         assert int(found["bass"][b]) == distances.index(min(distances))
+
+
+def test_silence_follows_what_is_shorter_than_a_window():
+    audio, stft = torch.randn(2, 100), (64, 16, 64)
+    assert torch.equal(_spectra(audio, 64, 16), magnitudes(audio, stft))
+    padded = torch.cat([audio[:, :40], torch.zeros(2, 24)], 1)
+    assert torch.equal(_spectra(audio[:, :40], 64, 16), magnitudes(padded, stft))
+    assert torch.equal(_spectra(audio[:, :64], 64, 16), magnitudes(audio[:, :64], stft))
 
 
 def test_weights_and_selections_by_name(drawn):
