@@ -1,5 +1,7 @@
 """Drawing pairs and encoding them: crops must get the codes of whole songs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -106,8 +108,17 @@ def test_what_is_kept_is_no_more_than_was_asked_for(codec, manifest):
     assert songs._tiles
 
 
+@pytest.mark.parametrize(("l_bins", "kind"), ((1 << 15, np.int16), ((1 << 15) + 1, np.int32)))
+def test_codes_are_kept_in_as_few_bytes_as_hold_them(manifest, l_bins, kind):
+    large = VQVAE(replace(PRESETS["tiny"].vqvae, l_bins=l_bins)).eval()
+    songs = _Songs(large, manifest.split("train"), ("bass", "drums"), PLAN, 1 << 20)
+    assert songs._dtype == kind and np.iinfo(kind).max >= l_bins - 1
+
+
 def test_processes_take_turns(codec, manifest):
     everything = run(PLAN, codec, manifest, stop=7)
+    first = PLAN.iterate(codec, manifest.split("train"), manifest.alpha, stop=1)
+    np.testing.assert_array_equal(list(first), everything[:1])
     for processes in (2, 3):
         for rank in range(processes):
             tracks = manifest.split("train")
@@ -148,7 +159,7 @@ def test_what_cannot_be_counted_is_refused(codec, manifest):
         run(PLAN, codec, manifest, tracks=[])
     with pytest.raises(ValueError, match="shifts is 17, expected at most 16"):
         run(PairCounting(crop=8, shifts=17), codec, manifest)
-    for flags in ({"pairs": 0}, {"crop": 0}, {"shifts": 0}, {"seed": -1}):
+    for flags in ({"pairs": 0}, {"crop": 0}, {"shifts": 0}, {"seed": -1}, {"seed": 0.5}):
         with pytest.raises(ValueError, match="expected"):
             PairCounting(**flags)
 

@@ -1,5 +1,6 @@
 """Counting in bounded memory against collections.Counter."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -398,8 +399,16 @@ def test_spool_of_other_settings_and_bad_codes_are_refused(tmp_path):
     next(tmp_path.glob("run-*")).unlink()
     with pytest.raises(ValueError, match="lacks run-000001"):
         TripleCounter(K, tmp_path, settings={"seed": 1})
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged: delete"):
+    state = tmp_path / "state.json"
+    stored = json.loads(state.read_text())
+    changes = [{"runs": [[level, "run-000001"]]} for level in (-1, 65, 0.5)]
+    changes += [{"runs": [[0, "run-1"]]}, {"iterations": -1}, {"triples": 0.5}, {"next": None}]
+    for text in ("{", *(json.dumps(stored | change) for change in changes)):
+        state.write_text(text)
+        with pytest.raises(ValueError, match="is damaged: delete"):
+            TripleCounter(K, tmp_path, settings={"seed": 1})
+    state.write_text(json.dumps(stored | {"runs": [[64, "run-000001"]]}))
+    with pytest.raises(ValueError, match="lacks run-000001"):
         TripleCounter(K, tmp_path, settings={"seed": 1})
     with pytest.raises(ValueError, match="buffer is 0"):
         TripleCounter(K, tmp_path / "other", buffer=0)
