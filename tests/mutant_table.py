@@ -71,8 +71,12 @@ EQUIVALENT: dict[str, str] = {
     "49ecd119": _EQUAL,  # counts: codes of merged files
     "15fbfa57": _DEVICE,  # particles: a flag on the device
     "359f6b31": _EQUAL,  # triples: zip of tiles and their codes
+    "452d9640": _EQUAL,  # external_sort: zip of positions and stops
     "93b85d7d": _MEMORY,  # triples: crops encoded at a time
     "34e81216": _MEMORY,  # counter: keys held while a run is saved
+    "766ceaeb": _MEMORY,  # external_sort: how often a file is mapped anew
+    "b32c7c7e": _MEMORY,
+    "53d85d56": _MEMORY,
     "e189ba7b": _MEMORY,  # counter: levels of runs are only compared
     "b8e848b0": _SHAPE,  # mask: the last axis of a vector
 }

@@ -284,6 +284,21 @@ def test_merged_blocks_are_sorted_final_and_complete(tmp_path):
     assert dict(zip(keys.tolist(), counts.tolist(), strict=True)) == dict(expected)
 
 
+@pytest.mark.parametrize(("block", "most"), ((5, 5), (None, HELD // 3)))
+def test_a_merge_asks_every_run_for_a_block_at_a_time(tmp_path, monkeypatch, block, most):
+    monkeypatch.setattr(runs_module, "HELD", HELD)
+    write_run(tmp_path / "run", [(np.arange(100), np.ones(100, int))])
+    asked = []
+    read = SpoolRun.read
+    monkeypatch.setattr(
+        SpoolRun, "read", lambda run, *part: (asked.append(part), read(run, *part))[1]
+    )
+    blocks = list(merged([SpoolRun(tmp_path / "run") for _ in range(3)], block))
+    assert {stop - start for start, stop in asked} == {most}
+    assert [len(keys) for keys, _ in blocks] == [most] * (100 // most)
+    assert all((counts == 3).all() for _, counts in blocks)
+
+
 def test_keys_of_the_largest_codebook_fit():
     codes = np.array([0, 2047])
     counts = count_triples(2048, codes, codes[::-1], codes)

@@ -165,6 +165,8 @@ def test_factors_are_scaled_likelihoods():
             ScaledNeuralLikelihood(network, codec, sources)
     with pytest.raises(ValueError, match="train it on this codec"):
         ScaledNeuralLikelihood(make_network(hop=32), codec, ("bass",))
+    with pytest.raises(ValueError, match="neural_exponent is 0"):
+        ScaledNeuralLikelihood(network, codec, ("bass",), 0)
 
 
 def test_training_resumes_bit_for_bit_and_notices_another_codec(
