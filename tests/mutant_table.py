@@ -70,6 +70,7 @@ EQUIVALENT: dict[str, str] = {
     "e7bc904c": _EQUAL,  # ancestral: zip of sources
     "49ecd119": _EQUAL,  # counts: codes of merged files
     "15fbfa57": _DEVICE,  # particles: a flag on the device
+    "ffb6e68c": _EQUAL,  # samples: names of groups
     "359f6b31": _EQUAL,  # triples: zip of tiles and their codes
     "452d9640": _EQUAL,  # external_sort: zip of positions and stops
     "93b85d7d": _MEMORY,  # triples: crops encoded at a time
@@ -78,5 +79,6 @@ EQUIVALENT: dict[str, str] = {
     "b32c7c7e": _MEMORY,
     "53d85d56": _MEMORY,
     "e189ba7b": _MEMORY,  # counter: levels of runs are only compared
+    "3398ffcf": _SHAPE,  # selection: the last axis of a matrix
     "b8e848b0": _SHAPE,  # mask: the last axis of a vector
 }
