@@ -7,6 +7,9 @@ _BOUNDS = "tests/test_value_bounds.py::test_"
 
 TESTS: dict[str, tuple[str, ...]] = {
     _SEPARATION + "posterior": ("tests/test_posterior.py",),
+    _SEPARATION + "chain": ("tests/test_chain.py",),
+    _SEPARATION + "pair_groups": ("tests/test_chain.py",),
+    _SEPARATION + "partial_sums": ("tests/test_three_sources.py", "-k", "steps_add_up"),
     _SEPARATION + "particles": ("tests/test_particles.py",),
     _SEPARATION + "ancestral": (
         "tests/test_sampling.py",
@@ -36,7 +39,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/test_hybrid.py",
         _BOUNDS + "exponents_and_concentrations",
     ),
-    "lass.smoothing": ("tests/test_lass_likelihood.py", "tests/test_hybrid.py"),
+    "lass.link": ("tests/test_chain.py",),
+    "lass.smoothing": (
+        "tests/test_lass_likelihood.py",
+        "tests/test_hybrid.py",
+        "tests/test_chain.py",
+    ),
     "lass.counts": (
         "tests/test_lass_counts.py",
         _OUTPUTS + "an_output_that_is_merged_or_holds_other_draws_is_kept",
@@ -54,9 +62,14 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/test_hybrid.py",
         _BOUNDS + "gaussians",
     ),
+    "lqvae.link": ("tests/test_chain.py",),
     "lqvae.sums": ("tests/test_lqvae_tables.py", "tests/test_lqvae_sums.py"),
     "hybrid.likelihood": ("tests/test_hybrid.py",),
-    "hybrid.smoothing": ("tests/test_hybrid.py", _BOUNDS + "shares_of_a_base"),
+    "hybrid.smoothing": (
+        "tests/test_hybrid.py",
+        "tests/test_chain.py",
+        _BOUNDS + "shares_of_a_base",
+    ),
 }
 
 _MEMORY = "changes how much memory or time is taken, not the result"
