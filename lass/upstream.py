@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jukebox_core.arrays import read_arrays
 from jukebox_core.checks import one_line
 from jukebox_core.upstream.tables import MOST_COUNTS, CountTable, read_counts, write_counts
 from lass.counts import Counts, from_keys, swap, symmetrise, to_keys
 
 _PARTS = ("first", "second", "mixture", "counts")
+_NATIVE = [f"native_{name}" for name in (*_PARTS, "metadata")]
 
 
 def read_upstream_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
@@ -28,10 +30,11 @@ def read_upstream_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
         ValueError: it is damaged, or not a table of counts.
     """
     table = read_counts(path)
+    arrays = read_arrays(path, "counts", _NATIVE)
     try:
-        if (native := _native_part(path, table.n_codes)) is not None:
+        if (native := _native_part(arrays, table.n_codes)) is not None:
             return native
-    except Exception as error:  # zipfile, zlib, numpy and json each have their own
+    except Exception as error:  # NumPy and json each have their own
         raise ValueError(f"{path} has damaged arrays native_* ({one_line(error)})") from error
     keys = to_keys(table.n_codes, *table.coords.numpy())
     order = keys.argsort(kind="stable")
@@ -40,13 +43,16 @@ def read_upstream_counts(path: str | Path) -> tuple[Counts, dict[str, str]]:
     return from_keys(table.n_codes, keys[order], table.counts.numpy()[order]), {}
 
 
-def _native_part(path: str | Path, n_codes: int) -> tuple[Counts, dict[str, str]] | None:
+def _native_part(
+    native: Mapping[str, np.ndarray], n_codes: int
+) -> tuple[Counts, dict[str, str]] | None:
     """The counts and metadata in `native_*`; None if there are none."""
-    with np.load(path, allow_pickle=False) as file:
-        if "native_metadata" not in file.files:
-            return None
-        arrays = [file[f"native_{name}"] for name in _PARTS]
-        metadata = json.loads(str(file["native_metadata"]))
+    if "native_metadata" not in native:
+        return None
+    if missing := [name for name in _NATIVE if name not in native]:
+        raise ValueError(f"{missing[0]} is missing")
+    arrays = [native[f"native_{name}"] for name in _PARTS]
+    metadata = json.loads(str(native["native_metadata"]))
     if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in arrays):
         raise ValueError("expected vectors of integers")
     *codes, counts = arrays

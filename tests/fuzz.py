@@ -14,7 +14,8 @@ any:
     input changed, files left  something was written, besides the outputs
     exception                  of another type than the documented ones
     wrong result               not finite, of another shape or type, accepted or refused in error
-    several lines, control characters, too long, unnamed      a refusal that does not help
+    several lines, control characters, too long, unnamed, words of NumPy
+                               a refusal that does not help
 """
 
 from __future__ import annotations

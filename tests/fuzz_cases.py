@@ -64,6 +64,8 @@ def refusal_faults(error: BaseException, names: Sequence[str]) -> list[str]:
         found.append("control characters")
     if not any(name in shown for name in names):
         found.append("unnamed")
+    if "allow_pickle" in shown:
+        found.append("words of NumPy")
     if len(shown) > LONGEST:
         found.append("too long")
     if found:

@@ -115,10 +115,12 @@ class Checkpoints:
     def _resumed(self, rng: Random, seeds: Path, home: Path) -> Case:
         run = shutil.copytree(seeds / "toy", home / "run")
         state = torch.load(run / "state.pt", weights_only=True)
-        optimizer = {key: state["optimizer"].pop(key) for key in ("param_groups",)}
-        what, state = edited_state(rng, state)
-        if isinstance(state, dict) and isinstance(state.get("optimizer"), dict):
-            state["optimizer"] |= optimizer
+        if rng.random() < 0.25:
+            group = pick(rng, state["optimizer"]["param_groups"])
+            what, group = edited_state(rng, group)
+            what = f"a group of the optimiser's parameters, {what}"
+        else:
+            what, state = edited_state(rng, state)
         torch.save(state, run / "state.pt")
         read = partial(read_resumed, run, home.parent / "out/run")
         return Case(f"state.pt of a training: {what}", read, ("out/run",))

@@ -92,6 +92,30 @@ def test_every_kind_of_finding_is_seen(tmp_path):
     }
 
 
+WHOLE = """
+import sys
+sys.path.insert(0, "tests")
+import fuzz_audio, fuzz_long_audio
+from pathlib import Path
+from jukebox_core import audio
+from jukebox_core.machine import is_out_of_memory
+path = Path(sys.argv[1])
+path.write_bytes(fuzz_long_audio.flac(2000, 1, 1000))
+fuzz_long_audio.read_start(path)
+try:
+    with fuzz_long_audio.little_memory():
+        audio.load(path)
+except Exception as error:
+    print(path.stat().st_size, audio.info(path).frames, is_out_of_memory(error))
+"""
+
+
+def test_a_reader_that_holds_a_long_file_whole_runs_out_of_memory(tmp_path):
+    ran = python("-c", WHOLE, tmp_path / "long.flac")
+    assert ran.stdout == f"{(tmp_path / 'long.flac').stat().st_size} 131070000 True\n", ran.stderr
+    assert (tmp_path / "long.flac").stat().st_size < 30_000
+
+
 def test_a_sample_has_no_finding(tmp_path):
     rows = tmp_path / "rows.jsonl"
     ran = python("-m", "tests.fuzz", "--cases", 50, "--json", rows)

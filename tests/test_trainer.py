@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -74,6 +75,13 @@ class Toy(nn.Module):
             loss = loss * math.nan
             self.seen += math.nan
         return ObjectiveOutput(loss, {"twice": 2 * loss.detach()})
+
+
+class ToyOfMatrices(Toy):
+    """A toy that Muon can train."""
+
+    def hidden_matrices(self):
+        return [self.linear.weight]
 
 
 class Recorder(Tracker):
@@ -393,6 +401,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
         ("average", 7),
         ("generators", [{}]),
         ("optimizer", []),
+        ("optimizer", {"state": {}, "param_groups": 3}),
     ],
 )
 def test_a_state_with_other_values_is_refused(tmp_path, name, value):
@@ -409,6 +418,45 @@ def test_an_optimizer_of_other_shapes_is_refused(tmp_path):
     save_state(tmp_path, state)
     with pytest.raises(ValueError, match=r"exp_avg is \(3,\) for a parameter \(16, 16\)"):
         toy_run(tmp_path)
+
+
+@pytest.mark.parametrize("muon", (False, True))
+@pytest.mark.parametrize("name", ("betas", "eps", "weight_decay"))
+def test_an_optimizer_of_other_options_is_refused(tmp_path, name, muon):
+    optim = dataclasses.replace(OPTIM, muon=muon)
+    toy = ToyOfMatrices if muon else Toy
+    toy_run(tmp_path, dataclasses.replace(TRAIN, steps=4), optim, toy=toy())
+    state = load_state(tmp_path)
+    groups = state["optimizer"]["adamw"] if muon else state["optimizer"]
+    groups["param_groups"][0][name] = 0.25
+    save_state(tmp_path, state)
+    with pytest.raises(ValueError, match=f"{name} of the optimiser's group .* is '0.25', expected"):
+        toy_run(tmp_path, optim=optim, toy=toy())
+
+
+def test_options_that_the_machine_chooses_are_not_taken_from_the_state(tmp_path):
+    toy_run(tmp_path / "parts", dataclasses.replace(TRAIN, steps=4))
+    shutil.copytree(tmp_path / "parts", tmp_path / "whole")
+    toy_run(tmp_path / "whole")
+    state = load_state(tmp_path / "parts")
+    for group in state["optimizer"]["param_groups"]:
+        group |= {"lr": "x", "fused": False, "foreach": True}
+        del group["eps"]
+    save_state(tmp_path / "parts", state)
+    toy_run(tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_a_run_killed_before_its_last_state_was_written_is_not_finished(tmp_path):
+    toy_run(tmp_path, dataclasses.replace(TRAIN, steps=4))
+    before = (tmp_path / "state.pt").read_bytes()
+    toy_run(tmp_path)
+    last, identity = TRAIN.steps, {"kind": "toy"}
+    assert open_run(tmp_path, identity, last) == "finished"
+    (tmp_path / "state.pt").write_bytes(before)
+    assert open_run(tmp_path, identity, last) == "resume"
+    (tmp_path / "state.pt").unlink()
+    assert open_run(tmp_path, identity, last) == "finished"
 
 
 def test_metrics_that_are_not_finite_do_not_break_the_meta_data(tmp_path):

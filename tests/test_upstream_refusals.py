@@ -58,9 +58,11 @@ def test_counts_with_pickled_objects_are_refused(tmp_path, capsys):
     mark = tmp_path / "mark"
     bad = np.array([Payload(mark)], dtype=object)
     np.savez(tmp_path / "bad.npz", data=bad, coords=bad, shape=bad, fill_value=bad)
-    assert "damaged or not a counts file" in refused(
-        capsys, "counts", tmp_path / "bad.npz", tmp_path / "c.safetensors"
-    )
+    said = refused(capsys, "counts", tmp_path / "bad.npz", tmp_path / "c.safetensors")
+    assert "bad.npz holds pickled Python objects" in said and "allow_pickle" not in said
+    (tmp_path / "bad.npz").write_bytes(b"text")
+    said = refused(capsys, "counts", tmp_path / "bad.npz", tmp_path / "c.safetensors")
+    assert "damaged or not a file of counts" in said and "allow_pickle" not in said
     assert not mark.exists()
 
 
@@ -247,7 +249,7 @@ def test_wrong_counts_are_refused(tmp_path, capsys, changed, message):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"first": None}, "native_first is not a file"),
+        ({"first": None}, "native_first is missing"),
         ({"first": np.array([0])}, "expected the same"),
         ({"second": np.array([[1, 0]])}, "expected vectors"),
         ({"mixture": np.array([2, 9])}, "codes span [2, 9]"),
@@ -255,7 +257,7 @@ def test_wrong_counts_are_refused(tmp_path, capsys, changed, message):
         ({"counts": np.array([1, 0])}, "expected a positive count"),
         ({"counts": np.array([1])}, "expected a positive count"),
         ({"counts": np.array([1.5, 2])}, "expected vectors of integers"),
-        ({"counts": np.array([print, print])}, "damaged arrays native_*"),
+        ({"counts": np.array([print, print])}, "holds pickled Python objects"),
         ({"metadata": np.array("{")}, "damaged arrays native_*"),
         ({"metadata": np.array("[" * 50_000)}, "damaged arrays native_*"),
         ({"metadata": np.array("[1]")}, "expected metadata of texts"),

@@ -127,6 +127,31 @@ class MuonWithAdamW(Optimizer):
         self.param_groups = self._groups()
 
 
+_OF_THE_MACHINE = ("lr", "fused", "foreach", "capturable")
+"""Options of a group that a continued run chooses anew; the learning rate, at every step."""
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Continue from stored averages; all options stay those of the optimiser.
+
+    Raises:
+        ValueError: An average has another shape than its parameter, or an option another value.
+        Exception: Of many types, if the state is damaged.
+    """
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for number, (group, options) in enumerate(zip(optimizer.param_groups, own, strict=True)):
+        for name, value in options.items():
+            stored = group.get(name, value)
+            if name not in _OF_THE_MACHINE and stored != value:
+                raise ValueError(
+                    f"{name} of the optimiser's group {number} is {str(stored)[:40]!r}, expected "
+                    f"{value!r}"
+                )
+        group.update(options)
+    check_shapes(optimizer)
+
+
 def check_shapes(optimizer: Optimizer) -> None:
     """Refuse stored averages that do not have the shape of their parameter.
 

@@ -42,7 +42,12 @@ from jukebox_core.training.distributed import (
     seed_everything,
     set_generator_states,
 )
-from jukebox_core.training.optim import WeightAverage, build_optimizer, check_shapes, learning_rate
+from jukebox_core.training.optim import (
+    WeightAverage,
+    build_optimizer,
+    learning_rate,
+    load_optimizer,
+)
 from jukebox_core.training.tracking import Tracker
 
 NONFINITE_LIMIT = 10
@@ -437,8 +442,7 @@ class Trainer:
         try:
             _check_progress(state)
             self._bare.load_state_dict(state["objective"])
-            self._state_of.load_state_dict(state["optimizer"])
-            check_shapes(self._state_of)
+            load_optimizer(self._state_of, state["optimizer"])
             self._snapshots.least = state["least"]
             self._average.load(state["average"])
             if self._scaler:

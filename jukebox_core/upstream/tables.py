@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.checks import one_line
+from jukebox_core.arrays import read_arrays
 from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_writable, durable_path
 
@@ -76,13 +76,8 @@ def read_counts(path: str | Path) -> CountTable:
     """
     path = _existing(path)
     names = ("data", "coords", "shape", "fill_value")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file.files]
-            parts = {} if missing else {name: file[name] for name in names}
-    except Exception as error:  # zipfile, zlib and numpy each have their own
-        raise ValueError(f"{path} is damaged or not a counts file ({one_line(error)})") from error
-    if missing:
+    parts = read_arrays(path, "counts", names)
+    if missing := [name for name in names if name not in parts]:
         raise ValueError(
             f"{path} is not a counts file: it lacks {', '.join(missing)}, expected the arrays "
             f"{', '.join(names)}"

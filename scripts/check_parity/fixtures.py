@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.arrays import read_arrays
 from jukebox_core.checks import one_line
 
 FORWARD = 1e-5
@@ -65,8 +66,7 @@ class Fixture:
         """The recorded tensors by name."""
         if self.path.suffix != ".npz":
             return {}
-        with np.load(self.path, allow_pickle=False) as file:
-            return dict(file)
+        return read_arrays(self.path, "recorded tensors")
 
     @cached_property
     def info(self) -> dict[str, Any]:

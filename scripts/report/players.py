@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import soundfile
 import torch
 
 from jukebox_core import audio as audio_io
+from jukebox_core.arrays import read_arrays
 from jukebox_core.audio import pictures
 from jukebox_core.audio.mp3 import mp3
 from jukebox_core.evaluation.results import Line, series
@@ -137,9 +137,9 @@ def _uncertainty(path: Path, mixture: Path) -> str:
         if not file.is_file():
             return f'<div class="uncertainty">{missing(f"{file.name} is missing.")}</div>'
     samples, rate = audio_io.load(mixture)
-    with np.load(path) as stored:
-        values = torch.from_numpy(stored["uncertainty"]).float()
-        rows = pictures.log_rows(values, float(stored["hertz"]), rate / 2, "mean")
+    stored = read_arrays(path, "uncertainty")
+    values = torch.from_numpy(stored["uncertainty"]).float()
+    rows = pictures.log_rows(values, float(stored["hertz"]), rate / 2, "mean")
     picture = data_uri(pictures.uncertainty(rows, _levels(samples, rate)), "image/png")
     return (
         '<div class="uncertainty"><span class="label">uncertainty</span>'
