@@ -10,17 +10,24 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jukebox_core.checks import require, require_fields
 from jukebox_core.files import check_replaceable, json_with
+from jukebox_core.locks import sole_writer
 
 SPLITS = ("train", "validation", "test")
 
 HIGHEST_RATE = 655_350
 """The highest sample rate that FLAC stores, in Hz."""
+
+_LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
+_LONGEST_NUMBER = 100  # characters of a number, a date or binary data in metadata
 
 # One per General MIDI family of eight programs, spelled as in Slakh2100's metadata.
 INST_CLASSES = (
@@ -51,6 +58,39 @@ def inst_class(program: int, is_drum: bool) -> str:
 def fold_name(name: str) -> str:
     """Lower case with underscores, so that `Synth Lead` and `synth_lead` are one name."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses long numbers: YAML's in base 60, `1:1:1`, take time that grows with their square."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        text = node.value if isinstance(node, yaml.ScalarNode) else ""
+        if len(text) > _LONGEST_NUMBER and node.tag != self.DEFAULT_SCALAR_TAG:
+            raise ValueError(f"a value of {len(text)} characters is not text")
+        return super().construct_object(node, deep)
+
+
+def read_metadata(folder: Path) -> Any:
+    """Return the content of a track's metadata.yaml.
+
+    Raises:
+        ValueError: It is no regular file, too large, or not YAML.
+        OSError: It cannot be read.
+    """
+    path = folder / "metadata.yaml"
+    if not os.path.lexists(path):
+        raise ValueError("it has no metadata.yaml")
+    if not path.is_file():
+        raise ValueError("its metadata.yaml is not a regular file")
+    if (size := path.stat().st_size) > _LARGEST_METADATA:
+        raise ValueError(f"its metadata.yaml is too large to describe stems ({size:,} bytes)")
+    text = path.read_bytes()
+    try:
+        return _Loader(text.decode("utf-8")).get_single_data()
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise every kind
+        raise ValueError("its metadata.yaml does not describe stems") from error
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
@@ -101,15 +141,24 @@ def assign_splits(count: int, fractions: Sequence[float]) -> list[str]:
     return splits
 
 
-def is_claimed(output: Path, name: str, settings: dict[str, Any]) -> bool:
-    """Return True if `output/name` records this data set, False if it may be written to `output`.
+@contextmanager
+def claim(output: Path, name: str, settings: dict[str, Any]) -> Iterator[bool]:
+    """Keep other processes out of `output`, and yield whether `output/name` records this data set.
+
+    If not, the data set may be written there.
 
     Raises:
         ValueError: The folder was made with other settings, or holds tracks but no record.
         FileExistsError: `output` is not a folder, or `name` in it is a file that no run wrote.
+        BlockingIOError: Another process is writing there.
     """
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"{output} is not a folder: choose another output")
+    with sole_writer(output, inside=True):
+        yield _is_recorded(output, name, settings)
+
+
+def _is_recorded(output: Path, name: str, settings: dict[str, Any]) -> bool:
     path = output / name
     check_replaceable(path, json_with("sample_rate", "split", "seed"), "a record of settings")
     if not path.exists() or path.stat().st_size == 0:

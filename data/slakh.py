@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
 from data.layout import (
@@ -34,8 +33,9 @@ from data.layout import (
     assign_splits,
     check_fractions,
     check_workers,
+    claim,
     fold_name,
-    is_claimed,
+    read_metadata,
     require_rate,
 )
 from data.songs import named_song, shared_audio
@@ -52,7 +52,6 @@ from jukebox_core.files import (
     sha256,
     write_json,
 )
-from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, is_out_of_memory
 
 OTHER = "other"
@@ -63,9 +62,7 @@ _UNASSIGNED = ".unassigned"  # finished tracks whose split depends on how many t
 _DEFAULT_SPLIT = (0.7, 0.1, 0.2)
 _FULL_SCALE = 2**23
 _TRACK_NAME = re.compile(r"Track\d+")
-_LARGEST_METADATA = 1 << 20  # bytes; Slakh's files have about 10,000, and YAML is slow to parse
 _LONGEST_NAME = 100  # characters of a source's name, which becomes a file name
-_LONGEST_NUMBER = 100  # characters of a number, a date or binary data in metadata
 _BYTES_PER_SAMPLE = 16  # of a stem: its sum, and the samples before and after resampling
 _OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # errors that no file causes
 
@@ -193,9 +190,8 @@ def prepare(
     )
     candidates = _find(slakh, use_train_only=split is not None)
     _check_apart(slakh, candidates, output)
-    claimed = is_claimed(output, _SETTINGS, settings.record())
-    _check_replaceable(candidates, output)
-    with sole_writer(output, inside=True):
+    with claim(output, _SETTINGS, settings.record()) as claimed:
+        _check_replaceable(candidates, output)
         if not claimed:
             write_json(output / _SETTINGS, settings.record())
         usable, skipped = _prepare_all(candidates, output, settings, workers or os.cpu_count() or 1)
@@ -437,16 +433,8 @@ def _finished(folder: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 
 def _select_stems(folder: Path, settings: _Settings) -> _Described:
     """Return the audio files of each source and the song, from metadata.yaml."""
-    path = folder / "metadata.yaml"
-    if not os.path.lexists(path):
-        raise _UnusableError("it has no metadata.yaml")
-    if not path.is_file():
-        raise _UnusableError("its metadata.yaml is not a regular file")
-    if (size := path.stat().st_size) > _LARGEST_METADATA:
-        raise _UnusableError(f"its metadata.yaml is too large to describe stems ({size:,} bytes)")
-    text = path.read_bytes()
+    metadata = read_metadata(folder)
     try:
-        metadata = _parsed(text)
         entries = metadata["stems"]
         described = {str(name): _source_name(entry) for name, entry in entries.items()}
         song = named_song(metadata)
@@ -464,21 +452,6 @@ def _select_stems(folder: Path, settings: _Settings) -> _Described:
             raise _UnusableError(f"it has no rendered stem of {source} (of {present})")
         selected[source] = [_stem_file(folder, name) for name in sorted(names)]
     return _Described(selected, song)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses long numbers: YAML's in base 60, `1:1:1`, take time that grows with their square."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        text = node.value if isinstance(node, yaml.ScalarNode) else ""
-        if len(text) > _LONGEST_NUMBER and node.tag != self.DEFAULT_SCALAR_TAG:
-            raise ValueError(f"a value of {len(text)} characters is not text")
-        return super().construct_object(node, deep)
-
-
-def _parsed(text: bytes) -> Any:
-    """Return the content of a metadata.yaml."""
-    return _Loader(text.decode("utf-8")).get_single_data()
 
 
 def _source_name(entry: dict[str, Any]) -> str:
@@ -622,5 +595,4 @@ def _found_songs(output: Path, tracks: Sequence[tuple[str, _Done]]) -> dict[str,
 
 def _is_generated(folder: Path) -> bool:
     """Return whether this project rendered the track: its metadata name the generator."""
-    metadata = _parsed((folder / "metadata.yaml").read_bytes())
-    return "generator" in metadata
+    return "generator" in read_metadata(folder)

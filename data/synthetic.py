@@ -38,9 +38,10 @@ from data.layout import (
     assign_splits,
     check_fractions,
     check_workers,
+    claim,
     fold_name,
     inst_class,
-    is_claimed,
+    read_metadata,
     require_rate,
 )
 from data.midi import cut, read_midi, reorchestrate, stem_groups
@@ -50,7 +51,6 @@ from jukebox_core import audio
 from jukebox_core.audio.production import EFFECTS, Production
 from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
-from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes
 
 RECORD = "synthetic.json"
@@ -75,7 +75,6 @@ _LONGEST = 1200.0  # seconds of a MIDI file: all its stems are held in memory
 MOST_SECONDS = 86_400  # longest song: a day of audio takes hours to render
 MOST_TRACKS = 99_999  # TrackNNNNN
 _PROCESS_BYTES = 250 << 20  # memory of one worker process: libraries and the soundfont
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class SyntheticData(NamedTuple):
@@ -257,12 +256,13 @@ def make_synthetic(
     files = None if midi_dir is None else _midi_files(Path(midi_dir), output, seed)
     settings.sources.check()
     songs = _with_takes(_songs(output, settings, files, tracks), settings, takes)
-    record, claimed = _check_output(output, settings, files, songs, takes)
-    waiting = [song for song in songs if not _is_written(song, settings)]
-    workers = _processes(workers, len(waiting), settings)
-    with sole_writer(output, inside=True):
+    record = _record_of(settings, files, takes)
+    with claim(output, RECORD, record) as claimed:
+        waiting = _waiting(output, settings, songs)
+        workers = _processes(workers, len(waiting), settings)
         if not claimed:
-            write_json(output / RECORD, record)
+            kept = {k: v for k, v in record.items() if v is not None or k not in _LATER}
+            write_json(output / RECORD, kept)
         unusable = _write_all(waiting, settings, workers)
         if len(unusable) == len(songs):
             if not claimed:
@@ -351,38 +351,33 @@ def _with_takes(songs: list[_Song], settings: _Settings, takes: list[Take]) -> l
     return result
 
 
-def _check_output(
-    output: Path,
-    settings: _Settings,
-    files: list[Path] | None,
-    songs: list[_Song],
-    takes: list[Take],
-) -> tuple[dict[str, Any], bool]:
-    """Return the record of a data set, and whether `output` already has it.
-
-    Refuses a folder made with other settings, from other files or with more songs, and one with
-    tracks that no run wrote.
-    """
+def _record_of(settings: _Settings, files: list[Path] | None, takes: list[Take]) -> dict[str, Any]:
+    """Return how a data set is made."""
     record = {"version": 1, **asdict(settings), **settings.sources.record}
     record["midi"] = None if files is None else [[file.name, _digest(file)] for file in files]
-    record |= {
+    return record | {
         "style": None if settings.style == "plain" else settings.style,
         "groove": digest(takes) if takes else None,
         "production": settings.production or None,
         "level": None if settings.level == "rms" else settings.level,
     }
-    claimed = is_claimed(output, RECORD, record)
-    record = {key: value for key, value in record.items() if value is not None or key not in _LATER}
+
+
+def _waiting(output: Path, settings: _Settings, songs: list[_Song]) -> list[_Song]:
+    """Return the songs that are not written yet.
+
+    Refuses a folder with more songs, and one with tracks that no run wrote.
+    """
     present = sum(1 for name in SPLITS for _ in (output / name).glob("Track*"))
     if present > len(songs):
         raise ValueError(
             f"{output} already holds {present} tracks, not {len(songs)}: choose another "
             "output, or ask for more"
         )
-    for song in songs:
-        if not _is_written(song, settings):
-            check_owned(song.folder)
-    return record, claimed
+    waiting = [song for song in songs if not _is_written(song, settings)]
+    for song in waiting:
+        check_owned(song.folder)
+    return waiting
 
 
 def _digest(file: Path) -> str | None:
@@ -395,12 +390,10 @@ def _digest(file: Path) -> str | None:
 
 def _is_written(song: _Song, settings: _Settings) -> bool:
     """Return whether metadata.yaml records that a run wrote the song."""
-    path = song.folder / "metadata.yaml"
     try:
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        record = _YAML(text).get_single_data()["generator"]
+        record = read_metadata(song.folder)["generator"]
         return (record["seed"], record["song"]) == (settings.seed, song.number)
-    except (yaml.YAMLError, OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

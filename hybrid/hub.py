@@ -14,7 +14,7 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from hybrid.pretrained import PRETRAINED
 from hybrid.separator import NEURAL
 from jukebox_core.files import check_owned, write_json, write_text
-from jukebox_core.separation.export import CARD, CONFIG, RECORD, check_export, export_models
+from jukebox_core.separation.export import CARD, CONFIG, RECORD, export_models
 from jukebox_core.separation.separator import Separator
 
 _CARD = """\
@@ -45,27 +45,40 @@ class HubModels(ModelHubMixin):
         """Load the models, with the options and the errors of `Method.load_separator`."""
         return NEURAL.load_separator(self.models, **options)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        config: Any = None,
+        model_card_kwargs: Any = None,
+        **push_options: Any,
+    ) -> str | None:
         """Write a copy with a model card: the README.md of the models, or a short one.
+
+        The mixin's own function would first remove config.json, which a full disk would then lose.
 
         Args:
             save_directory: folder of the copy.
-            options: of `ModelHubMixin.save_pretrained`.
+            repo_id: USER/NAME to upload to; default: the name of the folder.
+            push_to_hub: upload the copy, and return the address of the commit.
+            config: without effect, as is `model_card_kwargs`: a copy has its own files.
+            model_card_kwargs: see `config`.
+            push_options: of `push_to_hub`.
 
         Raises:
             FileNotFoundError: a part of the models is missing.
             FileExistsError: the folder holds anything else than an earlier copy.
             ValueError: it lies in the folder of the models, or a part is damaged.
         """
-        check_export(self.models, save_directory)
-        if not (Path(save_directory) / RECORD).is_file():
-            check_owned(save_directory)  # README.md and config.json in it would be another's
-        NEURAL.check(self.models)
-        if options:
-            return super().save_pretrained(save_directory, **options)
-        # The mixin would first remove config.json, which a full disk would then lose.
-        self._save_pretrained(Path(save_directory))
-        return None
+        folder = Path(save_directory)
+        if not (folder / RECORD).is_file():
+            check_owned(folder)  # README.md and config.json in it would be another's
+        self._save_pretrained(folder)
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, **push_options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         export_models(NEURAL, self.models, save_directory)

@@ -10,8 +10,10 @@ import hybrid
 import lass
 import lqvae
 from jukebox_core.checkpoints import WEIGHTS
+from jukebox_core.checks import one_line
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method
+from jukebox_core.separation.settings import Settings
 
 PublishedName = Literal["lqvae", "lass", "hybrid"]
 MethodName = Literal[
@@ -48,6 +50,31 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
     if flag != "auto":
         return flag
     return RECOMMENDED if available(RECOMMENDED, models) else "hybrid"
+
+
+def complete_methods(
+    models: Path, settings: Settings | None = None
+) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
+    """{complete method: sources}, and {other: what it lacks}, by the order of the table.
+
+    The neural likelihood is an addition: a method that lacks it is in neither.
+
+    Raises:
+        FileNotFoundError: the folder has no complete method.
+    """
+    complete: dict[MethodName, tuple[str, ...]] = {}
+    lacking: dict[MethodName, str] = {}
+    for name, method in METHODS.items():
+        try:
+            complete[name] = method.check(models, settings)
+        except (ValueError, OSError) as error:
+            if name in PUBLISHED_METHODS or available(name, models):
+                lacking[name] = one_line(error)
+    if not complete:
+        raise FileNotFoundError(
+            f"models is {models}, which has the parts of no method: {next(iter(lacking.values()))}"
+        )
+    return complete, lacking
 
 
 def default_methods(models: Path) -> tuple[MethodName, ...]:

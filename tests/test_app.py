@@ -21,8 +21,8 @@ from jukebox_core import audio
 from jukebox_core.audio.pictures import COLUMNS, ROWS, levels
 from jukebox_core.audio.stream import open_audio
 from scripts import app, separate
-from scripts._methods import METHODS, PUBLISHED_METHODS
-from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused, usable
+from scripts._methods import METHODS, PUBLISHED_METHODS, complete_methods
+from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused
 
 REPOSITORY = Path(__file__).parent.parent
 SONG = "Ünı  mix (1) 音 & b's.wav"
@@ -139,19 +139,19 @@ def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, queue):
 
 
 def test_methods_without_their_parts_are_not_offered(tiny_models, tmp_path):
-    ready, missing = usable(tiny_models)
-    assert list(ready) == ["hybrid", "lqvae", "lass"] and not missing
+    ready, missing = complete_methods(tiny_models)
+    assert list(ready) == ["lqvae", "lass", "hybrid"] and not missing
     models = shutil.copytree(tiny_models, tmp_path / "models")
     (models / "linearisation" / "counts.safetensors").unlink()
     (models / "reconstruction" / "prior_bass" / "weights.safetensors").unlink()
-    ready, missing = usable(models)
+    ready, missing = complete_methods(models)
     assert ready == {"lqvae": ("bass", "drums")}
     for method, why in missing.items():
         with pytest.raises(FileNotFoundError) as caught:
             METHODS[method].load_separator(models)
         assert why == str(caught.value)
-    with pytest.raises(FileNotFoundError, match="no complete method"):
-        usable(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="has the parts of no method"):
+        complete_methods(tmp_path / "nothing")
 
 
 def test_pictures_of_any_length_show_tones_where_they_are(tmp_path):
@@ -212,7 +212,7 @@ def test_without_gradio_the_extra_is_named(tiny_models):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--models", "nowhere"], "has no complete method"),
+        (["--models", "nowhere"], "has the parts of no method"),
         (["--max-seconds", "0"], "max_seconds is 0"),
         (["--examples", "nowhere"], "there is no audio file nowhere"),
         (["--device", "cuda:77"], "cannot be used here"),

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hybrid
+from hybrid import hub
 from hybrid.hub import CARD, HubModels
 from jukebox_core.checkpoints import WEIGHTS, fingerprint, load_codec
 from jukebox_core.neural.model import load_neural_likelihood
@@ -205,3 +206,19 @@ def test_the_hub_gets_the_copy_and_gives_it_back(tiny_neural_models, tmp_path, m
     models = HubModels.from_pretrained("user/name", revision="v1", local_files_only=True)
     assert models.models == there / "user" / "name"
     assert hybrid.NEURAL.check(models.models) == ("bass", "drums")
+    copy = tmp_path / "mine"
+    HubModels(tiny_neural_models).save_pretrained(copy)
+    before, real = bytes_of(copy), hub.export_models
+
+    def full(*_):
+        raise OSError(28, "No space left on device", str(copy))
+
+    monkeypatch.setattr(hub, "export_models", full)
+    with pytest.raises(OSError, match="No space left"):
+        HubModels(tiny_neural_models).save_pretrained(copy, push_to_hub=True)
+    assert bytes_of(copy) == before
+    monkeypatch.setattr(hub, "export_models", real)
+    HubModels(tiny_neural_models).save_pretrained(copy, push_to_hub=True, repo_id="user/second")
+    assert bytes_of(copy) == before
+    uploaded = bytes_of(there / "user/second")
+    assert list(uploaded.values()) == list(before.values())

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_separate_script import music
 from test_train_scripts import ROOT, codec_flags, error_of, mask_flags, prior_flags
 
 import scripts
+from data import layout
 from jukebox_core import audio, locks
 from jukebox_core.checkpoints import load_meta
 from jukebox_core.locks import sole_writer
@@ -225,6 +227,41 @@ def test_a_second_preparation_of_songs(tmp_path, capsys):
     check_refused(capsys, prepare_slakh.main, flags, data, True, tmp_path)
     assert prepare_slakh.main([str(flag) for flag in flags]) == 0
     assert not list(tmp_path.rglob(".*"))
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("program", (make_synthetic, prepare_slakh))
+def test_what_another_process_did_just_before_the_lock_is_seen(
+    tmp_path, monkeypatch, capsys, program
+):
+    songs, data = tmp_path / "songs", tmp_path / "data"
+    make = ["--output", str(songs), "--tracks", "1", "--seconds", "1", "--parts", "bass", "drums"]
+    flags, other = make, ["--seed", "1"]
+    if program is prepare_slakh:
+        assert make_synthetic.main(make) == 0
+        flags = ["--slakh", str(songs), "--output", str(data), "--split", "1", "0", "0"]
+        other = ["--sample-rate", "16000"]
+    real, done = layout.sole_writer, {}
+
+    @contextmanager
+    def late(output, **options):
+        monkeypatch.setattr(layout, "sole_writer", real)
+        assert program.main(flags) == 0  # another process, from its beginning to its end
+        done.update(stamps(tmp_path))
+        with real(output, **options):
+            yield
+
+    monkeypatch.setattr(layout, "sole_writer", late)
+    assert program.main([*flags, *other]) == 1
+    assert f"was written with another {other[0][2:].replace('-', '_')}" in capsys.readouterr().err
+    assert stamps(tmp_path).keys() == done.keys()
+    monkeypatch.setattr(layout, "sole_writer", late)
+    tracks = [path for path in done if "Track" in str(path)]
+    assert program.main(flags) == 0  # nothing is left to do
+    assert tracks and all(stamps(tmp_path)[path] == done[path] for path in tracks)
 
 
 def test_a_second_separation_of_a_song(tmp_path, tiny_models, capsys):

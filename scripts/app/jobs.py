@@ -22,16 +22,14 @@ from torch import Tensor
 from jukebox_core.audio import pictures
 from jukebox_core.audio.decoding import AudioReader, regular_file
 from jukebox_core.audio.stream import AudioWriter, open_audio
-from jukebox_core.checks import one_line
 from jukebox_core.files import atomic_folder
 from jukebox_core.separation.files import check_input, write_stems
 from jukebox_core.separation.jobs import failure_of
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import Settings
 from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Window
-from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName, available
+from scripts._methods import MethodName
 
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
@@ -299,30 +297,6 @@ class _PictureRows(Uncertainty):
         """Reduce a window's uncertainty [F, frames] to rows and add it."""
         rows = pictures.log_rows(values, rate / mask.n_fft, self._highest, "mean")
         super().add(window, rows, mask, rate)
-
-
-def usable(
-    models: Path, settings: Settings | None = None
-) -> tuple[dict[MethodName, tuple[str, ...]], dict[MethodName, str]]:
-    """Return the complete methods, {method: sources}, and the others, {method: what is missing}.
-
-    The neural likelihood is an addition: a method that lacks it is not named.
-
-    Raises:
-        FileNotFoundError: the folder has no complete method.
-    """
-    ready: dict[MethodName, tuple[str, ...]] = {}
-    missing: dict[MethodName, str] = {}
-    first: tuple[MethodName, ...] = (RECOMMENDED, "hybrid")
-    for method in dict.fromkeys((*first, *METHODS)):
-        try:
-            ready[method] = METHODS[method].check(models, settings)
-        except (ValueError, OSError) as error:
-            if method in PUBLISHED_METHODS or available(method, models):
-                missing[method] = one_line(error)
-    if not ready:
-        raise FileNotFoundError(f"{models} has no complete method: {next(iter(missing.values()))}")
-    return ready, missing
 
 
 def _write_wav(path: Path, reader: AudioReader, frames: int) -> None:

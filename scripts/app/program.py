@@ -33,8 +33,8 @@ from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS, MethodName
-from scripts.app.jobs import JobQueue, Limits, usable
+from scripts._methods import METHODS, RECOMMENDED, MethodName, complete_methods
+from scripts.app.jobs import JobQueue, Limits
 from scripts.app.uploads import Uploads
 
 _EXAMPLES = 4  # of a folder
@@ -116,7 +116,9 @@ def opened(args: Args) -> Iterator[str]:
     """
     blocks = _blocks()
     pick_device(args.device)
-    ready, missing = usable(args.models, args.settings)
+    complete, missing = complete_methods(args.models, args.settings)
+    best_first = (name for name in dict.fromkeys((RECOMMENDED, "hybrid", *complete)))
+    ready = {name: complete[name] for name in best_first if name in complete}
     settings = resolve_each(
         args.settings, [METHODS[name] for name in ready], args.models, refine=True
     )

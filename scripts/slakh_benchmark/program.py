@@ -20,8 +20,8 @@ resumes an interrupted run.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from jukebox_core.machine import pick_device
 from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS, MethodName, available
+from scripts._methods import METHODS, MethodName, complete_methods
 from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, prior_flags, scoring
 from scripts.slakh_benchmark.record import Measured, describe
 from scripts.slakh_benchmark.tables import text
@@ -135,22 +135,16 @@ def methods_to_score(args: Args, models: Path) -> tuple[MethodName, ...]:
         for name in args.methods:
             METHODS[name].check(models)
         return args.methods
-    there: list[MethodName] = []
-    for name, method in METHODS.items():
-        with suppress(FileNotFoundError):
-            if available(name, models) and method.check(models):
-                there.append(name)
-    if not there:
-        raise FileNotFoundError(
-            f"models is {models}, which has the parts of no method: train models, or choose others"
-        )
-    return tuple(there)
+    complete, lacking = complete_methods(models)
+    for name, what in lacking.items():
+        print(f"{name} is left out: {what}", file=sys.stderr, flush=True)
+    return tuple(complete)
 
 
 def state_of(models: Path) -> str:
-    """Names, sizes and times of the files that a method may read."""
+    """Names and digests of the files that a method may read."""
     files = (path for path in sorted(models.rglob("*")) if path.suffix in (".safetensors", ".json"))
-    return str([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
+    return str([(str(path), sha256(path)) for path in files if path.is_file()])
 
 
 def sample_rate(args: Args, models: Path, methods: Sequence[MethodName]) -> int:
