@@ -18,6 +18,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -295,8 +296,16 @@ def open_run(
     if meta["step"] >= steps or (max_seconds is not None and meta["elapsed"] >= max_seconds):
         if (folder / WEIGHTS).is_file():
             _read_weights(folder)
-        return "finished"
+        if not _is_behind(folder, meta["step"]):
+            return "finished"
     return "resume" if (folder / STATE).is_file() else "new"
+
+
+def _is_behind(folder: Path, step: int) -> bool:
+    """Whether the training state is older than the metadata, as after a kill between the two."""
+    with suppress(OSError, ValueError, TypeError):  # without a state, a run can only be finished
+        return load_state(folder)["step"] < step
+    return False
 
 
 @dataclass

@@ -70,12 +70,22 @@ def remove_leftovers(folder: str | Path) -> None:
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in list(entries):
             match = _TEMPORARY.fullmatch(entry.name)
-            if not match or match[2] != _HOST or psutil.pid_exists(int(match[1])):
+            if not match or match[2] != _HOST or _is_running(int(match[1])):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process can still write: not one that ended but was never waited for."""
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OSError):
+        return True
 
 
 def _target(path: str | Path) -> Path:

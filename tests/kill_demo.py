@@ -1,20 +1,21 @@
-"""Kill the demo at random moments, start it again each time, and compare with one never killed.
+"""Kill the demo again and again, continue it each time, and compare with one never killed.
 
     python -m tests.kill_demo --kills 24 --seed 0 [--folder FOLDER]
+    python -m tests.kill_demo --each 100 --seed 0 [--folder FOLDER]
 
-The demo runs with the `tiny` preset. Each kill is a SIGKILL of all its processes, in a stage and
-after a share of its duration that the seed draws; every stage has its turn before one has a second.
-At the end, all files must be those of the demo that was not killed, but for times and dates. Prints
-a line for every kill and a summary; the exit status is 1 if a file differs.
+The demo runs with the `tiny` preset. Every kill is a SIGKILL of all its processes; afterwards, all
+files must be those of the demo that was not killed, but for times and dates.
+
+With --kills the demo as a whole is killed and started again, in a stage and after a share of its
+duration that the seed draws; every stage has its turn before one has a second. With --each every
+stage has so many kills of its own (see `kill_stages`), about one a second. Prints a line for every
+kill or stage and a summary; the exit status is 1 if a file differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import io
-import json
+import contextlib
 import os
 import random
 import re
@@ -26,27 +27,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from jukebox_core.training.trainer import TIMINGS
+from scripts.demo import Args, stages
+from tests.kill_stages import kill_each
+from tests.timeless import differences, digests
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ("--preset", "tiny", "--tracks", "10", "--seconds", "4", "--chunks", "1", "--seed", "0")
-TINY += ("--count-iterations", "20", "--cores", "1")
+TINY: dict[str, Any] = {"preset": "tiny", "tracks": 10, "seconds": 4.0, "chunks": 1, "seed": 0}
+TINY |= {"count_iterations": 20, "cores": 1}
 QUIET = {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 _LINE = re.compile(r"\[.*?\] (?P<stage>.+?): (?P<what>python -m|already done|done in)(?P<rest>.*)")
-_TIMES = {*TIMINGS, "seconds", "seconds_per_chunk", "elapsed", "date", "machine", "git_commit"}
 
 
 class Demo:
     """One start of the demo."""
 
     def __init__(self, output: Path):
-        command = [sys.executable, "-m", "scripts.demo", "--output", str(output), *TINY]
+        command = [sys.executable, "-m", "scripts.demo", "--output", str(output)]
+        for name, value in TINY.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=os.environ | QUIET,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -83,17 +84,25 @@ class Demo:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run both demos and compare."""
+    """Run the demo undisturbed and with kills, and compare."""
     parser = argparse.ArgumentParser(prog="python -m tests.kill_demo")
-    parser.add_argument("--kills", type=int, default=24)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--kills", type=int, default=24, help="of the demo as a whole")
+    how.add_argument("--each", type=int, help="of every stage by itself")
+    parser.add_argument("--stages", nargs="+", default=(), help="with --each: only these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="a new folder, which stays")
     args = parser.parse_args(argv)
-    if args.folder:
-        args.folder.mkdir(parents=True)
-        return compare(args.folder, args.kills, args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        return compare(Path(folder), args.kills, args.seed)
+    os.environ.update(QUIET)
+    with contextlib.ExitStack() as stack:
+        if args.folder:
+            args.folder.mkdir(parents=True)
+        folder = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = Path(os.path.realpath(folder))
+        if args.each is None:
+            return compare(folder, args.kills, args.seed)
+        plan = stages(Args(output=folder / "demo", **TINY))
+        return kill_each(plan, folder, folder / "demo", args.each, args.seed, args.stages)
 
 
 def compare(folder: Path, kills: int, seed: int) -> int:
@@ -120,12 +129,9 @@ def killed(
         print(f"kill {number}: {stage}, after {wait:.1f} s", flush=True)
     Demo(output).until(None)
     found = digests(output)
-    different = sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-    )
-    for name in different:
-        state = "missing" if name not in found else "new" if name not in expected else "different"
-        print(f"{state}: {name}")
+    different = differences(found, expected)
+    for line in different:
+        print(line)
     print(
         f"{kills} kills in {len(durations)} stages, seed {seed}: "
         f"{len(expected)} files, {len(different)} differ"
@@ -141,49 +147,6 @@ def moments(stages: list[str], kills: int, seed: int) -> list[tuple[str, float]]
         turns += draw.sample(stages, len(stages))
     turns = turns[:kills]
     return sorted(((stage, draw.random()) for stage in turns), key=lambda x: stages.index(x[0]))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """{file: digest of its content without times}; without the logs."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {
-        name: hashlib.sha256(timeless(path)).hexdigest()
-        for path in files
-        if not (name := path.relative_to(folder).as_posix()).startswith("logs/")
-    }
-
-
-def timeless(path: Path) -> bytes:
-    """A file's content without times and dates."""
-    if path.suffix == ".json":
-        content = _without_times(json.loads(path.read_text(encoding="utf-8")))
-        return json.dumps(content, sort_keys=True).encode()  # stages end in any order
-    if path.name == "metrics.csv":
-        rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-        return repr([row for row in rows if not set(TIMINGS) & set(row)]).encode()
-    if path.suffix == ".pt":
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return _bytes_of(_without_times(state))
-    if path.suffix == ".html":
-        text = re.sub("Commit: <code>.*?</code>", "", path.read_text(encoding="utf-8"))
-        return re.sub(r"\d+(\.\d+)?", "0", text).encode()
-    return path.read_bytes()
-
-
-def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_times(v) for k, v in value.items() if k not in _TIMES}
-    return [_without_times(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {tuple(value.shape)} {value.tolist()}".encode()
-    if isinstance(value, dict):
-        return b"".join(str(k).encode() + b":" + _bytes_of(v) for k, v in value.items())
-    if isinstance(value, list):
-        return b"[" + b",".join(map(_bytes_of, value)) + b"]"
-    return repr(value).encode()
 
 
 if __name__ == "__main__":

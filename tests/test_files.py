@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -182,6 +184,19 @@ with atomic_path(Path(sys.argv[1], "a.txt")) as a, atomic_folder(Path(sys.argv[1
         (tmp_path / name).write_text("kept")
     write_text(tmp_path / "c.txt", "")
     assert names(tmp_path) == sorted([*alive, *host, *mine, "c.txt"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs processes that are not waited for")
+def test_what_a_process_left_that_ended_but_was_not_waited_for_is_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    process.stdout.read()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    left = tmp_path / f".a.{process.pid}-{files._HOST}00000000.tmp"
+    left.mkdir()
+    write_text(tmp_path / "b.txt", "")
+    assert names(tmp_path) == ["b.txt"]
+    process.wait()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/ns/pid"), reason="needs namespaces of Linux")

@@ -128,6 +128,7 @@ def test_a_finished_run_is_left_alone(tiny_models, tiny_data, capsys):
     ):
         run = tiny_models / "reconstruction" / folder
         before = {path: path.stat().st_mtime_ns for path in run.iterdir()}
+        (run / ".lock").touch()  # as a process leaves it that is killed at its very end
         assert main(flags(run)) == 0
         assert "is already finished" in capsys.readouterr().out
         assert {path: path.stat().st_mtime_ns for path in run.iterdir()} == before

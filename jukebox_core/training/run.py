@@ -227,21 +227,21 @@ class Run:
         }
 
     def already_finished(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the run is finished; if so, print it, otherwise lock its folder.
+        """Lock the run's folder; return whether the run is finished, and print it if so.
 
         Raises:
             OSError: another process trains in it, or it cannot be written to.
         """
         output, seconds = self.settings.output, self.settings.max_seconds
-        if open_run(output, identity, self.train.steps, seconds) == "finished":
-            print(f"{output} is already finished")
-            return True
         refused = None
-        if self.fabric.is_global_zero:
+        if self.fabric.is_global_zero:  # locked first: what a holder still writes is not judged
             try:
                 self._lock.enter_context(sole_writer(output, inside=True))
             except OSError as error:
                 refused = error
+        if open_run(output, identity, self.train.steps, seconds) == "finished":
+            print(f"{output} is already finished")
+            return True
         if any(gather(refused is not None, self.fabric.world_size)):
             raise refused or SystemExit(1)  # the first process says why
         return False
