@@ -157,7 +157,7 @@ endif
 	@touch $(READY)
 
 lock:
-	PIP_FLAGS="$(PIP_FLAGS)" $(PYTHON) .ci/lock.py
+	PIP_FLAGS=$(call quoted,PIP_FLAGS) $(PYTHON) .ci/lock.py
 
 clean:
 	rm -rf $(VENV) .coverage* build runs .pytest_cache .mypy_cache .ruff_cache *.egg-info
