@@ -425,7 +425,8 @@ class TrainConfig:
     steps: int = 19_160
     """Optimiser steps."""
     batch_size: int = 2
-    """Crops per optimiser step, over all processes."""
+    """Waveforms per optimiser step, over all processes; an item of several, such as a crop with its
+    candidates, counts as many."""
     crop: int = 131_072
     """Samples per crop."""
     log_every: int = 20
