@@ -33,7 +33,7 @@ from jukebox_core.checks import one_line, plain, require, require_fields
 from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_folder, durable_path, remove_owned
 from jukebox_core.prior.model import AutoregressivePrior
-from jukebox_core.tables import check_types, save_tensors
+from jukebox_core.tables import check_types, save_tensors, utf8_name
 from jukebox_core.vqvae.model import VQVAE
 
 M = TypeVar("M", bound=nn.Module)
@@ -413,7 +413,8 @@ def _read_weights(folder: str | Path) -> dict[str, Tensor]:
     """Read weights.safetensors; all values are finite."""
     path = run_part(folder, WEIGHTS)
     try:
-        weights = load_file(path)
+        with utf8_name(path) as name:
+            weights = load_file(name)
         check_types(weights)
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise ValueError(

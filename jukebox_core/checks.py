@@ -29,7 +29,12 @@ def plain(text: str) -> str:
     text = " ".join(text.split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST - 300]} ... {text[-290:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
+
+
+def printable(text: object) -> str:
+    r"""A path, or other text, as one line: line breaks too become escapes, such as `\n`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def require(

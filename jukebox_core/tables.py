@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,12 +113,25 @@ def write_table(
         save_tensors(temporary, tensors, metadata)
 
 
+@contextmanager
+def utf8_name(path: str | Path) -> Iterator[str]:
+    """A name under which safetensors can open a file inside the block: it wants names in UTF-8."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        with open(path, "rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield name
+
+
 def table_of(kind: str) -> Callable[[Path], bool]:
     """For `check_replaceable`: whether a file is a table of this kind."""
 
     def ours(path: Path) -> bool:
         try:
-            with safe_open(path, "pt") as file:
+            with utf8_name(path) as name, safe_open(name, "pt") as file:
                 return (file.metadata() or {}).get("kind") == kind
         except SafetensorError:
             return False
@@ -160,8 +174,8 @@ def open_table(
     words = kind.replace("_", " ")
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing: compute the {words} first")
-    with readable(path, kind):
-        file = safe_open(str(path), framework)
+    with readable(path, kind), utf8_name(path) as name:
+        file = safe_open(name, framework)
     metadata = file.metadata() or {}
     if metadata.get("kind") != kind:
         found = plain(metadata.get("kind", "unknown"))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from jukebox_core.checks import require
 from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_replaceable
-from jukebox_core.tables import TensorWriter, open_table, readable, table_of
+from jukebox_core.tables import TensorWriter, open_table, readable, table_of, utf8_name
 from jukebox_core.upstream.tables import MOST_COUNTS
 from lass.external_sort import HELD, Block, add_up, merged
 
@@ -249,7 +249,8 @@ class CountsFile:
         stop = min(stop, len(self))
         if start >= stop:  # which safetensors refuses to slice
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        file = safe_open(str(self.path), "numpy")  # an open file keeps the parts that were read
+        with utf8_name(self.path) as name:
+            file = safe_open(name, "numpy")  # an open file keeps the parts that were read
         first, second, counts = (
             file.get_slice(name)[start:stop] for name in ("first", "second", "counts")
         )

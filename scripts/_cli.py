@@ -22,8 +22,10 @@ import contextlib
 import functools
 import io
 import operator
+import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -44,9 +46,11 @@ from tyro.constructors import (
 )
 
 import scripts
+from jukebox_core.caches import cache_folder
 from jukebox_core.checks import one_line, plain, require_seed
 
 _RULE = set("─-╭╮╰╯")  # lines in tyro's boxes; "-" if the console is ASCII
+_NARROWEST = 60  # columns of the help
 _LONGEST = 100  # characters of the user's words that an error repeats
 _FLAGS = ConstructorRegistry()  # how all programs parse flags and show them in --help
 _delegated: list[Any] = []  # types for which a rule below is looking up tyro's own rule
@@ -94,6 +98,8 @@ class Program:
             more = {}
             if "command" in self._hints:
                 more["command"] = shlex.join([*self._prog.split(), *argv])
+            with contextlib.suppress(OSError):  # not even a temporary folder can be made
+                cache_folder()
             with _unwinding_on_signals():
                 return self._body(args, **more) or 0
         except SystemExit as stop:
@@ -294,7 +300,7 @@ def _parse(kind: type, argv: Sequence[str], **options: Any) -> Any:
     """
     errors = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _wide_enough():
             return tyro.cli(kind, args=argv, registry=_FLAGS, **options)
     except SystemExit as stop:
         if not stop.code:
@@ -307,6 +313,20 @@ def _parse(kind: type, argv: Sequence[str], **options: Any) -> Any:
             message = f"{flag[1]}: {cause}"  # tyro's box breaks long words
         print(f"error: {plain(message)} (see --help)", file=sys.stderr)
         raise
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """In a narrow terminal, tyro would write one letter a line, and cut words in its errors."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _cause(stop: BaseException) -> ValueError | None:

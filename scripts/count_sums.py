@@ -264,7 +264,8 @@ def _open(args: Args, device: str) -> list[Task]:
     manifest = _open_data(args.data, codec.config.sample_rate)
     tracks, digest = manifest.split("train"), hashlib.sha256()
     for track in tracks:
-        digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
+        line = f"{track.name} {sorted(track.checksums.items())}\n"
+        digest.update(line.encode("utf-8", "surrogatepass"))
     tasks = []
     for step in steps_of(manifest.alpha):
         output = args.output.with_name(table_of_step(args.output.name, step.size, step.of))

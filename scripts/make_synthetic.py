@@ -24,6 +24,7 @@ from typing import Literal
 from data.composer import Style
 from data.synthetic import make_synthetic
 from jukebox_core.audio.production import EffectName
+from jukebox_core.checks import printable
 from scripts._cli import program
 
 
@@ -84,7 +85,7 @@ def main(args: Args) -> None:
     """Render, then print a summary."""
     rendered, skipped = make_synthetic(**vars(args))
     for file, reason in skipped.items():
-        print(f"skipped {file}: {reason}")
+        print(f"skipped {printable(file)}: {printable(reason)}")
     splits = [track.parent.name for track in rendered]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
     print(f"{len(rendered)} tracks ({counts}) in {args.output}, {len(skipped)} songs skipped")

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hybrid import PRETRAINED
 from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import fingerprint, provenance
-from jukebox_core.checks import require_fields
+from jukebox_core.checks import printable, require_fields
 from jukebox_core.files import atomic_folder, check_owned
 from jukebox_core.locks import sole_writer
 from jukebox_core.machine import set_threads
@@ -120,7 +120,8 @@ def main(args: Args) -> int:
     set_threads(args.threads, ranks.local_size)
     if ranks.rank == 0:
         for job in plan.done:
-            print(f"{job.path}: finished in {job.folder} (--overwrite to separate it again)")
+            done = f"{job.path}: finished in {job.folder} (--overwrite to separate it again)"
+            print(printable(done))
     failures: list[Failure | None] = []
     if any(plan.shares):
         separator = ranks.together(
@@ -140,7 +141,7 @@ def main(args: Args) -> int:
     failed += plan.refused
     if ranks.rank == 0:
         for failure in sorted(failed):
-            print(f"error: {failure.message}", file=sys.stderr, flush=True)
+            print(f"error: {printable(failure.message)}", file=sys.stderr, flush=True)
     ranks.gather(None)  # a rank that ends with an error ends the others: wait for the messages
     return 1 if failed else 0
 
@@ -185,7 +186,7 @@ class Worker:
         """Separate one file; what went wrong, if anything, for the end."""
         try:
             with sole_writer(job.folder):
-                print(self.separate(job), flush=True)
+                print(printable(self.separate(job)), flush=True)
         except Exception as error:  # of a bug too: the other files go on
             return failure_of(job.path, error)
         return None
@@ -209,15 +210,15 @@ class Worker:
         with open_audio(job.path) as reader:
             summary = check_input(reader)
             if reader.warning:
-                print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
+                print(f"warning: {printable(reader.warning)}", file=sys.stderr, flush=True)
             start = time.perf_counter()
             names = {name: f"{name}.{self.args.format}" for name in self.separator.sources}
             with atomic_folder(job.folder, owned) as temporary:
                 paths = {source: temporary / name for source, name in names.items()}
                 lasts = summary.frames / reader.rate
                 if not sys.stderr.isatty():  # where there is no progress bar either
-                    print(f"{job.path}: separating {lasts:.1f} s of audio", flush=True)
-                with progress_bar(job.path.name, lasts, self.line) as bar:
+                    print(f"{printable(job.path)}: separating {lasts:.1f} s of audio", flush=True)
+                with progress_bar(printable(job.path.name), lasts, self.line) as bar:
                     write_stems(
                         self.separator,
                         reader,

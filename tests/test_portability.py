@@ -16,8 +16,8 @@ from scripts import evaluate, make_synthetic, prepare_slakh, report, separate
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data", "scripts", "benchmarks")
-ODD = "my music é 音 (1)"
-"""A folder as people name them."""
+ODD = "my music é 音 (1)" + ("\n🎸 caf\udce9" if sys.platform == "linux" else "")
+"""A folder as people name them, and one that only Linux allows."""
 
 
 def calls():
@@ -67,7 +67,9 @@ def test_nothing_forks_or_renames_over_files():
 
 
 def test_songs_scores_and_stems_in_a_folder_of_any_name(tiny_models, tmp_path):
-    folder = tmp_path / ODD
+    folder, models = tmp_path / ODD, tmp_path / ODD / "models"
+    folder.mkdir()
+    models.symlink_to(tiny_models)
     flags = ["--tracks", "5", "--seconds", "4", "--parts", "bass", "drums"]
     assert make_synthetic.main(["--output", str(folder / "slakh"), *flags]) == 0
     data = folder / "data"
@@ -76,7 +78,7 @@ def test_songs_scores_and_stems_in_a_folder_of_any_name(tiny_models, tmp_path):
     text = (data / "manifest.json").read_text(encoding="utf-8")
     assert "\\" not in text and load_manifest(data).split("test")
     results = folder / "results.json"
-    flags = ["--models", str(tiny_models), "--data", str(data), "--output", str(results)]
+    flags = ["--models", str(models), "--data", str(data), "--output", str(results)]
     flags += ["--methods", "lqvae", "--chunks", "2", "--candidates", "2", "--chunk-codes", "128"]
     assert evaluate.main([*flags, "--baselines", "mixture", "--examples", "1"]) == 0
     assert report.main(["--runs", str(folder), "--output", str(folder / "seite ü.html")]) == 0
@@ -84,7 +86,7 @@ def test_songs_scores_and_stems_in_a_folder_of_any_name(tiny_models, tmp_path):
     assert "<audio" in page
     song = folder / "mein Lied ü.wav"
     audio.save(song, 0.1 * torch.randn(1, 8000), 22_050)
-    flags = ["--models", str(tiny_models), "--method", "lqvae", "--candidates", "2"]
+    flags = ["--models", str(models), "--method", "lqvae", "--candidates", "2"]
     assert separate.main([*flags, "--output", str(folder / "out"), str(song)]) == 0
     assert (folder / "out" / "mein Lied ü" / "bass.wav").is_file()
 

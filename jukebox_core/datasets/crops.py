@@ -229,7 +229,9 @@ def split_for_validation(
 def hold_out(tracks: Sequence[Track], share: float = HELD_OUT) -> tuple[list[Track], list[Track]]:
     """Hold out a share of the tracks, by a hash of their names; a single track stays."""
     count = min(max(1, round(share * len(tracks))), len(tracks) - 1)
-    ordered = sorted(tracks, key=lambda t: hashlib.sha256(t.name.encode()).digest())
+    ordered = sorted(
+        tracks, key=lambda t: hashlib.sha256(t.name.encode("utf-8", "surrogatepass")).digest()
+    )
     held = {track.name for track in ordered[:count]}
     return (
         [track for track in tracks if track.name not in held],

@@ -15,7 +15,6 @@ import os
 import platform
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jukebox_core.caches import cache_folder
 from jukebox_core.files import atomic_path
 from jukebox_core.prior.cache import LayerCache
 
@@ -300,25 +300,12 @@ def _compiled() -> Path:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     parts = (SOURCE.read_text(encoding="utf-8"), _FLAGS, *compiler, _processor())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    path = _cache_folder() / f"kernels-{key[:16]}.so"
+    path = cache_folder() / f"kernels-{key[:16]}.so"
     if not path.is_file():
         with atomic_path(path) as temporary:
             command = [*compiler, *_FLAGS.split(), "-o", str(temporary), str(SOURCE), "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
     return path
-
-
-def _cache_folder() -> Path:
-    """Folder of compiled files: the user's cache, or a temporary folder if that is read-only."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "jukebox_core"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass
-    return Path(tempfile.mkdtemp(prefix="jukebox_core-"))
 
 
 def _processor() -> str:

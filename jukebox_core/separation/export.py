@@ -21,7 +21,7 @@ from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import Settings, tuned_path
-from jukebox_core.tables import check_types, readable, save_tensors
+from jukebox_core.tables import check_types, readable, save_tensors, utf8_name
 
 RECORD = "export.json"
 CARD, CONFIG = "README.md", "config.json"
@@ -121,7 +121,7 @@ def _narrow(source: Path, target: Path) -> None:
 
 
 def _write(source: Path, target: Path, kind: str, change: Callable[[Tensor], Tensor]) -> None:
-    with readable(source, kind), safe_open(source, "pt") as file:
+    with readable(source, kind), utf8_name(source) as name, safe_open(name, "pt") as file:
         metadata: Mapping[str, str] = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         check_types(tensors)

@@ -152,7 +152,10 @@ def assign(jobs: Sequence[Job], ranks: int) -> list[list[Job]]:
 def _seconds(path: Path) -> float:
     """Estimated length of a file, from its header or size; 0 if it cannot be read."""
     try:
-        return soundfile.info(path).duration if path.is_file() else 0.0
+        if not path.is_file():
+            return 0.0
+        with open(path, "rb") as file:  # soundfile opens no name that is not UTF-8
+            return soundfile.info(file).duration
     except (soundfile.LibsndfileError, TypeError):
         return path.stat().st_size / _BYTES_PER_SECOND
     except OSError:

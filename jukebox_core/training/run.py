@@ -119,7 +119,8 @@ class Data:
         digest = hashlib.sha256()
         for tracks in (self.train, self.validation):
             for track in sorted(tracks, key=lambda t: t.name):
-                digest.update(f"{track.name} {sorted(track.checksums.items())}\n".encode())
+                line = f"{track.name} {sorted(track.checksums.items())}\n"
+                digest.update(line.encode("utf-8", "surrogatepass"))
             digest.update(b"\n")
         return {
             "train_tracks": len(self.train),

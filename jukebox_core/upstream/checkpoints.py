@@ -34,7 +34,7 @@ from jukebox_core.config import (
     from_dict,
 )
 from jukebox_core.files import atomic_folder, durable_path
-from jukebox_core.tables import save_tensors
+from jukebox_core.tables import save_tensors, utf8_name
 from jukebox_core.upstream.layout import (
     build_codec,
     build_prior,
@@ -273,7 +273,8 @@ def _lower_codebooks_for(run: Path, top: Tensor | None, vqvae: str | Path | None
             "name the run of its codec"
         )
     try:
-        stored = load_file(path)
+        with utf8_name(path) as name:
+            stored = load_file(name)
     except SafetensorError as error:
         reason = one_line(error)
         raise ValueError(f"{path} is damaged ({reason}): name the run of its codec") from error

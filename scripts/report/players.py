@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
 
 from jukebox_core import audio as audio_io
@@ -78,7 +77,8 @@ def _song(results: Mapping[str, Any], example: Mapping[str, Any], folder: Path) 
         rows.append(f"<details>{summary}{''.join(best)}</details>")
     rate = results["meta"].get("data", {}).get("sample_rate", 1)
     title = f"{html.escape(example['track'])}, from {example['start'] / rate:.1f} s"
-    seconds = soundfile.info(mixture).duration if mixture.is_file() else 0.0
+    about = audio_io.info(mixture) if mixture.is_file() else None
+    seconds = about.frames / about.rate if about else 0.0
     chunk = html.escape(str(example["chunk"]))
     return (
         f'<article class="song" id="song-{chunk}" data-seconds="{seconds:.4f}" '
