@@ -5,6 +5,7 @@
 # make separate FILE=song.mp3   its stems, by the models that ship with the package
 # make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
 # make test   environment and the whole test suite
+# make pythons PYTHONS="python3.10 python3.12"   an environment for each, and a part of the tests
 # make coverage   the suite again: lines and branches that it runs, and a floor for them
 # make mutants   small mistakes in the code that decides the results, one at a time: do its tests notice?
 # make sweep   every flag of every program with values that nobody means (an hour or so)
@@ -50,13 +51,19 @@ SCORED := $(if $(filter file,$(origin MODELS)),,$(if $(MODELS),--models $(call q
 FILE ?=
 STEMS ?= stems
 
+# Interpreters of `make pythons`; of the tests that are not slow it runs every EVERYth, in JOBS
+# processes.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+EVERY ?= 4
+JOBS ?= auto
+
 # More flags of scripts.demo.
 DEMO ?=
 
 # The Groove MIDI Dataset.
 GROOVE ?=
 
-.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test coverage mutants check sweep fuzz lock docs clean
+.PHONY: help demo separate separate_file pretrained results slakh slakh_folder test part pythons coverage mutants check sweep fuzz lock docs clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' Makefile
@@ -110,6 +117,15 @@ $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 
 test: check
 	$(BIN)/python -m pytest -n auto
+
+part: $(READY)
+	$(BIN)/python -m pytest -m "not slow" --every $(EVERY) -n $(JOBS)
+
+pythons:
+	set -e; for python in $(PYTHONS); do \
+	    name=$$("$$python" -c "import sys; print(sys.implementation.cache_tag)"); \
+	    $(MAKE) part PYTHON="$$python" VENV="build/$$name"; \
+	done
 
 coverage: $(READY)
 	$(BIN)/python -m coverage erase

@@ -25,6 +25,18 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 settings.load_profile("suite")
 
+
+
+def pytest_addoption(parser):
+    parser.addoption("--every", type=int, default=1, help="run every Nth test")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Keep every Nth of the tests that the other options leave."""
+    items[:] = items[:: config.getoption("--every")]
+
+
 RATE = 22_050
 SPLITS = ("train",) * 4 + ("validation",) + ("test",) * 2
 
