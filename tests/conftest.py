@@ -26,7 +26,6 @@ settings.register_profile("suite", derandomize=True, deadline=None, database=Non
 settings.load_profile("suite")
 
 
-
 def pytest_addoption(parser):
     parser.addoption("--every", type=int, default=1, help="run every Nth test")
 

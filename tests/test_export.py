@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from contents import contents
 from safetensors.torch import load_file, save_file
 
 import hybrid
@@ -92,10 +93,6 @@ def test_the_copy_gives_nearly_the_same_likelihood(copied):
         assert torch.allclose(log_q, rounded[name], atol=0.02)
 
 
-def bytes_of(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def test_tuned_settings_are_copied_and_gone_with_the_next_copy(tiny_neural_models, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(tiny_neural_models, models)
@@ -114,7 +111,7 @@ def test_an_export_that_fails_changes_nothing(tiny_neural_models, tmp_path, dama
     models, copy = tmp_path / "models", tmp_path / "copy"
     shutil.copytree(tiny_neural_models, models)
     export_models(hybrid.NEURAL, models, copy)
-    before = bytes_of(copy)
+    before = contents(copy)
     run = "vqvae" if damage == "codec" else "prior_drums"
     weights = models / "linearisation" / run / WEIGHTS
     if damage == "too large":
@@ -125,7 +122,7 @@ def test_an_export_that_fails_changes_nothing(tiny_neural_models, tmp_path, dama
         weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=str(weights)):
         export_models(hybrid.NEURAL, models, copy)
-    assert bytes_of(copy) == before
+    assert contents(copy) == before
 
 
 def test_what_is_no_copy_is_never_replaced(tiny_neural_models, tmp_path):
@@ -135,14 +132,14 @@ def test_what_is_no_copy_is_never_replaced(tiny_neural_models, tmp_path):
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "linearisation").symlink_to(models / "linearisation")
-    before = bytes_of(tmp_path)
+    before = contents(tmp_path)
     for output in (trained, linked, tmp_path):
         with pytest.raises(FileExistsError, match="which no former run recorded"):
             export_models(hybrid.NEURAL, models, output)
     for output in (models, models / "linearisation" / "prior_x"):
         with pytest.raises(ValueError, match="in the folder of the models: choose another"):
             export_models(hybrid.NEURAL, models, output)
-    assert bytes_of(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 def test_the_hub_conventions_hold_for_a_folder(tiny_neural_models, tmp_path):

@@ -11,7 +11,8 @@ import numpy as np
 import pretty_midi
 import pytest
 import yaml
-from test_synthetic import notes, part, tree
+from contents import contents
+from test_synthetic import notes, part
 
 from data.composer import STYLES, compose
 from data.groove import SHORTEST, Performance, digest, read_takes
@@ -189,9 +190,9 @@ def test_songs_have_takes_of_their_split(groove, tmp_path):
     ]
     assert 4 < len(with_take) < 16 and {split for split, _ in with_take} == set(splits.values())
     assert all(splits[name] == split for split, name in with_take)
-    before = tree(tmp_path / "a")
+    before = contents(tmp_path / "a")
     make_synthetic(tmp_path / "a", tracks=17, **options)
-    assert before.items() <= tree(tmp_path / "a").items()
+    assert before.items() <= contents(tmp_path / "a").items()
     plain, _ = make_synthetic(tmp_path / "b", tracks=16, split=options["split"], **SMALL)
     for track, other, generator in zip(tracks, plain, generators, strict=True):
         same = (track / "all_src.mid").read_bytes() == (other / "all_src.mid").read_bytes()

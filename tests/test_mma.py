@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pretty_midi
 import pytest
-from test_synthetic import tree
+from contents import contents
 
 from data import mma
 from data.composer import PROGRESSIONS, SCALES
@@ -105,15 +105,15 @@ def test_the_same_flags_are_the_same_files_and_a_run_continues(fake, tmp_path):
     files, skipped = make_arrangements(tmp_path / "a", songs=3, seed=4)
     assert [file.name for file in files] == [f"mma-4-{n:05d}.mid" for n in (1, 2, 3)]
     assert skipped == {} and len({file.read_bytes() for file in files}) > 1
-    before = tree(tmp_path / "a")
+    before = contents(tmp_path / "a")
     make_arrangements(tmp_path / "b", songs=3, seed=4)
-    assert tree(tmp_path / "b") == before
+    assert contents(tmp_path / "b") == before
     files[1].unlink()
     make_arrangements(tmp_path / "a", songs=5, seed=4)
-    after = tree(tmp_path / "a")
+    after = contents(tmp_path / "a")
     assert before.items() <= after.items() and len(after) == 10
     make_arrangements(tmp_path / "a", songs=1, seed=5)
-    assert after.items() <= tree(tmp_path / "a").items()
+    assert after.items() <= contents(tmp_path / "a").items()
 
 
 def test_charts_that_fail_are_tried_again_or_skipped(tmp_path):
@@ -162,7 +162,7 @@ def test_the_real_program(tmp_path):
     assert len(program.styles) > 50
     files, _ = make_arrangements(tmp_path / "a", songs=2, seed=1)
     again, _ = make_arrangements(tmp_path / "b", songs=2, seed=1)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b") and len(files) == len(again) == 2
+    assert contents(tmp_path / "a") == contents(tmp_path / "b") and len(files) == len(again) == 2
     for file in files:
         midi = pretty_midi.PrettyMIDI(str(file))
         classes = {inst_class(each.program, each.is_drum) for each in midi.instruments}

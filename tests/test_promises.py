@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from contents import contents
 
 from jukebox_core import audio
-from jukebox_core.files import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = """
@@ -39,12 +39,6 @@ for line in sys.stdin.read().split("\\n"):
         assert importlib.import_module("scripts." + name).main(flags) == 0, line
 print(json.dumps(asked), file=open(sys.argv[1], "w"))
 """
-
-
-def contents(folder):
-    """{path: digest} of all files."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 @pytest.mark.slow

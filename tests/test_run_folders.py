@@ -1,6 +1,7 @@
 """A training run replaces nothing in its folder that no run is recorded to have written."""
 
 import pytest
+from contents import contents
 from test_train_scripts import codec_flags, error_of
 
 from jukebox_core.checkpoints import META, WEIGHTS, begin_run, load_meta, open_run, run_part
@@ -10,10 +11,6 @@ from scripts import train_vqvae
 IDENTITY = {"kind": "vqvae", "seed": 0}
 
 
-def everything(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.mark.parametrize(
     "mine", ["weights.safetensors", "state.pt", "metrics.csv", "best/a.wav", "media/step_1/x.wav"]
 )
@@ -21,9 +18,9 @@ def test_a_folder_with_files_of_a_runs_names_is_refused(tmp_path, tiny_data, cap
     run = tmp_path / "run"
     (run / mine).parent.mkdir(parents=True)
     (run / mine).write_text("mine")
-    before = everything(run)
+    before = contents(run)
     line = error_of(capsys, train_vqvae.main(codec_flags(tiny_data, run)))
-    assert mine.split("/")[0] in line and everything(run) == before
+    assert mine.split("/")[0] in line and contents(run) == before
 
 
 def test_a_folder_with_other_files_is_used_and_they_stay(tmp_path, tiny_data):

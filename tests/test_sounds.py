@@ -9,8 +9,9 @@ import numpy as np
 import pretty_midi
 import pytest
 import yaml
+from contents import contents
 from drumkits import archive, layer, noise, write_basic_kit, write_kit
-from test_synthetic import RATE, SMALL, tree, write_midi
+from test_synthetic import RATE, SMALL, write_midi
 
 from data import sounds
 from data.composer import compose
@@ -119,7 +120,7 @@ def test_one_soundfont_or_none_gives_the_same_bytes_as_before(fonts, tmp_path, u
     digest = sha256(EMBEDDED_SOUNDFONT)
     for name in ("one", "list"):
         assert json.loads((tmp_path / f"{name}/synthetic.json").read_text())["soundfont"] == digest
-    assert tree(tmp_path / "one") == tree(tmp_path / "list")
+    assert contents(tmp_path / "one") == contents(tmp_path / "list")
     record = json.loads((tmp_path / "all/synthetic.json").read_text())
     assert record["soundfont"] == [[f"{name}.sf2", digest] for name in "abc"]
     assert {stem["plugin_name"] for track in tracks["one"] for stem in stems(track).values()} == {
@@ -132,12 +133,12 @@ def test_a_folder_continues_only_with_its_own_sounds(fonts, kits, tmp_path, unch
     options = {"tracks": 2, "soundfont": fonts[:2], "drumkit": kits, "programs": "all", **SMALL}
     make_synthetic(tmp_path, **{**options, "tracks": 1})
     made = make_synthetic(tmp_path, **options)
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     for change in ({"soundfont": fonts}, {"soundfont": None}, {"drumkit": None},
                    {"drumkit": kits / "one"}, {"programs": "song"}):  # fmt: skip
         with pytest.raises(ValueError, match=f"another {next(iter(change))}"):
             make_synthetic(tmp_path, **{**options, **change})
-    assert tree(tmp_path) == before and len(made.tracks) == 2
+    assert contents(tmp_path) == before and len(made.tracks) == 2
 
 
 # All programs
@@ -255,7 +256,7 @@ def test_a_data_set_with_sample_kits(kits, tmp_path):
     options = {"tracks": 6, "drumkit": [kits], **SMALL}
     made, _ = make_synthetic(tmp_path / "a", **options)
     make_synthetic(tmp_path / "b", **options)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     plain, _ = make_synthetic(tmp_path / "plain", tracks=6, **SMALL)
     record = json.loads((tmp_path / "a/synthetic.json").read_text())
     expected = [[path.name, Drumkit(path).digest] for path in sorted(kits.iterdir())]

@@ -12,6 +12,7 @@ import pretty_midi
 import pytest
 import soundfile
 import yaml
+from contents import contents
 
 from data import synthetic
 from data.composer import BASS_PROGRAMS, DRUM_KITS, PARTS, compose
@@ -38,15 +39,6 @@ def notes(midi):
 
 def part(midi, name):
     return next(instrument for instrument in midi.instruments if instrument.name == name)
-
-
-def tree(folder):
-    """The bytes of every file, by name."""
-    return {
-        str(path.relative_to(folder)): sha256(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def write_midi(path, *instruments):
@@ -287,7 +279,7 @@ def test_metadata_has_the_keys_of_real_slakh(made):
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name, seed, workers in (("a", 1, 1), ("b", 1, 2), ("c", 2, 1)):
         make_synthetic(tmp_path / name, tracks=2, seed=seed, workers=workers, **SMALL)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     mixes = [sha256(path) for name in "ac" for path in (tmp_path / name).rglob("mix.flac")]
     assert len(set(mixes)) == 4
 
@@ -308,15 +300,15 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     assert len(list((tmp_path / "parts").glob("*/*"))) == 1  # one track, nothing half written
     made = make_synthetic(tmp_path / "parts", tracks=3, **SMALL)
     assert len(count) == 4  # the finished track was not made again
-    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert len(made.tracks) == 3 and made.skipped == {}
 
 
 def test_more_tracks_leave_the_earlier_ones(tmp_path):
     make_synthetic(tmp_path, tracks=2, **SMALL)
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     make_synthetic(tmp_path, tracks=4, **SMALL)
-    after = tree(tmp_path)
+    after = contents(tmp_path)
     assert before.items() <= after.items()
     assert len(list(tmp_path.glob("*/Track*"))) == 4
     with pytest.raises(ValueError, match="holds 4 tracks, not 2"):
@@ -325,14 +317,14 @@ def test_more_tracks_leave_the_earlier_ones(tmp_path):
 
 def test_other_settings_or_data_are_not_mixed(tmp_path):
     make_synthetic(tmp_path / "a", tracks=1, **SMALL)
-    before = tree(tmp_path / "a")
+    before = contents(tmp_path / "a")
     with pytest.raises(ValueError, match="another seed, seconds"):
         make_synthetic(tmp_path / "a", tracks=1, **{**SMALL, "seed": 5, "seconds": 2})
-    assert tree(tmp_path / "a") == before
+    assert contents(tmp_path / "a") == before
     (tmp_path / "slakh/train").mkdir(parents=True)
     with pytest.raises(ValueError, match="another origin"):
         make_synthetic(tmp_path / "slakh", tracks=1, **SMALL)
-    assert tree(tmp_path / "slakh") == {}
+    assert contents(tmp_path / "slakh") == {}
 
 
 # Production and levels
@@ -431,10 +423,10 @@ def test_folders_from_before_the_settings_continue_and_others_do_not(dry, wet, t
         shutil.copytree(tracks[0].parents[1], tmp_path / name)
     record = json.loads((tmp_path / "dry/synthetic.json").read_text())
     assert not {"production", "level"} & set(record)
-    before = tree(tmp_path)
+    before = contents(tmp_path)
     make_synthetic(tmp_path / "dry", tracks=4, **SMALL)
     make_synthetic(tmp_path / "wet", tracks=4, production=tuple(EFFECTS), **SMALL)
-    assert tree(tmp_path) == before
+    assert contents(tmp_path) == before
     for name, options, words in (
         ("dry", {"production": ["eq"]}, "another production"),
         ("dry", {"level": "loudness"}, "another level"),
@@ -443,7 +435,7 @@ def test_folders_from_before_the_settings_continue_and_others_do_not(dry, wet, t
     ):
         with pytest.raises(ValueError, match=words):
             make_synthetic(tmp_path / name, tracks=4, **SMALL, **options)
-    assert tree(tmp_path) == before
+    assert contents(tmp_path) == before
 
 
 # From MIDI files
@@ -567,10 +559,10 @@ def test_a_share_of_the_songs_are_midi_files_and_the_others_as_without_them(tmp_
     assert 1 < len(names) < 7 and len(set(names)) == len(names)
     for track, other, generator in zip(tracks, composed, origins, strict=True):
         assert track.relative_to(tmp_path / "a") == other.relative_to(tmp_path / "b")
-        assert (tree(track) == tree(other)) == (generator["origin"] == "composed")
-    before = tree(tmp_path / "a")
+        assert (contents(track) == contents(other)) == (generator["origin"] == "composed")
+    before = contents(tmp_path / "a")
     make_synthetic(tmp_path / "a", tracks=9, **options)
-    assert before.items() <= tree(tmp_path / "a").items()
+    assert before.items() <= contents(tmp_path / "a").items()
     with pytest.raises(ValueError, match="but there are 6: lower the share"):
         make_synthetic(tmp_path / "c", tracks=60, **options)
     with pytest.raises(ValueError, match="midi_share is 0.5, but there is no folder of MIDI files"):
