@@ -125,7 +125,11 @@ class Program:
             return 130
 
     def parser(self) -> Any:
-        """The parser of the flags, with the defaults of an empty command line."""
+        """The parser of the flags, with the defaults of an empty command line.
+
+        Only the documents and the tests ask for it: tyro deprecates it and names no other way to
+        list flags.
+        """
         kind = self._hints["args"]
         return tyro.extras.get_parser(kind, default=self._default([]), registry=_FLAGS)
 
@@ -317,7 +321,7 @@ def _parse(kind: type, argv: Sequence[str], **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _wide_enough() -> Iterator[None]:
-    """In a narrow terminal, tyro would write one letter a line, and cut words in its errors."""
+    """In a terminal of 20 columns, tyro would write one letter of the help in each line."""
     before = os.environ.get("COLUMNS")
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)
