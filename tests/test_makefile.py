@@ -122,3 +122,17 @@ def test_the_models_that_ship_are_trained_with_the_takes_that_are_given(results)
     train = ["scripts.pretrain", "--output", "runs/pretrained"]
     assert results(target="pretrained") == [train]
     assert results("GROOVE=takes", target="pretrained") == [[*train, "--groove", "takes"]]
+
+
+def test_every_python_runs_a_part_of_the_tests_in_its_own_environment(results, tmp_path):
+    for name in ("one", "two"):
+        interpreter, environment = tmp_path / f"python-{name}", tmp_path / "build" / name
+        interpreter.write_text(f"#!/bin/sh\necho {name}")
+        interpreter.chmod(0o755)
+        shutil.copytree(tmp_path / ".venv", environment)
+        (environment / "bin" / "python").write_text(f'#!/bin/sh\necho -m {name} "$@" >> calls\n')
+        for stamp in (".runs", ".ready"):
+            os.utime(environment / stamp)
+    calls = results("PYTHONS=./python-one ./python-two", "EVERY=3", target="pythons")
+    tests = ["-m", "pytest", "-m", "not", "slow", "--every", "3", "-n", "auto"]
+    assert calls == [["one", *tests], ["two", *tests]]
