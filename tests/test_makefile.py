@@ -52,7 +52,9 @@ def results(tmp_path):
 
     def run(*flags, target="results"):
         (tmp_path / "calls").write_text("")
-        subprocess.run(["make", target, *flags], cwd=tmp_path, check=True, capture_output=True)
+        alone = {"PATH": os.environ["PATH"]}  # without the variables of a make that runs the tests
+        command = ["make", target, *flags]
+        subprocess.run(command, cwd=tmp_path, env=alone, check=True, capture_output=True)
         return [line.split()[1:] for line in (tmp_path / "calls").read_text().splitlines()]
 
     return run
