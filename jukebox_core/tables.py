@@ -115,7 +115,7 @@ def write_table(
 
 @contextmanager
 def utf8_name(path: str | Path) -> Iterator[str]:
-    """A name under which safetensors can open a file inside the block: it wants names in UTF-8."""
+    """A name in UTF-8 for a file inside the block: safetensors and torch's mmap open no others."""
     name = os.fspath(path)
     try:
         name.encode()

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from test_flags import PROGRAMS
 from test_prepare_slakh import write_track
 from test_separate_script import FAST, music, separate
@@ -19,6 +20,7 @@ from test_separate_script import FAST, music, separate
 from jukebox_core import audio
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.separation.jobs import RECORD, Job, assign
+from jukebox_core.upstream.tables import read_torch
 from scripts import prepare_slakh
 from scripts.separate import progress_bar
 
@@ -144,6 +146,13 @@ def test_names_of_outputs_and_data_sets(tiny_models, tmp_path, monkeypatch):
         flags = (f"--output={name}/stems",)
         assert separate(tiny_models, "unused", "a.wav", method="lass", flags=flags) == 0
         assert stems_in(tmp_path / name / "stems" / "a") == ["bass.wav", "drums.wav"]
+
+
+@on_linux
+def test_an_upstream_checkpoint_whose_name_is_not_utf8(tmp_path):
+    path = tmp_path / "caf\udce9.pth.tar"
+    torch.save({"step": torch.ones(3)}, path)
+    assert read_torch(path)["step"].tolist() == [1, 1, 1]
 
 
 # Terminals and locales

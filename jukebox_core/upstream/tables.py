@@ -20,6 +20,7 @@ from torch import Tensor
 from jukebox_core.arrays import read_arrays
 from jukebox_core.config import MOST_CODES
 from jukebox_core.files import atomic_path, check_writable, durable_path
+from jukebox_core.tables import utf8_name
 
 _SCALAR = np.float64(0).__reduce__()[0]  # NumPy's scalar constructor; its module's name varies
 _ALLOWED: list[Any] = [
@@ -53,8 +54,8 @@ def read_torch(path: Path) -> Any:
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with torch.serialization.safe_globals(_ALLOWED), utf8_name(path) as name:
+            return torch.load(name, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         request = re.search(r"GLOBAL (\S+)", str(error))
         if request:
