@@ -97,7 +97,7 @@ def test_another_song_of_the_same_name_needs_overwrite(tiny_models, tmp_path, ca
     out = tmp_path / "o"
     first, second = song(tmp_path / "x" / "t.wav", 1), song(tmp_path / "y" / "t.wav", 2)
     assert separate(tiny_models, out, first) == 0
-    before = contents(out)
+    before, stems = contents(out), written(out / "t")
     capsys.readouterr()
     assert separate(tiny_models, out, second, song(tmp_path / "u.wav")) == 1
     (line,) = errors(capsys)
@@ -105,7 +105,7 @@ def test_another_song_of_the_same_name_needs_overwrite(tiny_models, tmp_path, ca
     assert {p: c for p, c in contents(out).items() if p.startswith("t/")} == before
     assert (out / "u" / "bass.wav").is_file()
     assert separate(tiny_models, out, second, flags=("--overwrite",)) == 0
-    assert written(out / "t") != {p.name: c for p, c in before.items() if p.suffix == ".wav"}
+    assert written(out / "t") != stems
     # the same content at another place is the same song
     copy = tmp_path / "z" / "t.wav"
     copy.parent.mkdir()
