@@ -205,7 +205,7 @@ def test_the_hub_gets_the_copy_and_gives_it_back(tiny_neural_models, tmp_path, m
     assert hybrid.NEURAL.check(models.models) == ("bass", "drums")
     copy = tmp_path / "mine"
     HubModels(tiny_neural_models).save_pretrained(copy)
-    before, real = bytes_of(copy), hub.export_models
+    before, real = contents(copy), hub.export_models
 
     def full(*_):
         raise OSError(28, "No space left on device", str(copy))
@@ -213,9 +213,9 @@ def test_the_hub_gets_the_copy_and_gives_it_back(tiny_neural_models, tmp_path, m
     monkeypatch.setattr(hub, "export_models", full)
     with pytest.raises(OSError, match="No space left"):
         HubModels(tiny_neural_models).save_pretrained(copy, push_to_hub=True)
-    assert bytes_of(copy) == before
+    assert contents(copy) == before
     monkeypatch.setattr(hub, "export_models", real)
     HubModels(tiny_neural_models).save_pretrained(copy, push_to_hub=True, repo_id="user/second")
-    assert bytes_of(copy) == before
-    uploaded = bytes_of(there / "user/second")
+    assert contents(copy) == before
+    uploaded = contents(there / "user/second")
     assert list(uploaded.values()) == list(before.values())
