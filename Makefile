@@ -1,6 +1,6 @@
 # make demo   a fresh machine to results: environment, data, three models, table, report
-# make results   after it: settings tuned on validation songs, the tables of docs/results.md (hours)
-# make slakh SLAKH=DIR   scores of the models that ship, or of MODELS, on real Slakh2100, all of it, a part or excerpts
+# make results   after `make demo`: tunes settings, writes the tables of docs/results.md (hours)
+# make slakh SLAKH=DIR   scores the models that ship, or MODELS, on real Slakh2100 or a part of it
 # make slakh SLAKH=DIR TRAIN=1   the reference report's experiment: models trained on 210 of its songs
 # make separate FILE=song.mp3   its stems, by the models that ship with the package
 # make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
@@ -8,7 +8,7 @@
 # make pythons PYTHONS="python3.10 python3.12"   an environment for each, and a part of the tests
 # make coverage   the suite again: lines and branches that it runs, and a floor for them
 # make mutants   small mistakes in the code that decides the results, one at a time: do its tests notice?
-# make sweep   every flag of every program with values that nobody means (an hour or so)
+# make sweep   every flag of every program with nonsense values (an hour or so)
 # make lock   the newest versions that fit, with digests, in requirements.lock and requirements-cuda.lock
 # make fuzz    damaged files and commands for everything that reads them (minutes)
 # make docs   the documents as a site, in build/site
