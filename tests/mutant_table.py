@@ -75,9 +75,13 @@ TESTS: dict[str, tuple[str, ...]] = {
 _MEMORY = "changes how much memory or time is taken, not the result"
 _EQUAL = "two values that were checked to be equal, or have one length as they are made"
 _DEVICE = "the same on a CPU: only a GPU could tell"
+_DRAW = "another of several valid pairs is drawn, from the same distribution"
 _SHAPE = "another name of the same axis"
 
 EQUIVALENT: dict[str, str] = {
+    "a54ff490": _DRAW,  # pair_groups: pairs of a group in another order
+    "c2c1287c": _DEVICE,  # pair_groups: PyTorch's kernels instead of the compiled ones
+    "f8633df2": _DRAW,  # pair_groups: another pair where none is possible
     "e4250129": _MEMORY,  # posterior: the longest row of stored pairs
     "a04d51ea": _MEMORY,  # beam: entries of a joint held at a time
     "e7bc904c": _EQUAL,  # ancestral: zip of sources

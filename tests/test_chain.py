@@ -15,6 +15,7 @@ from jukebox_core.prior.unigram import UnigramPriors
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler
 from jukebox_core.separation.chain import Chain, draw_codes
+from jukebox_core.separation.pair_groups import PairGroups
 from jukebox_core.separation.particles import ParticleSampler
 from jukebox_core.separation.posterior import draw_chunks, make_table
 from lass.counts import count_triples
@@ -183,6 +184,21 @@ def test_where_nothing_is_possible_the_evidence_is_zero(make):
     )
     assert sampled.log_evidence.item() == -math.inf
     assert all(((codes >= 0) & (codes < K)).all() for codes in sampled.codes.values())
+
+
+def test_parts_with_other_codebooks_are_refused():
+    larger = SumLink(torch.zeros(K + 1, K + 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"\[5, 6\] codes"):
+        Chain([larger], gaussian((0.5, 0.5)))
+
+
+def test_pairs_are_drawn_from_their_group_alone():
+    """Also of a group without pairs, which only a candidate of no probability asks for."""
+    groups = PairGroups(*torch.tensor([[0, 1, 2, 2], [3, 3, 1, 0]]), torch.tensor([0, 1, 1, 4]))
+    one, other = torch.rand(2, 6, K, generator=generator(), dtype=torch.float64)
+    place = groups.draw(torch.tensor([0, 2, 1, 2, 0, 2]), one, other, torch.rand(6))
+    assert place.shape == (6,) and place[[0, 4]].tolist() == [0, 0] and 0 <= place[2] < 4
+    assert (place[[1, 3, 5]] >= 1).all()
 
 
 @pytest.mark.parametrize("with_shares", (False, True))

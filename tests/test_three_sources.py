@@ -24,8 +24,8 @@ from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.link import SumLink
 from lqvae.sums import code_sums, load_sums
 from scripts import count_sums, precompute_sums, separate
-from scripts._methods import METHODS
-from scripts.app.jobs import JobQueue, Limits, usable
+from scripts._methods import METHODS, complete_methods
+from scripts.app.jobs import JobQueue, Limits
 from scripts.app.page import results
 
 NAMES = ("bass", "drums", "other")
@@ -189,7 +189,7 @@ def test_weights_that_make_no_mixture_are_refused(capsys, three_source_models, t
 
 
 def test_the_app_shows_every_stem(three_source_models, three_sources, tmp_path):
-    ready, _ = usable(three_source_models)
+    ready, _ = complete_methods(three_source_models)
     assert ready["hybrid"] == NAMES
     song = load_manifest(three_sources).split("test")[0].mixture
     queue = JobQueue(
