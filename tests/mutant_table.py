@@ -79,6 +79,7 @@ _DRAW = "another of several valid pairs is drawn, from the same distribution"
 _SHAPE = "another name of the same axis"
 
 EQUIVALENT: dict[str, str] = {
+    "2930a070": _EQUAL,  # partial_sums: zip of names so far and all gains
     "a54ff490": _DRAW,  # pair_groups: pairs of a group in another order
     "c2c1287c": _DEVICE,  # pair_groups: PyTorch's kernels instead of the compiled ones
     "f8633df2": _DRAW,  # pair_groups: another pair where none is possible

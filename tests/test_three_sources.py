@@ -68,6 +68,8 @@ def test_steps_add_up_to_the_mixture():
         "counts.safetensors",
     )
     assert tables_of("counts.safetensors", 2) == ("counts.safetensors",)
+    three = steps_of({"piano": 0.2, "drums": 0.3, "bass": 0.5})
+    assert [step.names for step in three] == [("bass", "drums"), ("bass+drums", "piano")]
     two = steps_of({"drums": 0.7, "bass": 0.4})
     assert [(s.names, s.weights, s.first) for s in two] == [
         (("drums", "bass"), (0.7, 0.4), {"drums": 1.0})
