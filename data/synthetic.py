@@ -52,6 +52,7 @@ from jukebox_core.audio.production import EFFECTS, Production
 from jukebox_core.checks import one_line, require, require_choice, require_fields
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
 from jukebox_core.machine import free_bytes
+from jukebox_core.parent import end_with_parent
 
 RECORD = "synthetic.json"
 _LATER = (
@@ -435,7 +436,7 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         try:
             yield pool.map
         except BrokenProcessPool as error:

@@ -289,6 +289,24 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
         ValueError: A file is damaged, the files do not belong together, two hold the same draws, or
             the output is one of them or holds other draws.
     """
+    runs, draws = mergeable(files, output)
+    size = triples = 0
+    for keys, counts in merged(runs):
+        size, triples = size + len(keys), triples + int(counts.sum())
+    metadata = runs[0].metadata | {
+        "iterations": str(sum(run.iterations for run in runs)),
+        "counting": " + ".join(draw for draw in draws if draw),
+    }
+    save_blocks(output, runs[0].n_codes, size, merged(runs), metadata)
+    return triples
+
+
+def mergeable(files: Sequence[Path], output: Path) -> tuple[list[CountsFile], list[str]]:
+    """Check files before they are merged; raises as `merge_counts`.
+
+    Returns:
+        The open files, and the draws that they hold.
+    """
     check_output(output)
     runs = [CountsFile(path) for path in files]
     for name in ("n_codes", "codec", "sources", "alpha"):
@@ -311,12 +329,4 @@ def merge_counts(files: Sequence[Path], output: Path) -> int:
                 f"{output} holds draws that the files to merge do not have ({lost[0]}): delete it, "
                 "or choose another output"
             )
-    size = triples = 0
-    for keys, counts in merged(runs):
-        size, triples = size + len(keys), triples + int(counts.sum())
-    metadata = runs[0].metadata | {
-        "iterations": str(sum(run.iterations for run in runs)),
-        "counting": " + ".join(draw for draw in draws if draw),
-    }
-    save_blocks(output, runs[0].n_codes, size, merged(runs), metadata)
-    return triples
+    return runs, draws

@@ -11,7 +11,7 @@ from jukebox_core.separation.chain import Chain
 from jukebox_core.separation.likelihood import Likelihood
 from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method, Parts
-from jukebox_core.separation.partial_sums import tables_of
+from jukebox_core.separation.partial_sums import steps_of, table_of_step, tables_of
 from jukebox_core.separation.settings import Settings
 from lqvae.likelihood import SIGMA, LatentGaussianLikelihood
 from lqvae.link import SumLink
@@ -56,10 +56,13 @@ class LQVAE(Method):
         """The code sums of every step, on the codec's device."""
         count, device = len(parts.sources), parts.codec.codebook.device
         return [
-            load_sums(parts.family / table, parts.codec_fingerprint, f"{size} of {count}").to(
-                device
-            )
-            for size, table in enumerate(self.tables(settings, count), start=2)
+            load_sums(
+                parts.family / table_of_step(SUMS, step.size, step.of),
+                parts.codec_fingerprint,
+                step.place,
+                step.weights if count > 2 else None,
+            ).to(device)
+            for step in steps_of(dict.fromkeys(parts.sources, 1 / count))
         ]
 
 

@@ -99,13 +99,19 @@ def save_sums(
     write_table(path, {"sum_codes": table.to(torch.int32)}, metadata)
 
 
-def load_sums(path: Path, codec_fingerprint: str | None = None, place: str | None = PAIR) -> Tensor:
+def load_sums(
+    path: Path,
+    codec_fingerprint: str | None = None,
+    place: str | None = PAIR,
+    weights: Sequence[float] | None = None,
+) -> Tensor:
     """Read a table of code sums, int64 [K, K].
 
     Args:
         path: written by `save_sums`.
         codec_fingerprint: of the codec to use the sums with; None accepts any.
         place: the sum among those of a mixture; None accepts any.
+        weights: of the first and the second source, to a thousandth; None accepts any.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -115,8 +121,16 @@ def load_sums(path: Path, codec_fingerprint: str | None = None, place: str | Non
     if place not in (None, stored := metadata.get("sum", PAIR)):
         raise ValueError(
             f"{path} is the table of sum {plain(stored)} sources, expected sum {place}: compute "
-            "the code sums for these sources"
+            "the code sums with the gains of all sources"
         )
+    if weights is not None:
+        stored = metadata.get("alpha", "")
+        if not _near(stored, weights):
+            raise ValueError(
+                f"{path} has the weights {plain(stored)}, the sources "
+                f"{' '.join(f'{w:.6g}' for w in weights)}: compute the code sums with the gains of "
+                "all sources"
+            )
     table = tensors.get("sum_codes", torch.empty(0))
     if table.ndim != 2 or table.shape[0] != table.shape[1] or table.is_floating_point():
         raise ValueError(
@@ -125,6 +139,15 @@ def load_sums(path: Path, codec_fingerprint: str | None = None, place: str | Non
         )
     check_sum_codes(f"the sums of {path}", table)
     return table.long()
+
+
+def _near(stored: str, weights: Sequence[float]) -> bool:
+    try:
+        found = [float(word) for word in stored.split()]
+    except ValueError:
+        return False
+    pairs = zip(found, weights, strict=False)
+    return len(found) == len(weights) and all(abs(a - b) < 1e-3 for a, b in pairs)
 
 
 def check_sum_codes(name: str, table: Tensor) -> None:

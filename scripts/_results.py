@@ -86,20 +86,22 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
         metric: one of `scores.METRICS`.
     """
     sources = sources_of(results)
-    head = ["method", "estimate", *sources, "mean", "s / chunk", *(f"{s} *" for s in sources)]
+    beside = sources if {*sources} == {"bass", "drums"} else ()
+    head = ["method", "estimate", *sources, "mean", "s / chunk", *(f"{s} *" for s in beside)]
     body = []
     for line in table_lines(results):
         rows = [find_row(results, *line, source, metric) for source in (*sources, "mean")]
         seconds = results.get("seconds_per_chunk", {}).get(line[0])
         time = "-" if seconds is None else f"{seconds:.2f}"
         reference = REFERENCE_TABLE.get(line[0], {}) if line[1:] == ("oracle", False) else {}
-        scores = (f"{reference[name]:.2f}" if name in reference else "" for name in sources)
+        scores = (f"{reference[name]:.2f}" if name in reference else "" for name in beside)
         body.append([*line_name(*line), *map(cell, rows), time, *scores])
     meta = results["meta"]
     chunks, songs = (meta.get("data", {}).get(name, "?") for name in ("chunks", "songs"))
     title = f"{metric} in dB, mean and 95% interval; chunks: {chunks}, songs: {songs}"
     title += ", bootstrap over songs" if "song_of" in meta else ""
-    notes = [f"* reference report: {REFERENCE_NOTE}", *meta.get("notes", [])]
+    notes = [f"* reference report: {REFERENCE_NOTE}"] if beside else []
+    notes += meta.get("notes", [])
     return "\n".join([title, "", text_table([head, *body]), "", *notes])
 
 

@@ -23,6 +23,7 @@ from jukebox_core.evaluation.chunks import Chunk, choose_chunks, consecutive_chu
 from jukebox_core.evaluation.estimates import Estimator, draw_candidates
 from jukebox_core.files import check_replaceable, sha256
 from jukebox_core.kept import is_kept, kept, key_of, read_kept
+from jukebox_core.parent import end_with_parent
 from jukebox_core.separation.loading import sizes_of
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
 from scripts._methods import METHODS, MethodName
@@ -185,7 +186,8 @@ def _finished(tasks: Sequence[_Task], jobs: int) -> Iterator[_Task]:
             yield task
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+    workers = min(jobs, len(tasks))
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
         running = {pool.submit(task.run_alone): task for task in tasks}
         for done in as_completed(running):
             done.result()

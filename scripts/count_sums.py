@@ -43,7 +43,7 @@ from jukebox_core.separation.partial_sums import Step, steps_of, table_of_step, 
 from jukebox_core.training.distributed import Ranks
 from jukebox_core.vqvae.model import VQVAE
 from lass.counter import BUFFER, TripleCounter, check_spool
-from lass.counts import CountsFile, check_output, merge_counts, sources_of
+from lass.counts import CountsFile, check_output, merge_counts, mergeable, sources_of
 from lass.triples import KEPT, PairCounting, Triples
 from scripts._cli import program
 
@@ -131,14 +131,17 @@ def main(args: Args) -> None:
 
 def _merge(files: Sequence[Path], output: Path) -> list[str]:
     """Add up the files of every sum; return a report in one line for each."""
-    reports = []
+    plan = {}
     for name in tables_of(output.name, len(sources_of(files[0]))):
         target = output.with_name(name)
         suffix = target.stem.removeprefix(output.stem)
-        parts = [file.with_stem(file.stem + suffix) for file in files]
-        triples = merge_counts(parts, target)
-        reports.append(f"{target}: {triples} triples of {len(files)} files")
-    return reports
+        plan[target] = [file.with_stem(file.stem + suffix) for file in files]
+    for target, parts in plan.items():
+        mergeable(parts, target)  # nothing is written unless all can be
+    return [
+        f"{target}: {merge_counts(parts, target)} triples of {len(files)} files"
+        for target, parts in plan.items()
+    ]
 
 
 def _count(args: Args, task: Task, ranks: Ranks, began: float) -> str:
@@ -176,12 +179,18 @@ class Total:
     """The counts of all ranks, added up by the first one."""
 
     def __init__(
-        self, args: Args, output: Path, counter: TripleCounter, bar: tqdm[Any], began: float
+        self,
+        args: Args,
+        counter: TripleCounter,
+        bar: tqdm[Any],
+        output: Path | None = None,
+        began: float | None = None,
     ):
+        """Write to `output`, by default the one of the flags; `began`: when the program did."""
         self.counter = counter
         self._args = args
-        self._output = output
-        self._program_began = began
+        self._output = output or args.output
+        self._program_began = time.monotonic() if began is None else began
         self._before = counter.triples
         self._left = args.iterations - counter.iterations
         self._began = self._flushed = time.monotonic()
@@ -214,7 +223,7 @@ class Total:
         bar = tqdm(
             total=args.iterations, initial=counter.iterations, unit="iteration", disable=None
         )
-        return cls(args, task.output, counter, stack.enter_context(bar), began)
+        return cls(args, counter, stack.enter_context(bar), task.output, began)
 
     def add(self, counted: list[list[Triples]]) -> bool:
         """Add the iterations `counted[rank]` of every rank; return whether more remain.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +127,8 @@ def read_start(path: Path) -> None:
 @contextlib.contextmanager
 def little_memory() -> Iterator[None]:
     """Inside the block, this process gets only so much more."""
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (addresses() + MEMORY, before[1]))
     try:

@@ -24,7 +24,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -210,6 +209,8 @@ def run(module: str, source: str | None, seconds: float) -> tuple[str, float]:
 
     `seconds` of a core are allowed, and twenty times as long by the clock.
     """
+    import resource
+
     with tempfile.TemporaryDirectory() as folder:
         process = os.fork()
         if not process:

@@ -336,7 +336,7 @@ def test_memory_does_not_grow_with_the_song(tiny_models, tmp_path):
     [
         ("hybrid", "linearisation/counts.safetensors", "counts.safetensors"),
         ("lqvae", "linearisation/sums.safetensors", "sums.safetensors"),
-        ("lass", "reconstruction/prior_drums", "two prior_SOURCE folders"),
+        ("lass", "reconstruction/prior_drums", "a prior_SOURCE folder per source"),
         ("lass", "reconstruction/vqvae", "vqvae"),
         ("lass", "reconstruction/vqvae/weights.safetensors", "weights.safetensors"),
         ("hybrid", "linearisation", "linearisation is missing"),

@@ -150,6 +150,15 @@ def test_tables_of_another_number_of_sources_are_refused(three_source_models, tm
     with pytest.raises(ValueError, match=r"counts bass\+drums and other, expected bass and drums"):
         hybrid.load_separator(tmp_path, device="cpu")
     (family / "prior_other").symlink_to(here / "prior_other")
+    flags = ["--vqvae", str(here / "vqvae"), "--output", str(tmp_path / "x/sums.safetensors")]
+    assert precompute_sums.main([*flags, "--alpha", "0.6", "0.2", "0.2"]) == 0
+    wrong = tmp_path / "x/sums_2.safetensors"
+    with pytest.raises(ValueError, match="sums_2.safetensors has the weights 0.7.* 0.5 0.5"):
+        load_sums(wrong, place="2 of 3", weights=(0.5, 0.5))
+    (family / "sums_2.safetensors").symlink_to(wrong)
+    with pytest.raises(ValueError, match="compute the code sums with the gains of all sources"):
+        lqvae.load_separator(tmp_path, device="cpu")
+    (family / "sums_2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="sums_2.safetensors is missing"):
         lqvae.load_separator(tmp_path, device="cpu")
     with pytest.raises(FileNotFoundError, match="counts_2.safetensors is missing"):
@@ -175,6 +184,11 @@ def test_counts_of_parts_are_merged_for_every_sum(three_source_models, three_sou
         output = str(tmp_path / f"part{seed}.safetensors")
         assert count_sums.main([*flags, "--seed", seed, "--output", output]) == 0
     parts = [str(tmp_path / f"part{seed}.safetensors") for seed in (1, 2)]
+    whole = tmp_path / "part2.safetensors"
+    whole.rename(tmp_path / "away")
+    assert count_sums.main(["--merge", *parts, "--output", str(tmp_path / "all.safetensors")]) == 1
+    assert not list(tmp_path.glob("all*"))
+    (tmp_path / "away").rename(whole)
     assert count_sums.main(["--merge", *parts, "--output", str(tmp_path / "all.safetensors")]) == 0
     for suffix, names in (("_2", NAMES[:2]), ("", ("bass+drums", "other"))):
         merged, _ = load_counts(tmp_path / f"all{suffix}.safetensors", sources=names)

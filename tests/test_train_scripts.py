@@ -402,11 +402,10 @@ def test_short_songs_are_reported(tmp_path, capsys):
 
 
 def test_linearisation_needs_two_sources(tmp_path, capsys):
-    sources = tone_and_noise(1, RATE)
-    sources["piano"] = sources["bass"].flip(0)
+    sources = {"bass": tone_and_noise(1, RATE)["bass"]}
     data = write_data_set(tmp_path / "data", {"Track00001": ("train", sources)})
     flags = codec_flags(data, tmp_path / "run", objective="linearisation")
-    assert "linearisation mixes two sources" in error_of(capsys, train_vqvae.main(flags))
+    assert "linearisation mixes two sources or more" in error_of(capsys, train_vqvae.main(flags))
 
 
 def test_a_time_budget_stops_and_counts_as_finished(tmp_path, tiny_data, capsys):

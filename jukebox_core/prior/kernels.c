@@ -304,21 +304,9 @@ int has_product(void) { return 0; }
 #endif
 
 /* Sums over groups of pairs, out[g, n] = sum of one[first, n] other[second, n] shares over the pairs
- * offsets[g] .. offsets[g + 1] of group g. one, other: [K, count]; shares: of every pair, or null. */
+ * offsets[g] .. offsets[g + 1] of group g. one, other: [K, count], count a multiple of LANES; shares:
+ * of every pair, or null. */
 #define LANES 16
-
-static inline __attribute__((always_inline)) void pair_lanes(
-    const int lanes, const double *one, const double *other, const int32_t *first,
-    const int32_t *second, const double *shares, int64_t from, int64_t to, int64_t count,
-    double *out) {
-    double sum[LANES] = {0.0};
-    for (int64_t e = from; e < to; e++) {
-        const double *a = one + first[e] * count, *b = other + second[e] * count;
-        const double share = shares ? shares[e] : 1.0;
-        for (int n = 0; n < lanes; n++) sum[n] += a[n] * b[n] * share;
-    }
-    for (int n = 0; n < lanes; n++) out[n] = sum[n];
-}
 
 void pair_mass(const double *one, const double *other, const int32_t *first,
                const int32_t *second, const double *shares, const int64_t *offsets, double *out,
@@ -326,12 +314,12 @@ void pair_mass(const double *one, const double *other, const int32_t *first,
 #pragma omp parallel for schedule(dynamic, 4)
     for (int64_t g = 0; g < groups; g++)
         for (int64_t n = 0; n < count; n += LANES) {
-            double *at = out + g * count + n;
-            if (n + LANES <= count)
-                pair_lanes(LANES, one + n, other + n, first, second, shares, offsets[g],
-                           offsets[g + 1], count, at);
-            else
-                pair_lanes((int)(count - n), one + n, other + n, first, second, shares, offsets[g],
-                           offsets[g + 1], count, at);
+            double sum[LANES] = {0.0};
+            for (int64_t e = offsets[g]; e < offsets[g + 1]; e++) {
+                const double *a = one + first[e] * count + n, *b = other + second[e] * count + n;
+                const double share = shares ? shares[e] : 1.0;
+                for (int i = 0; i < LANES; i++) sum[i] += a[i] * b[i] * share;
+            }
+            memcpy(out + g * count + n, sum, sizeof sum);
         }
 }

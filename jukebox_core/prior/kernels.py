@@ -30,6 +30,7 @@ from jukebox_core.prior.cache import LayerCache
 SOURCE = Path(__file__).with_name("kernels.c")
 EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c
+_LANES = 16  # columns of masses side by side, in kernels.c
 _PRODUCTS = 1 << 21  # of pairs, held at a time
 _FLAGS = (
     "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
@@ -163,6 +164,9 @@ class CompiledKernels:
         floats = (one, other) if shares is None else (one, other, shares)
         assert all(x.dtype == torch.float64 and x.is_contiguous() for x in floats)
         assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (first, second))
+        count = one.shape[1]
+        # Whole vectors: no sum depends on the number of columns in its last digit.
+        one, other = (F.pad(x, (0, -count % _LANES)) for x in (one, other))
         out = torch.empty(len(offsets) - 1, one.shape[1], dtype=torch.float64)
         self._pair_mass(
             one.data_ptr(),
@@ -174,7 +178,7 @@ class CompiledKernels:
             out.data_ptr(),
             *out.shape,
         )
-        return out
+        return out[:, :count]
 
 
 class PanelProduct:
