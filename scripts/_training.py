@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ class FirstFlags:
     """The size, and the data."""
 
     preset: PresetName = DEFAULT_PRESET
-    data: Path | None = None
+    data: Path | None = field(default=None, kw_only=True)
 
     @property
     def values(self) -> Preset:
