@@ -69,10 +69,10 @@ def check_fits_codec(
     Raises:
         ValueError: a shared field differs, or the crop is no multiple of the codec's hop.
     """
-    for field in shared:
-        own, codecs = getattr(config, field), getattr(codec, field)
+    for name_of in shared:
+        own, codecs = getattr(config, name_of), getattr(codec, name_of)
         if own != codecs:
-            flag = f"--{name}.{field.replace('_', '-')}"
+            flag = f"--{name}.{name_of.replace('_', '-')}"
             raise ValueError(f"{flag} is {own}, the codec {folder} has {codecs}: leave it out")
     if crop % codec.hop:
         raise ValueError(f"--train.crop is {crop}, not a multiple of the hop, {codec.hop} samples")
