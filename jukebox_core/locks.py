@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NAME = ".lock"
+_ATTEMPTS = 1000
 _HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # EACCES, EDEADLK: Windows
 
 
@@ -39,8 +41,12 @@ def sole_writer(output: str | Path, *, inside: bool = False) -> Iterator[None]:
     missing = [folder for folder in file.parents if not os.path.lexists(folder)]
     descriptor = None
     try:
-        while descriptor is None:
+        for _ in range(_ATTEMPTS):
             descriptor = _locked(file, output)
+            if descriptor is not None:
+                break
+        else:  # such as in /proc
+            raise OSError(errno.ENOENT, "no file can be made in the folder", str(file.parent))
         try:
             yield
         finally:
@@ -58,12 +64,20 @@ def _name_beside(name: str) -> str:
 
 
 def _locked(file: Path, output: Path) -> int | None:
-    """Open and lock the file; None if its last owner removed it meanwhile."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Open and lock the file; None if its last owner removed it, or its folder, meanwhile."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:
+        return None
+    except FileExistsError:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.stat(file.parent).st_mode):
+                raise
+        return None
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except FileNotFoundError:
-        return None  # the last owner removed the folder that it had made
+        return None
     except OSError as error:
         named = file if os.path.lexists(file) else file.parent
         raise OSError(error.errno, error.strerror, str(named)) from None

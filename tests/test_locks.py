@@ -101,12 +101,43 @@ def test_a_killed_process_leaves_nothing_locked(tmp_path, place):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("error", (FileExistsError, FileNotFoundError))
+def test_a_folder_that_another_owner_removes_meanwhile_is_made_again(tmp_path, monkeypatch, error):
+    make, output = os.mkdir, tmp_path / "a" / "b"
+    calls = []
+
+    def interrupted(path, *args, **more):
+        calls.append(path)
+        if len(calls) == 1:
+            raise error(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        return make(path, *args, **more)
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with sole_writer(output, inside=True):
+        assert (output / ".lock").exists()
+    assert len(calls) > 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a file system without new files")
+def test_where_no_file_can_be_made_it_is_refused():
+    for inside in (False, True):
+        with pytest.raises(FileNotFoundError, match="no file can be made in the folder"):
+            with sole_writer("/proc/self/new", inside=inside):
+                raise AssertionError
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError), sole_writer(tmp_path / "file", inside=True):
+        raise AssertionError
+
+
 def _contend(output, number, rounds):
     """Add one to a file so many times, as two at once would not."""
     for _ in range(rounds):
         while True:
             try:
-                with sole_writer(output / "locked", inside=True):
+                with sole_writer(output / "new" / "locked", inside=True):
                     before = int(number.read_text())
                     os.sched_yield()
                     number.write_text(str(before + 1))
