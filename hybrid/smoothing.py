@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -49,7 +50,6 @@ class GaussianBase:
         mixed = (1 - share) * near + share * overall_frequencies(counts).unsqueeze(1)
         self._frequencies = mixed.float().to(gaussian.sum_codes.device)
         self._sum_codes = gaussian.sum_codes
-        self._groups: PairGroups | None = None
 
     def probabilities(self, mixture_code: int) -> Tensor:
         """q(mixture_code | z1, z2), [K * K]."""
@@ -59,28 +59,40 @@ class GaussianBase:
         """q(code | first, second) of triples, [N]."""
         return self._frequencies[codes, self._sum_codes[first * self.n_codes + second].long()]
 
-    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> SumSpread:
+    def weighted(self, weights: Tensor) -> WeightedSums:
         """The pairs by their sums, and the sums by the Gaussian around them."""
-        if self._groups is None:
-            self._groups = PairGroups.by_sum(self._sum_codes, self.n_codes)
-        return SumSpread(self._groups, first, second, weights, self._frequencies.to(first.dtype))
+        groups = PairGroups.by_sum(self._sum_codes, self.n_codes)
+        return WeightedSums(groups, weights, self._frequencies.to(weights.dtype))
 
 
+class WeightedSums:
+    """A `lass.smoothing.WeightedBase` of q(m | i, j) = frequencies[m, code of the sum]."""
+
+    def __init__(self, groups: PairGroups, weights: Tensor, q: Tensor):
+        """Take pairs grouped by their sums, weights [K, K], and q: the frequencies [K, K]."""
+        self.groups, self.q = groups, q
+        self.shares = weights[groups.first, groups.second]
+
+    def spread(self, first: Tensor, second: Tensor) -> SumSpread:
+        """The distribution for probabilities of both codes."""
+        of_sums = self.groups.mass(first, second, self.shares)
+        return SumSpread(self, first, second, of_sums, of_sums @ self.q.T)
+
+
+@dataclass(frozen=True)
 class SumSpread:
-    """A `lass.smoothing.Spread` of q(m | i, j) = frequencies[m, code of the sum of i and j]."""
+    """A `lass.smoothing.Spread`: the mass of every sum, and of the codes around it, [N, K] each."""
 
-    def __init__(
-        self, groups: PairGroups, first: Tensor, second: Tensor, weights: Tensor, q: Tensor
-    ):
-        """Add up the pairs of every sum; q: the frequencies [K, K]."""
-        self._groups, self._first, self._second, self._q = groups, first, second, q
-        self._shares = weights[groups.first, groups.second]
-        self._of_sums = groups.mass(first, second, self._shares)  # [N, K]
-        self.mass = self._of_sums @ q.T
+    base: WeightedSums
+    first: Tensor
+    second: Tensor
+    of_sums: Tensor
+    mass: Tensor
 
     def draw(self, rows: Tensor, codes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """The code of the sum, then a pair with this sum."""
-        sums, _ = invert(self._of_sums[rows] * self._q[codes], uniform[:, 0])
-        one, other = self._first[rows], self._second[rows]
-        place = self._groups.draw(sums, one, other, uniform[:, 1], self._shares)
-        return self._groups.first[place].long(), self._groups.second[place].long()
+        groups = self.base.groups
+        sums, _ = invert(self.of_sums[rows] * self.base.q[codes], uniform[:, 0])
+        one, other = self.first[rows], self.second[rows]
+        place = groups.draw(sums, one, other, uniform[:, 1], self.base.shares)
+        return groups.first[place].long(), groups.second[place].long()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,6 +60,7 @@ class CountLink:
         self.groups = PairGroups(first, second, offsets)
         self.shares = seen.to(dtype) / (totals[pairs] + concentration)  # [P]
         self.rest = (concentration / (totals.to(dtype) + concentration)).view(k, k)
+        self.weighted = base.weighted(self.rest)
         self._keys = keys
 
     def scores(self, code: int) -> PairScores:
@@ -70,9 +70,8 @@ class CountLink:
     def message(self, first: Tensor, second: Tensor) -> CountMessage:
         """The mass of every code of the sum, counted and by the base distribution."""
         counted = self.groups.mass(first, second, self.shares)
-        return CountMessage(
-            self, first, second, counted, self.base.spread(first, second, self.rest)
-        )
+        spread = self.weighted.spread(first, second)
+        return CountMessage(self, first, second, counted, spread)
 
     def log_p(self, sums: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Log p(sum | first, second) of triples of codes, [N]."""
@@ -82,11 +81,6 @@ class CountLink:
         if len(self._keys):
             share = share + torch.where(self._keys[place] == keys, self.shares[place], 0.0)
         return share.log()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of the smoothing."""
-        return self._smoothed.settings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Dirichlet smoothing with q as the mean of the prior (MacKay and Bauman Peto 1995
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -40,6 +40,14 @@ class Spread(Protocol):
         ...
 
 
+class WeightedBase(Protocol):
+    """The distribution of weights[i, j] q(m | i, j), for weights that stay."""
+
+    def spread(self, first: Tensor, second: Tensor) -> Spread:
+        """The distribution of first[n, i] second[n, j] weights[i, j] q(m | i, j); [N, K] each."""
+        ...
+
+
 class Base(Protocol):
     """A base distribution q(m | z1, z2) over the mixture codes of all pairs."""
 
@@ -53,14 +61,8 @@ class Base(Protocol):
         """q(code | first, second) of triples, [N]."""
         ...
 
-    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> Spread:
-        """The distribution of first[n, i] second[n, j] weights[i, j] q(m | i, j).
-
-        Args:
-            first: [N, K].
-            second: [N, K].
-            weights: [K, K], all of one type.
-        """
+    def weighted(self, weights: Tensor) -> WeightedBase:
+        """Times the weights of pairs, [K, K], whose type is that of the results."""
         ...
 
     @property
@@ -92,10 +94,10 @@ class Overall:
         """p(code), [N]."""
         return self._frequencies[codes]
 
-    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> _Factors:
+    def weighted(self, weights: Tensor) -> _WeightedFactors:
         """The pairs whatever their code, times p(m)."""
-        frequencies = self._frequencies.to(first.dtype).unsqueeze(1).expand(-1, self.n_codes)
-        return _Factors(first, second, weights, frequencies, None)
+        frequencies = self._frequencies.unsqueeze(1).expand(-1, self.n_codes)
+        return _WeightedFactors(weights, frequencies)
 
 
 class Marginals:
@@ -135,27 +137,33 @@ class Marginals:
         one, other = self._halves
         return one[codes, first] + other[codes, second]
 
-    def spread(self, first: Tensor, second: Tensor, weights: Tensor) -> _Factors:
+    def weighted(self, weights: Tensor) -> _WeightedFactors:
         """The pairs by their first codes' distributions and by their second codes'."""
-        halves = (half.to(first.dtype) for half in self._halves)
-        return _Factors(first, second, weights, *halves)
+        return _WeightedFactors(weights, *self._halves)
+
+
+class _WeightedFactors:
+    """Weights times q(m | i, j) = of_first[m, i] + of_second[m, j]; None: no second term."""
+
+    def __init__(self, weights: Tensor, of_first: Tensor, of_second: Tensor | None = None):
+        self._weights = weights
+        self._tables = [
+            table.to(weights.dtype) for table in (of_first, of_second) if table is not None
+        ]
+
+    def spread(self, first: Tensor, second: Tensor) -> _Factors:
+        """The distribution for probabilities of both codes."""
+        return _Factors(first, second, self._weights, self._tables)
 
 
 class _Factors:
-    """A `Spread` of q(m | i, j) = of_first[m, i] + of_second[m, j]."""
+    """A `Spread` of q(m | i, j) = tables[0][m, i] + tables[1][m, j], or of the first term alone."""
 
-    def __init__(
-        self,
-        first: Tensor,
-        second: Tensor,
-        weights: Tensor,
-        of_first: Tensor,
-        of_second: Tensor | None,
-    ):
-        self._first, self._second, self._weights = first, second, weights
-        self._tables = [of_first] if of_second is None else [of_first, of_second]
+    def __init__(self, first: Tensor, second: Tensor, weights: Tensor, tables: Sequence[Tensor]):
+        self._first, self._second = first, second
+        self._weights, self._tables = weights, tables
         self._masses = [first * (second @ weights.T)]  # of the first codes [N, K]
-        if of_second is not None:
+        if len(tables) > 1:
             self._masses.append(second * (first @ weights))
         terms = zip(self._masses, self._tables, strict=True)
         self.mass = torch.stack([mass @ table.T for mass, table in terms]).sum(0)

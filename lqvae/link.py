@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,11 +38,6 @@ class SumLink:
     def message(self, first: Tensor, second: Tensor) -> SumMessage:
         """The mass of the pairs of every sum."""
         return SumMessage(self._groups, first, second, self._groups.mass(first, second))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """None."""
-        return {}
 
 
 @dataclass(frozen=True)

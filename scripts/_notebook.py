@@ -18,7 +18,6 @@ from unittest import mock
 
 import torch
 
-from data.slakh import OTHER
 from jukebox_core import audio as audio_io
 from jukebox_core.audio import pictures
 from jukebox_core.audio.mp3 import mp3
@@ -173,7 +172,7 @@ def prior_flags(preset: str) -> Words:
 
 
 class Sources(NamedTuple):
-    """The names of the chosen sources, a suffix of folders, and flags of the programs."""
+    """The names of the chosen sources, a suffix of folders, and `_plan.SourceFlags`."""
 
     names: tuple[str, ...]
     suffix: str
@@ -191,14 +190,8 @@ def sources_of(text: str) -> Sources:
     names = tuple(text.split())
     if len(names) < 2 or len({*names}) < len(names):
         raise ValueError(f"SOURCES is {text!r}, expected two names or more, each once")
-    usual, more = names == _plan.SOURCES, len(names) > 2
-    return Sources(
-        names,
-        "" if usual else "_" + "_".join(names),
-        Words("" if OTHER in names else " ".join(("--parts", *names))),
-        Words("" if usual else " ".join(("--sources", *names, *["--keep-silent"] * more))),
-        Words(" ".join(("--alpha", *[repr(1 / len(names))] * len(names))) if more else ""),
-    )
+    flags = (Words(" ".join(map(str, words))) for words in _plan.source_flags(names))
+    return Sources(names, "" if names == _plan.SOURCES else "_" + "_".join(names), *flags)
 
 
 def has_sums(family: Path) -> bool:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from data.composer import PARTS
+from data.slakh import OTHER
 from jukebox_core.checkpoints import WEIGHTS
 from jukebox_core.neural.method import RUN, mask_folder
 from jukebox_core.stages import Stage
 from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
 
 SOURCES = ("bass", "drums")
+"""The sources that the programs take where none are named."""
 OBJECTIVES = ("reconstruction", "linearisation")
 SYSTEMS: tuple[MethodName, ...] = (*PUBLISHED_METHODS, RECOMMENDED)
 """The systems that an experiment trains."""
@@ -23,6 +27,38 @@ VARIETY += ("--production", "all", "--level", "loudness")
 DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
 DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
 """Settings of the candidates that the mask network learns from."""
+
+
+class SourceFlags(NamedTuple):
+    """What the programs are told of the sources: nothing of the usual ones that is not needed.
+
+    songs: to make_synthetic. data: to prepare_slakh. sums: to precompute_sums.
+    """
+
+    songs: tuple[object, ...]
+    data: tuple[object, ...]
+    sums: tuple[object, ...]
+
+
+def check_parts(sources: Sequence[str]) -> None:
+    """Raise ValueError unless these are sources of composed songs."""
+    names = {*sources}
+    if not names <= {*PARTS, OTHER} or len(names) < max(2, len(sources)):
+        raise ValueError(
+            f"sources are {' '.join(sources) or 'empty'}, expected two or more of "
+            f"{', '.join((*PARTS, OTHER))}, each once"
+        )
+
+
+def source_flags(sources: Sequence[str]) -> SourceFlags:
+    """The flags of the programs for these sources."""
+    more = len(sources) > 2
+    return SourceFlags(
+        # All parts play if one of the sources is the rest.
+        () if OTHER in sources else ("--parts", *sources),
+        () if tuple(sources) == SOURCES else ("--sources", *sources, *["--keep-silent"] * more),
+        ("--alpha", *[1 / len(sources)] * len(sources)) if more else (),
+    )
 
 
 def stage(
@@ -100,9 +136,7 @@ class Experiment:
                 add(f"{name} {objective}", script, flags, after, product=table)
         linear = models / "linearisation"
         sums = linear / "sums.safetensors"
-        compute: tuple[object, ...] = ("--vqvae", linear / "vqvae", "--output", sums)
-        if (count := len(self.sources)) > 2:
-            compute += ("--alpha", *[1 / count] * count)
+        compute = ("--vqvae", linear / "vqvae", "--output", sums, *source_flags(self.sources).sums)
         add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
         # The recommended system: the network's own draws are enough for the last stage to learn
         # from.

@@ -49,6 +49,11 @@ REFERENCE_TABLE = {
 }
 
 
+def reference_table(sources: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+    """Return the reference report's scores, which are of mixtures of bass and drums alone."""
+    return REFERENCE_TABLE if {*sources} == {"bass", "drums"} else {}
+
+
 def default_line(method: str) -> Line:
     """Return the line of what users get: a system refined, a baseline as it is."""
     return method, "selected", method in SYSTEMS
@@ -86,14 +91,15 @@ def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
         metric: one of `scores.METRICS`.
     """
     sources = sources_of(results)
-    beside = sources if {*sources} == {"bass", "drums"} else ()
+    table = reference_table(sources)
+    beside = sources if table else ()
     head = ["method", "estimate", *sources, "mean", "s / chunk", *(f"{s} *" for s in beside)]
     body = []
     for line in table_lines(results):
         rows = [find_row(results, *line, source, metric) for source in (*sources, "mean")]
         seconds = results.get("seconds_per_chunk", {}).get(line[0])
         time = "-" if seconds is None else f"{seconds:.2f}"
-        reference = REFERENCE_TABLE.get(line[0], {}) if line[1:] == ("oracle", False) else {}
+        reference = table.get(line[0], {}) if line[1:] == ("oracle", False) else {}
         scores = (f"{reference[name]:.2f}" if name in reference else "" for name in beside)
         body.append([*line_name(*line), *map(cell, rows), time, *scores])
     meta = results["meta"]

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from jukebox_core.datasets.manifest import MANIFEST_NAME, load_manifest
-from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.chunks import Chunk, choose_chunks, consecutive_chunks, silence_rule
 from jukebox_core.evaluation.estimates import Estimator, draw_candidates
+from jukebox_core.evaluation.results import mean_of_sources
+from jukebox_core.evaluation.scores import sdr
 from jukebox_core.files import check_replaceable, sha256
 from jukebox_core.kept import is_kept, kept, key_of, read_kept
 from jukebox_core.parent import end_with_parent
@@ -44,15 +46,18 @@ class Draw(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """values: {estimator: {source: SDR of every chunk, in dB}}. seconds: per chunk."""
+    """values: {estimator: {source: SDR of every chunk in dB, None for silence}}.
 
-    values: dict[str, dict[str, list[float]]]
+    seconds: per chunk.
+    """
+
+    values: dict[str, dict[str, list[float | None]]]
     seconds: float
 
     def mean(self, estimator: str) -> list[float]:
-        """The mean over the sources of every chunk, in dB."""
-        columns = zip(*self.values[estimator].values(), strict=True)
-        return [sum(column) / len(column) for column in columns]
+        """The `mean_of_sources` of every chunk, in dB."""
+        columns = np.array([*self.values[estimator].values()], dtype=float)
+        return [mean_of_sources(column) for column in columns.T.tolist()]
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class _Task:
         )
         length = separator.codec.config.hop * min(sweep.chunk_codes, separator.window)
         chunks = sweep.load(length)
-        values: dict[str, dict[str, list[float]]] = {
+        values: dict[str, dict[str, list[float | None]]] = {
             name: {source: [] for source in separator.sources} for name in self.estimators
         }
         seconds = 0.0
@@ -173,8 +178,7 @@ class _Task:
             seconds += took
             for name, estimator in self.estimators.items():
                 for source, stem in estimator(chunk, candidates).items():
-                    score = metrics.sdr(chunk.sources[source], stem)
-                    values[name][source].append(score.item())
+                    values[name][source].append(sdr(chunk, source, stem))
         return Scores(values, seconds / len(chunks))
 
 

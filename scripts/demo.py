@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 import scripts
-from data.composer import PARTS
-from data.slakh import OTHER
 from data.synthetic import MOST_SECONDS, RECORD
 from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
@@ -27,7 +25,17 @@ from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS
-from scripts._plan import SOURCES, SYSTEMS, VARIETY, Experiment, needs, scoring, stage
+from scripts._plan import (
+    SOURCES,
+    SYSTEMS,
+    VARIETY,
+    Experiment,
+    check_parts,
+    needs,
+    scoring,
+    source_flags,
+    stage,
+)
 from scripts._results import format_table, is_report
 
 
@@ -66,12 +74,7 @@ class Args:
         require_fields(self, "seconds", at_least=1, at_most=MOST_SECONDS)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
-        known, names = {*PARTS, OTHER}, set(self.sources)
-        if not names <= known or len(names) < max(2, len(self.sources)):
-            raise ValueError(
-                f"sources are {' '.join(self.sources) or 'empty'}, expected two or more of "
-                f"{', '.join((*PARTS, OTHER))}, each once"
-            )
+        check_parts(self.sources)
 
 
 def stages(args: Args) -> list[Stage]:
@@ -80,20 +83,11 @@ def stages(args: Args) -> list[Stage]:
     slakh, data, models = out / "slakh", out / "data", out / "models"
     results, report = out / "results.json", out / "report.html"
     seed = ("--seed", args.seed)
-    songs: tuple[object, ...] = (
-        "--output",
-        slakh,
-        "--tracks",
-        args.tracks,
-        "--seconds",
-        args.seconds,
-    )
-    # All parts play if one of the sources is the rest.
-    songs += () if OTHER in args.sources else ("--parts", *args.sources)
-    songs += (*seed, *(VARIETY if args.songs == "varied" else ()))
-    prepare: tuple[object, ...] = ("--slakh", slakh, "--output", data)
-    prepare += ("--sources", *args.sources) if args.sources != SOURCES else ()
-    prepare += ("--keep-silent",) if len(args.sources) > 2 else ()
+    for_sources = source_flags(args.sources)
+    songs: tuple[object, ...] = ("--output", slakh, "--tracks", args.tracks)
+    songs += ("--seconds", args.seconds, *for_sources.songs, *seed)
+    songs += VARIETY if args.songs == "varied" else ()
+    prepare = ("--slakh", slakh, "--output", data, *for_sources.data)
     # One method per process. All get the number of threads, since it identifies the parts.
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)

@@ -28,7 +28,7 @@ from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED
-from scripts._plan import SOURCES, VARIETY, Experiment, needs, stage
+from scripts._plan import SOURCES, VARIETY, Experiment, check_parts, needs, source_flags, stage
 
 COUNT_ITERATIONS = 400
 MIDI_SHARE = 0.3
@@ -48,6 +48,9 @@ class Args:
     """Folder for the copy for inference; default: the models that ship, which it replaces."""
     tracks: int = 1800
     """Number of songs, of 20 s each."""
+    sources: tuple[str, ...] = SOURCES
+    """Sources to separate: parts of the songs (bass, drums, piano, guitar, strings); other is the
+    sum of the rest."""
     length: float = 1.0
     """Multiply the training steps of every network by this."""
     seed: int = 10
@@ -61,6 +64,7 @@ class Args:
         require_fields(self, "length", above=0)
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
+        check_parts(self.sources)
 
 
 def longer(length: float) -> dict[str, tuple[object, ...]]:
@@ -85,6 +89,7 @@ def longer(length: float) -> dict[str, tuple[object, ...]]:
 def stages(args: Args) -> list[Stage]:
     """Return the plan."""
     out, seed = args.output, ("--seed", args.seed)
+    for_sources = source_flags(args.sources)
     arrangements, slakh, data, models = (
         out / name for name in ("arrangements", "slakh", "data", "models")
     )
@@ -92,11 +97,11 @@ def stages(args: Args) -> list[Stage]:
     count = round(1.2 * MIDI_SHARE * args.tracks) + 20
     arrange = ("--output", arrangements, "--songs", count, *seed)
     songs: tuple[object, ...] = ("--output", slakh, "--tracks", args.tracks, "--seconds", 20)
-    songs += ("--parts", *SOURCES, "--split", 0.94, 0.06, 0)
+    songs += (*for_sources.songs, "--split", 0.94, 0.06, 0)
     songs += ("--midi-dir", arrangements, "--midi-share", MIDI_SHARE)
     songs += ("--groove", args.groove) if args.groove else ()
     songs += (*VARIETY, *SOUNDS, *seed)
-    prepare = ("--slakh", slakh, "--output", data)
+    prepare = ("--slakh", slakh, "--output", data, *for_sources.data)
     experiment = Experiment(
         data,
         models,
@@ -105,6 +110,7 @@ def stages(args: Args) -> list[Stage]:
         args.seed,
         more=longer(args.length),
         objectives=("linearisation",),
+        sources=tuple(sorted(args.sources)),
     )
     tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", RECOMMENDED)
     tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
@@ -114,7 +120,7 @@ def stages(args: Args) -> list[Stage]:
         stage("songs", "make_synthetic", songs, ["arrangements"], product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
-        stage("settings", "tune", tune, needs(RECOMMENDED), product=tuned),
+        stage("settings", "tune", tune, needs(RECOMMENDED, args.sources), product=tuned),
     ]
 
 

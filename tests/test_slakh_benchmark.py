@@ -6,14 +6,16 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from made_up_runs import write_runs
 from parity_fixtures import SHARED
 from test_prepare_slakh import write_track
 
+from jukebox_core import audio as audio_io
 from jukebox_core.checkpoints import save_meta
 from jukebox_core.datasets.manifest import load_manifest
 from jukebox_core.evaluation.bootstrap import paired_difference
-from jukebox_core.evaluation.results import find_row, load_results, make_rows, series
+from jukebox_core.evaluation.results import find_row, load_results, make_rows, series, sources_of
 from jukebox_core.stages import Stage
 from scripts import slakh_benchmark
 from scripts._plan import SYSTEMS
@@ -34,6 +36,15 @@ def write_songs(folder, count, seconds=1.0):
         waves = {f"S{i:02d}": sources[name].numpy() for i, name in enumerate(SOURCES)}
         write_track(folder / f"Track{number:05d}", "Bass", "Drums", rate=RATE, **waves)
     return folder
+
+
+def four_waves(number, seconds=1.0):
+    """Bass, drums, and two more of song `number`, [4, T]."""
+    both = (
+        tone_and_noise(number, int(seconds * RATE)),
+        tone_and_noise(number + 5, int(seconds * RATE)),
+    )
+    return torch.stack([wave for sources in both for wave in sources.values()]) / 2
 
 
 def run(*flags):
@@ -105,6 +116,45 @@ def test_the_whole_experiment_and_again(tmp_path, capsys):
     assert said.count("already done") == len(json.loads((out / "stages.json").read_text())) + 1
 
 
+@pytest.mark.slow
+def test_three_sources_are_those_of_the_models(three_source_models, tmp_path, capsys):
+    for number in (1, 2):
+        waves = {f"S{i:02d}": wave.numpy() for i, wave in enumerate(four_waves(number))}
+        folder = tmp_path / f"slakh/test/Track{number:05d}"
+        write_track(folder, "Bass", "Drums", "Piano", "Guitar", rate=RATE, **waves)
+    flags = ["--slakh", tmp_path / "slakh", "--output", tmp_path / "out", "--cores", 1]
+    flags += ["--models", three_source_models, "--methods", "hybrid", "--candidates", 2]
+    assert run(*flags, "--chunks-per-song", 1) == 0
+    said = capsys.readouterr().out
+    assert "other" in said and "reference report:" not in said
+    manifest = load_manifest(tmp_path / "out/data")
+    assert {*manifest.sources} == {"bass", "drums", "other"}
+    for track in manifest.tracks:
+        rest, _ = audio_io.load(track.sources["other"])
+        expected = four_waves(int(track.name[-1]))[2:].sum(0, keepdim=True)
+        torch.testing.assert_close(rest, expected, atol=1e-4, rtol=0)
+    results = load_results(tmp_path / "out/results.json")
+    assert sources_of(results) == manifest.sources
+    rows = make_rows(results["chunks"], manifest.sources, songs=results["meta"]["song_of"])
+    benchmark = json.loads((tmp_path / "out/benchmark.json").read_text())
+    found = benchmark["measurements"]["all"]["rows"]
+    assert found == [row for row in rows if row["metric"] in METRICS]
+
+
+def test_methods_of_other_sources_are_refused(three_source_models, tiny_models, tmp_path, capsys):
+    for family, models in (
+        ("linearisation", three_source_models),
+        ("reconstruction", tiny_models),
+    ):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / family).symlink_to(models / family)
+    write_songs(tmp_path / "slakh/test", 1, 0.1)
+    flags = ["--slakh", tmp_path / "slakh", "--output", tmp_path / "out"]
+    assert run(*flags, "--models", tmp_path / "models") == 1
+    said = capsys.readouterr().err
+    assert "models are of different sources (lqvae: bass drums other; lass: bass drums;" in said
+
+
 @pytest.fixture
 def made_up(tmp_path):
     """Models whose training songs are 1 and 2, and measurements of the songs 2 and 3."""
@@ -166,6 +216,8 @@ def test_our_scores_stand_beside_those_of_the_reference_report(made_up, scored):
         ({"test": 1}, ["--models", "MODELS", "--methods", "neural"], "neural_likelihood"),
         ({"test": 1}, ["--methods", "lass", "lass"], "methods is lass lass"),
         ({"train": 3}, ["--train", "--methods", "neural"], "methods is neural, --train has lqvae"),
+        ({"test": 1}, ["--sources", "bass", "other"], "sources are for --train"),
+        ({"train": 3}, ["--train", "--sources", "bass"], "sources are bass, expected two or more"),
     ],
 )
 def test_what_cannot_be_scored_or_trained_is_refused_first(
@@ -203,10 +255,14 @@ def test_stages_run_again_for_other_songs_or_models(tmp_path):
     save(weights.parent, b"1")
     assert state_of(tmp_path / "models") == before
     args = Args(write_songs(tmp_path / "slakh", 1, 0.1))
-    key = preparation(args, tmp_path / "out", RATE).key
-    assert preparation(args, tmp_path / "out", RATE).key == key
+
+    def key(*sources):
+        return preparation(args, tmp_path / "out", sources, RATE).key
+
+    before = key(*SOURCES)
+    assert key(*SOURCES) == before != key(*SOURCES, "other")
     write_songs(tmp_path / "slakh", 2, 0.1)
-    assert preparation(args, tmp_path / "out", RATE).key != key
+    assert key(*SOURCES) != before
 
 
 def save(folder, content):

@@ -1,5 +1,7 @@
 """Three sources from the data to the stems, with tiny models."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from hybrid.likelihood import PooledLikelihood
 from jukebox_core import audio
 from jukebox_core.checkpoints import fingerprint, load_codec
 from jukebox_core.datasets.manifest import load_manifest
+from jukebox_core.evaluation.chunks import choose_chunks
+from jukebox_core.evaluation.scores import score, sdr
 from jukebox_core.separation.chain import Chain
 from jukebox_core.separation.partial_sums import steps_of, tables_of
 from jukebox_core.separation.settings import Settings
@@ -23,10 +27,12 @@ from lass.triples import PairCounting
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.link import SumLink
 from lqvae.sums import code_sums, load_sums
-from scripts import count_sums, precompute_sums, separate
+from scripts import ablate, count_sums, precompute_sums, separate
 from scripts._methods import METHODS, complete_methods
+from scripts.ablate.tables import Table, row_cells
 from scripts.app.jobs import JobQueue, Limits
 from scripts.app.page import results
+from tests.conftest import write_data_set
 
 NAMES = ("bass", "drums", "other")
 LOADERS = {
@@ -202,6 +208,54 @@ def test_weights_that_make_no_mixture_are_refused(capsys, three_source_models, t
         assert precompute_sums.main(flags) != 0
         assert "alpha" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_nearly_silent_source_has_no_score(three_source_models, three_sources, tmp_path):
+    """The tail of a reverb is no part: it would be scored -50 dB."""
+    manifest = load_manifest(three_sources)
+    songs = {}
+    for number, track in enumerate(manifest.split("test") + manifest.split("train"), start=1):
+        sources = {name: audio.load(path)[0][0] for name, path in track.sources.items()}
+        sources["other"] *= 1e-5 if number == 1 else 1.0
+        songs[f"Track{number:05d}"] = ("test", sources)
+    data = write_data_set(tmp_path / "data", dict([*songs.items()][:2]))
+    chunks, _ = choose_chunks(load_manifest(data), "test", 2, 8_000, 0, audio.is_silent)
+    assert [chunk.silent for chunk in chunks] == [{"other"}, set()]
+    quiet, loud = chunks
+    stems = {name: wave + 0.1 for name, wave in quiet.sources.items()}
+    scores = score(quiet, stems)
+    assert {*scores["other"].values()} == {None} and sdr(quiet, "other", stems["other"]) is None
+    assert None not in scores["bass"].values()
+    assert sdr(quiet, "bass", stems["bass"]) == scores["bass"]["sdr"]
+    assert sdr(loud, "other", loud.sources["other"] / 2) == pytest.approx(20 * np.log10(2))
+
+    out = tmp_path / "ablation"
+    flags = ["--models", str(three_source_models), "--data", str(data), "--output", str(out)]
+    flags += ["--no-parts", "--chunks-per-song", "1", "--chunk-codes", "64", "--candidates", "2"]
+    flags += ["--seeds", "1", "--jobs", "1", "--methods", "hybrid"]
+    assert ablate.main(flags) == 0
+    table = json.loads((out / "ablation.json").read_text())
+    rows = {row["row"]: row for row in table["rows"]}
+    for row in rows.values():
+        (_, bass), (_, drums), (silent, other) = (row["chunks"][name] for name in NAMES)
+        assert silent is None and row["sdr"]["other"]["n"] == 1
+        assert row["sdr"]["other"]["mean"] == pytest.approx(other)
+        first = (row["chunks"]["bass"][0] + row["chunks"]["drums"][0]) / 2
+        expected = (first + (bass + drums + other) / 3) / 2
+        assert row["sdr"]["mean"]["mean"] == pytest.approx(expected)
+    for item in table["comparisons"]:
+        first, second = (rows[item[key]]["sdr"] for key in ("first", "second"))
+        for name in (*NAMES, "mean"):
+            gap = first[name]["mean"] - second[name]["mean"]
+            assert item["difference"][name]["mean"] == pytest.approx(gap)
+
+
+def test_a_source_that_is_always_silent_has_no_interval():
+    table = Table([], {}, 1, NAMES, ["a", "b"])
+    table.add("a", {"bass": [1.0, 2.0], "drums": [3.0, 6.0], "other": [None, None]})
+    line = table.line("a")
+    assert line["sdr"]["other"]["mean"] is None and line["sdr"]["mean"]["mean"] == 3.0
+    assert row_cells(line)[3] == "-" and json.dumps(line, allow_nan=False)
 
 
 def test_the_app_shows_every_stem(three_source_models, three_sources, tmp_path):

@@ -24,6 +24,7 @@ class Chunk:
     """A stretch of a song: T samples from `start`.
 
     mixture: [T], the sum of alpha_i x_i. sources: {source: x_i [T]}. alpha: {source: gain}.
+    silent: sources that the rule of silence calls silent; they have no score.
     """
 
     track: str
@@ -31,6 +32,7 @@ class Chunk:
     mixture: Tensor
     sources: dict[str, Tensor]
     alpha: Mapping[str, float]
+    silent: frozenset[str] = frozenset()
 
 
 def choose_chunks(
@@ -110,7 +112,7 @@ def consecutive_chunks(
             left_out.append(track.name)
         count = min(per_song, len(starts))
         for start in (starts[(2 * i + 1) * len(starts) // (2 * count)] for i in range(count)):
-            chunks.append(_chunk(track, manifest.alpha, sources, start, length))
+            chunks.append(_chunk(track, manifest.alpha, sources, start, length, silent))
     _require_some(chunks, split, length)
     return chunks, left_out
 
@@ -152,17 +154,23 @@ def _cut(
         if any(abs(start - other) < length for other in taken):
             continue
         if _sounds({name: x[start : start + length] for name, x in sources.items()}, silent):
-            return _chunk(track, alpha, sources, start, length)
+            return _chunk(track, alpha, sources, start, length, silent)
     return None
 
 
 def _chunk(
-    track: Track, alpha: Mapping[str, float], sources: Mapping[str, Tensor], start: int, length: int
+    track: Track,
+    alpha: Mapping[str, float],
+    sources: Mapping[str, Tensor],
+    start: int,
+    length: int,
+    silent: Silent,
 ) -> Chunk:
     """The chunk at `start`; sources: the whole song's."""
     cut = {name: x[start : start + length].clone() for name, x in sources.items()}
     mixture = audio_io.load_segment(track.mixture, start, length)[0]
-    return Chunk(track.name, start, mixture, cut, alpha)
+    quiet = frozenset(name for name, wave in cut.items() if silent(wave))
+    return Chunk(track.name, start, mixture, cut, alpha, quiet)
 
 
 def silence_rule(reference: bool) -> tuple[str, Silent]:

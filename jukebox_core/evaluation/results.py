@@ -86,7 +86,15 @@ def chunk_value(item: Mapping[str, Any], source: str, metric: str) -> float:
     if source != "mean":
         value = item["values"][source][metric]
         return math.nan if value is None else float(value)
-    values = [chunk_value(item, name, metric) for name in item["values"]]
+    return mean_of_sources([chunk_value(item, name, metric) for name in item["values"]])
+
+
+def mean_of_sources(values: Sequence[float]) -> float:
+    """Return the mean score of a chunk's sources, of which some may be silent: NaN.
+
+    Of more than two sources the silent ones are left out; of two, none may be silent. NaN if there
+    is no score.
+    """
     if len(values) > 2:
         values = [value for value in values if not math.isnan(value)]
     return sum(values) / len(values) if values else math.nan

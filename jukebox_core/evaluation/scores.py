@@ -22,7 +22,9 @@ MUSEVAL = "sdr_museval"
 def score(
     chunk: Chunk, stems: Mapping[str, Tensor], with_museval: bool = False
 ) -> dict[str, dict[str, float | None]]:
-    """{source: {metric: dB}} of estimates {source: [T]}; None if there is no finite score.
+    """{source: {metric: dB}} of estimates {source: [T]}.
+
+    None for a silent source, or if there is no finite score.
 
     Raises:
         ValueError: an estimate has samples that are not finite.
@@ -43,9 +45,19 @@ def score(
         if with_museval:
             values[MUSEVAL] = reference[name]
         scores[name] = {
-            metric: value.item() if value.isfinite() else None for metric, value in values.items()
+            metric: None if name in chunk.silent else _finite(value)
+            for metric, value in values.items()
         }
     return scores
+
+
+def sdr(chunk: Chunk, source: str, stem: Tensor) -> float | None:
+    """SDR of an estimate [T], in dB; None for a silent source, or if there is no finite score."""
+    return None if source in chunk.silent else _finite(metrics.sdr(chunk.sources[source], stem))
+
+
+def _finite(score: Tensor) -> float | None:
+    return score.item() if score.isfinite() else None
 
 
 def museval_sdr(truth: Mapping[str, Tensor], stems: Mapping[str, Tensor]) -> dict[str, Tensor]:

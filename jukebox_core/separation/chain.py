@@ -15,7 +15,7 @@ partial sums, and the draw is that of `posterior.draw_chunks`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -68,40 +68,24 @@ class Link(Protocol):
         """
         ...
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The values that it was made with, ready for JSON."""
-        ...
-
-
-@runtime_checkable
-class ChainLikelihood(Protocol):
-    """The likelihood of more than two sources: links of partial sums, and of the mixture last."""
-
-    n_codes: int
-    links: Sequence[Link]
-    """S - 2 links, of the sums of the first 2 .. S - 1 sources."""
-
-    def scores(self, mixture_code: int) -> PairScores:
-        """Log-likelihoods of the pairs (code of the sum of all but the last source, last code)."""
-        ...
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The values that it was made with, ready for JSON."""
-        ...
-
 
 class Chain:
-    """A `ChainLikelihood` of its parts."""
+    """The `Likelihood` of more than two sources.
+
+    Its pairs are (code of the sum of all but the last source, code of the last source).
+    """
 
     def __init__(self, links: Sequence[Link], last: Likelihood):
         """Join links and the mixture's likelihood.
 
+        Args:
+            links: S - 2, of the sums of the first 2 .. S - 1 sources.
+            last: of the mixture.
+
         Raises:
             ValueError: the parts have different numbers of codes.
         """
-        sizes = {part.n_codes for part in (*links, last)}
+        sizes = {last.n_codes, *(link.n_codes for link in links)}
         if len(sizes) > 1:
             raise ValueError(f"the links of a chain have {sorted(sizes)} codes, expected the same")
         self.n_codes = last.n_codes
@@ -114,13 +98,13 @@ class Chain:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those of the mixture's likelihood."""
+        """Those of the mixture's likelihood; the links are made with the same."""
         return self.last.settings
 
 
 def links_of(likelihood: Likelihood | None) -> tuple[Link, ...]:
     """The links of the partial sums; none for a likelihood of two sources."""
-    return tuple(getattr(likelihood, "links", ()))
+    return likelihood.links if isinstance(likelihood, Chain) else ()
 
 
 class Drawn(NamedTuple):

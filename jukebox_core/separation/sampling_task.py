@@ -92,7 +92,7 @@ class SamplingTask:
         Args:
             priors: of S sources, in the order of the likelihood: z1, z2, ...
             likelihood: scores of code pairs given a mixture code; of more than two sources a
-                `ChainLikelihood`. None: no pair likelihood, the sources are independent.
+                `Chain`. None: no pair likelihood, the sources are independent.
             mixture_codes: int64 [B, T], T within the priors' context.
             candidates: N.
             log_factors: {source: [B, T, K]}, see `SourceLikelihood`; None: no source likelihood.

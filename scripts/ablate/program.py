@@ -22,12 +22,12 @@ from jukebox_core.checkpoints import load_codec, load_config, load_meta, provena
 from jukebox_core.checks import require_fields
 from jukebox_core.config import VQVAEConfig
 from jukebox_core.datasets.manifest import load_manifest
-from jukebox_core.evaluation import metrics
 from jukebox_core.evaluation.baselines import Baseline, first, untrained_baselines
 from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.evaluation.estimates import Estimator, codec_round_trip
 from jukebox_core.evaluation.figures import is_figure_of, is_png_of_matplotlib
 from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
+from jukebox_core.evaluation.scores import sdr
 from jukebox_core.files import check_replaceable, json_with, marked, write_json, write_text
 from jukebox_core.locks import sole_writer
 from jukebox_core.presets import PRESETS
@@ -66,7 +66,7 @@ class Args:
     seeds: int = 3
     """Number of random seeds that every row is sampled with."""
     parts: bool = True
-    """Also ablate the parts of the hybrid."""
+    """Also ablate the parts of the hybrid, of models of two sources."""
     seed: int = 0
     """Random seed for the choice of chunks."""
     chunk_codes: int = 1024
@@ -103,7 +103,7 @@ def ablate(args: Args, sources: Sequence[str]) -> str:
     )
     for method in args.methods or ():
         METHODS[method].check(args.models)
-    every = list(rows(args.models, args.candidates, args.parts, args.methods))
+    every = list(rows(args.models, args.candidates, args.parts, args.methods, len(sources)))
     by_name, needed = estimators(args.models), defaultdict[Draw, dict[str, Estimator]](dict)
     for row in every:
         for draw in seeded(row.draw, args.seeds):
@@ -179,7 +179,7 @@ def load_chunks(sweep: Sweep) -> list[Chunk]:
 
 def baseline_scores(
     sweep: Sweep, chunks: Sequence[Chunk]
-) -> Iterator[tuple[str, dict[str, list[float]]]]:
+) -> Iterator[tuple[str, dict[str, list[float | None]]]]:
     """Score the baselines: (name, {source: SDR of every chunk}).
 
     Mask estimators in MODELS/mask_estimator_SIZE are scored beside MODELS/mask_estimator.
@@ -201,8 +201,8 @@ def baseline_scores(
         baselines[shown[name]] = partial(codec_round_trip, codec)
     baselines["ideal ratio mask"] = untrained["irm"]
     for name, separate in baselines.items():
-        values: dict[str, list[float]] = {source: [] for source in manifest.sources}
+        values: dict[str, list[float | None]] = {source: [] for source in manifest.sources}
         for chunk in chunks:
             for source, stem in separate(chunk).items():
-                values[source].append(metrics.sdr(chunk.sources[source], stem).item())
+                values[source].append(sdr(chunk, source, stem))
         yield name, values

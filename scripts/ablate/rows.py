@@ -98,37 +98,45 @@ def estimators(models: Path) -> dict[str, Estimator]:
 
 
 def rows(
-    models: Path, candidates: int, parts: bool, methods: Sequence[MethodName] | None = None
+    models: Path,
+    candidates: int,
+    parts: bool,
+    methods: Sequence[MethodName] | None = None,
+    sources: int = 2,
 ) -> Iterator[Row]:
     """The rows, in the order of the tables.
+
+    The published systems, the rows between them and the default, and the beam are for two sources.
 
     Args:
         models: folder of trained models.
         candidates: per chunk.
         parts: also the rows between the published and the default hybrid, and the estimators.
         methods: only their rows; None: every method's.
+        sources: number of sources of the models.
     """
-    for row in _all_rows(models, candidates, parts):
+    for row in _all_rows(models, candidates, parts, sources):
         if methods is None or row.draw.method in methods:
             yield row
 
 
-def _all_rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
+def _all_rows(models: Path, candidates: int, parts: bool, sources: int) -> Iterator[Row]:
     def draw(method: MethodName, settings: Settings = _DEFAULT) -> Draw:
         return Draw(method, settings, candidates)
 
     for method in (name for name in PUBLISHED_METHODS if available(name, models)):
         published, default = draw(method, PUBLISHED), draw(method)
-        yield Row(f"{method}, published: oracle, raw", published, "oracle")
-        rejection = f"rejection, published ({method})"
-        yield Row(f"{method}, published: rejection, raw", published, rejection)
-        yield Row(f"{method}, published: refined", published, "mask")
+        if sources == 2:
+            yield Row(f"{method}, published: oracle, raw", published, "oracle")
+            rejection = f"rejection, published ({method})"
+            yield Row(f"{method}, published: rejection, raw", published, rejection)
+            yield Row(f"{method}, published: refined", published, "mask")
         yield Row(f"{method}, default: oracle, raw", default, "oracle")
         yield Row(f"{method}, default: selected, raw", default, "spectral fit")
         refined = f"mask, tuned and calibrated ({method})"
         yield Row(f"{method}, default: refined", default, refined)
-    yield from _neural_rows(models, candidates)
-    if not parts:
+    yield from _neural_rows(models, candidates, sources)
+    if not parts or sources != 2:
         return
     full = METHODS["hybrid"].resolve(Settings(), models)
     sampling = ("sampler", "temperature", "top_k", "top_p")
@@ -153,7 +161,7 @@ def _all_rows(models: Path, candidates: int, parts: bool) -> Iterator[Row]:
             yield Row(f"estimator: {name}", draw("hybrid"), name)
 
 
-def _neural_rows(models: Path, candidates: int) -> Iterator[Row]:
+def _neural_rows(models: Path, candidates: int, sources: int) -> Iterator[Row]:
     """The rows of the methods with the neural likelihood, for models that have it."""
     for name in _available(models):
         if name in PUBLISHED_METHODS:
@@ -174,6 +182,8 @@ def _neural_rows(models: Path, candidates: int) -> Iterator[Row]:
             yield Row("neural, no priors: refined", drawn, refined)
             if has_mask_network(models, name):
                 yield Row("neural, no priors: mask network", drawn, f"mask network ({name})")
+            if sources != 2:
+                continue
             best = Draw(name, replace(alone, sampler="beam", shifts=1), 1)
             yield Row("neural, no priors, most probable codes: raw", best, "oracle")
             yield Row("neural, no priors, most probable codes: refined", best, refined)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
+from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean, paired_difference
+from jukebox_core.evaluation.results import mean_of_sources
 from scripts._methods import PUBLISHED_METHODS
 from scripts._results import markdown_table, row_name
 from scripts._sweep import Draw, Scores
@@ -48,7 +50,8 @@ class Table:
                 [
                     [scores[d].values[row.estimator][source] for source in self.sources]
                     for d in seeded(row.draw, seeds)
-                ]
+                ],
+                dtype=float,
             )  # [seeds, sources, chunks]
             for row in rows
         }
@@ -58,24 +61,19 @@ class Table:
         """Names of the rows, in order."""
         return list(self._values)
 
-    def add(self, row: str, values: Mapping[str, Sequence[float]]) -> None:
-        """Add a row without a draw: {source: SDR of every chunk}."""
-        self._values[row] = np.array([[values[source] for source in self.sources]])
+    def add(self, row: str, values: Mapping[str, Sequence[float | None]]) -> None:
+        """Add a row without a draw: {source: SDR of every chunk, None for a silent source}."""
+        self._values[row] = np.array([[values[source] for source in self.sources]], dtype=float)
 
     def per_chunk(self, row: str, source: str) -> np.ndarray:
-        """SDR of every chunk, `mean` for the mean over the sources.
-
-        NaN where a source is silent; the mean over more than two sources leaves silent ones out.
-        """
+        """SDR of every chunk, `mean` for the `mean_of_sources`; NaN where a source is silent."""
         values = self._values[row].mean(0)
-        if source != "mean":
-            return values[self.sources.index(source)]
-        return values.mean(0) if len(values) < 3 else np.nanmean(values, 0)
+        return _means(values) if source == "mean" else values[self.sources.index(source)]
 
     def line(self, row: str) -> dict[str, Any]:
         """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
         intervals = {
-            source: bootstrap_mean(self.per_chunk(row, source), groups=self.songs)._asdict()
+            source: _as_json(bootstrap_mean(self.per_chunk(row, source), groups=self.songs))
             for source in (*self.sources, "mean")
         }
         means = np.nanmean(self._values[row], (1, 2))
@@ -85,9 +83,21 @@ class Table:
             "sdr": intervals,
             "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
             "seconds": self.seconds.get(row),
-            "chunks": {source: self.per_chunk(row, source).tolist() for source in self.sources},
+            "chunks": {
+                source: [*map(_finite, self.per_chunk(row, source).tolist())]
+                for source in self.sources
+            },
             **({} if self.songs is None else {"songs": self.songs}),
         }
+
+
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    """An interval with None for NaN, where no chunk has a score."""
+    return {name: _finite(value) for name, value in interval._asdict().items()}
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -102,7 +112,7 @@ def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for first, second in _pairs_of_rows(list(rows)):
         if first in rows and second in rows:
             a, b = (_columns(rows[name]) for name in (first, second))
-            gaps = {name: paired_difference(a[name], b[name], songs)._asdict() for name in a}
+            gaps = {name: _as_json(paired_difference(a[name], b[name], songs)) for name in a}
             yield {"first": first, "second": second, "difference": gaps}
 
 
@@ -139,10 +149,15 @@ def _pairs_of_rows(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
 _DEFAULT = "estimator: spectral fit"
 
 
-def _columns(chunks: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+def _columns(chunks: Mapping[str, Sequence[float | None]]) -> dict[str, np.ndarray]:
     """{source: SDR of every chunk}, and their mean."""
-    columns = {source: np.array(values) for source, values in chunks.items()}
-    return columns | {"mean": np.mean(list(columns.values()), 0)}
+    columns = {source: np.array(values, dtype=float) for source, values in chunks.items()}
+    return columns | {"mean": _means(np.stack(list(columns.values())))}
+
+
+def _means(values: np.ndarray) -> np.ndarray:
+    """`mean_of_sources` of every chunk, from [sources, chunks]."""
+    return np.array([mean_of_sources(chunk) for chunk in values.T.tolist()])
 
 
 def markdown(lines: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> str:
@@ -180,7 +195,9 @@ def difference_cells(item: Mapping[str, Any]) -> list[str]:
     return [name, *(interval_cell(gap, "+") for gap in item["difference"].values())]
 
 
-def interval_cell(interval: Mapping[str, float], sign: str = "") -> str:
-    """Mean and interval of dB, as the documents write it."""
+def interval_cell(interval: Mapping[str, float | None], sign: str = "") -> str:
+    """Mean and interval of dB, as the documents write it; `-` without a score."""
+    if interval["mean"] is None:
+        return "-"
     mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"

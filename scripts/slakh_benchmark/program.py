@@ -7,7 +7,8 @@
 Without --train it prepares the test songs of SLAKH (all of Slakh2100, a part of it, or excerpts)
 and scores every method that the models have. With --train it prepares 300 songs of the train
 folder, 210 to train on and 90 to test on, trains the three systems and the recommended one, and
-scores them.
+scores them. The models tell which sources are scored; --sources is for training. The mixture is the
+mean of these sources: for all of a song, name other last, which is the rest.
 
 There are two measurements: with one chunk of each of the first 30 test songs, as in the reference
 report, and with several chunks of every test song. Both score the best candidate by the truth, as
@@ -23,6 +24,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import scripts
@@ -39,7 +41,15 @@ from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName, complete_methods
-from scripts._plan import SOURCES, SYSTEMS, Experiment, needs, prior_flags, scoring
+from scripts._plan import (
+    SOURCES,
+    SYSTEMS,
+    Experiment,
+    needs,
+    prior_flags,
+    scoring,
+    source_flags,
+)
 from scripts.slakh_benchmark.record import Measured, describe
 from scripts.slakh_benchmark.tables import text
 
@@ -64,6 +74,9 @@ class Args:
     """Train models on SLAKH as the reference report did, and score them."""
     preset: PresetName = "small"
     """Size of the models to train."""
+    sources: tuple[str, ...] = SOURCES
+    """Sources of the models to train: instruments of Slakh2100, or other for all that are not
+    named."""
     songs: int = 300
     """Songs of the experiment, from the train folder: 70% to train on, 30% to test on."""
     count_iterations: int = 1000
@@ -90,6 +103,11 @@ class Args:
         names = self.methods
         if names is not None and (not names or len({*names}) != len(names)):
             raise ValueError(f"methods is {' '.join(names) or 'empty'}, expected each once")
+        if not self.train and self.sources != SOURCES:
+            raise ValueError("sources are for --train; without it, those of the models are scored")
+        if len(self.sources) < 2 or len({*self.sources}) != len(self.sources):
+            chosen = " ".join(self.sources) or "empty"
+            raise ValueError(f"sources are {chosen}, expected two or more, each once")
         if self.train and names is not None and not {*names} <= {*SYSTEMS}:
             raise ValueError(f"methods is {' '.join(names)}, --train has {', '.join(SYSTEMS)}")
 
@@ -99,12 +117,12 @@ def main(args: Args, command: str) -> None:
     """Prepare, train if asked to, score; write benchmark.json and print the tables."""
     out = args.output / "experiment" if args.train else args.output
     models = out / "models" if args.train else args.models
-    methods = methods_to_score(args, models)
-    prepare = preparation(args, out, sample_rate(args, models, methods))
+    methods, sources = to_score(args, models)
+    prepare = preparation(args, out, sources, sample_rate(args, models, methods))
     record = out / "benchmark.json"
     check_replaceable(record, json_with("measurements", "data", "models"), "a benchmark")
     for file in RESULTS.values():
-        Outputs(out / file, SOURCES, METHODS).check(methods, BASELINES, EXAMPLES)
+        Outputs(out / file, sources, METHODS).check(methods, BASELINES, EXAMPLES)
     cores = args.cores or os.cpu_count() or 1
     Runner([prepare], out, cores, scripts).run()
     manifest = load_manifest(out / "data")
@@ -123,22 +141,25 @@ def main(args: Args, command: str) -> None:
     print(f"\n{record}")
 
 
-def methods_to_score(args: Args, models: Path) -> tuple[MethodName, ...]:
-    """The methods by name.
+def to_score(args: Args, models: Path) -> tuple[tuple[MethodName, ...], tuple[str, ...]]:
+    """The methods and the sources.
 
     Raises:
         FileNotFoundError: the models have no method, or lack one that is asked for.
+        ValueError: the methods' models are of different sources.
     """
     if args.train:
-        return args.methods or SYSTEMS
+        return args.methods or SYSTEMS, args.sources
     if args.methods is not None:
-        for name in args.methods:
-            METHODS[name].check(models)
-        return args.methods
-    complete, lacking = complete_methods(models)
-    for name, what in lacking.items():
-        print(f"{name} is left out: {what}", file=sys.stderr, flush=True)
-    return tuple(complete)
+        complete = {name: METHODS[name].check(models) for name in args.methods}
+    else:
+        complete, lacking = complete_methods(models)
+        for name, what in lacking.items():
+            print(f"{name} is left out: {what}", file=sys.stderr, flush=True)
+    if len({*complete.values()}) > 1:
+        found = "; ".join(f"{name}: {' '.join(sources)}" for name, sources in complete.items())
+        raise ValueError(f"the models are of different sources ({found}): choose --methods")
+    return tuple(complete), next(iter(complete.values()))
 
 
 def state_of(models: Path) -> str:
@@ -154,7 +175,7 @@ def sample_rate(args: Args, models: Path, methods: Sequence[MethodName]) -> int:
     return load_meta(METHODS[methods[0]].folder(models) / "vqvae")["config"]["sample_rate"]
 
 
-def preparation(args: Args, out: Path, rate: int) -> Stage:
+def preparation(args: Args, out: Path, sources: Sequence[str], rate: int) -> Stage:
     """The stage `data`.
 
     Raises:
@@ -180,6 +201,7 @@ def preparation(args: Args, out: Path, rate: int) -> Stage:
                 f"{args.slakh} has no TrackNNNNN folders, neither in test nor itself{hint}"
             )
     flags = ("--slakh", folder, "--output", out / "data", "--sample-rate", rate, *more)
+    flags += source_flags(sources).data
     words = ("prepare_slakh", *map(str, flags))
     product = out / "data" / MANIFEST_NAME
     return Stage("data", words, product=product, state=str([track.name for track in tracks]))
@@ -208,7 +230,7 @@ def stages(
     if args.train:
         size = (args.preset, args.count_iterations, args.seed, 1 if gpu else 4)
         more = {"train_prior": prior_flags(args.preset)}
-        plan += Experiment(data, models, *size, more).stages()
+        plan += Experiment(data, models, *size, more, sources=tuple(sorted(args.sources))).stages()
     at_once = 1 if gpu else min(cores, len(methods))
     common: tuple[object, ...] = ("--models", models, "--data", data, "--by-song")
     common += ("--seed", args.seed, "--threads", cores // at_once)
@@ -228,7 +250,7 @@ def stages(
             methods,
             ("--output", out / file, *chosen[name], *common),
             out / file,
-            needs if args.train else lambda _: ["data"],
+            partial(needs, sources=args.sources) if args.train else lambda _: ["data"],
             joined=("--methods", *methods),
             beside=["mask estimator"] * args.train,
             side_by_side=at_once,

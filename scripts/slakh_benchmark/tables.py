@@ -8,11 +8,11 @@ from typing import Any
 from jukebox_core.evaluation.results import find_row, sources_of
 from scripts._results import (
     REFERENCE_NOTE,
-    REFERENCE_TABLE,
     cell,
     default_line,
     format_table,
     line_name,
+    reference_table,
     table_lines,
     text_table,
 )
@@ -75,15 +75,17 @@ def _beside(name: str, results: Mapping[str, Any]) -> str:
     """Our scores beside the reference report's, in its metric."""
     sources = sources_of(results)
     lines = table_lines(results)
-    absent = [(m, *ORACLE) for m in REFERENCE_TABLE if (m, *ORACLE) not in lines]
+    table = reference_table(sources)
+    beside = sources if table else ()
+    absent = [(m, *ORACLE) for m in table if (m, *ORACLE) not in lines]
     body = []
     for line in [*absent, *lines]:
         if line[1:] in SHOWN or line[0] in RIVALS:
-            reference = REFERENCE_TABLE.get(line[0], {}) if line[1:] == ORACLE else {}
-            scores = (f"{reference[s]:.2f}" if s in reference else "" for s in sources)
+            reference = table.get(line[0], {}) if line[1:] == ORACLE else {}
+            scores = (f"{reference[s]:.2f}" if s in reference else "" for s in beside)
             ours = (cell(find_row(results, *line, s, METRICS[0])) for s in (*sources, "mean"))
             body.append([*line_name(*line), *scores, *ours])
-    head = ["method", "estimate", *(f"{s} *" for s in sources), *sources, "mean"]
+    head = ["method", "estimate", *(f"{s} *" for s in beside), *sources, "mean"]
     meta = results["meta"]
     counts = ", ".join(sorted({str(n) for n in meta["candidates"].values()}))
     title = (
@@ -91,7 +93,8 @@ def _beside(name: str, results: Mapping[str, Any]) -> str:
         f"{counts} candidates.\n{METRICS[0]} in dB, the reference report's metric: median SDR of "
         "windows of 44,100 samples; mean and 95% interval, bootstrap over songs"
     )
-    notes = [f"* reference report: {REFERENCE_NOTE}", *meta["notes"]]
+    notes = [f"* reference report: {REFERENCE_NOTE}"] if beside else []
+    notes += meta["notes"]
     return "\n".join([title, "", text_table([head, *body]), "", *notes])
 
 
