@@ -83,6 +83,14 @@ def cell(row: Mapping[str, Any] | None) -> str:
     return f"{row['mean']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
 
 
+def interval_cell(interval: Mapping[str, float | None], sign: str = "") -> str:
+    """Mean and interval of dB, as the documents write it; `-` without a score."""
+    if interval["mean"] is None:
+        return "-"
+    mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def format_table(results: Mapping[str, Any], metric: str = "sdr") -> str:
     """Format the scores with their 95% intervals, beside the reference report's scores.
 

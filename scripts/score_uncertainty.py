@@ -10,7 +10,6 @@ particles with a common past agree whether they are right or not.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from jukebox_core.audio.spectra import stft
 from jukebox_core.checkpoints import provenance
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.manifest import load_manifest
-from jukebox_core.evaluation.bootstrap import bootstrap_mean
+from jukebox_core.evaluation.bootstrap import bootstrap_mean, finite
 from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.estimates import draw_candidates
 from jukebox_core.files import check_replaceable, json_with, write_json
@@ -110,8 +109,8 @@ def main(args: Args) -> None:
             {
                 "sampler": sampler,
                 "shifts": shifts,
-                "correlation": {name: _finite(x) for name, x in interval._asdict().items()},
-                "chunks": [_finite(x) for x in values],
+                "correlation": interval.as_json(),
+                "chunks": [*map(finite, values)],
                 "median_disagreement": typical,
             }
         )
@@ -124,11 +123,6 @@ def main(args: Args) -> None:
         flags = {name: getattr(args, name) for name in asked}
         flags["method"] = method_of(args.method, args.models)
         write_json(args.output, {"variants": variants, "asked": flags, **provenance()})
-
-
-def _finite(value: float) -> float | None:
-    """None for the correlation of what does not vary."""
-    return value if math.isfinite(value) else None
 
 
 def correlations(

@@ -109,6 +109,7 @@ def _do(script, *flags) -> None:
 
 _MAKERS = {
     "ablation.json": _ablation,
+    "again": lambda path: path.symlink_to(make(path.parent, "models").resolve()),
     "codec.pth.tar": lambda path: save_checkpoint(path, codec_tensors(), CODEC_HPS),
     "counts.npz": _original,
     "data": write_tiny_data,

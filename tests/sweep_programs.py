@@ -80,6 +80,10 @@ BASES: Mapping[str, Base] = {
         " --codes 128 --n-fft 256 --device cpu"
     ),
     "check_parity": Base("--fixtures in/fixtures --output out.json --markdown out.md"),
+    "compare_models": Base(
+        "--models in/models in/again --data in/data --output out.json --method hybrid"
+        " --candidates 2 --threads 1"
+    ),
     "convert_upstream": Base(
         "--kind codec --input in/codec.pth.tar --output out",
         instead={

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
-from scripts._results import row_name
-from scripts.ablate.tables import compare, difference_cells, interval_cell, kind_of
+from scripts._results import interval_cell, row_name
+from scripts.ablate.tables import compare, difference_cells, kind_of
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")

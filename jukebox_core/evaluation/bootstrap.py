@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,15 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+    def as_json(self) -> dict[str, float | None]:
+        """The fields; None for NaN."""
+        return {name: finite(value) for name, value in self._asdict().items()}
+
+
+def finite(value: float) -> float | None:
+    """The value for JSON, which has no NaN: None."""
+    return None if math.isnan(value) else value
 
 
 def bootstrap_mean(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean
+from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean, finite
 
 Line: TypeAlias = tuple[str, str, bool]
 """(method, estimate, refined): one line of the table."""
@@ -72,9 +72,9 @@ def make_rows(
                         "refined": refined,
                         "source": source,
                         "metric": metric,
-                        "mean": _finite(interval.mean),
-                        "ci_low": _finite(interval.low),
-                        "ci_high": _finite(interval.high),
+                        "mean": finite(interval.mean),
+                        "ci_low": finite(interval.low),
+                        "ci_high": finite(interval.high),
                         "n": interval.n,
                     }
                 )
@@ -169,7 +169,3 @@ def find_row(
 def sources_of(results: Mapping[str, Any]) -> list[str]:
     """Return the sources, without `mean`."""
     return [s for s in dict.fromkeys(row["source"] for row in results["rows"]) if s != "mean"]
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value

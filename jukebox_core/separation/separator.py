@@ -80,7 +80,7 @@ class Sizes(NamedTuple):
 
 
 class Separator:
-    """Separates mixtures of two sources; the methods differ only in the parts.
+    """Separates mixtures; the methods differ only in the parts.
 
     Example:
         >>> separator = hybrid.load_separator("runs/demo/models")

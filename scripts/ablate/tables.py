@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from jukebox_core.evaluation.bootstrap import Interval, bootstrap_mean, paired_difference
+from jukebox_core.evaluation.bootstrap import bootstrap_mean, finite, paired_difference
 from jukebox_core.evaluation.results import mean_of_sources
 from scripts._methods import PUBLISHED_METHODS
-from scripts._results import markdown_table, row_name
+from scripts._results import interval_cell, markdown_table, row_name
 from scripts._sweep import Draw, Scores
 from scripts.ablate.rows import Row, seeded
 
@@ -73,7 +72,7 @@ class Table:
     def line(self, row: str) -> dict[str, Any]:
         """A row as JSON: {source: mean and interval}, spread of the seeds, seconds, every chunk."""
         intervals = {
-            source: _as_json(bootstrap_mean(self.per_chunk(row, source), groups=self.songs))
+            source: bootstrap_mean(self.per_chunk(row, source), groups=self.songs).as_json()
             for source in (*self.sources, "mean")
         }
         means = np.nanmean(self._values[row], (1, 2))
@@ -84,20 +83,11 @@ class Table:
             "seed_spread": float(means.std(ddof=1)) if len(means) > 1 else None,
             "seconds": self.seconds.get(row),
             "chunks": {
-                source: [*map(_finite, self.per_chunk(row, source).tolist())]
+                source: [*map(finite, self.per_chunk(row, source).tolist())]
                 for source in self.sources
             },
             **({} if self.songs is None else {"songs": self.songs}),
         }
-
-
-def _as_json(interval: Interval) -> dict[str, float | None]:
-    """An interval with None for NaN, where no chunk has a score."""
-    return {name: _finite(value) for name, value in interval._asdict().items()}
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -112,7 +102,7 @@ def compare(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for first, second in _pairs_of_rows(list(rows)):
         if first in rows and second in rows:
             a, b = (_columns(rows[name]) for name in (first, second))
-            gaps = {name: _as_json(paired_difference(a[name], b[name], songs)) for name in a}
+            gaps = {name: paired_difference(a[name], b[name], songs).as_json() for name in a}
             yield {"first": first, "second": second, "difference": gaps}
 
 
@@ -193,11 +183,3 @@ def difference_cells(item: Mapping[str, Any]) -> list[str]:
     elif kind_of(item) == "choice":
         name = f"{first} − {second}".replace("estimator: ", "")
     return [name, *(interval_cell(gap, "+") for gap in item["difference"].values())]
-
-
-def interval_cell(interval: Mapping[str, float | None], sign: str = "") -> str:
-    """Mean and interval of dB, as the documents write it; `-` without a score."""
-    if interval["mean"] is None:
-        return "-"
-    mean, low, high = (format(interval[key], f"{sign}.2f") for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
