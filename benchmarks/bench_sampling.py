@@ -19,8 +19,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ COLUMNS = {
     "first 16": "{first_ms:.1f}",
     "last 16": "{last_ms:.1f}",
     "cache MB": "{cache_mb:.0f}",
+    "tables MB": "{tables_mb:.0f}",
     "peak MB": "{peak_mb:.0f}",
 }
 
@@ -151,10 +153,41 @@ def measure(
         "ratio": None if plain_mean is None else plain_mean / mean,
         "peak_mb": max(held),
         "cache_mb": fast.new_cache(candidates, args.positions).nbytes() / 1e6,
+        "tables_mb": tensor_bytes(scores) / 1e6,
+        "weights_mb": weights_bytes(priors, args) / 1e6,
         "first_ms": statistics.median(ours[1:17]),
         "last_ms": statistics.median(ours[-16:]),
         **floor(priors, candidates, args),
     }
+
+
+def tensor_bytes(value: object, seen: set[int] | None = None) -> int:
+    """Return the bytes of all tensors that an object holds, each once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        new = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() if new else 0
+    if isinstance(value, list | tuple):
+        parts: Iterable[object] = value
+    elif isinstance(value, Mapping):
+        parts = value.values()
+    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
+        parts = vars(value).values()
+    else:
+        return 0
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    return sum(tensor_bytes(part, seen) for part in parts)
+
+
+def weights_bytes(priors: Mapping[str, AutoregressivePrior], args: Args) -> int:
+    """Return the bytes of the priors' weights in the type that they are decoded in."""
+    dtype = choose_dtype(torch.device(args.device), args.precision)
+    sizes = (p.numel() for prior in priors.values() for p in prior.parameters())
+    return dtype.itemsize * sum(sizes)
 
 
 def floor(

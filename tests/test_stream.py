@@ -214,6 +214,23 @@ def test_the_automatic_batch_fits_the_memory(parts, monkeypatch):
     assert make(parts).fitting_batch() >= 1
 
 
+def test_every_source_and_partial_sum_counts(parts, monkeypatch):
+    """Of four sources, twice the caches and the audio of two, and the messages of two sums."""
+    prior, cpu = next(iter(parts[1].values())), torch.device("cpu")
+    free = 1 << 32
+
+    def needed(sources):
+        joint = as_joint({str(number): prior for number in range(sources)})
+        monkeypatch.setattr(memory, "CPU_SEQUENCES", 1 << 60)
+        monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+        return memory.SHARE * free / windows_that_fit(joint, 1, 64, 64 * HOP, cpu)
+
+    k = prior.n_codes
+    tables = 4 * 3 * k**2
+    two, four = (needed(n) - tables for n in (2, 4))
+    assert four - 2 * two == pytest.approx(2 * 8 * 8 * k, rel=0.02)
+
+
 def test_memory_of_a_container(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")

@@ -107,7 +107,7 @@ def sizes_of(
         require("candidates", candidates, whole=True, at_least=1)
         shifts = math.gcd(candidates, _SHIFTS)
     sizes = Sizes(candidates, window, shifts)
-    sizes.check(n_ctx, codec.hop)
+    sizes.check(n_ctx, codec.hop, len(priors))
     return sizes
 
 

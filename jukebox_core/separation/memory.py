@@ -11,12 +11,13 @@ SHARE = 0.5
 """Fraction of free memory to plan for; the estimate covers only the large parts."""
 
 CPU_SEQUENCES = 256
-"""Pairs of sequences decoded together from which a CPU gains little by more."""
+"""Sequences of a source decoded together from which a CPU gains little by more."""
 
 GPU_SEQUENCES = 4096
-"""Pairs of sequences decoded together from which a GPU gains little by more."""
+"""Sequences of a source decoded together from which a GPU gains little by more."""
 
 _LOGITS = 16  # float32 rows [K] of a sequence: logits, log-probabilities, the draw's intermediates
+_MESSAGES = 8  # float64 rows [K] of a partial sum: its parts, its mass, intermediates
 _TABLES = 3  # float32 tables [K, K] of a window's step
 _FACTORS = 4  # float32 tensors [T, K] of a source: network's logits, log-factors, intermediates
 
@@ -38,7 +39,7 @@ def windows_that_fit(
     """Windows to sample together, at least 1: useful on the device, within half its free memory.
 
     Args:
-        joint: the priors; a cache for one pair of sequences is made to see its size.
+        joint: the priors of S sources; a cache for one candidate is made to see its size.
         candidates: N.
         codes: of a sequence, its context included.
         samples: of a decoded candidate.
@@ -48,11 +49,13 @@ def windows_that_fit(
         factors: whether there is a source likelihood.
     """
     useful = -(-(CPU_SEQUENCES if device.type == "cpu" else GPU_SEQUENCES) // candidates)
-    per_pair = joint.new_cache(1, codes).nbytes() + 2 * 4 * _LOGITS * joint.n_codes
-    on_device = candidates * per_pair + 4 * _TABLES * shifts * joint.n_codes**2
+    sources, k = len(joint.names), joint.n_codes
+    rows = 4 * _LOGITS * sources + 8 * _MESSAGES * max(0, sources - 2)
+    on_device = candidates * (joint.new_cache(1, codes).nbytes() + rows * k)
+    on_device += 4 * _TABLES * shifts * k**2
     if factors:
-        on_device += 2 * 4 * _FACTORS * shifts * codes * joint.n_codes
-    on_host = 2 * decoded_bytes(candidates, samples)  # decoded in parts and joined
+        on_device += 4 * _FACTORS * shifts * codes * k * sources
+    on_host = 2 * decoded_bytes(candidates, samples, sources)  # decoded in parts and joined
     host, own = torch.device("cpu"), free_bytes(device)
     if device.type == "cpu":
         fits = own / (on_device + on_host)
@@ -61,6 +64,6 @@ def windows_that_fit(
     return max(1, min(useful, int(SHARE * fits / processes)))
 
 
-def decoded_bytes(candidates: int, samples: int) -> int:
-    """Bytes of a window's candidates of both sources, as float32 audio."""
-    return 2 * 4 * candidates * samples
+def decoded_bytes(candidates: int, samples: int, sources: int) -> int:
+    """Bytes of a window's candidates of all sources, as float32 audio."""
+    return 4 * candidates * samples * sources

@@ -46,12 +46,13 @@ class Sizes(NamedTuple):
     window: int
     shifts: int
 
-    def check(self, n_ctx: int, hop: int) -> None:
+    def check(self, n_ctx: int, hop: int, sources: int = 2) -> None:
         """Refuse numbers that do not fit the models, each other or the free memory.
 
         Args:
             n_ctx: the priors' context, in codes.
             hop: samples per code.
+            sources: number of sources.
 
         Raises:
             ValueError: they do not fit the models or each other.
@@ -69,7 +70,8 @@ class Sizes(NamedTuple):
                 f"shifts is {self.shifts}, expected 1 to {hop} (samples of a code) and a divisor "
                 f"of the {self.candidates} candidates"
             )
-        needed = 2 * decoded_bytes(self.candidates, self.window * hop)  # in parts and joined
+        # Decoded in parts and joined.
+        needed = 2 * decoded_bytes(self.candidates, self.window * hop, sources)
         free = free_bytes(torch.device("cpu"))
         if needed > free:
             raise TooLarge(
@@ -151,7 +153,7 @@ class Separator:
                     f"{dict(trained)}, the separator mixes with {self.alpha}: train it on data "
                     f"with these gains"
                 )
-        Sizes(candidates, window, shifts).check(self.n_ctx, codec.config.hop)
+        Sizes(candidates, window, shifts).check(self.n_ctx, codec.config.hop, len(self.sources))
         require("overlap", overlap, whole=True, at_least=0)
         self.sampler = sampler or DEFAULTS.make_sampler()
         self.n_candidates = candidates
