@@ -1,21 +1,26 @@
-# make demo   a fresh machine to results: environment, data, three models, table, report
-# make results   after `make demo`: tunes settings, writes the tables of docs/results.md (hours)
-# make slakh SLAKH=DIR   scores the models that ship, or MODELS, on real Slakh2100 or a part of it
-# make slakh SLAKH=DIR TRAIN=1   the reference report's experiment: models trained on 210 of its songs
-# make separate FILE=song.mp3   its stems, by the models that ship with the package
-# make pretrained   trains these models and replaces them (an hour or two; GROOVE=DIR: with human drum parts)
-# make test   environment and the whole test suite
-# make pythons PYTHONS="python3.10 python3.12"   an environment for each, and a part of the tests
-# make coverage   the suite again: lines and branches that it runs, and a floor for them
-# make mutants   small mistakes in the code that decides the results, one at a time: do its tests notice?
-# make sweep   every flag of every program with nonsense values (an hour or so)
-# make lock   the newest versions that fit, with digests, in requirements.lock and requirements-cuda.lock
-# make fuzz    damaged files and commands for everything that reads them (minutes)
-# make docs   the documents as a site, in build/site
+# make demo            from nothing to results: data, models, table, report
+# make results         after `make demo`: the tables of docs/results.md (hours)
+# make slakh SLAKH=DIR scores the models that ship, or MODELS, on Slakh2100
+# make slakh SLAKH=DIR TRAIN=1
+#                      the reference report's experiment: trains models on it
+# make separate FILE=song.mp3
+#                      its stems, by the models that ship
+# make pretrained      trains these models and replaces them (an hour or two;
+#                      GROOVE=DIR: with human drum parts)
+# make test            the whole test suite
+# make pythons PYTHONS="python3.10 python3.12"
+#                      a part of the tests in an environment for each
+# make coverage        the suite again: lines and branches that it runs
+# make mutants         mistakes in the code, one at a time: do tests notice?
+# make sweep           every flag with nonsense values (an hour or so)
+# make fuzz            damaged files and commands for all that reads them
+# make lock            the newest versions that fit, with digests
+# make docs            the documents as a site, in build/site
 #
-# PYTHON=python3.12 picks the interpreter; PIP_FLAGS adds to every `pip install`, for example
-# an index with CPU-only builds of torch. LOCK=requirements.lock installs exactly the versions and
-# files that were locked; on Linux with PyPI's torch also those of CUDA:
+# Each makes the environment first. PYTHON=python3.12 picks the interpreter;
+# PIP_FLAGS adds to every `pip install`, for example an index with CPU-only
+# builds of torch. LOCK=requirements.lock installs exactly the versions and files
+# that were locked; on Linux with PyPI's torch also those of CUDA:
 # LOCK="requirements.lock requirements-cuda.lock".
 PYTHON ?= python3
 VENV ?= .venv

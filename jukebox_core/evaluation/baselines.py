@@ -103,7 +103,7 @@ def _parts(magnitudes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _other(method: str, alpha: Mapping[str, float]) -> str:
     """The source beside the drums."""
     if len(alpha) != 2 or "drums" not in alpha:
-        raise ValueError(f"{method} needs drums and one more source, got {', '.join(alpha)}")
+        raise ValueError(f"{method} is for drums and one other source, got {', '.join(alpha)}")
     return next(name for name in alpha if name != "drums")
 
 

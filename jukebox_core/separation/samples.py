@@ -1,4 +1,4 @@
-"""Joint samples of both sources' codes, and the interface of the samplers that draw them."""
+"""Joint samples of all sources' codes, and the interface of the samplers that draw them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Candidates(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Draws joint samples from the posterior over both sources' codes."""
+    """Draws joint samples from the posterior over all sources' codes."""
 
     @property
     def independent(self) -> bool:

@@ -1,4 +1,4 @@
-"""The one user-facing object: a codec, two priors and likelihoods that separate any audio."""
+"""The one user-facing object: a codec, priors and likelihoods that separate any audio."""
 
 from __future__ import annotations
 

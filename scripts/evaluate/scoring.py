@@ -145,7 +145,7 @@ class Scoring:
                 estimate = "oracle" if name == "irm" else "selected"
                 self._baseline(name, estimate, {}, untrained[name])
             else:
-                self.notes.append(f"{name} was left out: it needs drums and one more source")
+                self.notes.append(f"{name} was left out: it is for drums and one other source")
 
     def examples(self) -> list[dict[str, Any]]:
         """The audio files for listening; paths are relative to the folder of the results."""
