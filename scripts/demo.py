@@ -24,8 +24,9 @@ from jukebox_core.files import check_replaceable, json_with
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS
+from scripts._methods import METHODS, MethodName
 from scripts._plan import (
+    OBJECTIVES,
     SOURCES,
     SYSTEMS,
     VARIETY,
@@ -59,6 +60,8 @@ class Args:
     sources: tuple[str, ...] = SOURCES
     """Sources to separate: parts of the songs (bass, drums, piano, guitar, strings); other is the
     sum of the rest."""
+    methods: tuple[MethodName, ...] = SYSTEMS
+    """Systems to train and score, one or more of these; hybrid-neural alone takes half the time."""
     count_iterations: int = 250
     """Iterations of counting, each with 8 pairs of 1024 codes."""
     seed: int = 0
@@ -75,6 +78,13 @@ class Args:
         require_fields(self, "seed", whole=True, at_least=0)
         require_fields(self, "cores", optional=True, whole=True, at_least=1)
         check_parts(self.sources)
+        if not self.methods or len({*self.methods} & {*SYSTEMS}) < len(self.methods):
+            raise ValueError(
+                f"methods is {' '.join(self.methods) or 'empty'}, expected some of "
+                f"{', '.join(SYSTEMS)}, each once"
+            )
+        if not any(METHODS[name].family == "linearisation" for name in self.methods):
+            raise ValueError("methods is lass: choose another one too, the demo trains its codec")
 
 
 def stages(args: Args) -> list[Stage]:
@@ -89,18 +99,33 @@ def stages(args: Args) -> list[Stage]:
     songs += VARIETY if args.songs == "varied" else ()
     prepare = ("--slakh", slakh, "--output", data, *for_sources.data)
     # One method per process. All get the number of threads, since it identifies the parts.
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(SYSTEMS))
+    threads = max(1, (args.cores or os.cpu_count() or 1) // len(args.methods))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
     flags = (*score, "--threads", threads, *seed)
     write = ("--runs", out, "--output", report)
     size = (args.preset, args.count_iterations, args.seed)
-    experiment = Experiment(data, models, *size, sources=tuple(sorted(args.sources)))
+    families = {METHODS[name].family for name in args.methods}
+    experiment = Experiment(
+        data,
+        models,
+        *size,
+        objectives=tuple(name for name in OBJECTIVES if name in families),
+        sources=tuple(sorted(args.sources)),
+    )
     after = partial(needs, sources=args.sources)
     return [
         stage("songs", "make_synthetic", songs, product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
-        *scoring("scores", SYSTEMS, flags, results, after, beside=["mask estimator"]),
+        *scoring(
+            "scores",
+            args.methods,
+            flags,
+            results,
+            after,
+            joined=() if args.methods == SYSTEMS else ("--methods", *args.methods),
+            beside=["mask estimator"],
+        ),
         stage("report", "report", write, ["scores"], product=report),
     ]
 
@@ -116,7 +141,9 @@ def main(args: Args) -> None:
             "--songs plain, or choose another --output"
         )
     # evaluate and report check this too, but only after the training.
-    Outputs(results, args.sources, METHODS).check(SYSTEMS, BASELINES, min(EXAMPLES, args.chunks))
+    Outputs(results, args.sources, METHODS).check(
+        args.methods, BASELINES, min(EXAMPLES, args.chunks)
+    )
     check_replaceable(report, is_report, "a report")
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
     print(format_table(load_results(results)))

@@ -33,8 +33,31 @@ def test_any_length_of_a_song_makes_a_plan_or_is_named(seconds):
             Args(seconds=seconds)
 
 
+def test_one_system_needs_no_other_codec():
+    every, one = stages(Args()), stages(Args(methods=("hybrid-neural",)))
+    for plan in (every, one):
+        names = {each.name for each in plan}
+        assert all({*each.after} <= names for each in plan)
+        scored = [each.command for each in plan if each.command[0] == "evaluate"]
+        assert all(words[-1] == "--parts-only" for words in scored[:-1]) and len(scored) > 1
+    assert {each.name for each in one} < {each.name for each in every} | {"scores hybrid-neural"}
+    assert not any("reconstruction" in word for each in one for word in each.command)
+    joined = next(each for each in one if each.name == "scores")
+    assert joined.command[-2:] == ("--methods", "hybrid-neural")
+    assert "--methods" not in next(each for each in every if each.name == "scores").command
+
+
 @pytest.mark.parametrize(
-    "flags", (("--preset", "nonsense"), ("--tracks", "0"), ("--seconds", "nan"), ("--cores", "0"))
+    "flags",
+    (
+        ("--preset", "nonsense"),
+        ("--tracks", "0"),
+        ("--seconds", "nan"),
+        ("--cores", "0"),
+        ("--methods", "lass"),
+        ("--methods", "hybrid", "hybrid"),
+        ("--methods", "neural"),
+    ),
 )
 def test_nothing_is_started_with_a_value_that_cannot_be(flags, tmp_path, capsys):
     assert demo.main(["--output", str(tmp_path / "out"), *flags]) in (1, 2)
