@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jukebox_core.checks import one_line, plain, require, require_fields
+from jukebox_core.checks import one_line, plain, printable, require, require_fields
 from jukebox_core.config import PriorConfig, VQVAEConfig, from_dict
 from jukebox_core.files import atomic_folder, durable_path, remove_owned
 from jukebox_core.prior.model import AutoregressivePrior
@@ -157,6 +157,7 @@ def load_prior(
     folder: str | Path,
     device: str | torch.device = "cpu",
     codec_fingerprint: str | None = None,
+    source: str | None = None,
 ) -> AutoregressivePrior:
     """Load a run's prior, in eval mode and without gradients.
 
@@ -164,14 +165,17 @@ def load_prior(
         folder: the run.
         device: where to put it.
         codec_fingerprint: of the codec to use the prior with; None accepts any.
+        source: whose prior it is to be; None accepts any.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: a part is damaged, of another kind, does not fit its configuration, has values
-            that are not finite, or the prior was trained on the codes of another codec.
+            that are not finite, or the prior was trained on the codes of another codec or source.
     """
     config, meta = load_config(folder, "prior", PriorConfig)
     check_codec(folder, meta, codec_fingerprint)
+    if source is not None:
+        check_source(folder, meta, source)
     return load_model(lambda: AutoregressivePrior(config), folder, device)
 
 
@@ -182,6 +186,16 @@ def check_codec(folder: str | Path, meta: Mapping[str, Any], codec_fingerprint: 
         raise ValueError(
             f"{folder} was trained on the codes of another codec (fingerprint "
             f"{str(trained_on)[:12]}, this one has {codec_fingerprint[:12]}): train it on this one"
+        )
+
+
+def check_source(folder: str | Path, meta: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError if a prior's metadata name another source; converted ones name none."""
+    trained_on = meta.get("source")
+    if trained_on not in (None, source):
+        raise ValueError(
+            f"{folder} is the prior of {printable(str(trained_on))}, not of {source}: train a "
+            f"prior of {source}"
         )
 
 

@@ -171,6 +171,18 @@ def test_tables_of_another_number_of_sources_are_refused(three_source_models, tm
         hybrid.load_separator(tmp_path, device="cpu")
 
 
+def test_the_prior_of_another_source_is_refused(three_source_models, tmp_path):
+    models = tmp_path / "models" / "linearisation"
+    models.mkdir(parents=True)
+    for part in (three_source_models / "linearisation").iterdir():
+        (models / part.name).symlink_to(part)
+    (models / "prior_other").unlink()
+    (models / "prior_other").symlink_to(three_source_models / "linearisation" / "prior_bass")
+    for refuse in (METHODS["lqvae"].check, METHODS["lqvae"].load_separator):
+        with pytest.raises(ValueError, match="prior_other is the prior of bass, not of other"):
+            refuse(models.parent)
+
+
 def test_separate_writes_a_stem_per_source(three_source_models, three_sources, tmp_path):
     song = load_manifest(three_sources).split("test")[0].mixture
     flags = ["--models", str(three_source_models), "--output", str(tmp_path / "stems")]

@@ -11,6 +11,7 @@ import torch
 
 from jukebox_core.checkpoints import (
     WEIGHTS,
+    check_source,
     fingerprint,
     load_codec,
     load_meta,
@@ -195,6 +196,8 @@ class Method(ABC):
         for folder in (*runs, *priors.values(), *self.runs_beside(Path(models), full).values()):
             load_meta(folder)
             run_part(folder, WEIGHTS)
+        for name, folder in priors.items():
+            check_source(folder, load_meta(folder), name)
         self.check_tables(family, full)
         return tuple(priors)
 
@@ -237,7 +240,7 @@ class Method(ABC):
         codec = load_codec(family / "vqvae", place)
         identity = fingerprint(family / "vqvae")
         priors = {
-            name: load_prior(folder, place, codec_fingerprint=identity)
+            name: load_prior(folder, place, codec_fingerprint=identity, source=name)
             for name, folder in folders.items()
         }
         parts = Parts(family, codec, identity, tuple(priors))
