@@ -41,6 +41,8 @@ class Args:
     """Size of the models."""
     memory: tuple[float, ...] = (16.0,)
     """Memory of the devices in GB."""
+    sources: int = 2
+    """Number of sources; of the linearisation, whose sums of sources are encoded too."""
     json: bool = False
     """Print the table as JSON at the end, in one line."""
 
@@ -49,6 +51,7 @@ class Args:
         if not self.memory:
             raise ValueError("memory is empty, expected one size or more")
         require_fields(self, "memory", above=0)
+        require_fields(self, "sources", whole=True, at_least=2)
 
 
 @program
@@ -58,7 +61,7 @@ def main(args: Args) -> None:
     rows, lines = [], []
     for unit in _UNITS:
         for precision in ("32", "16-mixed"):
-            needed = measure(preset, unit, precision)
+            needed = measure(preset, unit, precision, args.sources)
             fits = {f"{memory:g}": crops(needed, memory) for memory in args.memory}
             rows.append({"unit": unit, "precision": precision, **needed._asdict(), "crops": fits})
             sizes = (f"{value / 1e6:.0f}" for value in needed)
@@ -75,14 +78,14 @@ def crops(needed: TrainingBytes, memory: float) -> int:
     return max(0, int((SHARE * memory * 1e9 - needed.fixed) / needed.activations))
 
 
-def measure(preset: Preset, unit: str, precision: str) -> TrainingBytes:
+def measure(preset: Preset, unit: str, precision: str, sources: int = 2) -> TrainingBytes:
     """Measure one kind of training, in fake tensors."""
     with fake_tensors(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "32"):
-        objective, batch = build(preset, unit)
+        objective, batch = build(preset, unit, sources)
         return training_bytes(objective, batch)
 
 
-def build(preset: Preset, unit: str) -> tuple[nn.Module, Tensor]:
+def build(preset: Preset, unit: str, sources: int = 2) -> tuple[nn.Module, Tensor]:
     """The objective and its smallest batch."""
     if unit.startswith("prior"):
         prior = AutoregressivePrior(preset.prior)
@@ -90,9 +93,11 @@ def build(preset: Preset, unit: str) -> tuple[nn.Module, Tensor]:
         codes = preset.prior_train.crop // preset.vqvae.hop
         return PriorObjective(None, prior), torch.zeros(1, codes, dtype=torch.int64)
     codec = VQVAE(preset.vqvae)
-    kind = {"reconstruction": ReconstructionObjective, "linearisation": LinearisationObjective}
-    objective = kind[unit](codec, LossConfig(), Bandwidths())
-    return objective, torch.zeros(2, preset.vqvae_train.crop)
+    objective: nn.Module = ReconstructionObjective(codec, LossConfig(), Bandwidths())
+    if unit == "linearisation":
+        alpha = [1 / sources] * sources
+        objective = LinearisationObjective(codec, LossConfig(), Bandwidths(), alpha)
+    return objective, torch.zeros(sources, preset.vqvae_train.crop)
 
 
 if __name__ == "__main__":

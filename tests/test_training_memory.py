@@ -58,6 +58,22 @@ def test_fake_tensors_keep_what_real_ones_keep(unit):
     assert objective(batch).loss.isfinite()  # no fake window is left behind
 
 
+def test_every_further_source_adds_a_sum_to_encode():
+    """Of S sources S crops and S - 1 sums: per crop, 1 + (S - 1) / S encodings."""
+    preset = PRESETS["tiny"]
+    plain, two, three, five = (
+        script.measure(preset, unit, "32", sources).activations
+        for unit, sources in (
+            ("reconstruction", 2),
+            ("linearisation", 2),
+            ("linearisation", 3),
+            ("linearisation", 5),
+        )
+    )
+    assert (three - plain) / (two - plain) == pytest.approx((2 / 3) / (1 / 2), rel=0.02)
+    assert (five - plain) / (two - plain) == pytest.approx((4 / 5) / (1 / 2), rel=0.02)
+
+
 def test_checkpointing_and_16_bits_keep_less():
     preset = PRESETS["paper"]
     kept = {
