@@ -195,6 +195,19 @@ def finish(args: Flags, rows: Sequence[dict[str, Any]]) -> None:
         print(json.dumps(list(rows), allow_nan=False))
 
 
+def name_of(device: torch.device) -> str:
+    """The GPU's name, or `cpu` with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _timed(path: Callable[[], Any]) -> tuple[Any, float, float]:
     """Result, seconds and peak memory in MiB of one call."""
     reset_peak()

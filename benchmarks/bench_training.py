@@ -97,21 +97,31 @@ def measure(name: str, crops: int, args: Args) -> dict[str, Any]:
     return row(args, name, len(batch), batch.shape[1], timed, difference, note=about)
 
 
-def training_step(objective: nn.Module, batch: Tensor, precision: str, fused: bool = True) -> Step:
+def training_step(
+    objective: nn.Module,
+    batch: Tensor,
+    precision: str,
+    fused: bool = True,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Step:
     """Forward, backward, clipping, update, average; returns the loss."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
     config = OptimConfig()
     optimizer = build_optimizer(objective, config, fused=fused)
     average = WeightAverage(objective, config.ema_decay)
     parameters = list(objective.parameters())
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        with torch.autocast(device.type, dtype, enabled=precision != "32"):
             output = objective(batch)
         loss = output if isinstance(output, Tensor) else output.loss
-        loss.backward()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-        assert math.isfinite(norm), norm
-        optimizer.step()
+        assert scaler.is_enabled() or math.isfinite(norm), norm
+        scaler.step(optimizer)  # left out where a gradient overflows
+        scaler.update()
         average.update(0)
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
