@@ -85,24 +85,31 @@ def told_of(name):
 
 
 def per_chunk(line):
-    return np.array([line["chunks"][source] for source in ("bass", "drums")])
+    """SDR of every chunk, [sources, chunks]; NaN for silence."""
+    return np.array([*line["chunks"].values()], dtype=float)
+
+
+def columns(line):
+    """{source: SDR of every chunk}, and the mean of the sources that sound."""
+    values = per_chunk(line)
+    means = np.nanmean(values, 0) if len(values) > 2 else values.mean(0)
+    return dict(zip((*line["chunks"], "mean"), (*values, means), strict=True))
 
 
 @pytest.mark.parametrize("measured", MEASURED.values(), ids=MEASURED)
 def test_every_mean_and_difference_is_that_of_the_chunks(measured):
     lines = {line["row"]: line for line in measured["rows"]}
     for line in lines.values():
-        values = [*per_chunk(line), per_chunk(line).mean(0)]
-        for name, column in zip(NAMES, values, strict=True):
+        assert [*line["sdr"]] == [*columns(line)]
+        for name, column in columns(line).items():
             assert line["sdr"][name] == pytest.approx(
                 bootstrap_mean(column, groups=line.get("songs"))._asdict()
             )
     for item in measured["comparisons"]:
-        first, second = (per_chunk(lines[item[key]]) for key in ("first", "second"))
-        pairs = zip([*first, first.mean(0)], [*second, second.mean(0)], strict=True)
-        for name, (a, b) in zip(NAMES, pairs, strict=True):
+        first, second = (columns(lines[item[key]]) for key in ("first", "second"))
+        for name in first:
             songs = lines[item["first"]].get("songs")
-            expected = paired_difference(a, b, songs)._asdict()
+            expected = paired_difference(first[name], second[name], songs)._asdict()
             assert item["difference"][name] == pytest.approx(expected)
     assert measured["comparisons"] == list(compare(measured["rows"]))  # no question is left out
 
@@ -112,17 +119,17 @@ def test_the_page_shows_what_was_measured():
         table = cells(told_of(name))
         for line in MEASURED[name]["rows"]:
             row = table[row_name(line["row"])]
-            assert row[:3] == [interval_cell(line["sdr"][n]) for n in NAMES]
-            spread, seconds = line["seed_spread"], line["seconds"]
-            assert row[3] == ("-" if spread is None else f"{spread:.2f}")
-            assert row[4] == ("-" if seconds is None else f"{seconds:.1f}")
+            *scores, spread, seconds = row
+            assert scores == [interval_cell(each) for each in line["sdr"].values()]
+            assert spread == ("-" if line["seed_spread"] is None else f"{line['seed_spread']:.2f}")
+            assert seconds == ("-" if line["seconds"] is None else f"{line['seconds']:.1f}")
         for item in MEASURED[name]["comparisons"] if name != "ablation_second" else ():
             label, *expected = difference_cells(item)
             shows_some = name == "neural_methods" or name in SHIPPED
             if shows_some and label not in table:
                 continue
             assert table[label] == expected
-            assert expected == [interval_cell(item["difference"][n], "+") for n in NAMES]
+            assert expected == [interval_cell(gap, "+") for gap in item["difference"].values()]
 
 
 def test_the_steps_lead_from_the_published_system_to_the_default():
