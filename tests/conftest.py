@@ -4,7 +4,8 @@ import json
 import math
 import os
 import shutil
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,15 +139,16 @@ def train_tiny_networks(models: Path, data: Path, families: tuple[str, ...]) -> 
     assert train_mask.main(["--output", str(models / "mask_estimator"), *common]) == 0
 
 
-@contextmanager
-def made_once(tmp_path_factory, worker_id: str, name: str):
-    """A folder that the processes of a test run share: (path, whether it is already made)."""
+def made_once(tmp_path_factory, worker_id: str, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the processes of a test run share, made by the first that needs it."""
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
     with FileLock(base / f"{name}.lock"):
         done = base / f"{name}.json"
-        yield base / name, done.exists()
-        done.write_text(json.dumps(True))
+        if not done.exists():
+            make(base / name)
+            done.write_text("true")
+    return base / name
 
 
 @pytest.fixture(scope="session")
@@ -158,48 +160,42 @@ def worker_id(request):
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory, worker_id) -> Path:
     """`write_tiny_data`, once for all processes."""
-    with made_once(tmp_path_factory, worker_id, "tiny_data") as (folder, done):
-        if not done:
-            write_tiny_data(folder)
-    return folder
+    return made_once(tmp_path_factory, worker_id, "tiny_data", write_tiny_data)
 
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory, worker_id, tiny_data) -> Path:
     """`train_tiny_models`, once for all processes."""
-    with made_once(tmp_path_factory, worker_id, "tiny_models") as (folder, done):
-        if not done:
-            train_tiny_models(folder, tiny_data)
-    return folder
+    make = partial(train_tiny_models, data=tiny_data)
+    return made_once(tmp_path_factory, worker_id, "tiny_models", make)
 
 
 @pytest.fixture(scope="session")
 def three_sources(tmp_path_factory, worker_id) -> Path:
     """`write_three_sources`, once for all processes."""
-    with made_once(tmp_path_factory, worker_id, "three_sources") as (folder, done):
-        if not done:
-            write_three_sources(folder)
-    return folder
+    return made_once(tmp_path_factory, worker_id, "three_sources", write_three_sources)
 
 
 @pytest.fixture(scope="session")
 def three_source_models(tmp_path_factory, worker_id, three_sources) -> Path:
     """`train_tiny_models` on three sources, and their networks, once for all processes."""
-    with made_once(tmp_path_factory, worker_id, "three_source_models") as (folder, done):
-        if not done:
-            train_tiny_models(folder, three_sources)
-            train_tiny_networks(folder, three_sources, ("linearisation",))
-    return folder
+
+    def make(folder: Path) -> None:
+        train_tiny_models(folder, three_sources)
+        train_tiny_networks(folder, three_sources, ("linearisation",))
+
+    return made_once(tmp_path_factory, worker_id, "three_source_models", make)
 
 
 @pytest.fixture(scope="session")
 def tiny_neural_models(tmp_path_factory, worker_id, tiny_data, tiny_models) -> Path:
     """`tiny_models`, a neural likelihood for both families, and a mask estimator, once for all."""
-    with made_once(tmp_path_factory, worker_id, "tiny_neural_models") as (folder, done):
-        if not done:
-            shutil.copytree(tiny_models, folder)
-            train_tiny_networks(folder, tiny_data, ("reconstruction", "linearisation"))
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(tiny_models, folder)
+        train_tiny_networks(folder, tiny_data, ("reconstruction", "linearisation"))
+
+    return made_once(tmp_path_factory, worker_id, "tiny_neural_models", make)
 
 
 @pytest.fixture(scope="module")

@@ -75,18 +75,19 @@ def rows(text):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory, worker_id):
     """The built site. Warnings are errors: of links, anchors, references, docstrings, equations."""
-    with made_once(tmp_path_factory, worker_id, "site") as (folder, done):
-        if not done:
-            command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-            built = subprocess.run(
-                [*command, "--config-file", DOCS / "site" / "mkdocs.yml"],
-                env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-                capture_output=True,
-                text=True,
-            )
-            assert built.returncode == 0, built.stderr
-            assert "WARNING" not in built.stderr, built.stderr
-    return folder
+
+    def build(folder):
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+        built = subprocess.run(
+            [*command, "--config-file", DOCS / "site" / "mkdocs.yml"],
+            env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert built.returncode == 0, built.stderr
+        assert "WARNING" not in built.stderr, built.stderr
+
+    return made_once(tmp_path_factory, worker_id, "site", build)
 
 
 class Reader(HTMLParser):
