@@ -11,6 +11,7 @@ import pytest
 from jukebox_core.evaluation.bootstrap import bootstrap_mean, paired_difference
 from scripts._results import interval_cell, row_name
 from scripts.ablate.tables import compare, difference_cells, kind_of
+from scripts.compare_models import Comparison
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("bass", "drums", "mean")
@@ -24,7 +25,9 @@ def kept(name):
 PUBLISHED = ("confirmation", "ablation", "ablation_second")
 NEURAL = ("neural", "neural_methods", "neural_midi", "neural_real")
 SHIPPED = tuple(f"pretrained_{n}" for n in ("real", "fresh", "midi", "multitrack", "plain"))
-MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED)}
+THREE = ("three_sources", "three_sources_real")
+AGAINST_TWO = ("three_against_two", "three_against_two_real")
+MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED, *THREE)}
 COST = kept("cost")
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
@@ -68,6 +71,9 @@ OF = {
     "MIDI songs": "pretrained_midi",
     "A recording": "pretrained_multitrack",
     "Plain songs": "pretrained_plain",
+    "Three sources": "three_sources",
+    "Three sources on Slakh2100 excerpts": "three_sources_real",
+    "Bass and drums of a whole song": "three_against_two",
     "Codec and prior choices": "training",
 }
 """Whose figures a section tells, by its heading; the others tell the first test set's."""
@@ -125,7 +131,7 @@ def test_the_page_shows_what_was_measured():
             assert seconds == ("-" if line["seconds"] is None else f"{line['seconds']:.1f}")
         for item in MEASURED[name]["comparisons"] if name != "ablation_second" else ():
             label, *expected = difference_cells(item)
-            shows_some = name == "neural_methods" or name in SHIPPED
+            shows_some = name == "neural_methods" or name in (*SHIPPED, *THREE)
             if shows_some and label not in table:
                 continue
             assert table[label] == expected
@@ -162,6 +168,12 @@ def test_every_interval_in_prose_is_measured():
         for name, measured in MEASURED.items()
     }
     gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training]
+    gaps["three_against_two"] = [
+        gap
+        for name in AGAINST_TWO
+        for item in kept(name)["differences"]
+        for gap in item["difference"].values()
+    ]
     number = r"[-+−]\d\.\d\d"
     seen = dict.fromkeys(gaps, 0)
     for heading, section in sections():
@@ -173,6 +185,24 @@ def test_every_interval_in_prose_is_measured():
             assert told.replace("−", "-") in measured, (heading, told)
             seen[name] += 1
     assert min(seen[name] for name in (*PUBLISHED, "training")) >= 8
+
+
+@pytest.mark.parametrize("name", AGAINST_TWO)
+def test_models_of_three_and_of_two_sources(name):
+    """The tables are those of the chunks, and the page shows them."""
+    content = kept(name)
+    scores = {row["models"]: per_chunk(row) for row in content["rows"]}
+    table = Comparison([*content["rows"][0]["chunks"]], scores, content["songs"])
+    again = table.content()
+    for kind, field in (("rows", "sdr"), ("differences", "difference")):
+        for found, expected in zip(content[kind], again[kind], strict=True):
+            for source, interval in expected[field].items():
+                assert found[field][source] == pytest.approx(interval)
+    shown = told_of("three_against_two")
+    (gap,) = content["differences"]
+    for each in (*(row["sdr"] for row in content["rows"]), gap["difference"]):
+        signs = "+" if each is gap["difference"] else ""
+        assert " | ".join(interval_cell(x, signs) for x in each.values()) in shown
 
 
 def test_the_claims_about_the_second_set():
