@@ -126,6 +126,8 @@ def _pairs_of_rows(rows: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield "hybrid, default: refined", row
             yield "hybrid-neural, default: refined", row
             yield "hybrid-neural, default: mask network", row
+            if not any(other.startswith("hybrid-neural") for other in rows):
+                yield "neural, default: mask network", row
     for before, after in pairwise(row for row in rows if row.startswith("parts:")):
         yield after, before
     for row in rows:
