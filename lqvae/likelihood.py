@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import FactoredScores, Gathered, check_sigma
+from jukebox_core.separation.likelihood import PairScores, check_sigma
 from lqvae.sums import check_sum_codes
 
 SIGMA = 0.4
@@ -39,8 +39,7 @@ class LatentGaussianLikelihood:
         check_sum_codes("sum_codes", sum_codes)
         check_sigma("sigma", sigma)
         self.sigma = sigma
-        narrow = torch.int16 if self.n_codes <= 1 << 15 else torch.int32
-        self.sum_codes = sum_codes.to(narrow).flatten()
+        self.sum_codes = sum_codes.int().flatten()
         """The code of every pair's sum, [K * K]."""
         if not codebook.isfinite().all():
             raise ValueError("the codebook has NaN or infinite values")
@@ -55,13 +54,9 @@ class LatentGaussianLikelihood:
                 "larger one"
             )
 
-    def scores(self, mixture_code: int) -> FactoredScores:
+    def scores(self, mixture_code: int) -> PairScores:
         """Log-densities of the mixture code per sum code, and the sum code of every pair."""
-        return FactoredScores(self.n_codes, gathered=self.term(mixture_code))
-
-    def term(self, mixture_code: int) -> Gathered:
-        """The scores as a term of others."""
-        return Gathered(self.log_density[mixture_code], self.sum_codes)
+        return PairScores(self.log_density[mixture_code], lookup=self.sum_codes)
 
     @property
     def settings(self) -> dict[str, Any]:
