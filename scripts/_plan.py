@@ -13,6 +13,7 @@ from data.composer import PARTS
 from data.slakh import OTHER
 from jukebox_core.checkpoints import WEIGHTS
 from jukebox_core.neural.method import RUN, mask_folder
+from jukebox_core.separation.settings import Settings
 from jukebox_core.stages import Stage
 from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
 
@@ -80,6 +81,7 @@ class Experiment:
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
     side_by_side: number of trainings that run at a time. more: {program: additional flags}.
     objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
+    method: that the mask network is for.
     """
 
     data: Path
@@ -91,6 +93,7 @@ class Experiment:
     more: Mapping[str, Sequence[object]] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     sources: tuple[str, ...] = SOURCES
+    method: MethodName = RECOMMENDED
 
     def stages(self) -> list[Stage]:
         """Train the parts of the systems and the mask estimator."""
@@ -144,7 +147,7 @@ class Experiment:
         train = ("--vqvae", linear / "vqvae", "--output", network, *common)
         after = ["codec linearisation"]
         add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
-        last = mask_folder(models, RECOMMENDED)
+        last = mask_folder(models, self.method)
         train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
         after = [
             "neural likelihood",
@@ -166,10 +169,23 @@ def prior_flags(preset: str) -> tuple[str, ...]:
 
 def needs(method: MethodName, sources: Sequence[str] = SOURCES) -> list[str]:
     """The stages of an `Experiment` that train what a method needs."""
-    family = METHODS[method].family
-    names = [f"prior {family} {source}" for source in sources]
-    names += [f"counts {family}", f"calibration {family}", "code sums"]
-    return names + ["mask network"] * (method == RECOMMENDED)
+    own = METHODS[method]
+    names = [f"prior {own.family} {source}" for source in sources]
+    names += [f"calibration {own.family}"]
+    names += [f"counts {own.family}", "code sums"] * bool(own.tables(Settings(), len(sources)))
+    return names + ["mask network"] * bool(own.runs())
+
+
+def required(plan: Sequence[Stage], *names: str) -> list[Stage]:
+    """The stages of those names, and all that must finish before them, in the plan's order."""
+    by_name = {stage.name: stage for stage in plan}
+    found: set[str] = set()
+    waiting = [*names]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += by_name[name].after
+    return [stage for stage in plan if stage.name in found]
 
 
 def scoring(

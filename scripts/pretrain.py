@@ -5,9 +5,9 @@
 Songs are composed or arranged by MMA, and played by all installed soundfonts and drum kits, with
 production effects (docs/data.md names the Debian packages). They train one codec with the
 LQ-VAE's objective, its priors and tables, the neural likelihood, the mask estimator and the mask
-network: all that lqvae, hybrid and hybrid-neural need. At the end it writes a copy for inference to
---package, by default hybrid/weights, and so replaces the models that ship. You can stop at any
-time: started again, it resumes.
+network: all that lqvae, hybrid and hybrid-neural need; --method neural leaves the tables out. At
+the end it writes a copy for inference to --package, by default hybrid/weights, and so replaces the
+models that ship. You can stop at any time: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import scripts
 from data.groove import read_takes
@@ -27,8 +28,17 @@ from jukebox_core.separation.export import CARD, RECORD, check_export, export_mo
 from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS, RECOMMENDED
-from scripts._plan import SOURCES, VARIETY, Experiment, check_parts, needs, source_flags, stage
+from scripts._methods import METHODS
+from scripts._plan import (
+    SOURCES,
+    VARIETY,
+    Experiment,
+    check_parts,
+    needs,
+    required,
+    source_flags,
+    stage,
+)
 
 COUNT_ITERATIONS = 400
 MIDI_SHARE = 0.3
@@ -51,6 +61,8 @@ class Args:
     sources: tuple[str, ...] = SOURCES
     """Sources to separate: parts of the songs (bass, drums, piano, guitar, strings); other is the
     sum of the rest."""
+    method: Literal["hybrid-neural", "neural"] = "hybrid-neural"
+    """Method to train; neural has no pair likelihood: no counts and code sums."""
     length: float = 1.0
     """Multiply the training steps of every network by this."""
     seed: int = 10
@@ -111,17 +123,19 @@ def stages(args: Args) -> list[Stage]:
         more=longer(args.length),
         objectives=("linearisation",),
         sources=tuple(sorted(args.sources)),
+        method=args.method,
     )
-    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", RECOMMENDED)
+    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", args.method)
     tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
-    tuned = tuned_path(models, RECOMMENDED)
-    return [
+    tuned = tuned_path(models, args.method)
+    plan = [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),
         stage("songs", "make_synthetic", songs, ["arrangements"], product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
-        stage("settings", "tune", tune, needs(RECOMMENDED, args.sources), product=tuned),
+        stage("settings", "tune", tune, needs(args.method, args.sources), product=tuned),
     ]
+    return required(plan, "settings")
 
 
 @program
@@ -132,7 +146,7 @@ def main(args: Args) -> None:
     check_export(args.output / "models", args.package)
     check_writable(args.package / RECORD)
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
-    files = export_models(METHODS[RECOMMENDED], args.output / "models", args.package)
+    files = export_models(METHODS[args.method], args.output / "models", args.package)
     size = sum((args.package / file).stat().st_size for file in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB in {args.package}")
     if (card := args.package / CARD).is_file():

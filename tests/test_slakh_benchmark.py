@@ -134,7 +134,7 @@ def test_three_sources_are_those_of_the_models(three_source_models, tmp_path, ca
         expected = four_waves(int(track.name[-1]))[2:].sum(0, keepdim=True)
         torch.testing.assert_close(rest, expected, atol=1e-4, rtol=0)
     results = load_results(tmp_path / "out/results.json")
-    assert sources_of(results) == manifest.sources
+    assert sources_of(results) == list(manifest.sources)
     rows = make_rows(results["chunks"], manifest.sources, songs=results["meta"]["song_of"])
     benchmark = json.loads((tmp_path / "out/benchmark.json").read_text())
     found = benchmark["measurements"]["all"]["rows"]

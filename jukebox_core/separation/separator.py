@@ -427,45 +427,40 @@ class Separator:
     def _windows(self, group: list[Piece], run: Run) -> dict[str, list[Tensor]]:
         """Stems of windows that are sampled together."""
         pieces = torch.stack([piece.mono for piece in group])
-        inputs = [piece.channels for piece in group]
         report = run.steps.during(len(group))
         candidates = self.candidates(pieces, run.generator, report, parts=run.parts)
         make = self._refined if run.refine else self._raw
-        stems = make(pieces, candidates, inputs, run.rate)
-        if run.uncertainty is not None:
-            maps = self.uncertainty(pieces, candidates)
-            for piece, values in zip(group, maps, strict=True):
+        stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
+        # Window by window: the last digit of a power depends on its place in the batch.
+        for b, piece in enumerate(group):
+            window = pieces[b : b + 1], candidates.chunk(b)
+            for name, stem in make(*window, piece.channels, run.rate).items():
+                stems[name].append(stem)
+            if run.uncertainty is not None:
+                (values,) = self.uncertainty(*window)
                 run.uncertainty.add(piece.window, values, self.mask, self.sample_rate)
         run.steps.finished(len(group))
         return stems
 
     def _refined(
-        self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
-    ) -> dict[str, list[Tensor]]:
-        """Masks from the candidates [B windows], applied to the windows' channels [C, T']."""
-        weights = self.weights(pieces, candidates)
-        masks = self.mask.estimate(pieces, candidates, weights)
-        stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
-        for b, channels in enumerate(inputs):
-            own = {name: mask[b] for name, mask in masks.items()}
-            applied = self.mask.apply(channels, own, rate / self.sample_rate)
-            for name, stem in applied.items():
-                stems[name].append(stem)
-        return stems
+        self, piece: Tensor, candidates: Candidates, channels: Tensor, rate: int
+    ) -> dict[str, Tensor]:
+        """A window's masks from its candidates (B = 1), applied to its channels [C, T']."""
+        weights = self.weights(piece, candidates)
+        masks = self.mask.estimate(piece, candidates, weights)
+        own = {name: mask[0] for name, mask in masks.items()}
+        return self.mask.apply(channels, own, rate / self.sample_rate)
 
     def _raw(
-        self, pieces: Tensor, candidates: Candidates, inputs: list[Tensor], rate: int
-    ) -> dict[str, list[Tensor]]:
-        """The selected candidates' decodes, at the windows' rate, the same on all channels."""
-        selected = self.selection(pieces, candidates)
-        stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
+        self, piece: Tensor, candidates: Candidates, channels: Tensor, rate: int
+    ) -> dict[str, Tensor]:
+        """A window's selected decodes, at the rate of its channels [C, T'], the same on all."""
+        selected = self.selection(piece, candidates)
+        stems = {}
         for name, audio in candidates.audio.items():
-            for b, channels in enumerate(inputs):
-                decoded = self.alpha[name] * audio[b, selected[name][b]]
-                at_rate = audio_io.resample(
-                    decoded, self.sample_rate, rate, length=channels.shape[-1]
-                )
-                stems[name].append(at_rate.expand_as(channels))
+            decoded = self.alpha[name] * audio[0, selected[name][0]]
+            at_rate = audio_io.resample(decoded, self.sample_rate, rate, length=channels.shape[-1])
+            stems[name] = at_rate.expand_as(channels)
         return stems
 
     def _decode(self, codes: Tensor) -> Tensor:
