@@ -205,9 +205,9 @@ class CountsFile:
                 self._file.get_slice(name) for name in ("first", "second", "counts", "offsets")
             ]
             sizes = {part.get_shape()[0] for part in parts[:3]}
-            if not {part.get_dtype() for part in parts} <= {"I8", "I16", "I32", "I64"}:
+            if not {part.get_dtype() for part in parts} <= {"I8", "I16", "U16", "I32", "I64"}:
                 raise ValueError("it does not hold integers")
-            self._offsets = self._file.get_tensor("offsets")
+            self._offsets = self._file.get_tensor("offsets").astype(np.int64)
             if self._offsets.shape != (self.n_codes + 1,):
                 raise ValueError(f"offsets are {self._offsets.shape}, expected [K + 1]")
             if self._offsets[0] != 0 or (np.diff(self._offsets) < 0).any():
@@ -237,8 +237,8 @@ class CountsFile:
         codes = np.arange(self.n_codes, dtype=np.int32)
         mixture = np.repeat(codes, np.diff(self._offsets))
         first, second = first.astype(np.int32), second.astype(np.int32)
-        offsets = self._offsets.astype(np.int64)
-        return Counts(self.n_codes, first, second, mixture, counts.astype(np.int64), offsets)
+        counts = counts.astype(np.int64)
+        return Counts(self.n_codes, first, second, mixture, counts, self._offsets)
 
     def read(self, start: int, stop: int) -> Block:
         """Keys and counts `start` to `stop`.

@@ -137,8 +137,9 @@ def load_sums(
             f"{path} holds sums of {table.dtype} and shape {tuple(table.shape)}, "
             "expected integers [K, K]"
         )
+    table = table.long()
     check_sum_codes(f"the sums of {path}", table)
-    return table.long()
+    return table
 
 
 def _near(stored: str, weights: Sequence[float]) -> bool:

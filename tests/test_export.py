@@ -16,7 +16,7 @@ from jukebox_core.checkpoints import WEIGHTS, fingerprint, load_codec
 from jukebox_core.neural.model import load_neural_likelihood
 from jukebox_core.separation.export import export_models
 from jukebox_core.separation.settings import Settings
-from lass.counts import CountsFile, load_counts
+from lass.counts import CountsFile, load_counts, save_counts
 from lqvae.likelihood import SIGMA
 from scripts._methods import METHODS
 
@@ -69,6 +69,19 @@ def test_tables_keep_their_numbers_in_fewer_bytes(copied):
     assert (folder / counts).stat().st_size < 0.5 * (models / counts).stat().st_size
     wide, narrow = (load_file(place / sums)["sum_codes"] for place in (models, folder))
     assert narrow.dtype == torch.int16 and torch.equal(wide, narrow.int())
+
+
+def test_large_counts_take_two_bytes_without_a_sign(tiny_neural_models, tmp_path):
+    models, table = tmp_path / "models", "linearisation/counts.safetensors"
+    shutil.copytree(tiny_neural_models, models)
+    counts, metadata = load_counts(models / table)
+    counts.counts[0] = 2**16 - 1
+    save_counts(models / table, counts, metadata)
+    export_models(hybrid.NEURAL, models, tmp_path / "once")
+    export_models(hybrid.NEURAL, tmp_path / "once", tmp_path / "twice")
+    assert load_file(tmp_path / "once" / table)["counts"].dtype == torch.uint16
+    assert (load_counts(tmp_path / "twice" / table)[0].counts == counts.counts).all()
+    assert (tmp_path / "twice" / table).read_bytes() == (tmp_path / "once" / table).read_bytes()
 
 
 def test_a_copy_of_the_copy_is_the_copy(copied, tmp_path):

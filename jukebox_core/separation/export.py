@@ -27,7 +27,7 @@ RECORD = "export.json"
 CARD, CONFIG = "README.md", "config.json"
 _KEPT = (CARD, CONFIG)
 """Files of the output that an export leaves as they are."""
-_INTEGERS = (torch.int16, torch.int32)
+_INTEGERS = (torch.int16, torch.uint16, torch.int32)
 
 
 def export_models(method: Method, models: str | Path, output: str | Path) -> list[Path]:
@@ -113,7 +113,7 @@ def _narrow(source: Path, target: Path) -> None:
     def narrowed(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point() or tensor.numel() == 0:
             return tensor
-        low, high = (int(value) for value in tensor.aminmax())
+        low, high = (int(value) for value in tensor.long().aminmax())
         fits = (t for t in _INTEGERS if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max)
         return tensor.to(next(fits, tensor.dtype))
 
