@@ -1,18 +1,30 @@
 """Hybrid: the LQ-VAE's training objective with LASS's counted likelihood."""
 
 from hybrid.likelihood import PooledLikelihood
-from hybrid.pretrained import PRETRAINED
-from hybrid.separator import METHOD, NEURAL, load_neural_separator, load_separator
+from hybrid.pretrained import PRETRAINED, SHIPPED, SONG, models_of
+from hybrid.separator import (
+    METHOD,
+    NEURAL,
+    NEURAL_ALONE,
+    load_neural_separator,
+    load_separator,
+    load_song_separator,
+)
 from hybrid.smoothing import GaussianBase
 from lqvae.objective import LinearisationObjective as Objective
 
 __all__ = [
     "METHOD",
     "NEURAL",
+    "NEURAL_ALONE",
     "PRETRAINED",
+    "SHIPPED",
+    "SONG",
     "GaussianBase",
     "Objective",
     "PooledLikelihood",
     "load_neural_separator",
     "load_separator",
+    "load_song_separator",
+    "models_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybrid.likelihood import PooledLikelihood
-from hybrid.pretrained import PRETRAINED
+from hybrid.pretrained import PRETRAINED, SONG
 from hybrid.smoothing import GaussianBase
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.likelihood import Likelihood
@@ -103,3 +103,7 @@ load_separator = METHOD.load_separator
 
 NEURAL = NeuralMethod(METHOD)
 load_neural_separator = NEURAL.load_separator
+
+NEURAL_ALONE = NeuralMethod(pretrained=SONG)
+"""The neural likelihood without a pair likelihood."""
+load_song_separator = NEURAL_ALONE.load_separator

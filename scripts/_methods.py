@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -11,7 +12,6 @@ import lass
 import lqvae
 from jukebox_core.checkpoints import WEIGHTS
 from jukebox_core.checks import one_line
-from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import Settings
 
@@ -26,7 +26,7 @@ METHODS: Mapping[MethodName, Method] = {
     "lqvae-neural": lqvae.NEURAL,
     "lass-neural": lass.NEURAL,
     "hybrid-neural": hybrid.NEURAL,
-    "neural": NeuralMethod(),
+    "neural": hybrid.NEURAL_ALONE,
 }
 PUBLISHED_METHODS: tuple[PublishedName, ...] = get_args(PublishedName)
 """The systems that this project compares, without the neural likelihood."""
@@ -46,10 +46,33 @@ MethodFlag: TypeAlias = MethodName | Literal["auto"]
 
 
 def method_of(flag: MethodFlag, models: Path) -> MethodName:
-    """The method of that name; auto: the recommended one if the models have it, else the hybrid."""
+    """The method of that name; auto: the best one that the models were made for.
+
+    That is the recommended one if they have its neural likelihood, `neural` if they have no tables
+    beside it, and the hybrid without a neural likelihood.
+    """
     if flag != "auto":
         return flag
-    return RECOMMENDED if available(RECOMMENDED, models) else "hybrid"
+    if not available(RECOMMENDED, models):
+        return "hybrid"
+    recommended = METHODS[RECOMMENDED]
+    family = Path(models) / recommended.family
+    counted = any((family / table).is_file() for table in recommended.tables(Settings()))
+    return RECOMMENDED if counted else "neural"
+
+
+def shipped_models(flag: MethodFlag, sources: Sequence[str] | None = None) -> Path:
+    """The models that ship for these sources; None: the first that the method is complete with.
+
+    Raises:
+        ValueError: none ship for the sources.
+    """
+    if flag != "auto" and sources is None:
+        for models in hybrid.SHIPPED.values():
+            with suppress(OSError, ValueError):
+                METHODS[flag].check(models)
+                return models
+    return hybrid.models_of(sources)
 
 
 def complete_methods(
@@ -80,7 +103,10 @@ def complete_methods(
 def default_methods(models: Path) -> tuple[MethodName, ...]:
     """The published systems and the recommended one, as far as the models have their families.
 
-    If there is no family, all published systems: to load them tells what is missing.
+    If there is no family, all published systems: to load them tells what is missing. Without
+    tables, the neural likelihood alone.
     """
+    if (best := method_of("auto", models)) == "neural":
+        return (best,)
     names = (name for name in (*PUBLISHED_METHODS, RECOMMENDED) if available(name, models))
     return tuple(names) or PUBLISHED_METHODS

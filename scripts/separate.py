@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 from tqdm import tqdm
 
-from hybrid import PRETRAINED
 from jukebox_core.audio.stream import open_audio
 from jukebox_core.checkpoints import fingerprint, provenance
 from jukebox_core.checks import printable, require_fields
@@ -50,7 +49,7 @@ from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from jukebox_core.training.distributed import Ranks
 from scripts._cli import program
-from scripts._methods import METHODS, MethodFlag, method_of
+from scripts._methods import METHODS, MethodFlag, method_of, shipped_models
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,16 @@ class Args:
 
     mixtures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MIXTURE")]
     """Audio files: wav, flac, mp3, ogg, aiff (others through ffmpeg); or folders of them."""
-    models: Path = PRETRAINED
+    models: Path | None = None
     """Folder of trained models; default: those that ship with the package."""
+    sources: tuple[str, ...] | None = None
+    """Which of the models that ship: bass drums other, for whole songs, or bass drums, for songs
+    of these alone; default: the first that have the method."""
     output: Path = Path("stems")
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
     method: MethodFlag = "auto"
-    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
-    hybrid."""
+    """Separation method; auto: hybrid-neural if the models have a neural likelihood (neural if they
+    have no tables), else hybrid."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     candidates: int | None = None
     """Joint candidates per window; default: the number of the models' preset."""
@@ -95,17 +97,20 @@ class Args:
             require_fields(self, "batch", whole=True, at_least=1, hint="or auto")
 
 
-_NOT_SETTINGS = {"mixtures", "models", "output", "batch", "overwrite", "device", "threads"}
+_NOT_SETTINGS = {
+    *("mixtures", "models", "sources", "output", "batch", "overwrite", "device", "threads")
+}
 """Flags that the stems do not depend on."""
 
 
 class Plan(NamedTuple):
     """The work of each process.
 
-    identity: settings and models of the results. done: finished files, which are skipped. refused:
-    files that cannot be separated. shares: the files of every rank.
+    models: their folder. identity: settings and models of the results. done: finished files, which
+    are skipped. refused: files that cannot be separated. shares: the files of every rank.
     """
 
+    models: Path
     identity: dict[str, Any]
     done: list[Job]
     refused: list[Failure]
@@ -125,8 +130,8 @@ def main(args: Args) -> int:
     failures: list[Failure | None] = []
     if any(plan.shares):
         separator = ranks.together(
-            lambda: METHODS[method_of(args.method, args.models)].load_separator(
-                args.models,
+            lambda: METHODS[method_of(args.method, plan.models)].load_separator(
+                plan.models,
                 args.settings,
                 ranks.device(args.device),
                 candidates=args.candidates,
@@ -151,22 +156,25 @@ def make_plan(args: Args, ranks: int) -> Plan:
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a setting without effect.
+        ValueError: a setting without effect, or sources that no models that ship have.
     """
+    if args.models is not None and args.sources is not None:
+        raise ValueError("sources choose among the models that ship: leave out models or sources")
+    folder = args.models or shipped_models(args.method, args.sources)
     jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
-    settings["method"] = method_of(args.method, args.models)
+    settings["method"] = method_of(args.method, folder)
     method = METHODS[settings["method"]]
-    full = method.resolve(args.settings, args.models, refine=args.refine)
+    full = method.resolve(args.settings, folder, refine=args.refine)
     settings["settings"] = vars(full)
     unused = {RUN} - set(method.runs())
-    models = identify_models(args.models / method.family, unused)
-    beside = method.runs_beside(args.models, full) if args.refine else {}
-    models |= {name: fingerprint(folder) for name, folder in beside.items()}
+    models = identify_models(folder / method.family, unused)
+    beside = method.runs_beside(folder, full) if args.refine else {}
+    models |= {name: fingerprint(run) for name, run in beside.items()}
     identity = {"settings": settings, "models": models}
     done = [] if args.overwrite else [job for job in jobs if is_finished(job, identity)]
     left = [job for job in jobs if job not in set(done)]
-    return Plan(identity, done, refused, assign(left, ranks))
+    return Plan(folder, identity, done, refused, assign(left, ranks))
 
 
 @dataclass(frozen=True)

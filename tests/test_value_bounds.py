@@ -258,13 +258,13 @@ def test_settings_without_effect_are_refused_or_left_out(method, data):
 def test_settings_of_several_methods_go_to_those_that_use_them():
     lqvae, lass, hybrid = (METHODS[name] for name in ("lqvae", "lass", "hybrid"))
     explicit = Settings(sigma=0.3, exponent=2.0, mask_power=3.0)
-    own = resolve_each(explicit, METHODS.values())
+    own = resolve_each(explicit, dict.fromkeys(METHODS.values()))
     assert own["lqvae"] == Settings(sigma=0.3, mask_power=3.0)
     assert own["lass"] == Settings(exponent=2.0, mask_power=3.0)
     assert own["hybrid"] == explicit
     with pytest.raises(ValueError, match="exponent is 2.0, but the method is lqvae"):
-        resolve_each(Settings(exponent=2.0), [lqvae])
+        resolve_each(Settings(exponent=2.0), {lqvae: None})
     plain = Settings(gaussian=False, sigma=0.3)
-    assert resolve_each(plain, [lqvae, hybrid])["hybrid"].sigma is None
+    assert resolve_each(plain, {lqvae: None, hybrid: None})["hybrid"].sigma is None
     with pytest.raises(ValueError, match="sigma is 0.3, but .* lass and gaussian is False"):
-        resolve_each(plain, [lass, hybrid])
+        resolve_each(plain, {lass: None, hybrid: None})

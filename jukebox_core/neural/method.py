@@ -39,16 +39,22 @@ class NeuralMethod(Method):
     the mixture's waveform.
     """
 
-    def __init__(self, base: Method | None = None, family: str = "linearisation"):
+    def __init__(
+        self,
+        base: Method | None = None,
+        family: str = "linearisation",
+        pretrained: Path | None = None,
+    ):
         """Extend a method.
 
         Args:
             base: the method; None: no pair likelihood.
             family: of the models, if there is no base.
+            pretrained: folder of models that ship with the package, if there is no base.
         """
         self.base = base
         self.family = family if base is None else base.family
-        self.pretrained = None if base is None else base.pretrained
+        self.pretrained = pretrained if base is None else base.pretrained
         self.name = "neural" if base is None else f"{base.name}-neural"
         own = () if base is None else base.settings
         self.settings = (*own, "neural_exponent", "prior", "mask_network")

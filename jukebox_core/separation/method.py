@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -261,18 +261,22 @@ class Method(ABC):
 
 def resolve_each(
     settings: Settings,
-    methods: Iterable[Method],
-    models: str | Path | None = None,
+    methods: Mapping[Method, str | Path | None],
     *,
     refine: bool | None = None,
 ) -> dict[str, Settings]:
     """Split settings given for several methods: {name: the explicit values that it uses}.
 
+    Args:
+        settings: explicit values.
+        methods: {method: folder with its tuned settings}; None: use none.
+        refine: as for `Method.resolve`.
+
     Raises:
         ValueError: a value has no effect on any of the methods, or a file of tuned settings is
             damaged.
     """
-    unused = {m.name: m._complete(settings, models, refine)[1] for m in methods}
+    unused = {m.name: m._complete(settings, models, refine)[1] for m, models in methods.items()}
     for name, value in settings.explicit().items():
         if unused and all(name in why for why in unused.values()):
             raise ValueError(_no_effect(name, value, [why[name] for why in unused.values()]))

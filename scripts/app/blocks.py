@@ -43,7 +43,11 @@ def make_page(
         examples: songs to try.
     """
     sources = listed(next(iter(ready.values())))
-    methods = [(NAMES[method], method) for method in ready]
+    several = len({*map(tuple, ready.values())}) > 1
+    methods = [
+        (f"{NAMES[method]}: {', '.join(own)}" if several else NAMES[method], method)
+        for method, own in ready.items()
+    ]
     private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(900, 7200)) as page:
         job = gr.State(None)

@@ -20,10 +20,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import tyro
 
-from hybrid import PRETRAINED
+from hybrid import SHIPPED
 from jukebox_core.checks import require_fields
 from jukebox_core.datasets.excerpts import write_excerpt
 from jukebox_core.machine import pick_device, set_threads
@@ -33,7 +34,7 @@ from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
 from scripts._cli import program
-from scripts._methods import METHODS, RECOMMENDED, MethodName, complete_methods
+from scripts._methods import METHODS, MethodName, complete_methods, method_of
 from scripts.app.jobs import JobQueue, Limits
 from scripts.app.uploads import Uploads
 
@@ -46,7 +47,7 @@ _PATIENCE = 30.0  # s that an upload may stand still
 class Args:
     """Flags of scripts.app."""
 
-    models: Path = PRETRAINED
+    models: Path | None = None
     """Folder of trained models, by default those that ship with the package; methods with missing
     parts are not offered."""
     host: str = "127.0.0.1"
@@ -105,6 +106,36 @@ def main(args: Args) -> None:
             pass
 
 
+class Offers(NamedTuple):
+    """The methods of the page.
+
+    ready: {method: sources}, the best first. missing: {method: why it is not offered}. homes:
+    {method: folder of its models}.
+    """
+
+    ready: dict[MethodName, tuple[str, ...]]
+    missing: dict[MethodName, str]
+    homes: dict[MethodName, Path]
+
+
+def offers(folders: Sequence[Path], settings: Settings) -> Offers:
+    """The methods that folders of models have; the first folder that has a method serves it.
+
+    Raises:
+        FileNotFoundError: a folder has no complete method.
+    """
+    found = Offers({}, {}, {})
+    for models in folders:
+        complete, lacking = complete_methods(models, settings)
+        for name in dict.fromkeys((method_of("auto", models), "hybrid", *complete)):
+            if name in complete and name not in found.ready:
+                found.ready[name], found.homes[name] = complete[name], models
+        found.missing.update(lacking)
+    for name in found.ready:
+        found.missing.pop(name, None)
+    return found
+
+
 @contextmanager
 def opened(args: Args) -> Iterator[str]:
     """Serve the page and yield its address; uploads and results are removed at the end.
@@ -116,16 +147,15 @@ def opened(args: Args) -> Iterator[str]:
     """
     blocks = _blocks()
     pick_device(args.device)
-    complete, missing = complete_methods(args.models, args.settings)
-    best_first = (name for name in dict.fromkeys((RECOMMENDED, "hybrid", *complete)))
-    ready = {name: complete[name] for name in best_first if name in complete}
+    folders = [args.models] if args.models else [*SHIPPED.values()]
+    ready, missing, homes = offers(folders, args.settings)
     settings = resolve_each(
-        args.settings, [METHODS[name] for name in ready], args.models, refine=True
+        args.settings, {METHODS[name]: homes[name] for name in ready}, refine=True
     )
 
     def build(method: MethodName) -> Separator:
         return METHODS[method].load_separator(
-            args.models,
+            homes[method],
             settings[method],
             args.device,
             candidates=args.candidates,

@@ -141,7 +141,7 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
         check_museval()
     names = default_methods(args.models) if args.methods is None else args.methods
     methods = {name: METHODS[name] for name in names}
-    settings = resolve_each(args.settings, methods.values(), args.models)
+    settings = resolve_each(args.settings, dict.fromkeys(methods.values(), args.models))
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources, METHODS)
     outputs.check(names, args.baselines, min(args.examples, args.chunks))
