@@ -9,6 +9,7 @@ from hybrid.separator import (
     load_neural_separator,
     load_separator,
     load_song_separator,
+    neural_method,
 )
 from hybrid.smoothing import GaussianBase
 from lqvae.objective import LinearisationObjective as Objective
@@ -27,4 +28,5 @@ __all__ = [
     "load_separator",
     "load_song_separator",
     "models_of",
+    "neural_method",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelHubMixin, snapshot_download
 
 from hybrid.pretrained import PRETRAINED
-from hybrid.separator import NEURAL
+from hybrid.separator import neural_method
 from jukebox_core.files import check_owned, write_json, write_text
 from jukebox_core.separation.export import CARD, CONFIG, RECORD, export_models
 from jukebox_core.separation.separator import Separator
@@ -31,7 +31,7 @@ Load them with `hybrid.hub.HubModels.from_pretrained(...).load_separator()`.
 
 
 class HubModels(ModelHubMixin):
-    """A models folder of the hybrid with the neural likelihood, in the Hub's conventions.
+    """Models with a neural likelihood, with or without tables, in the Hub's conventions.
 
     `save_pretrained(folder)` writes a copy for inference, `push_to_hub(repository)` uploads it, and
     `from_pretrained(folder or repository)` finds or downloads one.
@@ -43,7 +43,7 @@ class HubModels(ModelHubMixin):
 
     def load_separator(self, **options: Any) -> Separator:
         """Load the models, with the options and the errors of `Method.load_separator`."""
-        return NEURAL.load_separator(self.models, **options)
+        return neural_method(self.models).load_separator(self.models, **options)
 
     def save_pretrained(
         self,
@@ -81,13 +81,14 @@ class HubModels(ModelHubMixin):
         return self.push_to_hub(repo_id or folder.name, **push_options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        export_models(NEURAL, self.models, save_directory)
+        method = neural_method(self.models)
+        export_models(method, self.models, save_directory)
         own = self.models / CARD
-        named = _CARD.format(method=NEURAL.name)
+        named = _CARD.format(method=method.name)
         write_text(
             save_directory / CARD, own.read_text(encoding="utf-8") if own.is_file() else named
         )
-        write_json(save_directory / CONFIG, {"method": NEURAL.name})
+        write_json(save_directory / CONFIG, {"method": method.name})
 
     @classmethod
     def from_pretrained(

@@ -107,3 +107,12 @@ load_neural_separator = NEURAL.load_separator
 NEURAL_ALONE = NeuralMethod(pretrained=SONG)
 """The neural likelihood without a pair likelihood."""
 load_song_separator = NEURAL_ALONE.load_separator
+
+
+def neural_method(models: Path) -> NeuralMethod:
+    """The method that models with a neural likelihood were made for: with tables, the hybrid's."""
+    family = models / NEURAL.family
+    counted = any(
+        (family / table).is_file() for table in NEURAL.tables(NEURAL.defaults(Settings()))
+    )
+    return NEURAL if counted else NEURAL_ALONE

@@ -55,10 +55,7 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
         return flag
     if not available(RECOMMENDED, models):
         return "hybrid"
-    recommended = METHODS[RECOMMENDED]
-    family = Path(models) / recommended.family
-    counted = any((family / table).is_file() for table in recommended.tables(Settings()))
-    return RECOMMENDED if counted else "neural"
+    return RECOMMENDED if hybrid.neural_method(Path(models)) is hybrid.NEURAL else "neural"
 
 
 def shipped_models(flag: MethodFlag, sources: Sequence[str] | None = None) -> Path:

@@ -6,8 +6,8 @@ Songs are composed or arranged by MMA, and played by all installed soundfonts an
 production effects (docs/data.md names the Debian packages). They train one codec with the
 LQ-VAE's objective, its priors and tables, the neural likelihood, the mask estimator and the mask
 network: all that lqvae, hybrid and hybrid-neural need; --method neural leaves the tables out. At
-the end it writes a copy for inference to --package, by default hybrid/weights, and so replaces the
-models that ship. You can stop at any time: started again, it resumes.
+the end it writes a copy for inference to --package, by default where the models that ship for these
+sources are, and so replaces them. You can stop at any time: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Literal
 import scripts
 from data.groove import read_takes
 from data.synthetic import MOST_TRACKS
-from hybrid.pretrained import PRETRAINED
+from hybrid.pretrained import models_of
 from jukebox_core.checks import require_fields
 from jukebox_core.files import check_writable
 from jukebox_core.separation.export import CARD, RECORD, check_export, export_models
@@ -54,8 +54,9 @@ class Args:
     """Folder of the Groove MIDI Dataset; without it, all drum parts are composed."""
     output: Path = Path("runs/pretrained")
     """Folder of songs, data, trained models and logs."""
-    package: Path = PRETRAINED
-    """Folder for the copy for inference; default: the models that ship, which it replaces."""
+    package: Path | None = None
+    """Folder for the copy for inference; default: that of the models that ship for these sources,
+    which it replaces."""
     tracks: int = 1800
     """Number of songs, of 20 s each."""
     sources: tuple[str, ...] = SOURCES
@@ -143,13 +144,14 @@ def main(args: Args) -> None:
     """Run the plan, then write the copy."""
     if args.groove is not None:
         read_takes(args.groove)
-    check_export(args.output / "models", args.package)
-    check_writable(args.package / RECORD)
+    package = args.package or models_of(args.sources)
+    check_export(args.output / "models", package)
+    check_writable(package / RECORD)
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
-    files = export_models(METHODS[args.method], args.output / "models", args.package)
-    size = sum((args.package / file).stat().st_size for file in files)
-    print(f"{len(files)} files, {size / 1e6:.1f} MB in {args.package}")
-    if (card := args.package / CARD).is_file():
+    files = export_models(METHODS[args.method], args.output / "models", package)
+    size = sum((package / file).stat().st_size for file in files)
+    print(f"{len(files)} files, {size / 1e6:.1f} MB in {package}")
+    if (card := package / CARD).is_file():
         print(f"{card} was not changed: it describes the models that were there before")
 
 

@@ -14,6 +14,9 @@ from scripts import demo, pretrain
 PLANS = {
     "pretrain": pretrain.stages(pretrain.Args()),
     "pretrain, with takes": pretrain.stages(pretrain.Args(groove=Path("takes"), length=0.01)),
+    "pretrain, whole songs": pretrain.stages(
+        pretrain.Args(sources=("bass", "drums", "other"), method="neural")
+    ),
     "demo": demo.stages(demo.Args()),
     "demo, plain": demo.stages(demo.Args(songs="plain")),
 }
@@ -25,6 +28,15 @@ def test_every_stage_is_a_command_that_its_program_takes(name):
         script, *flags = stage.command
         args = importlib.import_module(f"scripts.{script}").main._parse(flags)
         assert args is not None
+
+
+def test_tables_are_made_only_for_methods_that_read_them():
+    tables = {"counts linearisation", "code sums"}
+    names = {name: {stage.name for stage in plan} for name, plan in PLANS.items()}
+    assert tables <= names["pretrain"]
+    assert not tables & names["pretrain, whole songs"]
+    songs = names["pretrain, whole songs"] - {"prior linearisation other"}
+    assert songs == names["pretrain"] - tables
 
 
 def test_the_learning_rate_has_fallen_to_zero_at_the_last_step():

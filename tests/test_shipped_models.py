@@ -1,0 +1,93 @@
+"""Which of the models that ship are used: by sources, by method, and on the app's page."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import hybrid
+from hybrid.hub import HubModels
+from jukebox_core import audio
+from jukebox_core.separation.settings import Settings
+from scripts import separate
+from scripts._methods import complete_methods, default_methods, method_of, shipped_models
+from scripts.app.program import offers
+
+TABLES = ("counts.safetensors", "sums.safetensors")
+
+
+@pytest.fixture(scope="module")
+def without_tables(tiny_neural_models, tmp_path_factory):
+    """Models with a neural likelihood and no table of pairs."""
+    folder = tmp_path_factory.mktemp("without") / "models"
+    shutil.copytree(tiny_neural_models / "linearisation", folder / "linearisation")
+    for table in TABLES:
+        (folder / "linearisation" / table).unlink()
+    return folder
+
+
+def test_every_folder_is_complete_and_of_its_sources():
+    for sources, folder in hybrid.SHIPPED.items():
+        assert hybrid.neural_method(folder).check(folder) == sources
+        assert hybrid.models_of(reversed(sources)) == folder
+    files = [p for folder in hybrid.SHIPPED.values() for p in folder.rglob("*") if p.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    with pytest.raises(ValueError, match="sources are bass vocals: .* bass drums other or bass dr"):
+        hybrid.models_of(["vocals", "bass"])
+
+
+def test_a_whole_song_is_the_default_and_a_method_finds_its_models():
+    assert shipped_models("auto") == shipped_models("neural") == hybrid.SONG
+    for method in ("hybrid-neural", "hybrid", "lqvae"):
+        assert shipped_models(method) == hybrid.PRETRAINED
+    assert shipped_models("neural", ("drums", "bass")) == hybrid.PRETRAINED
+
+
+def test_models_without_tables_are_for_the_neural_likelihood_alone(
+    without_tables, tiny_neural_models, tmp_path
+):
+    assert method_of("auto", without_tables) == "neural"
+    assert method_of("auto", tiny_neural_models) == "hybrid-neural"
+    assert default_methods(without_tables) == ("neural",)
+    assert list(complete_methods(without_tables)[0]) == ["neural"]
+    HubModels(without_tables).save_pretrained(tmp_path / "copy")
+    copy = HubModels.from_pretrained(str(tmp_path / "copy"))
+    assert copy.load_separator(device="cpu", candidates=2).likelihood is None
+
+
+def test_a_half_counted_family_is_still_the_hybrids(tiny_neural_models, tmp_path):
+    models = shutil.copytree(tiny_neural_models, tmp_path / "models")
+    (models / "linearisation" / TABLES[0]).unlink()
+    assert method_of("auto", models) == "hybrid-neural"  # which says what is missing
+
+
+def test_the_page_offers_a_method_with_the_first_models_that_have_it(
+    without_tables, tiny_neural_models, tiny_models
+):
+    found = offers([without_tables, tiny_neural_models], Settings())
+    assert next(iter(found.ready)) == "neural" and found.homes["neural"] == without_tables
+    assert {*found.ready} == {*found.homes} >= {"hybrid-neural", "hybrid", "lqvae", "lass"}
+    assert found.homes["hybrid"] == tiny_neural_models and not found.missing
+    first = [next(iter(offers([m], Settings()).ready)) for m in (tiny_neural_models, tiny_models)]
+    assert first == ["hybrid-neural", "hybrid"]
+    missing = offers([without_tables], Settings()).missing
+    assert {"lqvae", "hybrid", "hybrid-neural"} <= {*missing}
+
+
+def test_separate_takes_sources_or_models(tiny_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    audio.save("song.wav", 0.1 * torch.randn(2, 8_000), 44_100)
+    both = ["song.wav", "--models", str(tiny_models), "--sources", "bass", "drums"]
+    for flags in (both, ["song.wav", "--sources", "bass", "vocals"]):
+        assert separate.main(flags) == 1
+        assert capsys.readouterr().err.startswith("error: sources ")
+    for flags, stems in (
+        ((), {"bass", "drums", "other"}),
+        (("--sources", "bass", "drums"), {"bass", "drums"}),
+    ):
+        assert (
+            separate.main(["song.wav", "--output", str(len(stems)), "--candidates", "2", *flags])
+            == 0
+        )
+        assert {path.stem for path in Path(str(len(stems)), "song").glob("*.wav")} == stems
