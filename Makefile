@@ -121,7 +121,7 @@ $(MODELS)/tuned/%.json: $(PARTS) | $(READY)
 	$(BIN)/python -m scripts.tune --models $(MODELS) --data $(DATA) --method $* --chunks $(TUNE_CHUNKS) --budget $(TUNE_BUDGET) --candidates $(TUNE_CANDIDATES)
 
 test: check
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 part: $(READY)
 	$(BIN)/python -m pytest -m "not slow" --every $(EVERY) -n $(JOBS)

@@ -33,8 +33,12 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """Keep every Nth of the tests that the other options leave."""
-    items[:] = items[:: config.getoption("--every")]
+    """Keep every Nth of the tests that the other options leave; start with the slow ones.
+
+    No process then runs a long test alone at the end.
+    """
+    kept = items[:: config.getoption("--every")]
+    items[:] = sorted(kept, key=lambda item: item.get_closest_marker("slow") is None)
 
 
 RATE = 22_050
