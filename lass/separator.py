@@ -10,7 +10,6 @@ import torch
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.chain import Chain
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.partial_sums import steps_of, table_of_step, tables_of
 from jukebox_core.separation.settings import Settings
@@ -60,7 +59,7 @@ class LASS(Method):
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Open the counts."""
-        for table in self.tables(settings, len(prior_folders(family))):
+        for table in self.tables(settings, len(self.priors(family, settings))):
             CountsFile(family / table)
 
     def likelihood(self, parts: Parts, settings: Settings) -> Likelihood:

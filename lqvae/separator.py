@@ -9,7 +9,6 @@ from torch import Tensor
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.chain import Chain
 from jukebox_core.separation.likelihood import Likelihood
-from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method, Parts
 from jukebox_core.separation.partial_sums import steps_of, table_of_step, tables_of
 from jukebox_core.separation.settings import Settings
@@ -37,7 +36,7 @@ class LQVAE(Method):
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Read the code sums."""
-        sources = len(prior_folders(family))
+        sources = len(self.priors(family, settings))
         for size, table in enumerate(self.tables(settings, sources), start=2):
             load_sums(family / table, place=f"{size} of {sources}")
 

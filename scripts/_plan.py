@@ -149,11 +149,7 @@ class Experiment:
         add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
         last = mask_folder(models, self.method)
         train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
-        after = [
-            "neural likelihood",
-            "mask estimator",
-            *(f"prior linearisation {source}" for source in self.sources),
-        ]
+        after = ["neural likelihood", "mask estimator"]
         add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         return plan
 
@@ -170,9 +166,10 @@ def prior_flags(preset: str) -> tuple[str, ...]:
 def needs(method: MethodName, sources: Sequence[str] = SOURCES) -> list[str]:
     """The stages of an `Experiment` that train what a method needs."""
     own = METHODS[method]
-    names = [f"prior {own.family} {source}" for source in sources]
-    names += [f"calibration {own.family}"]
-    names += [f"counts {own.family}", "code sums"] * bool(own.tables(Settings(), len(sources)))
+    names = [f"calibration {own.family}"]
+    if own.tables(Settings(), len(sources)):  # without, the posterior needs no trained priors
+        names += [f"prior {own.family} {source}" for source in sources]
+        names += [f"counts {own.family}", "code sums"]
     return names + ["mask network"] * bool(own.runs())
 
 

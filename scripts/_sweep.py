@@ -127,8 +127,10 @@ def run_draws(
     for draw, estimators in draws.items():
         needed.setdefault(resolved[draw], {}).update(estimators)
     for draw in needed:
-        folder_of_models = METHODS[draw.method].folder(sweep.models)
-        sizes_of(folder_of_models, draw.candidates, shifts=draw.settings.shifts)
+        method = METHODS[draw.method]
+        family = method.folder(sweep.models)
+        priors = method.priors(family, draw.settings)
+        sizes_of(family, priors, draw.candidates, shifts=draw.settings.shifts)
     tasks = [_Task(sweep, draw, estimators, folder) for draw, estimators in needed.items()]
     missing = [task for task in tasks if read_kept(task.path, task.key) is None]
     for task in missing:

@@ -5,9 +5,9 @@
 Songs are composed or arranged by MMA, and played by all installed soundfonts and drum kits, with
 production effects (docs/data.md names the Debian packages). They train one codec with the
 LQ-VAE's objective, its priors and tables, the neural likelihood, the mask estimator and the mask
-network: all that lqvae, hybrid and hybrid-neural need; --method neural leaves the tables out. At
-the end it writes a copy for inference to --package, by default where the models that ship for these
-sources are, and so replaces them. You can stop at any time: started again, it resumes.
+network: all that lqvae, hybrid and hybrid-neural need. --method neural leaves priors and tables
+out. At the end it writes a copy for inference to --package, by default where the models that ship
+for these sources are, and so replaces them. You can stop at any time: started again, it resumes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Args:
     """Sources to separate: parts of the songs (bass, drums, piano, guitar, strings); other is the
     sum of the rest."""
     method: Literal["hybrid-neural", "neural"] = "hybrid-neural"
-    """Method to train; neural has no pair likelihood: no counts and code sums."""
+    """Method to train; neural has no pair likelihood and code frequencies as priors: no tables and
+    no autoregressive priors."""
     length: float = 1.0
     """Multiply the training steps of every network by this."""
     seed: int = 10
@@ -128,6 +129,7 @@ def stages(args: Args) -> list[Stage]:
     )
     tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", args.method)
     tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
+    tune += ("--prior", "unigram") if args.method == "neural" else ()
     tuned = tuned_path(models, args.method)
     plan = [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),

@@ -35,7 +35,7 @@ from jukebox_core.evaluation.estimates import Masked
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.locks import sole_writer
 from jukebox_core.separation.loading import calibration_of, sizes_of
-from jukebox_core.separation.settings import DEFAULTS, Settings, tuned_path
+from jukebox_core.separation.settings import DEFAULTS, PriorName, Settings, tuned_path
 from scripts._cli import program
 from scripts._methods import METHODS, MethodFlag, MethodName, method_of
 from scripts._sweep import Draw, Scores, Sweep, run_draws
@@ -99,6 +99,8 @@ class Args:
     budget: int = 16
     """Maximum number of sampling runs, excluding one for the masks; once it is spent, the remaining
     settings keep their defaults."""
+    prior: PriorName | None = None
+    """Priors of a method with the neural likelihood; default: autoregressive."""
     seed: int = 0
     """Random seed for the choice of chunks and for sampling."""
     chunk_codes: int = 1024
@@ -127,17 +129,17 @@ class Tuning:
 
         Args:
             sweep: chunks and models.
-            draw: method, number of candidates and seed.
+            draw: method, settings that stay as they are, number of candidates and seed.
             folder: of the files of scores.
             budget: maximum number of draws.
             jobs: processes.
         """
-        self.settings = Settings()
+        self.settings = draw.settings
         self.tried: list[dict[str, Any]] = []
         self._sweep, self._base, self._folder, self._jobs = sweep, draw, folder, jobs
         method = METHODS[draw.method]
         self._calibration = calibration_of(method.folder(sweep.models))
-        full = method.resolve(Settings())
+        full = method.resolve(draw.settings)
         beside = method.runs_beside(sweep.models, full)
         # Masks of a network have no settings to tune.
         self._network = method.mask(sweep.models, full, torch.device("cpu")) if beside else None
@@ -232,13 +234,16 @@ def tune(args: Args, method: MethodName, path: Path) -> None:
     """Tune a method and write its settings to `path`."""
     study = (args.split, args.chunks, args.seed, args.chunk_codes)
     sweep = Sweep(args.models, args.data, *study, tuned=False)
-    family = METHODS[method].folder(args.models)
+    own = METHODS[method]
+    family = own.folder(args.models)
+    fixed = Settings(prior=args.prior)
+    priors = own.priors(family, own.resolve(fixed))
     for candidates in args.sizes:  # scored last, but checked first
         try:
-            sizes_of(family, candidates)
+            sizes_of(family, priors, candidates)
         except ValueError as error:
             raise ValueError(f"sizes: {error}") from error
-    draw = Draw(method, candidates=args.candidates, seed=args.seed)
+    draw = Draw(method, fixed, args.candidates, args.seed)
     tuning = Tuning(sweep, draw, path.with_suffix(".parts"), args.budget, args.jobs)
     for name, values in GRIDS[method].items():
         tuning.sampling(name, values)

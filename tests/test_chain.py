@@ -119,7 +119,7 @@ def posterior(log_p, chain, mixture_code):
 
 def priors(sources, seed=4):
     drawn = torch.randn(sources, K, generator=generator(seed)).log_softmax(1)
-    return UnigramPriors(dict(zip(NAMES, drawn, strict=False)), 8)
+    return UnigramPriors(dict(zip(NAMES, drawn, strict=False)))
 
 
 def assert_frequencies(found, expected):
@@ -281,7 +281,7 @@ def test_improbable_sums_keep_their_probability():
     chain = unsmoothed_chain(3)
     log_p = torch.full((3, K), -100.0)
     log_p[:, 4] = 0.0
-    joint = UnigramPriors(dict(zip(NAMES, log_p.log_softmax(1), strict=False)), 8)
+    joint = UnigramPriors(dict(zip(NAMES, log_p.log_softmax(1), strict=False)))
     exact = posterior(log_p.log_softmax(1), chain, 3)
     sampled = ParticleSampler()(joint, chain, torch.tensor([[3]]), 2000, generator())
     torch.testing.assert_close(sampled.log_evidence, exact.sum().log()[None], rtol=1e-4, atol=0)

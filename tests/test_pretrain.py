@@ -30,13 +30,13 @@ def test_every_stage_is_a_command_that_its_program_takes(name):
         assert args is not None
 
 
-def test_tables_are_made_only_for_methods_that_read_them():
+def test_tables_and_priors_are_made_only_for_methods_that_read_them():
     tables = {"counts linearisation", "code sums"}
     names = {name: {stage.name for stage in plan} for name, plan in PLANS.items()}
     assert tables <= names["pretrain"]
     assert not tables & names["pretrain, whole songs"]
-    songs = names["pretrain, whole songs"] - {"prior linearisation other"}
-    assert songs == names["pretrain"] - tables
+    priors = {f"prior linearisation {source}" for source in ("bass", "drums")}
+    assert names["pretrain, whole songs"] == names["pretrain"] - tables - priors
 
 
 def test_the_learning_rate_has_fallen_to_zero_at_the_last_step():

@@ -1,5 +1,6 @@
 """Which of the models that ship are used: by sources, by method, and on the app's page."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 import hybrid
 from hybrid.hub import HubModels
 from jukebox_core import audio
+from jukebox_core.separation.export import export_models
 from jukebox_core.separation.settings import Settings
 from scripts import separate
 from scripts._methods import complete_methods, default_methods, method_of, shipped_models
@@ -54,6 +56,28 @@ def test_models_without_tables_are_for_the_neural_likelihood_alone(
     HubModels(without_tables).save_pretrained(tmp_path / "copy")
     copy = HubModels.from_pretrained(str(tmp_path / "copy"))
     assert copy.load_separator(device="cpu", candidates=2).likelihood is None
+
+
+def test_code_frequencies_need_no_trained_priors(without_tables, tmp_path):
+    models = shutil.copytree(without_tables, tmp_path / "models")
+    for source in ("bass", "drums"):
+        shutil.rmtree(models / "linearisation" / f"prior_{source}")
+    with pytest.raises(FileNotFoundError, match="lacks a prior_SOURCE folder per source"):
+        hybrid.load_song_separator(models)
+    (models / "tuned").mkdir()
+    (models / "tuned" / "neural.json").write_text(json.dumps({"options": {"prior": "unigram"}}))
+    assert hybrid.NEURAL_ALONE.check(models) == ("bass", "drums")
+    options = {"device": "cpu", "candidates": 4}
+    separator = hybrid.load_song_separator(models, **options)
+    mixture = 0.1 * torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
+    stems = separator(mixture, 22_050)
+    unigram = Settings(prior="unigram")
+    same = hybrid.load_song_separator(without_tables, unigram, **options)(mixture, 22_050)
+    assert all(torch.equal(stem, same[name]) for name, stem in stems.items())
+    files = export_models(hybrid.NEURAL_ALONE, models, tmp_path / "copy")
+    runs = {file.parent.name for file in files if file.suffix == ".safetensors"}
+    assert runs == {"vqvae", "neural_likelihood"}
+    assert hybrid.load_song_separator(tmp_path / "copy", **options).sources == ("bass", "drums")
 
 
 def test_a_half_counted_family_is_still_the_hybrids(tiny_neural_models, tmp_path):

@@ -255,7 +255,7 @@ def test_unigram_priors_with_scaled_likelihoods_give_the_network_itself():
     factors = {name: q[name] - p[name] for name in RECALL}
     n = 20_000
     out = ParticleSampler()(
-        UnigramPriors(p, 8),
+        UnigramPriors(p),
         None,
         torch.tensor([[0, 0]]),
         n,

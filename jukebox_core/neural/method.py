@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from jukebox_core.checkpoints import WEIGHTS, fingerprint
+from jukebox_core.checkpoints import WEIGHTS, alpha_of, fingerprint, load_meta
 from jukebox_core.neural.likelihood import EXPONENT, ScaledNeuralLikelihood
 from jukebox_core.neural.mask import KIND, load_mask_network, network_mask
 from jukebox_core.neural.model import load_neural_likelihood
@@ -77,6 +77,12 @@ class NeuralMethod(Method):
         if self.base is not None:
             self.base.check_tables(family, settings)
 
+    def priors(self, family: Path, settings: Settings) -> dict[str, Path | None]:
+        """The sources' own; none are needed for code frequencies without a pair likelihood."""
+        if self.base is not None or settings.prior != "unigram":
+            return super().priors(family, settings)
+        return dict.fromkeys(sorted(alpha_of(family / RUN, load_meta(family / RUN))))
+
     def runs(self) -> tuple[str, ...]:
         """The network."""
         return (RUN,)
@@ -117,7 +123,9 @@ class NeuralMethod(Method):
         """The base's pair likelihood."""
         return None if self.base is None else self.base.likelihood(parts, settings)
 
-    def likelihoods(self, parts: Parts, priors: JointPriors, settings: Settings) -> Likelihoods:
+    def likelihoods(
+        self, parts: Parts, priors: JointPriors | None, settings: Settings
+    ) -> Likelihoods:
         """The base's pair likelihood, the neural likelihood, and the priors of the settings."""
         device = parts.codec.codebook.device
         network = load_neural_likelihood(parts.family / RUN, device, parts.codec_fingerprint)
@@ -125,5 +133,6 @@ class NeuralMethod(Method):
         source = ScaledNeuralLikelihood(network, parts.codec, parts.sources, exponent)
         if settings.prior == "unigram":
             frequencies = {name: network.log_frequencies(name) for name in parts.sources}
-            priors = UnigramPriors(frequencies, priors.n_ctx)
+            priors = UnigramPriors(frequencies)
+        assert priors is not None
         return Likelihoods(priors, self.likelihood(parts, settings), source)

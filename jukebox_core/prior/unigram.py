@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ANY_LENGTH = 1 << 31
+"""The context, in codes, of priors without memory."""
+
 
 @dataclass(frozen=True)
 class NoCache:
@@ -30,12 +33,13 @@ class UnigramPriors:
     left of a separation without autoregressive priors.
     """
 
-    def __init__(self, log_frequencies: Mapping[str, Tensor], n_ctx: int):
-        """Use normalised log-frequencies {source: [K]}, for sequences of at most n_ctx codes."""
+    n_ctx = ANY_LENGTH
+
+    def __init__(self, log_frequencies: Mapping[str, Tensor]):
+        """Use normalised log-frequencies {source: [K]}."""
         self.names = tuple(log_frequencies)
         self._logits = torch.stack(list(log_frequencies.values()))  # [S, K]
         self.n_codes = self._logits.shape[1]
-        self.n_ctx = n_ctx
 
     def new_cache(self, batch_size: int, length: int) -> NoCache:
         """A cache for `batch_size` sequences."""

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from jukebox_core.checkpoints import META, WEIGHTS, first_nonfinite, load_codec
 from jukebox_core.files import atomic_folder, check_owned, sha256, write_json
-from jukebox_core.separation.loading import prior_folders
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.settings import Settings, tuned_path
 from jukebox_core.tables import check_types, readable, save_tensors, utf8_name
@@ -51,8 +50,8 @@ def export_models(method: Method, models: str | Path, output: str | Path) -> lis
     method.check(models)
     settings = method.resolve(Settings(), models)
     family = method.folder(models)
-    priors = prior_folders(family).values()
-    runs = [family / "vqvae", *priors]
+    priors = method.priors(family, settings).values()
+    runs = [family / "vqvae", *filter(None, priors)]
     runs += [family / name for name in method.runs()]
     runs += method.runs_beside(models, settings).values()
     tables = [family / name for name in method.tables(settings, len(priors))]

@@ -14,13 +14,14 @@ MODELS/mask_estimator/                                 the run of the supervised
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from jukebox_core.checkpoints import fingerprint, load_config, load_meta
 from jukebox_core.checks import require
 from jukebox_core.config import PriorConfig, VQVAEConfig
-from jukebox_core.files import sha256
 from jukebox_core.presets import PRESETS
+from jukebox_core.prior.unigram import ANY_LENGTH
 from jukebox_core.separation.calibration import Calibration, load_calibration
 from jukebox_core.separation.separator import Sizes
 
@@ -79,6 +80,7 @@ def calibration_of(family: Path, use: bool | None = None) -> Calibration | None:
 
 def sizes_of(
     family: Path,
+    priors: Mapping[str, Path | None],
     candidates: int | None = None,
     window: int | None = None,
     shifts: int | None = None,
@@ -86,7 +88,8 @@ def sizes_of(
     """Complete and check the numbers of a separation without reading weights.
 
     Args:
-        family: folder of the codec and the priors.
+        family: folder of the codec.
+        priors: {source: run folder of its prior}; None: one without memory, of any context.
         candidates: joint candidates per window; default: the number of the models' preset.
         window: codes per window; default: the preset's, within the priors' context.
         shifts: default: the greatest common divisor of the candidates and 4.
@@ -95,9 +98,9 @@ def sizes_of(
         FileNotFoundError: the folder or a part of it is missing.
         ValueError: they do not fit the models, each other or the free memory.
     """
-    priors = prior_folders(family)
     codec = load_config(family / "vqvae", "vqvae", VQVAEConfig)[0]
-    n_ctx = min(load_config(folder, "prior", PriorConfig)[0].n_ctx for folder in priors.values())
+    contexts = [load_config(run, "prior", PriorConfig)[0].n_ctx for run in priors.values() if run]
+    n_ctx = min(contexts, default=ANY_LENGTH)
     preset = PRESETS.get(str(load_meta(family / "vqvae").get("preset")), PRESETS["paper"])
     if candidates is None:
         candidates = preset.candidates
@@ -109,13 +112,3 @@ def sizes_of(
     sizes = Sizes(candidates, window, shifts)
     sizes.check(n_ctx, codec.hop, len(priors))
     return sizes
-
-
-def fingerprints(
-    family: Path, tables: tuple[str, ...], more_runs: tuple[str, ...] = ()
-) -> dict[str, str]:
-    """{part: digest} of a family's codec, priors, tables and further runs."""
-    runs = [family / "vqvae", *sorted(p for p in family.glob("prior_*") if p.is_dir())]
-    runs += [family / run for run in more_runs]
-    digests = {run.name: fingerprint(run) for run in runs}
-    return digests | {table: sha256(family / table) for table in tables}

@@ -18,13 +18,13 @@ from jukebox_core.checkpoints import (
     load_prior,
     run_part,
 )
+from jukebox_core.files import sha256
 from jukebox_core.machine import pick_device
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate
 from jukebox_core.separation.likelihood import Likelihood, SourceLikelihood
 from jukebox_core.separation.loading import (
     calibration_of,
     family_folder,
-    fingerprints,
     prior_folders,
     sizes_of,
 )
@@ -87,8 +87,11 @@ class Method(ABC):
             ValueError: a table is damaged or belongs to another codec.
         """
 
-    def likelihoods(self, parts: Parts, priors: JointPriors, settings: Settings) -> Likelihoods:
-        """All factors of the posterior; raises as `likelihood`."""
+    def likelihoods(
+        self, parts: Parts, priors: JointPriors | None, settings: Settings
+    ) -> Likelihoods:
+        """All factors of the posterior, with the trained priors, if any; raises as `likelihood`."""
+        assert priors is not None
         return Likelihoods(priors, self.likelihood(parts, settings))
 
     def defaults(self, settings: Settings) -> Settings:
@@ -104,6 +107,15 @@ class Method(ABC):
         family = self.folder(models)
         return settings.make_mask(calibration_of(family, settings.calibration))
 
+    def priors(self, family: Path, settings: Settings) -> dict[str, Path | None]:
+        """{source: run folder of its prior}, by name; None: one without a run.
+
+        Raises:
+            FileNotFoundError: there are fewer than two.
+            ValueError: what names the sources is damaged.
+        """
+        return {**prior_folders(family)}
+
     def runs(self) -> tuple[str, ...]:
         """Run folders of the family that the likelihood reads."""
         return ()
@@ -114,14 +126,18 @@ class Method(ABC):
 
     def check_tables(self, family: Path, settings: Settings) -> None:
         """Check the tables without reading them whole; raises as `likelihood`."""
-        for table in self.tables(settings, len(prior_folders(family))):
+        for table in self.tables(settings, len(self.priors(family, settings))):
             if not (family / table).is_file():
                 raise FileNotFoundError(f"{family / table} is missing")
 
     def fingerprints(self, family: Path, settings: Settings) -> dict[str, str]:
         """{part: digest} of what the method reads in its family's folder."""
-        tables = self.tables(settings, len(prior_folders(family)))
-        return fingerprints(family, tables, self.runs())
+        priors = self.priors(family, settings)
+        runs = [family / "vqvae", *filter(None, priors.values())]
+        runs += [family / run for run in self.runs()]
+        digests = {run.name: fingerprint(run) for run in runs}
+        tables = self.tables(settings, len(priors))
+        return digests | {table: sha256(family / table) for table in tables}
 
     def unused(self, settings: Settings) -> dict[str, str]:
         """{setting of the likelihood: why it has no effect beside the others}."""
@@ -190,13 +206,14 @@ class Method(ABC):
             ValueError: a part is of another kind than its name implies.
         """
         family = self.folder(models)
-        priors = prior_folders(family)
-        runs = [family / name for name in ("vqvae", *self.runs())]
         full = self.resolve(settings or Settings(), models, strict=False)
-        for folder in (*runs, *priors.values(), *self.runs_beside(Path(models), full).values()):
+        priors = self.priors(family, full)
+        trained = {name: folder for name, folder in priors.items() if folder is not None}
+        runs = [family / name for name in ("vqvae", *self.runs())]
+        for folder in (*runs, *trained.values(), *self.runs_beside(Path(models), full).values()):
             load_meta(folder)
             run_part(folder, WEIGHTS)
-        for name, folder in priors.items():
+        for name, folder in trained.items():
             check_source(folder, load_meta(folder), name)
         self.check_tables(family, full)
         return tuple(priors)
@@ -233,18 +250,20 @@ class Method(ABC):
             raise ValueError(f"no models of {self.name} ship with the package: give their folder")
         family = self.folder(models)
         full = self.resolve(settings or Settings(), models if tuned else None)
-        sizes = sizes_of(family, candidates, window, full.shifts)
+        folders = self.priors(family, full)
+        sizes = sizes_of(family, folders, candidates, window, full.shifts)
         place = pick_device(device)
         mask = self.mask(Path(models), full, place)
-        folders = prior_folders(family)
         codec = load_codec(family / "vqvae", place)
         identity = fingerprint(family / "vqvae")
         priors = {
             name: load_prior(folder, place, codec_fingerprint=identity, source=name)
             for name, folder in folders.items()
+            if folder is not None
         }
-        parts = Parts(family, codec, identity, tuple(priors))
-        factors = self.likelihoods(parts, accelerate(priors, precision), full)
+        parts = Parts(family, codec, identity, tuple(folders))
+        joint = accelerate(priors, precision) if priors else None
+        factors = self.likelihoods(parts, joint, full)
         return Separator(
             codec,
             factors.priors,
