@@ -77,7 +77,7 @@ def test_your_own_file(arranged):
     assert "--models" not in words
     assert import_module(module).main([*words, "--candidates", "2"]) == 0
     stems = {path.name: soundfile.info(path) for path in (arranged / "out" / "song").glob("*.wav")}
-    assert set(stems) == {"bass.wav", "drums.wav"}
+    assert set(stems) == {"bass.wav", "drums.wav", "other.wav"}
     for info in stems.values():
         assert (info.samplerate, info.channels) == (44_100, 2)
 
@@ -86,7 +86,7 @@ def test_the_lines_of_python(arranged):
     (code,) = blocks(README, "python")
     found = {}
     exec(compile(code, "README.md", "exec"), found)
-    assert set(found["stems"]) == {"bass", "drums"}
+    assert set(found["stems"]) == {"bass", "drums", "other"}
     assert all(stem.shape == found["mixture"].shape for stem in found["stems"].values())
     assert torch.allclose(sum(found["stems"].values()), found["mixture"], atol=1e-4)
     assert soundfile.info("bass.wav").samplerate == found["rate"] == 44_100
