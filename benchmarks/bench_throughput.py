@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_device
 from benchmarks._common import name_of, print_row
-from benchmarks.bench_training import training_step
+from benchmarks.bench_training import autocast, training_step
 from jukebox_core.checks import require_fields
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import PRESETS, Preset, PresetName
@@ -152,13 +151,6 @@ def batch_of(preset: Preset, unit: Unit) -> int:
     """The preset's batch."""
     train = preset.prior_train if unit.startswith("prior") else preset.vqvae_train
     return train.batch_size
-
-
-def autocast(device: torch.device, precision: Precision) -> Any:
-    """The context of a mixed precision."""
-    if precision == "32":
-        return nullcontext()
-    return torch.autocast(device.type, getattr(torch, TYPES[precision]))
 
 
 def flop_of(

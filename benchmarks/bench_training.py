@@ -97,6 +97,12 @@ def measure(name: str, crops: int, args: Args) -> dict[str, Any]:
     return row(args, name, len(batch), batch.shape[1], timed, difference, note=about)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context of a precision."""
+    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "32")
+
+
 def training_step(
     objective: nn.Module,
     batch: Tensor,
@@ -105,7 +111,6 @@ def training_step(
     device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Step:
     """Forward, backward, clipping, update, average; returns the loss."""
-    dtype = torch.float16 if precision == "16-mixed" else torch.bfloat16
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "16-mixed")
     config = OptimConfig()
     optimizer = build_optimizer(objective, config, fused=fused)
@@ -113,7 +118,7 @@ def training_step(
     parameters = list(objective.parameters())
 
     def step() -> float:
-        with torch.autocast(device.type, dtype, enabled=precision != "32"):
+        with autocast(device, precision):
             output = objective(batch)
         loss = output if isinstance(output, Tensor) else output.loss
         scaler.scale(loss).backward()

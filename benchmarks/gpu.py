@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -153,7 +154,7 @@ def run(part: Part, seconds: float) -> dict[str, Any]:
         said, _ = process.communicate(timeout=min(seconds, 60 * part.minutes))
         status = "failed" if process.returncode else "done"
     except subprocess.TimeoutExpired:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)  # its children, too, which hold its output open
         said, _ = process.communicate()
         status = "out of time"
     lines = said.strip().splitlines()

@@ -42,9 +42,10 @@ def test_a_part_that_fails_or_takes_long_does_not_stop_the_others(tmp_path, monk
     def python(name, text, minutes=1.0):
         return gpu.Part(name, (sys.executable, "-c", text), minutes)
 
+    child = "import subprocess as s; s.run(['sleep', '600'])"  # which holds the output open
     every = [
         python("bad", "print('some'); raise SystemExit('no such thing')"),
-        python("long", "print('begun', flush=True); import time; time.sleep(60)", 0.02),
+        python("long", f"print('begun', flush=True); {child}", 0.02),
         python("good", 'print(\'words\'); print(\'[{"method": "x", "ms": 1.23456}]\')'),
     ]
     monkeypatch.setattr(gpu, "parts", lambda _: iter(every))
@@ -54,6 +55,7 @@ def test_a_part_that_fails_or_takes_long_does_not_stop_the_others(tmp_path, monk
     bad, long, good = json.loads((tmp_path / "out/gpu.json").read_text())["parts"]
     assert bad["status"] == "failed" and bad["lines"] == ["some", "no such thing"]
     assert long["status"] == "out of time" and long["lines"] == ["begun"]
+    assert long["seconds"] < 300
     assert good["status"] == "done" and good["rows"] == [{"method": "x", "ms": 1.23456}]
     page = (tmp_path / "out/gpu.md").read_text()
     assert "| method | ms |" in page and "| x | 1.235 |" in page and "no such thing" in page
