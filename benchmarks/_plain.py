@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.prior.model import AutoregressivePrior, Block
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import Scores
 from jukebox_core.vqvae.losses import reconstruction_terms, spectral_convergence
 from jukebox_core.vqvae.model import VQVAE
 
@@ -73,7 +73,7 @@ def visible(kind: str, position: int, length: int) -> slice:
 
 
 @torch.no_grad()
-def plain_draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> tuple[Tensor, Tensor]:
+def plain_draw(log_p1: Tensor, log_p2: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
     """A pair of codes [N] from the explicit joint."""
     scores = scores.explicit()
     if scores.pairs is None:
