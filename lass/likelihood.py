@@ -138,30 +138,30 @@ class SmoothedLikelihood:
         self._offsets = counts.offsets.tolist()
         seen = torch.from_numpy(counts.counts).double()
         first, second = (
-            torch.from_numpy(codes.astype(np.int64)) for codes in (counts.first, counts.second)
+            torch.from_numpy(codes.astype(np.int32)) for codes in (counts.first, counts.second)
         )
-        pairs = first * k + second
+        pairs = first.long() * k + second
         totals = torch.zeros(k * k, dtype=torch.float64).index_add_(0, pairs, seen)
         # The concentration is taken out of the logarithm: counts are stored as shares of it.
         rest = 1 / (totals / concentration + 1)
         self._least = float(rest.min())
         self._rest = rest.float().to(device)  # [K * K]
-        self._pairs = pairs.to(device)  # [P]
+        self._first, self._second = first.to(device), second.to(device)  # [P]
         self._seen = (seen / concentration).float().to(device)  # [P]
 
     def scores(self, mixture_code: int) -> FactoredScores:
         """The scores of all pairs: those counted with the mixture code are stored apart."""
         first, second, gathered = self.base.factors(mixture_code)
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
-        pairs, k = self._pairs[part], self.n_codes
-        dtype = precise(pairs.device)
-        base = (first[pairs // k] + second[pairs % k]).to(dtype)
+        one, other, k = self._first[part], self._second[part], self.n_codes
+        pairs, dtype = one.long() * k + other, precise(one.device)
+        base = (first.index_select(0, one) + second.index_select(0, other)).to(dtype)
         if gathered is not None:
-            base *= gathered.values[gathered.lookup[pairs].int()].to(dtype).exp()
+            base *= gathered.at(pairs).to(dtype).exp()
             gathered = Gathered(self.exponent * gathered.values, gathered.lookup)
-        logs = (base + self._seen[part]).log() + self._rest[pairs].to(dtype).log()
+        shares = (base + self._seen[part]) * self._rest.index_select(0, pairs)
         power = Power(first, second, self._rest, self.exponent, self._least)
-        return FactoredScores(k, power, gathered, Stored(pairs, self.exponent * logs))
+        return FactoredScores(k, power, gathered, Stored(pairs, self.exponent * shares.log()))
 
     @property
     def settings(self) -> dict[str, Any]:

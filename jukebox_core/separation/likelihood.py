@@ -55,6 +55,10 @@ class Gathered(NamedTuple):
     values: Tensor
     lookup: Tensor
 
+    def at(self, pairs: Any) -> Tensor:
+        """The term of the pairs that an index of the lookup selects."""
+        return self.values.index_select(0, self.lookup[pairs].int())
+
 
 class Stored(NamedTuple):
     """The scores [P] of some pairs, whatever the terms say; pairs i * K + j, int64 [P], ascending.
@@ -111,11 +115,10 @@ class FactoredScores:
         elif self.gathered.lookup is term.lookup:
             gathered = Gathered(self.gathered.values + term.values, term.lookup)
         else:
-            return PairScores(self.values + FactoredScores(self.n_codes, gathered=term).values)
+            return PairScores(self.values + term.at(slice(None)))
         stored = self.stored
         if stored is not None:
-            more = term.values[term.lookup[stored.pairs].int()]
-            stored = Stored(stored.pairs, stored.scores + more)
+            stored = Stored(stored.pairs, stored.scores + term.at(stored.pairs))
         return FactoredScores(self.n_codes, self.power, gathered, stored)
 
     def _terms(self, rows: Any, columns: Any, pairs: Any) -> Tensor:
@@ -126,7 +129,7 @@ class FactoredScores:
             logs = sums.log_().add_(self.power.rest[pairs].log())
             parts.append(logs.mul_(self.power.exponent))
         if self.gathered is not None:
-            parts.append(self.gathered.values.index_select(0, self.gathered.lookup[pairs].int()))
+            parts.append(self.gathered.at(pairs))
         return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
 
