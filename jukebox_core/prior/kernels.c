@@ -362,7 +362,7 @@ static inline float power(float x, float exponent) {
 
 #define LIFT 0x1p100f /* products of small factors become normal numbers: subnormal ones are slow */
 
-#define WEIGHED 256   /* pairs at a time */
+#define WEIGHED 256 /* pairs at a time */
 
 enum { NONE, LINEAR, CUBE, ANY };
 
@@ -373,17 +373,17 @@ static inline __attribute__((always_inline)) float weigh(
     float *restrict out, int64_t count, float exponent, float scale) {
     float gathered[WEIGHED], largest = 0.0f;
     if (gather) /* apart: the other loop has whole vectors to itself */
-        for (int64_t j = 0; j < count; j++) gathered[j] = values[lookup[j]];
+        for (int64_t j = 0; j < count; j++) gathered[j] = LIFT * values[lookup[j]];
 #pragma omp simd reduction(max : largest)
     for (int64_t j = 0; j < count; j++) {
-        float weight = scale * LIFT;
+        float weight = scale * (gather ? gathered[j] : LIFT);
         if (kind != NONE) {
             float x = (first + second[j]) * rest[j];
             x = x < 1.0f ? x : 1.0f;
             weight *= kind == LINEAR ? x : kind == CUBE ? x * x * x : power(x, exponent);
         }
-        if (gather) weight *= gathered[j];
-        weight = weight < 0x1p-126f * LIFT ? 0.0f : weight * (1.0f / LIFT);
+        weight = weight < 0x1p-126f * LIFT ? 0.0f : weight; /* before it would be subnormal */
+        weight *= 1.0f / LIFT;
         out[j] = weight;
         largest = weight > largest ? weight : largest;
     }
