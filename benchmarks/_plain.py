@@ -1,7 +1,8 @@
 """Sampling and training steps written in the obvious way, for comparison with the package.
 
 Sampling: keys and values of all positions grow by concatenation; chunks and priors are stepped one
-by one in float32; the posterior of a step is one explicit table over pairs.
+by one in float32; the posterior of a step is one explicit table over pairs. That table by itself: a
+pass for every operation.
 
 Training of the codec: every level is trained, every term of the loss is computed for every level,
 with or without a weight, and the modules run as they are. Of the prior: every layer computes the
@@ -11,16 +12,19 @@ whole T x T table of scores and masks the future.
 from __future__ import annotations
 
 from functools import cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jukebox_core.config import Bandwidths, LossConfig
 from jukebox_core.prior.model import AutoregressivePrior, Block
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Scores
 from jukebox_core.vqvae.losses import reconstruction_terms, spectral_convergence
 from jukebox_core.vqvae.model import VQVAE
+
+_PART = 1 << 18  # scores at a time: they stay in the cache
 
 
 class PlainDecoder:
@@ -73,7 +77,7 @@ def visible(kind: str, position: int, length: int) -> slice:
 
 
 @torch.no_grad()
-def plain_draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> tuple[Tensor, Tensor]:
+def plain_draw(log_p1: Tensor, log_p2: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
     """A pair of codes [N] from the explicit joint."""
     scores = scores.explicit()
     if scores.pairs is None:
@@ -84,6 +88,48 @@ def plain_draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> tuple[Tens
     if scores.pairs is None:
         return drawn // log_p2.shape[1], drawn % log_p2.shape[1]
     return scores.pairs[0][drawn], scores.pairs[1][drawn]
+
+
+class PlainTable(NamedTuple):
+    """scores and weights = exp(scores - maximum) of all pairs, [K * K]; scores None: not needed."""
+
+    scores: Tensor | None
+    weights: Tensor
+    maximum: Tensor
+
+
+def plain_table(
+    given: FactoredScores, log_rest: Tensor | None, lookup: Tensor | None
+) -> PlainTable:
+    """The table of factored scores in separate passes: logarithm, sum, look-up, exponential.
+
+    Args:
+        given: the factors; what belongs to the stored pairs is used as it is.
+        log_rest: exponent * log of `given.power.rest`.
+        lookup: that of `given.gathered`, int32.
+    """
+    if given.power is None:
+        assert given.gathered is not None and lookup is not None
+        values = given.gathered.values
+        weights = _exp(values - values.max())
+        return PlainTable(None, weights.index_select(0, lookup), values.max())
+    assert log_rest is not None
+    scores = (given.power.first.unsqueeze(1) + given.power.second).flatten()
+    for part, rest in zip(scores.split(_PART), log_rest.split(_PART), strict=True):
+        torch.add(rest, part.log_(), alpha=given.power.exponent, out=part)
+    if given.gathered is not None:
+        assert lookup is not None
+        scores = scores + given.gathered.values.index_select(0, lookup)
+    if given.stored is not None:
+        scores[given.stored.pairs] = given.stored.scores.float()
+    maximum, weights = scores.max(), torch.empty_like(scores)
+    for part, out in zip(scores.split(_PART), weights.split(_PART), strict=True):
+        _exp(torch.sub(part, maximum, out=out))
+    return PlainTable(scores, weights, maximum)
+
+
+def _exp(x: Tensor) -> Tensor:
+    return F.threshold(x.clamp_min_(-87.0).exp_(), 2e-38, 0.0, inplace=True)
 
 
 def plain_latents(codec: VQVAE, audio: Tensor, level: int) -> Tensor:

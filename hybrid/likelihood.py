@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jukebox_core.separation.likelihood import Likelihood, PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Likelihood, PairScores, Scores
 from lqvae.likelihood import LatentGaussianLikelihood
 
 
@@ -24,16 +24,16 @@ class PooledLikelihood:
         self.counted = counted
         self.gaussian = gaussian
 
-    def scores(self, mixture_code: int) -> PairScores:
+    def scores(self, mixture_code: int) -> Scores:
         """The sum of both scores; sparse where the counts are."""
         counted = self.counted.scores(mixture_code)
+        if isinstance(counted, FactoredScores):
+            return counted.plus(self.gaussian.term(mixture_code))
         gaussian = self.gaussian.scores(mixture_code)
-        assert gaussian.lookup is not None
         if counted.pairs is None:
-            index = gaussian.lookup
-        else:
-            index = gaussian.lookup[counted.pairs[0] * self.n_codes + counted.pairs[1]]
-        return PairScores(counted.values + gaussian.values.index_select(0, index), counted.pairs)
+            return PairScores(counted.values + gaussian.values)
+        pairs = counted.pairs[0] * self.n_codes + counted.pairs[1]
+        return PairScores(counted.values + gaussian.at(pairs), counted.pairs)
 
     @property
     def settings(self) -> dict[str, Any]:

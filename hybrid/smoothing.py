@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
+from jukebox_core.separation.likelihood import Gathered
 from jukebox_core.separation.pair_groups import PairGroups
 from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
-from lass.smoothing import overall_frequencies
+from lass.smoothing import BaseFactors, overall_frequencies
 from lqvae.likelihood import LatentGaussianLikelihood
 
 SHARE = 0.1
@@ -51,9 +53,11 @@ class GaussianBase:
         self._frequencies = mixed.float().to(gaussian.sum_codes.device)
         self._sum_codes = gaussian.sum_codes
 
-    def probabilities(self, mixture_code: int) -> Tensor:
-        """q(mixture_code | z1, z2), [K * K]."""
-        return self._frequencies[mixture_code].index_select(0, self._sum_codes)
+    def factors(self, mixture_code: int) -> BaseFactors:
+        """The frequency, looked up at the code of the sum."""
+        frequencies = self._frequencies[mixture_code]
+        ones = torch.ones_like(frequencies)
+        return BaseFactors(ones, 0 * ones, Gathered(frequencies.log(), self._sum_codes))
 
     def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """q(code | first, second) of triples, [N]."""

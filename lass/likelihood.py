@@ -8,14 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import PairScores, check_exponent, check_smoothing
+from jukebox_core.separation.likelihood import (
+    FactoredScores,
+    Gathered,
+    PairScores,
+    Power,
+    Stored,
+    check_exponent,
+    check_smoothing,
+)
+from jukebox_core.separation.posterior import precise
 from jukebox_core.separation.settings import Settings
 from lass.counts import Counts, symmetrise
 from lass.smoothing import Base, MakeBase
 
 EXPONENT = 3.0
 SMOOTHING = 3.0
-_PART = 1 << 18
 
 
 class CountLikelihood:
@@ -130,27 +138,30 @@ class SmoothedLikelihood:
         self._offsets = counts.offsets.tolist()
         seen = torch.from_numpy(counts.counts).double()
         first, second = (
-            torch.from_numpy(codes.astype(np.int64)) for codes in (counts.first, counts.second)
+            torch.from_numpy(codes.astype(np.int32)) for codes in (counts.first, counts.second)
         )
-        pairs = first * k + second
+        pairs = first.long() * k + second
         totals = torch.zeros(k * k, dtype=torch.float64).index_add_(0, pairs, seen)
         # The concentration is taken out of the logarithm: counts are stored as shares of it.
-        self._offset = (
-            (-exponent * (totals / concentration + 1).log()).float().to(device)
-        )  # [K * K]
-        self._pairs = pairs.to(device)  # [P]
+        rest = 1 / (totals / concentration + 1)
+        self._least = float(rest.min())
+        self._rest = rest.float().to(device)  # [K * K]
+        self._first, self._second = first.to(device), second.to(device)  # [P]
         self._seen = (seen / concentration).float().to(device)  # [P]
 
-    def scores(self, mixture_code: int) -> PairScores:
-        """The scores of all pairs, [K * K]."""
-        smoothed = self.base.probabilities(mixture_code)
+    def scores(self, mixture_code: int) -> FactoredScores:
+        """The scores of all pairs: those counted with the mixture code are stored apart."""
+        first, second, gathered = self.base.factors(mixture_code)
         part = slice(self._offsets[mixture_code], self._offsets[mixture_code + 1])
-        # Every pair is stored once per mixture code: plain indexed addition is exact.
-        smoothed[self._pairs[part]] += self._seen[part]
-        # In parts that stay in the cache.
-        for p, offset in zip(smoothed.split(_PART), self._offset.split(_PART), strict=True):
-            torch.add(offset, p.log_(), alpha=self.exponent, out=p)
-        return PairScores(smoothed)
+        one, other, k = self._first[part], self._second[part], self.n_codes
+        pairs, dtype = one.long() * k + other, precise(one.device)
+        base = (first.index_select(0, one) + second.index_select(0, other)).to(dtype)
+        if gathered is not None:
+            base *= gathered.at(pairs).to(dtype).exp()
+            gathered = Gathered(self.exponent * gathered.values, gathered.lookup)
+        shares = (base + self._seen[part]) * self._rest.index_select(0, pairs)
+        power = Power(first, second, self._rest, self.exponent, self._least)
+        return FactoredScores(k, power, gathered, Stored(pairs, self.exponent * shares.log()))
 
     @property
     def settings(self) -> dict[str, Any]:

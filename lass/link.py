@@ -65,7 +65,7 @@ class CountLink:
 
     def scores(self, code: int) -> PairScores:
         """Log p(code | first, second) of all pairs."""
-        return self._smoothed.scores(code)
+        return self._smoothed.scores(code).explicit()
 
     def message(self, first: Tensor, second: Tensor) -> CountMessage:
         """The mass of every code of the sum, counted and by the base distribution."""

@@ -8,12 +8,13 @@ Dirichlet smoothing with q as the mean of the prior (MacKay and Bauman Peto 1995
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.separation.likelihood import Gathered
 from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
 
@@ -48,13 +49,24 @@ class WeightedBase(Protocol):
         ...
 
 
+class BaseFactors(NamedTuple):
+    """q(m | i, j) = (first[i] + second[j]) exp(values[lookup[i, j]]) of one mixture code m.
+
+    first, second: [K]. gathered: values and lookup; None: no such factor.
+    """
+
+    first: Tensor
+    second: Tensor
+    gathered: Gathered | None = None
+
+
 class Base(Protocol):
     """A base distribution q(m | z1, z2) over the mixture codes of all pairs."""
 
     n_codes: int
 
-    def probabilities(self, mixture_code: int) -> Tensor:
-        """q(mixture_code | z1, z2), [K * K] in row-major order; the caller may write to it."""
+    def factors(self, mixture_code: int) -> BaseFactors:
+        """q(mixture_code | z1, z2) of all pairs, as a product."""
         ...
 
     def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -86,9 +98,10 @@ class Overall:
         self.n_codes = counts.n_codes
         self._frequencies = overall_frequencies(counts).float().to(device)
 
-    def probabilities(self, mixture_code: int) -> Tensor:
-        """p(mixture_code) for every pair, [K * K]."""
-        return self._frequencies[mixture_code].repeat(self.n_codes**2)
+    def factors(self, mixture_code: int) -> BaseFactors:
+        """p(mixture_code) for every pair."""
+        same = self._frequencies[mixture_code].repeat(self.n_codes)
+        return BaseFactors(same, 0 * same)
 
     def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """p(code), [N]."""
@@ -127,10 +140,10 @@ class Marginals:
         smoothed = table.view(k, k) + _CONCENTRATION * overall
         return smoothed / smoothed.sum(1, keepdim=True)
 
-    def probabilities(self, mixture_code: int) -> Tensor:
-        """The mean of both codes' p(mixture_code | code), [K * K]."""
-        first, second = (half[mixture_code] for half in self._halves)
-        return (first.unsqueeze(1) + second).flatten()
+    def factors(self, mixture_code: int) -> BaseFactors:
+        """Half of both codes' p(mixture_code | code)."""
+        one, other = self._halves
+        return BaseFactors(one[mixture_code], other[mixture_code])
 
     def of_pairs(self, codes: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """The mean of p(code | first) and p(code | second), [N]."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import PairScores, check_sigma
+from jukebox_core.separation.likelihood import FactoredScores, Gathered, check_sigma
 from lqvae.sums import check_sum_codes
 
 SIGMA = 0.4
@@ -39,7 +39,8 @@ class LatentGaussianLikelihood:
         check_sum_codes("sum_codes", sum_codes)
         check_sigma("sigma", sigma)
         self.sigma = sigma
-        self.sum_codes = sum_codes.int().flatten()
+        narrow = torch.int16 if self.n_codes <= 1 << 15 else torch.int32
+        self.sum_codes = sum_codes.to(narrow).flatten()
         """The code of every pair's sum, [K * K]."""
         if not codebook.isfinite().all():
             raise ValueError("the codebook has NaN or infinite values")
@@ -54,9 +55,13 @@ class LatentGaussianLikelihood:
                 "larger one"
             )
 
-    def scores(self, mixture_code: int) -> PairScores:
+    def scores(self, mixture_code: int) -> FactoredScores:
         """Log-densities of the mixture code per sum code, and the sum code of every pair."""
-        return PairScores(self.log_density[mixture_code], lookup=self.sum_codes)
+        return FactoredScores(self.n_codes, gathered=self.term(mixture_code))
+
+    def term(self, mixture_code: int) -> Gathered:
+        """The scores as a term of others."""
+        return Gathered(self.log_density[mixture_code], self.sum_codes)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import beam, truncation
 from jukebox_core.separation.beam import BeamSampler, best_entries
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Gathered, PairScores
 from jukebox_core.separation.posterior import make_table
 from jukebox_core.separation.samples import Sampler
 from jukebox_core.separation.sampling_task import Step
@@ -279,7 +279,7 @@ def test_one_step_of_many_codes_is_that_of_the_explicit_joint(form, spread, boun
     every = torch.cartesian_prod(torch.arange(k), torch.arange(k)).T
     scores = {
         "full": PairScores(table.flatten()),
-        "indexed": PairScores(values, lookup=lookup.int()),
+        "indexed": FactoredScores(k, gathered=Gathered(values, lookup.short())),
         "stored": PairScores(table.flatten(), every),
     }[form]
     if bounded:

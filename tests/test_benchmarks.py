@@ -14,6 +14,7 @@ from benchmarks import (
     bench_precision,
     bench_sampling,
     bench_scoring,
+    bench_tables,
 )
 from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
@@ -86,6 +87,18 @@ def test_sampling(capsys, flags):
     for row in rows:
         assert set(_common.KEYS) <= set(row)
         assert row["ratio"] == pytest.approx(row["plain_ms_per_position"] / row["ms_per_position"])
+
+
+def test_tables(capsys):
+    assert bench_tables.main([*TINY, "--pairs", "20"]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [(r["method"], r["memory"]) for r in rows] == [
+        (method, memory) for method in ("lqvae", "lass", "hybrid") for memory in ("reused", "fresh")
+    ]
+    for row in rows:
+        assert set(_common.KEYS) <= set(row) and row["copy_ms"] > 0
+        assert row["ratio"] == pytest.approx(row["plain_ms_per_position"] / row["ms_per_position"])
+        assert row["max_difference"] < 1e-4
 
 
 @pytest.mark.parametrize("order", (0, 2))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Gathered, PairScores
 from jukebox_core.separation.posterior import (
     categorical,
     draw,
@@ -33,7 +33,7 @@ def forms(table, support=None):
     values, index = table.flatten().unique(return_inverse=True)
     return [
         PairScores(table.flatten()),
-        PairScores(values, lookup=index.int()),
+        FactoredScores(K, gathered=Gathered(values, index.short())),
         PairScores(table.flatten(), every),
     ]
 

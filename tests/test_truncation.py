@@ -8,7 +8,7 @@ from scipy import stats
 
 from jukebox_core.separation import ancestral as sampling
 from jukebox_core.separation import truncation
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Gathered, PairScores
 from jukebox_core.separation.posterior import make_table, uniform_numbers
 from jukebox_core.separation.truncation import Truncation, draw_truncated, leading, top_k_bound
 
@@ -33,7 +33,7 @@ def forms(table, support):
     values, index = table.flatten().unique(return_inverse=True)
     return {
         "full": PairScores(table.flatten()),
-        "indexed": PairScores(values, lookup=index.int()),
+        "indexed": FactoredScores(len(table), gathered=Gathered(values, index.short())),
         "stored": PairScores(table[support], support.nonzero().T),
     }
 

@@ -27,6 +27,7 @@ from lass.smoothing import Marginals, Overall
 from lqvae.likelihood import LatentGaussianLikelihood
 from lqvae.sums import code_sums
 from scripts._methods import METHODS
+from tests.bases import probabilities
 
 K, T, N = 4, 3, 4
 EDGES = [0, -1, 1, 2, 3, 5, 8, 1e-300, 1e-30, 1e-15, 0.5, 1.0, 1e15, 1e30, 1e300, 2**31, 10**30]
@@ -123,7 +124,7 @@ def test_gaussians(sigma):
     if likelihood is not None:
         for code in range(K):
             assert likelihood.scores(code).explicit().values.isfinite().all()
-            assert GaussianBase(likelihood, COUNTS).probabilities(code).min() > 0
+            assert probabilities(GaussianBase(likelihood, COUNTS), code).min() > 0
         draws(ParticleSampler(), likelihood)
 
 
@@ -132,7 +133,7 @@ def test_shares_of_a_base(share):
     gaussian = LatentGaussianLikelihood(CODEBOOK, SUMS)
     base = builds(lambda: GaussianBase(gaussian, COUNTS, share), "share")
     if base is not None:
-        assert all(base.probabilities(code).isfinite().all() for code in range(K))
+        assert all(probabilities(base, code).isfinite().all() for code in range(K))
 
 
 @given(ANYTHING, st.booleans())

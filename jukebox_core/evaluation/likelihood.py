@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import Likelihood, PairScores
+from jukebox_core.separation.likelihood import FactoredScores, Likelihood, Scores
 
 _IMPOSSIBLE = -1e30
 
@@ -77,11 +77,12 @@ def held_out_bits(
     return Information(bits, 1 - possible.double().mean().item(), pair_bits, count)
 
 
-def _at(scores: PairScores, pairs: Tensor, k: int) -> Tensor:
+def _at(scores: Scores, pairs: Tensor, k: int) -> Tensor:
     """The scores of some pairs, given as first * K + second."""
+    if isinstance(scores, FactoredScores):
+        return scores.at(pairs).double()
     if scores.pairs is None:
-        where = pairs if scores.lookup is None else scores.lookup.cpu()[pairs]
-        return scores.values.cpu()[where].double()
+        return scores.values.cpu()[pairs].double()
     table = torch.full((k * k,), _IMPOSSIBLE, dtype=torch.float64)
     table[(scores.pairs[0] * k + scores.pairs[1]).cpu()] = scores.values.double().cpu()
     return table[pairs]

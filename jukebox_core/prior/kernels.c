@@ -323,3 +323,97 @@ void pair_mass(const double *one, const double *other, const int32_t *first,
             memcpy(out + g * count + n, sum, sizeof sum);
         }
 }
+
+/* x^exponent of x in [2^-126, 1]: 2^(exponent log2 x), zero below 2^-126. The relative error is some
+ * 1e-7 times 1 + exponent. */
+static inline float power(float x, float exponent) {
+    int32_t bits;
+    memcpy(&bits, &x, 4);
+    const int32_t whole = (bits - 0x3f3504f3) >> 23; /* mantissa between 1/sqrt 2 and sqrt 2 */
+    bits -= whole << 23;
+    float mantissa;
+    memcpy(&mantissa, &bits, 4);
+    const float s = (mantissa - 1.0f) / (mantissa + 1.0f), q = s * s;
+    float p = 0.32059890f; /* 2 / (9 ln 2), and so on: log2 m = 2 / ln 2 atanh s */
+    p = p * q + 0.41219858f;
+    p = p * q + 0.57707802f;
+    p = p * q + 0.96179669f;
+    p = p * q + 2.88539008f;
+    const float part = exponent * (p * s);
+    float t = exponent * (float)whole + part;
+    t = t > -127.0f ? t : -127.0f;
+    t = t < 0.0f ? t : 0.0f;
+    const float n = rintf(t);
+    float r = fmaf(exponent, (float)whole, -n) + part; /* the difference of t, without its rounding */
+    r = r > -1.0f ? r : -1.0f; /* t was out of bounds */
+    r = r < 1.0f ? r : 1.0f;
+    p = 1.5403530e-4f;
+    p = p * r + 1.3333558e-3f;
+    p = p * r + 9.6181291e-3f;
+    p = p * r + 5.5504109e-2f;
+    p = p * r + 2.4022651e-1f;
+    p = p * r + 6.9314718e-1f;
+    p = p * r + 1.0f;
+    bits = ((int32_t)n + 127) << 23; /* zero for 2^-127 */
+    float exponential;
+    memcpy(&exponential, &bits, 4);
+    return p * exponential;
+}
+
+#define LIFT 0x1p100f /* products of small factors become normal numbers: subnormal ones are slow */
+
+#define WEIGHED 256 /* pairs at a time */
+
+enum { NONE, LINEAR, CUBE, ANY };
+
+/* Part of a row of weigh_pairs; returns its largest weight. */
+static inline __attribute__((always_inline)) float weigh(
+    const int kind, const int gather, float first, const float *restrict second,
+    const float *restrict rest, const float *restrict values, const int16_t *restrict lookup,
+    float *restrict out, int64_t count, float exponent, float scale) {
+    float gathered[WEIGHED], largest = 0.0f;
+    if (gather) /* apart: the other loop has whole vectors to itself */
+        for (int64_t j = 0; j < count; j++) gathered[j] = LIFT * values[lookup[j]];
+#pragma omp simd reduction(max : largest)
+    for (int64_t j = 0; j < count; j++) {
+        float weight = scale * (gather ? gathered[j] : LIFT);
+        if (kind != NONE) {
+            float x = (first + second[j]) * rest[j];
+            x = x < 1.0f ? x : 1.0f;
+            weight *= kind == LINEAR ? x : kind == CUBE ? x * x * x : power(x, exponent);
+        }
+        weight = weight < 0x1p-126f * LIFT ? 0.0f : weight; /* before it would be subnormal */
+        weight *= 1.0f / LIFT;
+        out[j] = weight;
+        largest = weight > largest ? weight : largest;
+    }
+    return largest;
+}
+
+/* out[i, j] = scale ((first[i] + second[j]) rest[i, j])^exponent values[lookup[i, j]], [k, k], zero
+ * where that is subnormal; largest: of every row. The power (first null), or values and lookup may be
+ * missing. */
+void weigh_pairs(const float *first, const float *second, const float *rest, const float *values,
+                 const int16_t *lookup, float *out, float *largest, int64_t k, float exponent,
+                 float scale) {
+    const int kind = !first ? NONE : exponent == 1.0f ? LINEAR : exponent == 3.0f ? CUBE : ANY;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < k; i++) {
+        largest[i] = 0.0f;
+        for (int64_t j = 0; j < k; j += WEIGHED) {
+            const int64_t count = k - j < WEIGHED ? k - j : WEIGHED, at = i * k + j;
+            float part = 0.0f;
+            switch (2 * kind + (values != 0)) {
+#define CASE_OF(KIND, GATHER)                                                                      \
+    case 2 * KIND + GATHER:                                                                        \
+        part = weigh(KIND, GATHER, KIND == NONE ? 0.0f : first[i], second + (KIND ? j : 0),        \
+                     rest + (KIND ? at : 0), values, lookup + (GATHER ? at : 0), out + at, count,  \
+                     exponent, scale);                                                             \
+        break;
+                CASE_OF(NONE, 0) CASE_OF(NONE, 1) CASE_OF(LINEAR, 0) CASE_OF(LINEAR, 1)
+                CASE_OF(CUBE, 0) CASE_OF(CUBE, 1) CASE_OF(ANY, 0) CASE_OF(ANY, 1)
+            }
+            largest[i] = part > largest[i] ? part : largest[i];
+        }
+    }
+}

@@ -32,6 +32,7 @@ EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c
 _LANES = 16  # columns of masses side by side, in kernels.c
 _PRODUCTS = 1 << 21  # of pairs, held at a time
+_SMALLEST = torch.finfo(torch.float32).tiny
 _FLAGS = (
     "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
     "-fassociative-math -freciprocal-math"
@@ -91,6 +92,38 @@ class TorchKernels:
             total.index_add_(0, groups[at], products)
         return total
 
+    def weigh_pairs(
+        self,
+        n_codes: int,
+        power: tuple[Tensor, Tensor, Tensor, float] | None,
+        gathered: tuple[Tensor, Tensor] | None,
+        scale: float,
+    ) -> tuple[Tensor, float]:
+        """The product scale ((first[i] + second[j]) rest[i, j])^exponent values[lookup[i, j]].
+
+        Zero where it would be subnormal.
+
+        Args:
+            n_codes: K.
+            power: first and second [K], their sums in (0, 1] up to rounding; rest [K * K], in
+                (0, 1]; the exponent, above 0. None: no such factor.
+            gathered: values [U], in [0, 1], and their lookup [K * K]; None: no such factor.
+            scale: in [0, 1].
+
+        Returns:
+            [K, K], and the largest of them.
+        """
+        product = torch.full((n_codes, n_codes), scale)
+        if power is not None:
+            first, second, rest, exponent = power
+            base = (first.unsqueeze(1) + second).mul_(rest.view(n_codes, n_codes))
+            product = base.clamp_(max=1).pow_(exponent).mul_(scale)
+        if gathered is not None:
+            values, lookup = gathered
+            product *= values.index_select(0, lookup.int()).view(n_codes, n_codes)
+        product = F.threshold(product, _SMALLEST, 0.0, inplace=True)
+        return product, float(product.max())
+
 
 class CompiledKernels:
     """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
@@ -102,6 +135,8 @@ class CompiledKernels:
             t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
         }
         self._pair_mass = _function(library, "pair_mass", 7, 2)
+        floats = [ctypes.c_float] * 2
+        self._weigh_pairs = _function(library, "weigh_pairs", 7, 1, *floats)
         self._library = library
         self._has_product = bool(_function(library, "has_product", 0, 0)())
         self._scratch = torch.empty(0)
@@ -179,6 +214,27 @@ class CompiledKernels:
             *out.shape,
         )
         return out[:, :count]
+
+    def weigh_pairs(
+        self,
+        n_codes: int,
+        power: tuple[Tensor, Tensor, Tensor, float] | None,
+        gathered: tuple[Tensor, Tensor] | None,
+        scale: float,
+    ) -> tuple[Tensor, float]:
+        """See `TorchKernels`; the lookup is int16 there."""
+        first, second, rest, exponent = power or (None, None, None, 1.0)
+        values, lookup = gathered or (None, None)
+        if lookup is not None and lookup.dtype != torch.int16:
+            return TorchKernels().weigh_pairs(n_codes, power, gathered, scale)
+        floats = [x for x in (first, second, rest, values) if x is not None]
+        assert all(x.dtype == torch.float32 and x.is_contiguous() for x in floats)
+        assert lookup is None or lookup.is_contiguous()
+        product, largest = torch.empty(n_codes, n_codes), torch.empty(n_codes)
+        tables = (first, second, rest, values, lookup, product, largest)
+        addresses = (None if x is None else x.data_ptr() for x in tables)
+        self._weigh_pairs(*addresses, n_codes, exponent, scale)
+        return product, float(largest.max())
 
 
 class PanelProduct:

@@ -176,7 +176,7 @@ class _Beams:
             n_codes = log_p2.shape[1]
             first = torch.div(best.columns, n_codes, rounding_mode="floor")
             second = best.columns % n_codes
-            score = table.rows(first).gather(1, second.unsqueeze(1)).squeeze(1)
+            score = table.at(first, second)
         missing = n - len(best.values)  # fewer continuations than places: those stay unused
         parents, first, second = (
             torch.cat([x.new_zeros(missing), x]) for x in (best.rows, first, second)

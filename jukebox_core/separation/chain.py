@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import Likelihood, PairScores
+from jukebox_core.separation.likelihood import Likelihood, PairScores, Scores
 from jukebox_core.separation.posterior import (
     FullTable,
     PairTable,
@@ -92,7 +92,7 @@ class Chain:
         self.links = tuple(links)
         self.last = last
 
-    def scores(self, mixture_code: int) -> PairScores:
+    def scores(self, mixture_code: int) -> Scores:
         """Those of the mixture's likelihood."""
         return self.last.scores(mixture_code)
 

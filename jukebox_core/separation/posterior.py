@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.prior.kernels import find_kernels
+from jukebox_core.separation.likelihood import FactoredScores, PairScores, Scores
 
 Bound = Callable[[Tensor, Tensor], Tensor]
 """Maps log joints [n, P] and their total log-mass [n] to the smallest kept log joint [n]."""
@@ -24,6 +25,8 @@ _SMALLEST = -87.0  # logarithm; smaller values count as zero
 _LOST = -63.0  # log-mass below which values counted as zero may matter in float32
 _ENTRIES = 1 << 24  # of an explicit joint, held at a time
 _PART = 1 << 18  # scores whose weights are computed at a time: they stay in the cache
+_LOOSE = -20.0  # logarithm of the largest weight below which a bound of the scores is no maximum
+_TINY = 1e-37  # smaller values are subnormal in float32, or almost
 
 
 class Draw(NamedTuple):
@@ -49,7 +52,6 @@ class FullTable:
 
     def __init__(self, scores: PairScores, n_codes: int):
         self._values = scores.values
-        self._index = None if scores.lookup is None else scores.lookup.view(n_codes, n_codes)
         self._n_codes = n_codes
         # All pairs impossible: a finite maximum keeps the weights at 0 instead of NaN.
         least = torch.finfo(self._values.dtype).min
@@ -57,13 +59,11 @@ class FullTable:
         weights = torch.empty_like(self._values)
         for part, out in zip(self._values.split(_PART), weights.split(_PART), strict=True):
             _exp(torch.sub(part, self.maximum, out=out))
-        if scores.lookup is not None:
-            weights = weights.index_select(0, scores.lookup.view(-1))
         self.weights = weights.view(n_codes, n_codes)
 
     @property
     def nbytes(self) -> int:
-        """Memory of the table; an index is shared with other tables."""
+        """Memory of the table."""
         return self._values.nbytes + self.weights.nbytes
 
     def sums(self, p2: Tensor) -> Tensor:
@@ -78,14 +78,46 @@ class FullTable:
 
     def rows(self, first: Tensor) -> Tensor:
         """Scores of the pairs (first, any), [N, K]."""
-        if self._index is None:
-            return self._values.view(self._n_codes, self._n_codes)[first]
-        return self._values[self._index[first]]
+        return self._values.view(self._n_codes, self._n_codes)[first]
+
+    def at(self, first: Tensor, second: Tensor) -> Tensor:
+        """Scores of the pairs (first, second), [N]."""
+        return self._values[first * self._n_codes + second]
 
     def explicit(self) -> PairScores:
         """One value per pair."""
-        index = None if self._index is None else self._index.view(-1)
-        return PairScores(self._values, None, index).explicit()
+        return PairScores(self._values)
+
+
+class FactoredTable(FullTable):
+    """W of factored scores, in one pass over the factors; the scores are log W + maximum.
+
+    `maximum` is an upper bound of the scores, from the factors' own maxima.
+    """
+
+    def __init__(self, scores: FactoredScores, weights: Tensor, maximum: float):
+        """Take what `_multiplied` returned."""
+        self._scores = scores
+        self._n_codes = scores.n_codes
+        self.weights = weights
+        self.maximum = weights.new_tensor(maximum)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the table; factors are shared with other tables."""
+        return self.weights.nbytes
+
+    def rows(self, first: Tensor) -> Tensor:
+        """Scores of the pairs (first, any), [N, K]; -inf for what counts as zero."""
+        return self.weights[first].log_().add_(self.maximum)
+
+    def at(self, first: Tensor, second: Tensor) -> Tensor:
+        """Scores of the pairs (first, second), [N]; of no weight as well."""
+        return self._scores.at(first * self._n_codes + second)
+
+    def explicit(self) -> PairScores:
+        """One value per pair, of the terms: no weight is used."""
+        return self._scores.explicit()
 
 
 class PairTable:
@@ -148,7 +180,6 @@ class ConstantTable(FullTable):
 
     def __init__(self, n_codes: int, device: torch.device):
         self._n_codes = n_codes
-        self._index = None
         self.maximum = torch.zeros((), device=device)
 
     @property
@@ -174,9 +205,47 @@ class ConstantTable(FullTable):
         return self.maximum.expand(len(first), self._n_codes)
 
 
-def make_table(scores: PairScores, n_codes: int) -> FullTable | PairTable:
+def make_table(scores: Scores, n_codes: int) -> FullTable | PairTable:
     """The scores of one mixture code, ready to be drawn from."""
+    if isinstance(scores, FactoredScores):
+        return _factored(scores) or FullTable(scores.explicit(), n_codes)
     return FullTable(scores, n_codes) if scores.pairs is None else PairTable(scores, n_codes)
+
+
+def _factored(scores: FactoredScores) -> FactoredTable | None:
+    """The table of the factors' product; None where that could lose what is not negligible.
+
+    So could a bound far above all scores, and a power of what underflows. On other devices than a
+    CPU, asking for either would wait for the device.
+    """
+    tables = (scores.power and scores.power.rest, scores.gathered and scores.gathered.lookup)
+    if any(table is not None and table.device.type != "cpu" for table in tables):
+        return None
+    bound = 0.0  # of the scores, pairs stored apart
+    power, gathered, stored = scores.power, scores.gathered, scores.stored
+    if power is not None:
+        largest = float(power.first.max() + power.second.max())
+        least = float(power.first.min() + power.second.min()) / largest
+        if least * power.least < _TINY:
+            return None
+        bound += power.exponent * math.log(largest)
+        power = power._replace(first=power.first / largest, second=power.second / largest)
+    if gathered is not None:
+        top = gathered.values.max().clamp_min(torch.finfo(gathered.values.dtype).min)
+        bound += float(top)
+        gathered = gathered._replace(values=_exp(gathered.values - top))
+    maximum = bound
+    if stored is not None and len(stored.scores):
+        maximum = max(bound, float(stored.scores.max()))
+    scale = math.exp(bound - maximum)
+    weights, largest = find_kernels().weigh_pairs(
+        scores.n_codes, power and power[:4], gathered, scale
+    )
+    if stored is not None and len(stored.scores):
+        patch = _exp((stored.scores - maximum).float())
+        weights.view(-1)[stored.pairs] = patch
+        largest = max(largest, float(patch.max()))
+    return FactoredTable(scores, weights, maximum) if largest > math.exp(_LOOSE) else None
 
 
 def uniform_numbers(
@@ -188,7 +257,7 @@ def uniform_numbers(
     return drawn.to(device, precise(device))
 
 
-def draw(log_p1: Tensor, log_p2: Tensor, scores: PairScores, uniform: Tensor) -> Draw:
+def draw(log_p1: Tensor, log_p2: Tensor, scores: Scores, uniform: Tensor) -> Draw:
     """One pair of codes for each of N candidates.
 
     Args:
@@ -266,7 +335,7 @@ def redraw(
 def draw_joint(
     log_p1: Tensor,
     log_p2: Tensor,
-    scores: PairScores,
+    scores: Scores,
     uniform: Tensor,
     bound: Bound | None = None,
 ) -> Draw:
@@ -302,7 +371,7 @@ def draw_joint(
     return Draw(first, second, scores.values[index], torch.cat(totals).to(log_p1.dtype))
 
 
-def log_joint(log_p1: Tensor, log_p2: Tensor, scores: PairScores) -> Tensor:
+def log_joint(log_p1: Tensor, log_p2: Tensor, scores: Scores) -> Tensor:
     """The un-normalised log-posterior of every pair, explicitly: [N, P], P = K * K without pairs.
 
     Args:

@@ -144,10 +144,10 @@ def leading(table: FullTable, log_p1: Tensor, log_p2: Tensor, bound: Bound) -> I
         bound: which pairs are kept.
     """
     n_codes = log_p1.shape[1]
-    marginals = _marginals(table, log_p1, log_p2)
+    weights = table.weights
+    marginals = _marginals(weights, table.maximum, log_p1, log_p2)
     log_total = marginals[0].logsumexp(1)
     pending = torch.arange(len(log_p1), device=log_p1.device)
-    scores = table.explicit().values  # [K * K]
     side = min(_SIDE, n_codes)
     while len(pending):
         left = []
@@ -155,11 +155,14 @@ def leading(table: FullTable, log_p1: Tensor, log_p2: Tensor, bound: Bound) -> I
             (first, above_first), (second, above_second) = (_most(m[part], side) for m in marginals)
             joint = log_p1[part].gather(1, first).unsqueeze(2)
             joint = (joint + log_p2[part].gather(1, second).unsqueeze(1)).flatten(1)
-            joint += scores[(first.unsqueeze(2) * n_codes + second.unsqueeze(1)).flatten(1)]
             if side == n_codes:
+                joint += table.explicit().values
                 least = bound(joint, joint.logsumexp(1))
                 settled = torch.ones_like(part, dtype=torch.bool)
             else:
+                # A pair without a weight is far below any that is settled.
+                found_weights = weights[first.unsqueeze(2), second.unsqueeze(1)].flatten(1)
+                joint += found_weights.log_().add_(table.maximum)
                 least = bound(joint, log_total[part])
                 settled = least > above_first.maximum(above_second) + _MARGIN
                 settled &= least > table.maximum + _SAFE
@@ -171,16 +174,17 @@ def leading(table: FullTable, log_p1: Tensor, log_p2: Tensor, bound: Bound) -> I
         side = min(_GROWTH * side, n_codes)
 
 
-def _marginals(table: FullTable, log_p1: Tensor, log_p2: Tensor) -> tuple[Tensor, Tensor]:
+def _marginals(
+    weights: Tensor, maximum: Tensor, log_p1: Tensor, log_p2: Tensor
+) -> tuple[Tensor, Tensor]:
     """Log-masses of all pairs with a first code, [N, K], and with a second code, [N, K]."""
-    weights = table.weights
     p1, p2 = (
         log_p.masked_fill(log_p < _SMALLEST, -math.inf).to(weights.dtype).exp()
         for log_p in (log_p1, log_p2)
     )
     return (
-        log_p1 + (p2 @ weights.T).log() + table.maximum,
-        log_p2 + (p1 @ weights).log() + table.maximum,
+        log_p1 + (p2 @ weights.T).log() + maximum,
+        log_p2 + (p1 @ weights).log() + maximum,
     )
 
 
@@ -234,5 +238,4 @@ def _draw_full(
         chosen, log_total[found.candidates] = categorical(found.kept(), uniform[found.candidates])
         rows = torch.arange(len(chosen), device=chosen.device)
         codes[:, found.candidates] = torch.stack(found.codes(rows, chosen))
-    score = table.rows(codes[0]).gather(1, codes[1].unsqueeze(1)).squeeze(1)
-    return Draw(codes[0], codes[1], score, log_total)
+    return Draw(codes[0], codes[1], table.at(codes[0], codes[1]), log_total)
