@@ -110,7 +110,7 @@ class Program:
         except (MemoryError, RuntimeError) as error:
             # These import PyTorch, which is slow.
             from jukebox_core.machine import is_out_of_memory
-            from jukebox_core.training.distributed import is_lost_peer
+            from jukebox_core.training.ranks import is_lost_peer
 
             if is_out_of_memory(error):
                 print(f"error: not enough memory: {one_line(error)}", file=sys.stderr)

@@ -40,7 +40,7 @@ from jukebox_core.datasets.manifest import Manifest, Track, load_manifest
 from jukebox_core.locks import sole_writer
 from jukebox_core.machine import free_bytes, pick_device, set_threads
 from jukebox_core.separation.partial_sums import Step, steps_of, table_of_step, tables_of
-from jukebox_core.training.distributed import Ranks
+from jukebox_core.training.ranks import Ranks
 from jukebox_core.vqvae.model import VQVAE
 from lass.counter import BUFFER, TripleCounter, check_spool
 from lass.counts import CountsFile, check_output, merge_counts, mergeable, sources_of

@@ -47,7 +47,7 @@ from jukebox_core.separation.jobs import (
 )
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
-from jukebox_core.training.distributed import Ranks
+from jukebox_core.training.ranks import Ranks
 from scripts._cli import program
 from scripts._methods import METHODS, MethodFlag, method_of, shipped_models
 

@@ -1,11 +1,15 @@
 """The processes that share a command's work, as far as one process can show; see
 test_separate_script.py for several."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from jukebox_core.machine import share_of_cores
-from jukebox_core.training.distributed import Ranks
+from jukebox_core.training.ranks import Ranks
 
 LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
@@ -49,3 +53,13 @@ def test_mpiexec_without_mpi4py_is_refused(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(ValueError, match="started 3 processes.*pip install mpi4py mpich"):
         Ranks()
+
+
+def test_one_process_does_not_wait_for_what_only_several_need():
+    code = "import sys; from scripts import count_sums, separate; print(*sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHERS}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    slow = {"lightning_fabric", "torch._dynamo", "scipy.signal", "scipy.stats", "matplotlib"}
+    assert "torch" in found.stdout.split() and not slow & {*found.stdout.split()}

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-import scipy.signal
+import scipy  # imports scipy.signal, which takes long, when it is used
 import soxr
 
 from jukebox_core.audio.transposition import ratio

@@ -8,9 +8,8 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from jukebox_core.machine import available_cores
 from jukebox_core.parent import end_with_parent
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
-T = TypeVar("T")
 
 
 class _KeepInputs(MixedPrecision):
@@ -158,95 +156,29 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an exception reports that another process of the run has gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    return isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
+def connect() -> tuple[int, int, int, int]:
+    """Connect the launched processes, which exchange objects on the CPU.
 
+    Returns:
+        The rank and the number of processes, of all and of this machine.
 
-def gather(value: T, size: int) -> list[T]:
-    """The values of `size` processes, in the order of the ranks."""
-    values = [value] * size
-    if size > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
-
-
-class Ranks:
-    """The processes of torchrun, mpiexec or SLURM that share one command's work, or only this one.
-
-    They exchange Python objects on the CPU; each computes on its own device.
+    Raises:
+        ValueError: mpi4py is missing under mpiexec, or machines differ in their processes.
     """
-
-    def __init__(self) -> None:
-        """Find the other processes and connect to them.
-
-        Raises:
-            ValueError: mpi4py is missing under mpiexec, or machines have different numbers of
-                processes.
-        """
-        environment, world, local = _launched()
-        self.rank, self.size, self.local_rank, self.local_size = 0, 1, 0, 1
-        if environment is None or world == 1:
-            return
-        # Ranks wait for the slowest at the end, maybe hours; the default is half an hour.
-        ddp = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
-        fabric = Fabric(
-            accelerator="cpu",
-            strategy=ddp,
-            devices=local,
-            num_nodes=_nodes(world, local),
-            plugins=environment,
-        )
-        launch(fabric)
-        self.rank, self.size = fabric.global_rank, fabric.world_size
-        self.local_rank, self.local_size = fabric.local_rank, local
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of the ranks."""
-        return gather(value, self.size)
-
-    def broadcast(self, value: T) -> T:
-        """The first rank's value."""
-        values = [value]
-        if self.size > 1:
-            torch.distributed.broadcast_object_list(values)
-        return values[0]
-
-    def on_first(self, make: Callable[[], T]) -> T:
-        """Call `make` only on the first rank; return its result on all. Errors as in `together`."""
-        return self.broadcast(self.together(make if self.rank == 0 else lambda: None))  # type: ignore[return-value]
-
-    def together(self, make: Callable[[], T]) -> T:
-        """`make()` on every rank; if it fails on any, all stop, and one raises the error."""
-        value, error = None, None
-        try:
-            value = make()
-        except Exception as caught:
-            error = caught
-        failed = self.gather(error is not None)
-        if any(failed):
-            if error is not None and self.rank == failed.index(True):
-                raise error
-            raise SystemExit(1)
-        return value  # type: ignore[return-value]
-
-    def device(self, name: str) -> str:
-        """This rank's device of a kind (auto, cpu, cuda, mps); the ranks of a host share its GPUs.
-
-        Raises:
-            ValueError: the name has a GPU's number, but there are several processes.
-        """
-        if self.local_size == 1:
-            return name
-        if ":" in name:
-            raise ValueError(f"device {name} for {self.local_size} processes; leave out the number")
-        if name in ("cpu", "mps") or not torch.cuda.is_available():
-            return name
-        index = self.local_rank % torch.cuda.device_count()
-        torch.cuda.set_device(index)
-        return f"cuda:{index}"
+    environment, world, local = _launched()
+    if environment is None or world == 1:
+        return 0, 1, 0, 1
+    # Ranks wait for the slowest at the end, maybe hours; the default is half an hour.
+    ddp = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
+    fabric = Fabric(
+        accelerator="cpu",
+        strategy=ddp,
+        devices=local,
+        num_nodes=_nodes(world, local),
+        plugins=environment,
+    )
+    launch(fabric)
+    return fabric.global_rank, fabric.world_size, fabric.local_rank, local
 
 
 def _nodes(world: int, local: int) -> int:

@@ -33,12 +33,12 @@ from jukebox_core.presets import DEFAULT_PRESET, PresetName
 from jukebox_core.training.audio_logging import AudioTracker, Clips
 from jukebox_core.training.distributed import (
     Precision,
-    gather,
     launch,
     make_fabric,
     seed_everything,
 )
 from jukebox_core.training.memory import crops_that_fit, require_memory
+from jukebox_core.training.ranks import gather
 from jukebox_core.training.tracking import ConsoleTracker, CsvTracker, Tracker
 from jukebox_core.training.trainer import CollapseWatch, Trainer
 from jukebox_core.training.wandb import WandbConfig, WandbTracker

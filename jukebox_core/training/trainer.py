@@ -37,7 +37,6 @@ from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.audio_logging import Clips
 from jukebox_core.training.distributed import (
     Signals,
-    gather,
     generator_states,
     seed_everything,
     set_generator_states,
@@ -48,6 +47,7 @@ from jukebox_core.training.optim import (
     learning_rate,
     load_optimizer,
 )
+from jukebox_core.training.ranks import gather
 from jukebox_core.training.tracking import Tracker
 
 NONFINITE_LIMIT = 10
