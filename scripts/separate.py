@@ -46,7 +46,7 @@ from jukebox_core.separation.jobs import (
     write_record,
 )
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import Settings
+from jukebox_core.separation.settings import QualityName, Settings
 from jukebox_core.training.ranks import Ranks
 from scripts._cli import program
 from scripts._methods import METHODS, MethodFlag, method_of, shipped_models
@@ -69,6 +69,8 @@ class Args:
     """Separation method; auto: hybrid-neural if the models have a neural likelihood (neural if they
     have no tables), else hybrid."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    quality: QualityName = "default"
+    """Effort: candidates, and shifts of the windows, where neither are given."""
     candidates: int | None = None
     """Joint candidates per window; default: the number of the models' preset."""
     refine: bool = True
@@ -135,6 +137,7 @@ def main(args: Args) -> int:
                 args.settings,
                 ranks.device(args.device),
                 candidates=args.candidates,
+                quality=args.quality,
                 window=args.window,
                 precision=args.precision,
             )

@@ -10,8 +10,9 @@ import torch
 import hybrid
 from hybrid.hub import HubModels
 from jukebox_core import audio
+from jukebox_core.presets import PRESETS
 from jukebox_core.separation.export import export_models
-from jukebox_core.separation.settings import Settings
+from jukebox_core.separation.settings import QUALITIES, Settings
 from scripts import separate
 from scripts._methods import complete_methods, default_methods, method_of, shipped_models
 from scripts.app.program import offers
@@ -115,3 +116,17 @@ def test_separate_takes_sources_or_models(tiny_models, tmp_path, monkeypatch, ca
             == 0
         )
         assert {path.stem for path in Path(str(len(stems)), "song").glob("*.wav")} == stems
+
+
+def test_quality_sets_candidates_and_shifts_that_are_not_given(without_tables):
+    def sizes(settings=None, **options):
+        separator = hybrid.load_song_separator(without_tables, settings, "cpu", **options)
+        return separator.n_candidates, separator.shifts
+
+    preset = sizes()
+    assert preset == sizes(quality="default") and preset[1] == 4
+    for quality, (candidates, shifts) in QUALITIES.items():
+        assert sizes(quality=quality) == (candidates or preset[0], shifts)
+    assert sizes(quality="best", candidates=6) == (6, 2)
+    assert sizes(Settings(shifts=2), quality="best") == (QUALITIES["best"].candidates, 2)
+    assert QUALITIES["fast"].candidates < PRESETS["demo"].candidates < QUALITIES["best"].candidates

@@ -25,8 +25,6 @@ from jukebox_core.prior.unigram import ANY_LENGTH
 from jukebox_core.separation.calibration import Calibration, load_calibration
 from jukebox_core.separation.separator import Sizes
 
-_SHIFTS = 4
-
 
 def family_folder(models: str | Path, family: str) -> Path:
     """The folder of a family of models.
@@ -84,6 +82,7 @@ def sizes_of(
     candidates: int | None = None,
     window: int | None = None,
     shifts: int | None = None,
+    most_shifts: int = 4,
 ) -> Sizes:
     """Complete and check the numbers of a separation without reading weights.
 
@@ -92,7 +91,8 @@ def sizes_of(
         priors: {source: run folder of its prior}; None: one without memory, of any context.
         candidates: joint candidates per window; default: the number of the models' preset.
         window: codes per window; default: the preset's, within the priors' context.
-        shifts: default: the greatest common divisor of the candidates and 4.
+        shifts: default: the greatest common divisor of the candidates and `most_shifts`.
+        most_shifts: see `shifts`.
 
     Raises:
         FileNotFoundError: the folder or a part of it is missing.
@@ -108,7 +108,7 @@ def sizes_of(
         window = min(preset.window, n_ctx)
     if shifts is None:
         require("candidates", candidates, whole=True, at_least=1)
-        shifts = math.gcd(candidates, _SHIFTS)
+        shifts = math.gcd(candidates, most_shifts)
     sizes = Sizes(candidates, window, shifts)
     sizes.check(n_ctx, codec.hop, len(priors))
     return sizes

@@ -31,7 +31,7 @@ from jukebox_core.separation.loading import (
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.samplers import OPTIONS
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import DEFAULTS, Settings, load_tuned
+from jukebox_core.separation.settings import DEFAULTS, QUALITIES, QualityName, Settings, load_tuned
 from jukebox_core.vqvae.model import VQVAE
 
 _LIKELIHOOD = (
@@ -228,6 +228,7 @@ class Method(ABC):
         window: int | None = None,
         precision: Precision = "auto",
         tuned: bool = True,
+        quality: QualityName = "default",
     ) -> Separator:
         """Load the method's models.
 
@@ -239,6 +240,7 @@ class Method(ABC):
             window: codes per window; default: the preset's, within the priors' context.
             precision: of the priors, see `accelerate`.
             tuned: use the settings tuned for these models, if there are any.
+            quality: candidates and shifts where neither they nor tuned ones are given.
 
         Raises:
             FileNotFoundError: the folder or a part of it is missing.
@@ -251,7 +253,9 @@ class Method(ABC):
         family = self.folder(models)
         full = self.resolve(settings or Settings(), models if tuned else None)
         folders = self.priors(family, full)
-        sizes = sizes_of(family, folders, candidates, window, full.shifts)
+        effort = QUALITIES[quality]
+        candidates = effort.candidates if candidates is None else candidates
+        sizes = sizes_of(family, folders, candidates, window, full.shifts, effort.shifts)
         place = pick_device(device)
         mask = self.mask(Path(models), full, place)
         codec = load_codec(family / "vqvae", place)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from jukebox_core.checks import require, require_choice
 from jukebox_core.separation.ancestral import AncestralSampler
@@ -26,6 +26,7 @@ from jukebox_core.separation.selection import (
 )
 from jukebox_core.separation.truncation import check_top_k, check_top_p
 
+QualityName = Literal["fast", "default", "best"]
 SmoothingBase = Literal["marginals", "overall", "gaussian"]
 PriorName = Literal["autoregressive", "unigram"]
 
@@ -123,6 +124,25 @@ class Settings:
         full: Any = self.over(DEFAULTS)
         hop = full.mask_n_fft // 4
         return RatioMask(full.mask_power, full.mask_n_fft, hop, full.compression, calibration)
+
+
+class Quality(NamedTuple):
+    """How much a separation tries.
+
+    candidates: per window; None: the number of the models' preset. shifts: at most so many, see
+    `Settings`.
+    """
+
+    candidates: int | None = None
+    shifts: int = 4
+
+
+QUALITIES: Mapping[QualityName, Quality] = {
+    "fast": Quality(8, 1),
+    "default": Quality(),
+    "best": Quality(128, 8),
+}
+"""Times and scores of each: docs/inference.md."""
 
 
 def _check_mask_n_fft(name: str, value: Any) -> None:

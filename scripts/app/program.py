@@ -32,7 +32,7 @@ from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.jobs import find_jobs
 from jukebox_core.separation.method import resolve_each
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import Settings
+from jukebox_core.separation.settings import QualityName, Settings
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName, complete_methods, method_of
 from scripts.app.jobs import JobQueue, Limits
@@ -66,6 +66,8 @@ class Args:
     examples: tuple[Path, ...] = ()
     """Songs to try: audio files, folders, or a prepared data set (part of a test song)."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    quality: QualityName = "default"
+    """Effort: candidates, and shifts of the windows, where neither are given."""
     candidates: int | None = None
     """Joint candidates per window; default: the models' preset."""
     precision: Precision = "auto"
@@ -159,6 +161,7 @@ def opened(args: Args) -> Iterator[str]:
             settings[method],
             args.device,
             candidates=args.candidates,
+            quality=args.quality,
             precision=args.precision,
         )
 
