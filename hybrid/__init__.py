@@ -5,7 +5,7 @@ from hybrid.pretrained import PRETRAINED, SHIPPED, SONG, models_of
 from hybrid.separator import (
     METHOD,
     NEURAL,
-    NEURAL_ALONE,
+    NEURAL_ONLY,
     load_neural_separator,
     load_separator,
     load_song_separator,
@@ -17,7 +17,7 @@ from lqvae.objective import LinearisationObjective as Objective
 __all__ = [
     "METHOD",
     "NEURAL",
-    "NEURAL_ALONE",
+    "NEURAL_ONLY",
     "PRETRAINED",
     "SHIPPED",
     "SONG",

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRETRAINED = Path(__file__).parent / "weights"
-"""Of bass and drums alone, for hybrid-neural; `python -m scripts.pretrain` makes them."""
+"""Models of bass and drums for `hybrid-neural`, made by `python -m scripts.pretrain`."""
 SONG = Path(__file__).parent / "song_weights"
-"""Of a whole song's bass, drums and other, for neural; docs/training.md has the command."""
+"""Models of bass, drums and other for `neural`; docs/training.md has the command."""
 SHIPPED: Mapping[tuple[str, ...], Path] = {
     ("bass", "drums", "other"): SONG,
     ("bass", "drums"): PRETRAINED,
 }
-"""All of them by their sources, those of a whole song first."""
+"""{sources: models}, the default first."""
 
 
 def models_of(sources: Sequence[str] | None = None) -> Path:
-    """The folder of the models that ship for these sources, in any order; None: a whole song.
+    """The models that ship for these sources, in any order; None: the default, `SONG`.
 
     Raises:
-        ValueError: none ship for them.
+        ValueError: no models ship for these sources.
     """
     names = next(iter(SHIPPED)) if sources is None else tuple(sorted(sources))
     if names not in SHIPPED:

@@ -104,15 +104,15 @@ load_separator = METHOD.load_separator
 NEURAL = NeuralMethod(METHOD)
 load_neural_separator = NEURAL.load_separator
 
-NEURAL_ALONE = NeuralMethod(pretrained=SONG)
+NEURAL_ONLY = NeuralMethod(pretrained=SONG)
 """The neural likelihood without a pair likelihood."""
-load_song_separator = NEURAL_ALONE.load_separator
+load_song_separator = NEURAL_ONLY.load_separator
 
 
 def neural_method(models: Path) -> NeuralMethod:
-    """The method that models with a neural likelihood were made for: with tables, the hybrid's."""
+    """The method of models with a neural likelihood: `NEURAL` if they have tables of pairs."""
     family = models / NEURAL.family
     counted = any(
         (family / table).is_file() for table in NEURAL.tables(NEURAL.defaults(Settings()))
     )
-    return NEURAL if counted else NEURAL_ALONE
+    return NEURAL if counted else NEURAL_ONLY

@@ -26,7 +26,7 @@ METHODS: Mapping[MethodName, Method] = {
     "lqvae-neural": lqvae.NEURAL,
     "lass-neural": lass.NEURAL,
     "hybrid-neural": hybrid.NEURAL,
-    "neural": hybrid.NEURAL_ALONE,
+    "neural": hybrid.NEURAL_ONLY,
 }
 PUBLISHED_METHODS: tuple[PublishedName, ...] = get_args(PublishedName)
 """The systems that this project compares, without the neural likelihood."""
@@ -46,10 +46,10 @@ MethodFlag: TypeAlias = MethodName | Literal["auto"]
 
 
 def method_of(flag: MethodFlag, models: Path) -> MethodName:
-    """The method of that name; auto: the best one that the models were made for.
+    """The method of that name; auto: the best one for the models.
 
-    That is the recommended one if they have its neural likelihood, `neural` if they have no tables
-    beside it, and the hybrid without a neural likelihood.
+    With a neural likelihood it is the recommended method, or `neural` if there are no tables of
+    pairs; without one it is the hybrid.
     """
     if flag != "auto":
         return flag
@@ -59,10 +59,10 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
 
 
 def shipped_models(flag: MethodFlag, sources: Sequence[str] | None = None) -> Path:
-    """The models that ship for these sources; None: the first that the method is complete with.
+    """The models that ship for these sources; None: the first that have all parts of the method.
 
     Raises:
-        ValueError: none ship for the sources.
+        ValueError: no models ship for these sources.
     """
     if flag != "auto" and sources is None:
         for models in hybrid.SHIPPED.values():

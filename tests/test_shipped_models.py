@@ -67,7 +67,7 @@ def test_code_frequencies_need_no_trained_priors(without_tables, tmp_path):
         hybrid.load_song_separator(models)
     (models / "tuned").mkdir()
     (models / "tuned" / "neural.json").write_text(json.dumps({"options": {"prior": "unigram"}}))
-    assert hybrid.NEURAL_ALONE.check(models) == ("bass", "drums")
+    assert hybrid.NEURAL_ONLY.check(models) == ("bass", "drums")
     options = {"device": "cpu", "candidates": 4}
     separator = hybrid.load_song_separator(models, **options)
     mixture = 0.1 * torch.randn(1, 20_000, generator=torch.Generator().manual_seed(0))
@@ -75,7 +75,7 @@ def test_code_frequencies_need_no_trained_priors(without_tables, tmp_path):
     unigram = Settings(prior="unigram")
     same = hybrid.load_song_separator(without_tables, unigram, **options)(mixture, 22_050)
     assert all(torch.equal(stem, same[name]) for name, stem in stems.items())
-    files = export_models(hybrid.NEURAL_ALONE, models, tmp_path / "copy")
+    files = export_models(hybrid.NEURAL_ONLY, models, tmp_path / "copy")
     runs = {file.parent.name for file in files if file.suffix == ".safetensors"}
     assert runs == {"vqvae", "neural_likelihood"}
     assert hybrid.load_song_separator(tmp_path / "copy", **options).sources == ("bass", "drums")
