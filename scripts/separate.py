@@ -62,7 +62,7 @@ class Args:
     """Folder of trained models; default: those that ship with the package."""
     sources: tuple[str, ...] | None = None
     """Which of the models that ship: bass drums other, for whole songs, or bass drums, for songs
-    of these alone; default: the first that have the method."""
+    of these only; default: the first that have the method."""
     output: Path = Path("stems")
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
     method: MethodFlag = "auto"
