@@ -89,7 +89,7 @@ def main(args: Args) -> None:
         for name, method in methods.items()
     }
     positions = min(args.chunk_codes, *(system.window for system in systems.values()))
-    length = positions * systems["hybrid"].codec.config.hop
+    length = positions * next(iter(systems.values())).codec.config.hop
     manifest, rule = load_manifest(args.data), silence_rule(False)[1]
     chunks = choose_chunks(manifest, args.split, args.chunks, length, args.seed, rule)[0]
     mixtures = torch.stack([chunk.mixture for chunk in chunks])

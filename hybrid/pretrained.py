@@ -25,7 +25,7 @@ def models_of(sources: Sequence[str] | None = None) -> Path:
     names = next(iter(SHIPPED)) if sources is None else tuple(sorted(sources))
     if names not in SHIPPED:
         raise ValueError(
-            f"sources are {' '.join(names) or 'empty'}: models that ship with the package separate "
+            f"sources are {' '.join(names) or 'empty'}: the models that ship separate "
             + " or ".join(map(" ".join, SHIPPED))
         )
     return SHIPPED[names]

@@ -109,10 +109,9 @@ NEURAL_ONLY = NeuralMethod(pretrained=SONG)
 load_song_separator = NEURAL_ONLY.load_separator
 
 
-def neural_method(models: Path) -> NeuralMethod:
-    """The method of models with a neural likelihood: `NEURAL` if they have tables of pairs."""
-    family = models / NEURAL.family
-    counted = any(
-        (family / table).is_file() for table in NEURAL.tables(NEURAL.defaults(Settings()))
-    )
-    return NEURAL if counted else NEURAL_ONLY
+def neural_method(models: str | Path) -> NeuralMethod:
+    """The method of models with a neural likelihood: `NEURAL_ONLY` without tables and priors."""
+    family = Path(models) / NEURAL.family
+    tables = NEURAL.tables(NEURAL.defaults(Settings()))
+    pairs = any((family / table).is_file() for table in tables) or any(family.glob("prior_*"))
+    return NEURAL if pairs else NEURAL_ONLY

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -48,8 +47,8 @@ MethodFlag: TypeAlias = MethodName | Literal["auto"]
 def method_of(flag: MethodFlag, models: Path) -> MethodName:
     """The method of that name; auto: the best one for the models.
 
-    With a neural likelihood it is the recommended method, or `neural` if there are no tables of
-    pairs; without one it is the hybrid.
+    With a neural likelihood it is the recommended method, or `neural` if there are neither tables
+    of pairs nor priors; without one it is the hybrid.
     """
     if flag != "auto":
         return flag
@@ -58,18 +57,25 @@ def method_of(flag: MethodFlag, models: Path) -> MethodName:
     return RECOMMENDED if hybrid.neural_method(Path(models)) is hybrid.NEURAL else "neural"
 
 
-def shipped_models(flag: MethodFlag, sources: Sequence[str] | None = None) -> Path:
+def shipped_models(
+    flag: MethodFlag, sources: Sequence[str] | None = None, settings: Settings | None = None
+) -> Path:
     """The models that ship for these sources; None: the first that have all parts of the method.
 
     Raises:
+        FileNotFoundError: no models that ship have all parts of the method with these settings.
         ValueError: no models ship for these sources.
     """
-    if flag != "auto" and sources is None:
-        for models in hybrid.SHIPPED.values():
-            with suppress(OSError, ValueError):
-                METHODS[flag].check(models)
-                return models
-    return hybrid.models_of(sources)
+    if flag == "auto" or sources is not None:
+        return hybrid.models_of(sources)
+    for models in hybrid.SHIPPED.values():
+        try:
+            METHODS[flag].check(models, settings)
+        except FileNotFoundError as error:
+            missing = error
+        else:
+            return models
+    raise missing
 
 
 def complete_methods(
@@ -100,10 +106,12 @@ def complete_methods(
 def default_methods(models: Path) -> tuple[MethodName, ...]:
     """The published systems and the recommended one, as far as the models have their families.
 
-    If there is no family, all published systems: to load them tells what is missing. Without
-    tables, the neural likelihood alone.
+    If there is no family, all published systems: to load them tells what is missing. `neural`
+    replaces all methods of its family if it is the best one.
     """
     if (best := method_of("auto", models)) == "neural":
-        return (best,)
+        family = METHODS[best].family
+        others = (name for name in PUBLISHED_METHODS if METHODS[name].family != family)
+        return (*(name for name in others if available(name, models)), best)
     names = (name for name in (*PUBLISHED_METHODS, RECOMMENDED) if available(name, models))
     return tuple(names) or PUBLISHED_METHODS

@@ -50,8 +50,7 @@ class Args:
     output: Path | None = None
     """JSON file for the tables, the score of every chunk, and the flags."""
     method: MethodFlag = "auto"
-    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
-    hybrid."""
+    """Separation method; auto: the best one that the models have the parts of."""
     split: str = "test"
     """Split of the songs."""
     chunks_per_song: int = 1

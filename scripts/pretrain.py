@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +23,14 @@ import scripts
 from data.groove import read_takes
 from data.synthetic import MOST_TRACKS
 from hybrid.pretrained import models_of
+from hybrid.separator import neural_method
 from jukebox_core.checks import require_fields
 from jukebox_core.files import check_writable
 from jukebox_core.separation.export import CARD, RECORD, check_export, export_models
 from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
-from scripts._methods import METHODS
+from scripts._methods import METHODS, MethodName
 from scripts._plan import (
     SOURCES,
     VARIETY,
@@ -141,12 +143,27 @@ def stages(args: Args) -> list[Stage]:
     return required(plan, "settings")
 
 
+def default_package(sources: Sequence[str], method: MethodName) -> Path:
+    """The folder of the models that ship for these sources.
+
+    Raises:
+        ValueError: there are none, or they are for another method.
+    """
+    folder = models_of(sources)
+    if (ships := neural_method(folder).name) != method:
+        raise ValueError(
+            f"method is {method}, but the models of {' '.join(sources)} that ship are for {ships}: "
+            "give --package a folder for these"
+        )
+    return folder
+
+
 @program
 def main(args: Args) -> None:
     """Run the plan, then write the copy."""
     if args.groove is not None:
         read_takes(args.groove)
-    package = args.package or models_of(args.sources)
+    package = args.package or default_package(args.sources, args.method)
     check_export(args.output / "models", package)
     check_writable(package / RECORD)
     Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()

@@ -57,8 +57,7 @@ class Args:
     output: Path | None = None
     """JSON file for the table, the value of every chunk, and the flags."""
     method: MethodFlag = "auto"
-    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
-    hybrid."""
+    """Separation method; auto: the best one that the models have the parts of."""
     split: str = "validation"
     """Split of the songs."""
     chunks: int = 24

@@ -66,8 +66,7 @@ class Args:
     output: Path = Path("stems")
     """Folder to write OUTPUT/NAME/SOURCE.wav to."""
     method: MethodFlag = "auto"
-    """Separation method; auto: hybrid-neural if the models have a neural likelihood (neural if they
-    have no tables), else hybrid."""
+    """Separation method; auto: the best one that the models have the parts of."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     quality: QualityName = "default"
     """Effort: candidates, and shifts of the windows, where neither are given."""
@@ -163,7 +162,7 @@ def make_plan(args: Args, ranks: int) -> Plan:
     """
     if args.models is not None and args.sources is not None:
         raise ValueError("sources choose among the models that ship: leave out models or sources")
-    folder = args.models or shipped_models(args.method, args.sources)
+    folder = args.models or shipped_models(args.method, args.sources, args.settings)
     jobs, refused = find_jobs(args.mixtures, args.output)
     settings = {name: value for name, value in vars(args).items() if name not in _NOT_SETTINGS}
     settings["method"] = method_of(args.method, folder)

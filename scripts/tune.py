@@ -88,8 +88,7 @@ class Args:
     data: Path
     """Prepared data set."""
     method: MethodFlag = "auto"
-    """Separation method; auto: hybrid-neural if the models have a neural likelihood, else
-    hybrid."""
+    """Separation method; auto: the best one that the models have the parts of."""
     split: str = "validation"
     """Split of the songs."""
     chunks: int = 24

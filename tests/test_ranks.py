@@ -11,7 +11,14 @@ import torch
 from jukebox_core.machine import share_of_cores
 from jukebox_core.training.ranks import Ranks
 
-LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+LAUNCHERS = (
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "SLURM_NTASKS",
+)
 
 
 @pytest.fixture
@@ -56,7 +63,8 @@ def test_mpiexec_without_mpi4py_is_refused(monkeypatch):
 
 
 def test_one_process_does_not_wait_for_what_only_several_need():
-    code = "import sys; from scripts import count_sums, separate; print(*sys.modules)"
+    code = "import sys; from scripts import count_sums, separate; separate.Ranks(); "
+    code += "print(*sys.modules)"
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHERS}
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True

@@ -13,10 +13,12 @@ from jukebox_core.prior.joint import as_joint
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation import memory
 from jukebox_core.separation.ancestral import AncestralSampler
+from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.memory import TooLarge, windows_that_fit
 from jukebox_core.separation.samples import JointSamples
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.stream import Steps, Tape, cut
+from jukebox_core.separation.uncertainty import Uncertainty
 from jukebox_core.separation.windows import Layout
 from jukebox_core.vqvae.model import VQVAE
 from lqvae import LatentGaussianLikelihood, code_sums
@@ -137,6 +139,33 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(parts, error, most):
     assert max(spy.batches) <= most // 4 and seen[-1][0] == seen[-1][1]
     if most == 12:
         assert spy.batches == [2, 2, 2, 2, 1]  # not 8, not 4; what does not fit is not retried
+
+
+class MaskThatRunsOutOfMemory(RatioMask):
+    """Fails once, at a window in the middle of a group."""
+
+    calls = 0
+
+    def estimate(self, mixture, candidates, weights):
+        type(self).calls += 1
+        if type(self).calls == 3:
+            raise MemoryError
+        return super().estimate(mixture, candidates, weights)
+
+
+def test_memory_that_runs_out_after_the_sampling_changes_nothing(parts):
+    x = mixture(1, 4 * 64 * HOP)
+    found = []
+    for mask, batch in (
+        (RatioMask(n_fft=512, hop=128), 1),
+        (MaskThatRunsOutOfMemory(n_fft=512, hop=128), 4),
+    ):
+        uncertainty = Uncertainty()
+        stems = make(parts, mask=mask)(x, RATE, seed=3, batch=batch, uncertainty=uncertainty)
+        found.append((stems, uncertainty.values))
+    (expected, values), (stems, repeated) = found
+    assert MaskThatRunsOutOfMemory.calls > 4
+    assert same(stems, expected) and torch.equal(values, repeated)
 
 
 def test_shifts_are_in_memory_and_leave_the_batch_out_of_the_result(parts, monkeypatch):

@@ -80,7 +80,7 @@ def held_out_bits(
 def _at(scores: Scores, pairs: Tensor, k: int) -> Tensor:
     """The scores of some pairs, given as first * K + second."""
     if isinstance(scores, FactoredScores):
-        return scores.at(pairs).double()
+        return scores.at(pairs.to(scores.device)).cpu().double()
     if scores.pairs is None:
         return scores.values.cpu()[pairs].double()
     table = torch.full((k * k,), _IMPOSSIBLE, dtype=torch.float64)

@@ -87,6 +87,13 @@ class FactoredScores:
     """All pairs have a score, as in `PairScores`."""
 
     @property
+    def device(self) -> torch.device:
+        """The device of the terms."""
+        term = self.power or self.gathered
+        assert term is not None
+        return term[0].device
+
+    @property
     def values(self) -> Tensor:
         """The score of every pair, [K * K]."""
         every = slice(None)
@@ -100,7 +107,7 @@ class FactoredScores:
         return PairScores(self.values)
 
     def at(self, pairs: Tensor) -> Tensor:
-        """The scores of some pairs i * K + j, int64 [n]."""
+        """The scores of some pairs i * K + j, int64 [n], on the device of the terms."""
         total = self._terms(pairs // self.n_codes, pairs % self.n_codes, pairs)
         if self.stored is None or not len(self.stored.pairs):
             return total

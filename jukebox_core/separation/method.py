@@ -18,6 +18,7 @@ from jukebox_core.checkpoints import (
     load_prior,
     run_part,
 )
+from jukebox_core.checks import require_choice
 from jukebox_core.files import sha256
 from jukebox_core.machine import pick_device
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate
@@ -253,6 +254,7 @@ class Method(ABC):
         family = self.folder(models)
         full = self.resolve(settings or Settings(), models if tuned else None)
         folders = self.priors(family, full)
+        require_choice("quality", quality, QUALITIES)
         effort = QUALITIES[quality]
         candidates = effort.candidates if candidates is None else candidates
         sizes = sizes_of(family, folders, candidates, window, full.shifts, effort.shifts)

@@ -96,7 +96,7 @@ class FactoredTable(FullTable):
     """
 
     def __init__(self, scores: FactoredScores, weights: Tensor, maximum: float):
-        """Take what `_multiplied` returned."""
+        """Take what `_factored` makes."""
         self._scores = scores
         self._n_codes = scores.n_codes
         self.weights = weights
@@ -323,10 +323,11 @@ def redraw(
     """The draw with its lost candidates drawn from the explicit joint; arguments as before."""
     if drawn.lost is None:
         return drawn
-    for b, n in drawn.lost.nonzero().tolist():
+    lost = drawn.lost.nonzero().tolist()
+    scores = {b: tables[b].explicit() for b, _ in lost}  # a pass over all pairs each
+    for b, n in lost:
         one = slice(n, n + 1)
-        scores = tables[b].explicit()
-        again = draw_joint(log_p1[b, one], log_p2[b, one], scores, uniform[b, one])
+        again = draw_joint(log_p1[b, one], log_p2[b, one], scores[b], uniform[b, one])
         for field, value in zip(drawn[:4], again[:4], strict=True):
             field[b, n] = value[0]
     return drawn._replace(lost=None)

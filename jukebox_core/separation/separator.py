@@ -431,13 +431,16 @@ class Separator:
         candidates = self.candidates(pieces, run.generator, report, parts=run.parts)
         make = self._refined if run.refine else self._raw
         stems: dict[str, list[Tensor]] = {name: [] for name in self.sources}
+        maps = []
         # Window by window: the last digit of a power depends on its place in the batch.
         for b, piece in enumerate(group):
             window = pieces[b : b + 1], candidates.chunk(b)
             for name, stem in make(*window, piece.channels, run.rate).items():
                 stems[name].append(stem)
             if run.uncertainty is not None:
-                (values,) = self.uncertainty(*window)
+                maps.append(self.uncertainty(*window)[0])
+        if run.uncertainty is not None:  # last: where memory runs out, all is done again
+            for piece, values in zip(group, maps, strict=True):
                 run.uncertainty.add(piece.window, values, self.mask, self.sample_rate)
         run.steps.finished(len(group))
         return stems

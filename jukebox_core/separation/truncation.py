@@ -151,12 +151,13 @@ def leading(table: FullTable, log_p1: Tensor, log_p2: Tensor, bound: Bound) -> I
     side = min(_SIDE, n_codes)
     while len(pending):
         left = []
+        scores = table.explicit().values if side == n_codes else None
         for part in pending.split(max(1, _ENTRIES // side**2)):
             (first, above_first), (second, above_second) = (_most(m[part], side) for m in marginals)
             joint = log_p1[part].gather(1, first).unsqueeze(2)
             joint = (joint + log_p2[part].gather(1, second).unsqueeze(1)).flatten(1)
-            if side == n_codes:
-                joint += table.explicit().values
+            if scores is not None:
+                joint += scores
                 least = bound(joint, joint.logsumexp(1))
                 settled = torch.ones_like(part, dtype=torch.bool)
             else:

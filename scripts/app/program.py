@@ -124,15 +124,21 @@ def offers(folders: Sequence[Path], settings: Settings) -> Offers:
     """The methods that folders of models have; the first folder that has a method serves it.
 
     Raises:
-        FileNotFoundError: a folder has no complete method.
+        FileNotFoundError: no folder has a complete method.
     """
-    found = Offers({}, {}, {})
+    found, failure = Offers({}, {}, {}), None
     for models in folders:
-        complete, lacking = complete_methods(models, settings)
+        try:
+            complete, lacking = complete_methods(models, settings)
+        except FileNotFoundError as error:
+            failure = failure or error
+            continue
         for name in dict.fromkeys((method_of("auto", models), "hybrid", *complete)):
             if name in complete and name not in found.ready:
                 found.ready[name], found.homes[name] = complete[name], models
         found.missing.update(lacking)
+    if failure is not None and not found.ready:
+        raise failure
     for name in found.ready:
         found.missing.pop(name, None)
     return found

@@ -16,7 +16,7 @@ from jukebox_core.evaluation.chunks import Chunk
 from jukebox_core.files import sha256
 from jukebox_core.separation.method import Method
 from jukebox_core.separation.separator import Separator
-from jukebox_core.separation.settings import load_tuned
+from jukebox_core.separation.settings import Settings, load_tuned
 
 DEFINITIONS = {
     "scale": "references are the sources x_i; the mixture is y = sum alpha_i x_i; an estimate of "
@@ -56,17 +56,20 @@ def definitions(by_song: bool) -> dict[str, str]:
     }
 
 
-def describe_model(method: Method, models: Path, separator: Separator) -> dict[str, Any]:
-    """The parts of a method and its settings."""
+def describe_model(
+    method: Method, models: Path, separator: Separator, full: Settings
+) -> dict[str, Any]:
+    """The parts of a method with resolved settings, and the settings of its separator."""
     family = method.folder(models)
+    priors = method.priors(family, full).values()
     settings = separator.settings
     likelihood = settings.pop("likelihood")
     return {
         "family": method.family,
         "preset": load_meta(family / "vqvae").get("preset"),
         "steps": {
-            name: load_meta(family / name).get("step")
-            for name in ("vqvae", *(f"prior_{source}" for source in separator.sources))
+            run.name: load_meta(run).get("step")
+            for run in (family / "vqvae", *filter(None, priors))
         },
         "n_codes": separator.codec.config.l_bins,
         **likelihood,

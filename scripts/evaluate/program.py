@@ -176,8 +176,12 @@ def _evaluate(
     chunks, left_out = _choose(args, manifest, length, silent)
     check_mixtures(chunks)
     device = pick_device(args.device)
+    resolved = {
+        name: method.resolve(settings[name], args.models) for name, method in methods.items()
+    }
     models = {
-        name: describe_model(method, args.models, separators[name]) | {"precision": args.precision}
+        name: describe_model(method, args.models, separators[name], resolved[name])
+        | {"precision": args.precision}
         for name, method in methods.items()
     }
     run = Scoring(
@@ -206,9 +210,9 @@ def _evaluate(
             "narrow"
         )
     for name, method in methods.items():
-        family, full = method.folder(args.models), method.resolve(settings[name], args.models)
+        full = resolved[name]
         identity = {
-            "models": method.fingerprints(family, full),
+            "models": method.fingerprints(method.folder(args.models), full),
             "description": models[name],
             "settings": vars(full),
             "device": separators[name].device.type,
