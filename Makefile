@@ -5,8 +5,8 @@
 #                      the reference report's experiment: trains models on it
 # make separate FILE=song.mp3
 #                      its stems, by the models that ship
-# make pretrained      trains these models and replaces them (an hour or two;
-#                      GROOVE=DIR: with human drum parts)
+# make pretrained      trains those of bass and drums and replaces them (an hour
+#                      or two; GROOVE=DIR: with human drum parts)
 # make test            the whole test suite
 # make pythons PYTHONS="python3.10 python3.12"
 #                      a part of the tests in an environment for each
