@@ -26,8 +26,15 @@ PUBLISHED = ("confirmation", "ablation", "ablation_second")
 NEURAL = ("neural", "neural_methods", "neural_midi", "neural_real")
 SHIPPED = tuple(f"pretrained_{n}" for n in ("real", "fresh", "midi", "multitrack", "plain"))
 THREE = ("three_sources", "three_sources_real")
-AGAINST_TWO = ("three_against_two", "three_against_two_real")
-MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED, *THREE)}
+SONG = ("song_fresh", "song_real")
+AGAINST_TWO = {
+    "three_against_two": "three_against_two",
+    "three_against_two_real": "three_against_two",
+    "song_against_pairs": "song_against_pairs",
+    "song_against_pairs_real": "song_against_pairs",
+}
+"""{comparison of models: the one that names its section}"""
+MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED, *THREE, *SONG)}
 COST = kept("cost")
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
@@ -71,6 +78,9 @@ OF = {
     "MIDI songs": "pretrained_midi",
     "A recording": "pretrained_multitrack",
     "Plain songs": "pretrained_plain",
+    "Whole songs": "song_fresh",
+    "Whole songs on Slakh2100 excerpts": "song_real",
+    "Bass and drums of a whole song, models that ship": "song_against_pairs",
     "Three sources": "three_sources",
     "Three sources on Slakh2100 excerpts": "three_sources_real",
     "Bass and drums of a whole song": "three_against_two",
@@ -131,7 +141,7 @@ def test_the_page_shows_what_was_measured():
             assert seconds == ("-" if line["seconds"] is None else f"{line['seconds']:.1f}")
         for item in MEASURED[name]["comparisons"] if name != "ablation_second" else ():
             label, *expected = difference_cells(item)
-            shows_some = name == "neural_methods" or name in (*SHIPPED, *THREE)
+            shows_some = name == "neural_methods" or name in (*SHIPPED, *THREE, *SONG)
             if shows_some and label not in table:
                 continue
             assert table[label] == expected
@@ -168,12 +178,9 @@ def test_every_interval_in_prose_is_measured():
         for name, measured in MEASURED.items()
     }
     gaps["training"] = [row["scores"]["refined"]["to_base"] for row in training]
-    gaps["three_against_two"] = [
-        gap
-        for name in AGAINST_TWO
-        for item in kept(name)["differences"]
-        for gap in item["difference"].values()
-    ]
+    for name, section in AGAINST_TWO.items():
+        differences = (item["difference"] for item in kept(name)["differences"])
+        gaps.setdefault(section, []).extend(g for each in differences for g in each.values())
     number = r"[-+−]\d\.\d\d"
     seen = dict.fromkeys(gaps, 0)
     for heading, section in sections():
@@ -198,7 +205,7 @@ def test_models_of_three_and_of_two_sources(name):
         for found, expected in zip(content[kind], again[kind], strict=True):
             for source, interval in expected[field].items():
                 assert found[field][source] == pytest.approx(interval)
-    shown = told_of("three_against_two")
+    shown = told_of(AGAINST_TWO[name])
     (gap,) = content["differences"]
     for each in (*(row["sdr"] for row in content["rows"]), gap["difference"]):
         signs = "+" if each is gap["difference"] else ""
@@ -260,6 +267,14 @@ def test_what_the_models_that_ship_give_is_what_was_measured(page, digits):
     for name, row in WHAT_YOU_GET.items():
         lines = (next(x for x in MEASURED[n]["rows"] if x["row"] == row) for n in SETS)
         assert table[name] == [f"{line['sdr']['mean']['mean']:.{digits}f}" for line in lines]
+
+
+@pytest.mark.parametrize("page, digits", [("README.md", 1), ("hybrid/song_weights/README.md", 2)])
+def test_what_whole_songs_get_is_what_was_measured(page, digits):
+    lines = {line["row"]: line["sdr"] for line in MEASURED["song_real"]["rows"]}
+    rows = ("neural, default: mask network", "baseline: mixture", "baseline: ideal ratio mask")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert " | ".join(f"{lines[row]['mean']['mean']:.{digits}f}" for row in rows) in text
 
 
 QUESTIONS = [
