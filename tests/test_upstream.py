@@ -323,6 +323,7 @@ from scripts.separate import main as separate
 def peak():
     # getrusage would also count what the parent held when it started this process.
     return int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]) * 1024
+import torch._dynamo  # PyTorch imports it on the way
 before = peak()
 assert main(sys.argv[1:]) == 0
 print(before, peak())

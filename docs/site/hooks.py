@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
 PACKAGES = ("jukebox_core", "lqvae", "lass", "hybrid", "data")
-COPIED = ("images/*.png", "images/*.svg", "*.ipynb", "hybrid/weights/README.md")
+COPIED = ("images/*.png", "images/*.svg", "*.ipynb", "hybrid/*weights/README.md")
 """Files outside docs/ that pages show or link to."""
 
 _LINK = re.compile(r"\[(`?)([^\]`]+)\1\]\(\.\./([\w/.]+)\)")
