@@ -22,10 +22,14 @@ SOURCES = ("bass", "drums")
 OBJECTIVES = ("reconstruction", "linearisation")
 SYSTEMS: tuple[MethodName, ...] = (*PUBLISHED_METHODS, RECOMMENDED)
 """The systems that an experiment trains."""
+NETWORKS: MethodName = "neural"
+"""The method that has only the networks: no pair likelihood, hence neither tables nor priors."""
+WITHOUT_PRIORS = ("--prior", "unigram")
+"""Flags that make the codes' frequencies the priors."""
 VARIETY: tuple[object, ...] = ("--style", "wide", "--programs", "all")
 VARIETY += ("--production", "all", "--level", "loudness")
 """All variety of generated songs that needs no files."""
-DRAWN_WITH: tuple[object, ...] = ("--prior", "unigram", "--neural-exponent", 1.0)
+DRAWN_WITH: tuple[object, ...] = (*WITHOUT_PRIORS, "--neural-exponent", 1.0)
 DRAWN_WITH += ("--temperature", 1.0, "--sampler", "ancestral")
 """Settings of the candidates that the mask network learns from."""
 
@@ -148,7 +152,7 @@ class Experiment:
         after = ["codec linearisation"]
         add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
         last = mask_folder(models, self.method)
-        train = ("--models", models, "--method", "neural", *DRAWN_WITH, "--output", last, *common)
+        train = ("--models", models, "--method", NETWORKS, *DRAWN_WITH, "--output", last, *common)
         after = ["neural likelihood", "mask estimator"]
         add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         return plan

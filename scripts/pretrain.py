@@ -32,8 +32,10 @@ from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
 from scripts._plan import (
+    NETWORKS,
     SOURCES,
     VARIETY,
+    WITHOUT_PRIORS,
     Experiment,
     check_parts,
     needs,
@@ -131,7 +133,7 @@ def stages(args: Args) -> list[Stage]:
     )
     tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", args.method)
     tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
-    tune += ("--prior", "unigram") if args.method == "neural" else ()
+    tune += WITHOUT_PRIORS if args.method == NETWORKS else ()
     tuned = tuned_path(models, args.method)
     plan = [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),
