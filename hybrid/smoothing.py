@@ -65,21 +65,23 @@ class GaussianBase:
 
     def weighted(self, weights: Tensor) -> WeightedSums:
         """The pairs by their sums, and the sums by the Gaussian around them."""
-        groups = PairGroups.by_sum(self._sum_codes, self.n_codes)
-        return WeightedSums(groups, weights, self._frequencies.to(weights.dtype))
+        groups = PairGroups.by_sum(self._sum_codes, self.n_codes, weights)
+        return WeightedSums(groups, self._frequencies.to(weights.dtype))
 
 
+@dataclass(frozen=True)
 class WeightedSums:
-    """A `lass.smoothing.WeightedBase` of q(m | i, j) = frequencies[m, code of the sum]."""
+    """A `lass.smoothing.WeightedBase` of q(m | i, j) = frequencies[m, code of the sum].
 
-    def __init__(self, groups: PairGroups, weights: Tensor, q: Tensor):
-        """Take pairs grouped by their sums, weights [K, K], and q: the frequencies [K, K]."""
-        self.groups, self.q = groups, q
-        self.shares = weights[groups.first, groups.second]
+    groups: the pairs by their sums, with the weights as shares. q: the frequencies [K, K].
+    """
+
+    groups: PairGroups
+    q: Tensor
 
     def spread(self, first: Tensor, second: Tensor) -> SumSpread:
         """The distribution for probabilities of both codes."""
-        of_sums = self.groups.mass(first, second, self.shares)
+        of_sums = self.groups.mass(first, second)
         return SumSpread(self, first, second, of_sums, of_sums @ self.q.T)
 
 
@@ -95,8 +97,5 @@ class SumSpread:
 
     def draw(self, rows: Tensor, codes: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """The code of the sum, then a pair with this sum."""
-        groups = self.base.groups
         sums, _ = invert(self.of_sums[rows] * self.base.q[codes], uniform[:, 0])
-        one, other = self.first[rows], self.second[rows]
-        place = groups.draw(sums, one, other, uniform[:, 1], self.base.shares)
-        return groups.first[place].long(), groups.second[place].long()
+        return self.base.groups.draw(sums, self.first[rows], self.second[rows], uniform[:, 1])

@@ -57,8 +57,8 @@ class CountLink:
         dtype = precise(seen.device)
         pairs = first.long() * k + second
         totals = torch.zeros(k * k, dtype=torch.int64, device=device).index_add_(0, pairs, seen)
-        self.groups = PairGroups(first, second, offsets)
         self.shares = seen.to(dtype) / (totals[pairs] + concentration)  # [P]
+        self.groups = PairGroups(first, second, offsets, self.shares)
         self.rest = (concentration / (totals.to(dtype) + concentration)).view(k, k)
         self.weighted = base.weighted(self.rest)
         self._keys = keys
@@ -69,7 +69,7 @@ class CountLink:
 
     def message(self, first: Tensor, second: Tensor) -> CountMessage:
         """The mass of every code of the sum, counted and by the base distribution."""
-        counted = self.groups.mass(first, second, self.shares)
+        counted = self.groups.mass(first, second)
         spread = self.weighted.spread(first, second)
         return CountMessage(self, first, second, counted, spread)
 
@@ -113,8 +113,7 @@ class CountMessage:
         if len(at):
             groups = self.link.groups
             one, other = self.first[at], self.second[at]
-            place = groups.draw(sums[at], one, other, numbers[at, 0], self.link.shares)
-            first[at], second[at] = groups.first[place].long(), groups.second[place].long()
+            first[at], second[at] = groups.draw(sums[at], one, other, numbers[at, 0])
         at = (~own).nonzero().squeeze(1)
         if len(at):
             first[at], second[at] = self.spread.draw(at, sums[at], numbers[at])

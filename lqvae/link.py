@@ -51,6 +51,5 @@ class SumMessage:
 
     def parts(self, sums: Tensor, uniform: Tensor) -> Parts:
         """A pair of each of the sums."""
-        place = self.groups.draw(sums, self.first, self.second, uniform[:, 0])
-        first, second = (x[place].long() for x in (self.groups.first, self.groups.second))
+        first, second = self.groups.draw(sums, self.first, self.second, uniform[:, 0])
         return Parts(first, second, torch.zeros_like(uniform[:, 0]))

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 
 from hybrid.likelihood import PooledLikelihood
 from hybrid.smoothing import GaussianBase
-from jukebox_core.prior.kernels import TorchKernels, find_kernels
+from jukebox_core.prior.kernels import Pairs, TorchKernels, find_kernels
 from jukebox_core.prior.unigram import UnigramPriors
 from jukebox_core.separation.ancestral import AncestralSampler
 from jukebox_core.separation.beam import BeamSampler
@@ -196,26 +196,62 @@ def test_pairs_are_drawn_from_their_group_alone():
     """Also of a group without pairs, which only a candidate of no probability asks for."""
     groups = PairGroups(*torch.tensor([[0, 1, 2, 2], [3, 3, 1, 0]]), torch.tensor([0, 1, 1, 4]))
     one, other = torch.rand(2, 6, K, generator=generator(), dtype=torch.float64)
-    place = groups.draw(torch.tensor([0, 2, 1, 2, 0, 2]), one, other, torch.rand(6))
-    assert place.shape == (6,) and place[[0, 4]].tolist() == [0, 0] and 0 <= place[2] < 4
-    assert (place[[1, 3, 5]] >= 1).all()
+    uniform = torch.rand(6, generator=generator(), dtype=torch.float64)
+    drawn = torch.stack(groups.draw(torch.tensor([0, 2, 1, 2, 0, 2]), one, other, uniform))
+    found = [tuple(pair) for pair in drawn.T.tolist()]
+    assert found[0] == found[4] == (0, 3) and found[2] in {(0, 3), (1, 3), (2, 1), (2, 0)}
+    assert {found[n] for n in (1, 3, 5)} <= {(1, 3), (2, 1), (2, 0)}
+
+
+def random_pairs(with_shares):
+    """50 pairs of 7 codes in 3 groups, one of them empty."""
+    first, second = torch.randint(7, (2, 50), generator=generator(1), dtype=torch.int32)
+    shares = torch.rand(50, generator=generator(2), dtype=torch.float64) if with_shares else None
+    return Pairs(first, second, torch.tensor([0, 0, 20, 50]), shares)
+
+
+def weight_of(pairs, place, one, other):
+    share = 1 if pairs.shares is None else pairs.shares[place]
+    return one[pairs.first[place]] * other[pairs.second[place]] * share
 
 
 @pytest.mark.parametrize("with_shares", (False, True))
 @pytest.mark.parametrize("count", (1, 16, 37))
-def test_compiled_masses_of_pairs_are_those_of_pytorch(with_shares, count):
-    draws = torch.rand(3, 7, count, generator=generator(), dtype=torch.float64)
-    first, second = torch.randint(7, (2, 50), generator=generator(1), dtype=torch.int32)
-    offsets = torch.tensor([0, 0, 20, 50])
-    shares = torch.rand(50, generator=generator(2), dtype=torch.float64) if with_shares else None
-    expected = torch.zeros(3, count, dtype=torch.float64)
+def test_masses_of_pairs_by_both_kernels(with_shares, count):
+    pairs = random_pairs(with_shares)
+    one, other = torch.rand(2, count, 7, generator=generator(), dtype=torch.float64)
+    expected = torch.zeros(count, 3, dtype=torch.float64)
     for g in range(3):
-        for e in range(int(offsets[g]), int(offsets[g + 1])):
-            weight = 1 if shares is None else shares[e]
-            expected[g] += draws[0, first[e]] * draws[1, second[e]] * weight
+        for e in range(int(pairs.offsets[g]), int(pairs.offsets[g + 1])):
+            expected[:, g] += weight_of(pairs, e, one.T, other.T)
     for kernels in (TorchKernels(), find_kernels()):
-        found = kernels.pair_mass(draws[0], draws[1], first, second, offsets, shares)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(kernels.pair_mass(pairs, one, other), expected)
+
+
+@pytest.mark.parametrize("with_shares", (False, True))
+def test_draws_of_pairs_by_both_kernels(with_shares):
+    """By inversion: the first pair at which the sum of the weights exceeds the number's share.
+
+    Weights of zero are never drawn, also at the ends of the interval; where all are zero, the first
+    pair is.
+    """
+    pairs, count = random_pairs(with_shares), 400
+    one, other = torch.rand(2, count, 7, generator=generator(), dtype=torch.float64)
+    one[:, ::2] = 0
+    one[-1] = 0
+    uniform = torch.rand(count, generator=generator(3), dtype=torch.float64)
+    uniform[:2], uniform[2:4] = 0, 1 - 2**-53
+    groups = 1 + torch.arange(count) % 2
+    expected = []
+    for n, group in enumerate(groups.tolist()):
+        start, stop = pairs.offsets[group : group + 2].tolist()
+        weights = [float(weight_of(pairs, e, one[n], other[n])) for e in range(start, stop)]
+        sums = [*itertools.accumulate(weights)]
+        target = float(uniform[n]) * sums[-1]
+        expected.append(start + next(i for i, x in enumerate(sums) if x > target or x == sums[-1]))
+    for kernels in (TorchKernels(), find_kernels()):
+        found = kernels.draw_pairs(pairs, groups, one, other, uniform)
+        assert found.tolist() == expected
 
 
 @numbers

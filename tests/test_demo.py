@@ -56,7 +56,7 @@ def test_one_system_needs_no_other_codec():
         ("--cores", "0"),
         ("--methods", "lass"),
         ("--methods", "hybrid", "hybrid"),
-        ("--methods", "neural"),
+        ("--methods", "neural", "hybrid"),
     ),
 )
 def test_nothing_is_started_with_a_value_that_cannot_be(flags, tmp_path, capsys):

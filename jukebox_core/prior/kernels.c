@@ -303,25 +303,62 @@ void product_bf16(const bf16 *x, const bf16 *packed, const float *bias, void *ou
 int has_product(void) { return 0; }
 #endif
 
-/* Sums over groups of pairs, out[g, n] = sum of one[first, n] other[second, n] shares over the pairs
- * offsets[g] .. offsets[g + 1] of group g. one, other: [K, count], count a multiple of LANES; shares:
- * of every pair, or null. */
-#define LANES 16
+/* Sums over groups of pairs, out[b, g, i] = sum of one[b, first, i] other[b, second, i] shares over
+ * the pairs offsets[g] .. offsets[g + 1] of group g. one, other: [blocks, codes, 4], so narrow that a
+ * block of both stays in the fastest cache; shares: of every pair, or null. */
+typedef double lanes __attribute__((vector_size(32), aligned(8)));
 
-void pair_mass(const double *one, const double *other, const int32_t *first,
-               const int32_t *second, const double *shares, const int64_t *offsets, double *out,
-               int64_t groups, int64_t count) {
-#pragma omp parallel for schedule(dynamic, 4)
-    for (int64_t g = 0; g < groups; g++)
-        for (int64_t n = 0; n < count; n += LANES) {
-            double sum[LANES] = {0.0};
-            for (int64_t e = offsets[g]; e < offsets[g + 1]; e++) {
-                const double *a = one + first[e] * count + n, *b = other + second[e] * count + n;
-                const double share = shares ? shares[e] : 1.0;
-                for (int i = 0; i < LANES; i++) sum[i] += a[i] * b[i] * share;
-            }
-            memcpy(out + g * count + n, sum, sizeof sum);
+static inline __attribute__((always_inline)) lanes group_mass(
+    const lanes *one, const lanes *other, const int32_t *first, const int32_t *second,
+    const double *shares, int64_t e, int64_t stop) {
+    lanes sums[4] = {{0.0}}; /* they do not wait for each other */
+    for (; e + 4 <= stop; e += 4)
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const lanes product = one[first[e + i]] * other[second[e + i]];
+            sums[i] += shares ? product * shares[e + i] : product;
         }
+    for (; e < stop; e++) {
+        const lanes product = one[first[e]] * other[second[e]];
+        sums[0] += shares ? product * shares[e] : product;
+    }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+void pair_mass(const lanes *one, const lanes *other, const int32_t *first, const int32_t *second,
+               const double *shares, const int64_t *offsets, lanes *out, int64_t groups,
+               int64_t blocks, int64_t codes) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 16)
+    for (int64_t b = 0; b < blocks; b++)
+        for (int64_t g = 0; g < groups; g++) {
+            const lanes *x = one + b * codes, *y = other + b * codes;
+            const int64_t start = offsets[g], stop = offsets[g + 1];
+            out[b * groups + g] = shares ? group_mass(x, y, first, second, shares, start, stop)
+                                         : group_mass(x, y, first, second, NULL, start, stop);
+        }
+}
+
+/* A pair of each of the groups drawn[n]: places[n] with probability ~ one[n, first] other[n, second]
+ * shares, by inversion at uniform[n] of the sum of these weights. No group is empty. */
+void draw_pairs(const double *one, const double *other, const int32_t *first,
+                const int32_t *second, const double *shares, const int64_t *offsets,
+                const int64_t *drawn, const double *uniform, int64_t *places, int64_t count,
+                int64_t codes) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t n = 0; n < count; n++) {
+        const double *x = one + n * codes, *y = other + n * codes;
+        const int64_t start = offsets[drawn[n]], stop = offsets[drawn[n] + 1];
+        double total = 0.0, sum = 0.0;
+        for (int64_t e = start; e < stop; e++)
+            total += x[first[e]] * y[second[e]] * (shares ? shares[e] : 1.0);
+        places[n] = start;
+        for (int64_t e = start; e < stop; e++) {
+            const double weight = x[first[e]] * y[second[e]] * (shares ? shares[e] : 1.0);
+            if (weight > 0.0) places[n] = e; /* rounding may leave the sum below the total */
+            sum += weight;
+            if (sum > uniform[n] * total || sum >= total) break;
+        }
+    }
 }
 
 /* x^exponent of x in [2^-126, 1]: 2^(exponent log2 x), zero below 2^-126. The relative error is some

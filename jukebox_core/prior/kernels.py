@@ -17,7 +17,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from jukebox_core.prior.cache import LayerCache
 SOURCE = Path(__file__).with_name("kernels.c")
 EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c
-_LANES = 16  # columns of masses side by side, in kernels.c
+_LANES = 4  # rows of masses side by side, in kernels.c
 _PRODUCTS = 1 << 21  # of pairs, held at a time
 _SMALLEST = torch.finfo(torch.float32).tiny
 _FLAGS = (
@@ -39,6 +39,20 @@ _FLAGS = (
 )
 
 log = logging.getLogger(__name__)
+
+
+class Pairs(NamedTuple):
+    """Pairs of codes, sorted by group.
+
+    first: int32 [P]. second: int32 [P]. offsets: int64 [G + 1]; group g has the pairs from
+    offsets[g] to offsets[g + 1]. shares: factors of the pairs [P], float64 where the device has
+    it; None: ones.
+    """
+
+    first: Tensor
+    second: Tensor
+    offsets: Tensor
+    shares: Tensor | None = None
 
 
 class TorchKernels:
@@ -63,34 +77,53 @@ class TorchKernels:
         """A linear layer with weights [out, in], in their type; bias [out] float32."""
         return TorchProduct(weight, bias)
 
-    def pair_mass(
-        self,
-        one: Tensor,
-        other: Tensor,
-        first: Tensor,
-        second: Tensor,
-        offsets: Tensor,
-        shares: Tensor | None = None,
-    ) -> Tensor:
-        """Sums of one[first] other[second] shares over groups of pairs, [G, N].
+    def pair_mass(self, pairs: Pairs, one: Tensor, other: Tensor) -> Tensor:
+        """Sums of one[n, first] other[n, second] shares over the pairs of every group, [N, G].
 
         Args:
-            one: [K, N], float64 where the device has it.
-            other: [K, N].
-            first: row of `one` of every pair, int32 [P].
-            second: row of `other` of every pair.
-            offsets: int64 [G + 1]; group g has the pairs from offsets[g] to offsets[g + 1].
-            shares: [P]; None: ones.
+            pairs: P pairs in G groups.
+            one: [N, K], float64 where the device has it.
+            other: [N, K].
         """
-        total = one.new_zeros(len(offsets) - 1, one.shape[1])
+        first, second, offsets, shares = pairs
+        rows, columns = one.T.contiguous(), other.T.contiguous()
+        total = one.new_zeros(len(offsets) - 1, len(one))
         groups = torch.arange(len(total), device=one.device).repeat_interleave(offsets.diff())
-        size = max(1, _PRODUCTS // one.shape[1])
+        size = max(1, _PRODUCTS // len(one))
         for at in (slice(start, start + size) for start in range(0, len(first), size)):
-            products = one[first[at]] * other[second[at]]
+            products = rows[first[at]] * columns[second[at]]
             if shares is not None:
                 products *= shares[at].unsqueeze(1)
             total.index_add_(0, groups[at], products)
-        return total
+        return total.T
+
+    def draw_pairs(
+        self, pairs: Pairs, groups: Tensor, one: Tensor, other: Tensor, uniform: Tensor
+    ) -> Tensor:
+        """The place [N] of a pair of each of the groups, with probability ~ one other shares.
+
+        Args:
+            pairs: see `pair_mass`.
+            groups: [N], none of them empty.
+            one: [N, K].
+            other: [N, K].
+            uniform: [N], in [0, 1).
+        """
+        places = []
+        starts, stops = pairs.offsets[groups].tolist(), pairs.offsets[groups + 1].tolist()
+        for n, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+            weights = one[n, pairs.first[start:stop]] * other[n, pairs.second[start:stop]]
+            if pairs.shares is not None:
+                weights *= pairs.shares[start:stop]
+            cumulated = weights.cumsum(0)
+            target, total = uniform[n] * cumulated[-1:], cumulated[-1:]
+            # Weights of zero are skipped; rounding must not lead beyond the last positive one.
+            place = torch.minimum(
+                torch.searchsorted(cumulated, target, right=True),
+                torch.searchsorted(cumulated, total),
+            )
+            places.append(start + place)
+        return torch.cat(places)
 
     def weigh_pairs(
         self,
@@ -134,7 +167,8 @@ class CompiledKernels:
         self._norm = {
             t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
         }
-        self._pair_mass = _function(library, "pair_mass", 7, 2)
+        self._pair_mass = _function(library, "pair_mass", 7, 3)
+        self._draw_pairs = _function(library, "draw_pairs", 9, 2)
         floats = [ctypes.c_float] * 2
         self._weigh_pairs = _function(library, "weigh_pairs", 7, 1, *floats)
         self._library = library
@@ -186,34 +220,44 @@ class CompiledKernels:
             return PanelProduct(self._library, weight, bias)
         return TorchProduct(weight, bias)
 
-    def pair_mass(
-        self,
-        one: Tensor,
-        other: Tensor,
-        first: Tensor,
-        second: Tensor,
-        offsets: Tensor,
-        shares: Tensor | None = None,
+    def pair_mass(self, pairs: Pairs, one: Tensor, other: Tensor) -> Tensor:
+        """See `TorchKernels`."""
+        (count, codes), groups = one.shape, len(pairs.offsets) - 1
+        # Whole vectors: no sum depends on the number of rows in its last digit.
+        one, other = (
+            F.pad(x, (0, 0, 0, -count % _LANES))
+            .view(-1, _LANES, codes)
+            .transpose(1, 2)
+            .contiguous()
+            for x in (one, other)
+        )
+        out = torch.empty(len(one), groups, _LANES, dtype=torch.float64)
+        self._pair_mass(
+            *_addresses(torch.float64, one, other),
+            *_of_pairs(pairs),
+            out.data_ptr(),
+            groups,
+            len(one),
+            codes,
+        )
+        return out.transpose(1, 2).reshape(-1, groups)[:count]
+
+    def draw_pairs(
+        self, pairs: Pairs, groups: Tensor, one: Tensor, other: Tensor, uniform: Tensor
     ) -> Tensor:
         """See `TorchKernels`."""
-        floats = (one, other) if shares is None else (one, other, shares)
-        assert all(x.dtype == torch.float64 and x.is_contiguous() for x in floats)
-        assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (first, second))
-        count = one.shape[1]
-        # Whole vectors: no sum depends on the number of columns in its last digit.
-        one, other = (F.pad(x, (0, -count % _LANES)) for x in (one, other))
-        out = torch.empty(len(offsets) - 1, one.shape[1], dtype=torch.float64)
-        self._pair_mass(
-            one.data_ptr(),
-            other.data_ptr(),
-            first.data_ptr(),
-            second.data_ptr(),
-            None if shares is None else shares.data_ptr(),
-            offsets.data_ptr(),
-            out.data_ptr(),
-            *out.shape,
+        groups = groups.contiguous()
+        one, other, uniform = (x.contiguous() for x in (one, other, uniform))
+        places = torch.empty_like(groups)
+        self._draw_pairs(
+            *_addresses(torch.float64, one, other),
+            *_of_pairs(pairs),
+            *_addresses(torch.int64, groups),
+            *_addresses(torch.float64, uniform),
+            places.data_ptr(),
+            *one.shape,
         )
-        return out[:, :count]
+        return places
 
     def weigh_pairs(
         self,
@@ -341,6 +385,20 @@ def _function(
     function.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * integers, *more]
     function.restype = ctypes.c_int if name.startswith("has_") else None
     return function
+
+
+def _of_pairs(pairs: Pairs) -> tuple[int | None, ...]:
+    """Their addresses, in kernels.c's order."""
+    return (
+        *_addresses(torch.int32, pairs.first, pairs.second),
+        None if pairs.shares is None else _addresses(torch.float64, pairs.shares)[0],
+        *_addresses(torch.int64, pairs.offsets),
+    )
+
+
+def _addresses(dtype: torch.dtype, *tensors: Tensor) -> list[int]:
+    assert all(x.dtype == dtype and x.is_contiguous() for x in tensors)
+    return [x.data_ptr() for x in tensors]
 
 
 @functools.cache
