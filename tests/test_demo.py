@@ -47,6 +47,21 @@ def test_one_system_needs_no_other_codec():
     assert "--methods" not in next(each for each in every if each.name == "scores").command
 
 
+def test_the_networks_alone_need_neither_priors_nor_tables():
+    plan = stages(Args(sources=("bass", "drums", "guitar", "piano"), methods=("neural",)))
+    programs = [each.command[0] for each in plan]
+    assert programs == [
+        *("make_synthetic", "prepare_slakh", "train_vqvae", "train_mask", "calibrate"),
+        *("train_likelihood", "train_mask_network", "evaluate", "evaluate", "report"),
+    ]
+    assert all({*each.after} <= {other.name for other in plan} for each in plan)
+    network = next(each for each in plan if each.command[0] == "train_mask_network").command
+    assert network[network.index("--output") + 1].endswith("mask_network/neural")
+    for each in plan:
+        if each.command[0] == "evaluate":
+            assert each.command[each.command.index("--prior") + 1] == "unigram"
+
+
 @pytest.mark.parametrize(
     "flags",
     (
