@@ -82,9 +82,10 @@ def stage(
 class Experiment:
     """Models of one size, trained on one data set.
 
-    data: prepared data set, which the stage `data` makes. models: folder for all of them. more: {program: additional flags}.
-    objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
-    method: that the mask network is for. The networks alone have one training at a time to wait for.
+    data: prepared data set, which the stage `data` makes. models: folder for all of them.
+    more: {program: additional flags}. objectives: of the codecs; without `reconstruction` there is
+    no LASS. sources: of the data. method: that the mask network is for; if it has the networks
+    alone, each training gets all cores.
     """
 
     data: Path
