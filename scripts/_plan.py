@@ -83,9 +83,9 @@ class Experiment:
     """Models of one size, trained on one data set.
 
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
-    more: {program: additional flags}. objectives: of the codecs; without `reconstruction` there is
-    no LASS. sources: of the data. method: that the mask network is for; if it has the networks
-    alone, each training gets all cores.
+    side_by_side: number of trainings that run at a time. more: {program: additional flags}.
+    objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
+    method: that the mask network is for.
     """
 
     data: Path
@@ -93,6 +93,7 @@ class Experiment:
     preset: str
     count_iterations: int
     seed: int
+    side_by_side: int = 4
     more: Mapping[str, Sequence[object]] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     sources: tuple[str, ...] = SOURCES
@@ -101,7 +102,8 @@ class Experiment:
     def stages(self) -> list[Stage]:
         """Train the parts of the systems and the mask estimator."""
         data, models = self.data, self.models
-        quarter, half = (1.0, 1.0) if self.method == NETWORKS else (0.25, 0.5)  # of the cores
+        quarter = 1 / self.side_by_side
+        half = min(1.0, 2 * quarter)  # the priors train side by side
         seed = ("--seed", self.seed)
         plan: list[Stage] = []
 

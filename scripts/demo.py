@@ -118,6 +118,7 @@ def stages(args: Args) -> list[Stage]:
         *size,
         objectives=tuple(name for name in OBJECTIVES if name in families),
         sources=tuple(sorted(args.sources)),
+        side_by_side=1 if alone else 4,  # one waits for another
         method=NETWORKS if alone else RECOMMENDED,
     )
     after = partial(needs, sources=args.sources)

@@ -129,6 +129,7 @@ def stages(args: Args) -> list[Stage]:
         more=longer(args.length),
         objectives=("linearisation",),
         sources=tuple(sorted(args.sources)),
+        side_by_side=1 if args.method == NETWORKS else 4,  # one waits for another
         method=args.method,
     )
     tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", args.method)
