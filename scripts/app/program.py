@@ -180,6 +180,7 @@ def opened(args: Args) -> Iterator[str]:
         limits = Limits(args.max_seconds, args.max_megabytes)
         queue = JobQueue(results, build, limits, seed=args.seed)
         stack.callback(queue.close)
+        queue.prepare(next(iter(ready)))
         songs = _examples(args.examples, folder / "examples")
         page = blocks.make_page(queue, ready, missing, songs)
         uploads = Uploads(
