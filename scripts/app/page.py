@@ -120,9 +120,9 @@ def head(limits: Limits) -> str:
 
 
 # One player plays at a time and starts at the position of the former one; a line on all pictures
-# shows the position. When the whole song takes the place of its first seconds, gradio gives the same
-# player another source: it goes on where it was.
-# Files that are too large are refused before the upload.
+# shows the position. When the whole song takes the place of its first seconds, gradio gives the
+# same player another source: it goes on where it was. Files that are too large are refused before
+# the upload.
 _SCRIPT = """
 let last = null, playing = false, reached = 0, playedTrack = "";
 const songOf = element => element.closest && element.closest(".song");
