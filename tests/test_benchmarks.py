@@ -11,6 +11,7 @@ from benchmarks import (
     _common,
     bench_codec,
     bench_methods,
+    bench_partial_sums,
     bench_precision,
     bench_sampling,
     bench_scoring,
@@ -87,6 +88,12 @@ def test_sampling(capsys, flags):
     for row in rows:
         assert set(_common.KEYS) <= set(row)
         assert row["ratio"] == pytest.approx(row["plain_ms_per_position"] / row["ms_per_position"])
+
+
+def test_partial_sums(capsys):
+    rows = run(bench_partial_sums.main, capsys, "--candidates", "2", "5")
+    assert list(rows) == [(name, count) for count in (2, 5) for name in ("mass", "draw")]
+    assert all(row["max_difference"] < 1e-12 for row in rows.values())
 
 
 def test_tables(capsys):
