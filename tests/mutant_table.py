@@ -77,12 +77,20 @@ _EQUAL = "two values that were checked to be equal, or have one length as they a
 _DEVICE = "the same on a CPU: only a GPU could tell"
 _DRAW = "another of several valid pairs is drawn, from the same distribution"
 _SHAPE = "another name of the same axis"
+_LARGE = "differs only in tables of more than 2^28 pairs"
 
 EQUIVALENT: dict[str, str] = {
     "2930a070": _EQUAL,  # partial_sums: zip of names so far and all gains
     "a54ff490": _DRAW,  # pair_groups: pairs of a group in another order
     "c2c1287c": _DEVICE,  # pair_groups: PyTorch's kernels instead of the compiled ones
     "f8633df2": _DRAW,  # pair_groups: another pair where none is possible
+    "299537d3": _DRAW,  # lqvae.link: the other of two random numbers
+    "7ed4c38f": _EQUAL,  # lqvae.link: zeros in the shape of either number
+    "70b252e6": _DEVICE,  # lqvae.link: where zeros are
+    "1e5a524b": _EQUAL,  # lass.smoothing: zip of masses and their tables
+    "8a85ca29": _EQUAL,
+    "38179033": _LARGE,  # lqvae.likelihood: 32-bit sums from 2^14 codes
+    "94f90366": _LARGE,  # lqvae.likelihood: 16-bit sums up to 2^16 codes
     "e4250129": _MEMORY,  # posterior: the longest row of stored pairs
     "a04d51ea": _MEMORY,  # beam: entries of a joint held at a time
     "e7bc904c": _EQUAL,  # ancestral: zip of sources

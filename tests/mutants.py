@@ -135,7 +135,7 @@ def mistakes(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Constant(value=int(value) | float(value)):
             yield ast.Constant(value + 1)
             yield ast.Constant(value - 1)
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr() as value) if ast.unparse(value) != "None":
             yield changed(node, value=ast.Constant(None))
         case ast.Call(keywords=[_, *_] as keywords):
             for keyword in keywords:

@@ -148,11 +148,26 @@ def test_links_are_distributions_and_messages_are_their_sums(make, sources):
         torch.testing.assert_close(link.message(first, second).mass, expected, rtol=1e-6, atol=1e-9)
 
 
+@every_chain
+@pytest.mark.parametrize("number", (0.0, 0.5, 1 - 2**-53))
+def test_the_only_pair_of_a_sum_is_drawn_by_every_number(make, number):
+    """Also where nothing was counted, and the base distribution alone has the pair."""
+    (link,) = make(3).links
+    table = torch.stack([dense(link.scores(s)).exp() for s in range(K)])
+    sums, first, second = table.nonzero().T
+    certain = torch.eye(K, dtype=torch.float64)
+    message = link.message(certain[first], certain[second])
+    parts = message.parts(sums, torch.full((len(sums), 2), number, dtype=torch.float64))
+    assert torch.equal(parts.first, first) and torch.equal(parts.second, second)
+    expected = table[sums, first, second].log()
+    torch.testing.assert_close(parts.log_p, expected, rtol=0, atol=1e-5)
+
+
 @numbers
 @every_chain
 @pytest.mark.parametrize("with_factors", (False, True))
 def test_draws_and_evidence_are_those_of_the_enumerated_posterior(make, sources, with_factors):
-    chain, joint, m, count = make(sources), priors(sources), 3, 40_000
+    chain, joint, m, count = make(sources), priors(sources), 3, 10_000
     factors = None
     log_p = joint.step(None, joint.new_cache(1, 1))[:, 0]
     if with_factors:

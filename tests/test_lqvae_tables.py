@@ -23,6 +23,7 @@ def test_gaussian_scores_equal_the_formula():
     table = code_sums(book, (0.6, 0.4))
     likelihood = LatentGaussianLikelihood(book, table, sigma=0.7)
     assert likelihood.settings == {"sigma": 0.7}
+    assert likelihood.sum_codes.dtype == torch.int16  # which the compiled kernels take
     for m in range(11):
         scores = likelihood.scores(m).explicit()
         assert scores.pairs is None

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("resource", reason="mutants need POSIX")
 
-from mutants import EQUIVALENT, TESTS, mutants, sample  # noqa: E402
+from mutants import EQUIVALENT, TESTS, mistakes, mutants, sample  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +25,11 @@ def test_every_mutant_differs_from_all_others():
     assert len(made) == len(mutants(module)) > 10
     assert all(ast.unparse(ast.parse(text)) == text for text in made)
     assert ast.unparse(ast.parse(source)) not in made
+
+
+def test_to_return_none_for_none_is_no_mistake():
+    made = [list(mistakes(ast.parse(text).body[0])) for text in ("return None", "return x")]
+    assert [len(found) for found in made] == [0, 1]
 
 
 def test_a_larger_sample_has_the_smaller_one():

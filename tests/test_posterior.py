@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from jukebox_core.separation import posterior
 from jukebox_core.separation.likelihood import FactoredScores, Gathered, PairScores
 from jukebox_core.separation.posterior import (
     categorical,
@@ -117,6 +118,15 @@ def test_mass_that_float32_loses_is_found_again():
         assert chi_square(drawn.first, drawn.second, expected) > 1e-4
         pairs = set(zip(drawn.first.tolist(), drawn.second.tolist(), strict=True))
         assert pairs == {(0, 3), (1, 4)}
+
+
+def test_draws_that_lost_nothing_are_not_drawn_again(monkeypatch):
+    """The explicit joint takes N x K x K memory."""
+    monkeypatch.setattr(posterior, "draw_joint", None)
+    log_p1, log_p2, table = problem()
+    for scores in forms(table):
+        drawn = draw(log_p1.expand(9, K), log_p2.expand(9, K), scores, numbers(9))
+        assert drawn.lost is None
 
 
 @pytest.mark.parametrize("seed", range(3))
