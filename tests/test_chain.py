@@ -167,7 +167,7 @@ def test_the_only_pair_of_a_sum_is_drawn_by_every_number(make, number):
 @every_chain
 @pytest.mark.parametrize("with_factors", (False, True))
 def test_draws_and_evidence_are_those_of_the_enumerated_posterior(make, sources, with_factors):
-    chain, joint, m, count = make(sources), priors(sources), 3, 10_000
+    chain, joint, m, count = make(sources), priors(sources), 3, 40_000
     factors = None
     log_p = joint.step(None, joint.new_cache(1, 1))[:, 0]
     if with_factors:
