@@ -83,7 +83,7 @@ EQUIVALENT: dict[str, str] = {
     "2930a070": _EQUAL,  # partial_sums: zip of names so far and all gains
     "a54ff490": _DRAW,  # pair_groups: pairs of a group in another order
     "c2c1287c": _DEVICE,  # pair_groups: PyTorch's kernels instead of the compiled ones
-    "f8633df2": _DRAW,  # pair_groups: another pair where none is possible
+    "f5bf4f25": _DRAW,  # pair_groups: codes where there are no pairs
     "299537d3": _DRAW,  # lqvae.link: the other of two random numbers
     "7ed4c38f": _EQUAL,  # lqvae.link: zeros in the shape of either number
     "70b252e6": _DEVICE,  # lqvae.link: where zeros are

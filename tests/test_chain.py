@@ -216,6 +216,9 @@ def test_pairs_are_drawn_from_their_group_alone():
     found = [tuple(pair) for pair in drawn.T.tolist()]
     assert found[0] == found[4] == (0, 3) and found[2] in {(0, 3), (1, 3), (2, 1), (2, 0)}
     assert {found[n] for n in (1, 3, 5)} <= {(1, 3), (2, 1), (2, 0)}
+    last = PairGroups(*torch.tensor([[0, 1, 2, 2], [3, 3, 1, 0]]), torch.tensor([0, 1, 4, 4]))
+    first, second = last.draw(torch.tensor([2]), one[:1], other[:1], uniform[:1])
+    assert (int(first), int(second)) in {(0, 3), (1, 3), (2, 1), (2, 0)}
 
 
 def random_pairs(with_shares):
