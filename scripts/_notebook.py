@@ -1,21 +1,26 @@
-"""Helpers of the notebook besides its commands: sizes, shell, players, report, upload."""
+"""Helpers of the notebook besides its commands: sizes, launcher, shell, players, report, upload."""
 
 from __future__ import annotations
 
 import html
 import importlib
 import itertools
+import math
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from unittest import mock
 
+import psutil
 import torch
 
 from jukebox_core import audio as audio_io
@@ -23,6 +28,8 @@ from jukebox_core.audio import pictures
 from jukebox_core.audio.mp3 import mp3
 from jukebox_core.checkpoints import fingerprint
 from jukebox_core.files import atomic_path, data_uri
+from jukebox_core.machine import available_cores
+from jukebox_core.presets import PRESETS
 from lqvae.sums import load_sums
 from scripts import _plan
 
@@ -70,7 +77,9 @@ class CommandError(RuntimeError):
 
 
 def use_shell(shell: Any) -> None:
-    """Run `!python` with the kernel's Python and stop the notebook if a `!` command fails.
+    """Run `!` commands with the kernel's Python, and stop the notebook if one fails.
+
+    `!python`, `!torchrun` and `!mpiexec -n N python` are those of the kernel.
 
     Args:
         shell: of IPython, from get_ipython().
@@ -83,8 +92,7 @@ def use_shell(shell: Any) -> None:
     def system(command: str, **options: Any) -> None:
         # Expanded here, where the caller's variables are in the next frame.
         command = expand(command, depth=1)
-        if command.startswith("python "):
-            command = f'"{sys.executable}" {command.removeprefix("python ")}'
+        command = _ours(command)
         with mock.patch.object(shell, "var_expand", lambda expanded, **_: expanded):
             plain(command, **options)  # would expand the values too
         status = shell.user_ns.get("_exit_code", 0)
@@ -98,8 +106,117 @@ def use_shell(shell: Any) -> None:
     shell.system = system
 
 
+def _ours(command: str) -> str:
+    """A command with the paths of the kernel's programs."""
+    launched = re.match(r"mpiexec (-n \d+) python ", command)
+    if launched is not None:
+        program = _mpiexec() or "mpiexec"
+        return f'"{program}" {launched[1]} "{sys.executable}" {command[launched.end() :]}'
+    for name, words in {"python": "", "torchrun": "-m torch.distributed.run "}.items():
+        if command.startswith(f"{name} "):
+            return f'"{sys.executable}" {words}{command.removeprefix(f"{name} ")}'
+    return command
+
+
 class Words(str):
     """Text that is several words of a command."""
+
+
+_LAUNCHED = {
+    "torchrun": "torchrun --standalone --nproc-per-node {}",
+    "mpiexec": "mpiexec -n {} python",
+}
+
+
+class Launchers(NamedTuple):
+    """The words that start a program: codecs' training, and all else that several processes share.
+
+    A codec may train in fewer processes: a pair of crops is the smallest share of its batch.
+    """
+
+    codecs: Words
+    others: Words
+
+
+def launchers(chosen: str, preset: str) -> Launchers:
+    """Return the words that start programs in as many processes as LAUNCH says.
+
+    Args:
+        chosen: `auto`, `one process`, or a launcher, which a number of processes may follow;
+            without a number, there is one process per GPU.
+        preset: size of the models, whose batches must divide among the processes.
+
+    Raises:
+        ValueError: no such launcher or preset, the launcher is missing, or the number does not suit
+            this machine or the preset.
+    """
+    match = re.fullmatch(r"(torchrun|mpiexec)(?: (\d+))?|auto|one process", chosen)
+    if match is None:
+        raise ValueError(
+            f"LAUNCH is {chosen!r}, expected 'auto', 'one process', 'torchrun' or 'mpiexec'; a "
+            "number of processes may follow the last two, as in 'torchrun 2'"
+        )
+    of_codecs, of_others = items_per_step(preset)
+    gpus = len(_gpus())
+    # Two processes on CPUs are for tests, also on machines with one core.
+    here, kind = (gpus, "GPU") if gpus else (max(2, available_cores()), "CPU core")
+    fitting = [n for n in range(1, here + 1) if of_others % n == 0]
+    number = int(match[2] or (fitting[-1] if gpus and chosen != "one process" else 1))
+    if number not in fitting:
+        raise ValueError(
+            f"LAUNCH is {chosen!r}, expected {', '.join(map(str, fitting))} processes: at most one "
+            f"for each {kind} ({here}), and the batches of preset {preset} must divide among them"
+        )
+    name = match[1] or "torchrun"
+    if name == "mpiexec":
+        _check_mpi(number)
+    both = (
+        Words(_LAUNCHED[name].format(n) if n > 1 else "python")
+        for n in (math.gcd(of_codecs, number), number)
+    )
+    return Launchers(*both)
+
+
+def items_per_step(preset: str) -> tuple[int, int]:
+    """Return numbers whose divisors are the processes that can train codecs, and all other models.
+
+    Raises:
+        ValueError: no such size.
+    """
+    _check_preset(preset)
+    sizes = PRESETS[preset]
+    # An item has a crop of each of two sources, the mask network's also those of 4 candidates.
+    items = [train.batch_size // 2 for train in (sizes.mask_train, sizes.neural_train)]
+    items += [sizes.mask_network_train.batch_size // 10, sizes.prior_train.batch_size]
+    return sizes.vqvae_train.batch_size // 2, math.gcd(*items)
+
+
+def _mpiexec() -> str | None:
+    """The path of mpiexec, first where this Python's packages have their programs."""
+    folders = (sysconfig.get_path("scripts"), Path(sys.executable).parent, os.environ.get("PATH"))
+    return shutil.which("mpiexec", path=os.pathsep.join(str(folder or "") for folder in folders))
+
+
+def _check_mpi(processes: int) -> None:
+    """Raise ValueError unless mpiexec starts processes that find each other through mpi4py."""
+    program = _mpiexec()
+    advice = "install the extra mpi (pip install mpi4py mpich), or choose another LAUNCH"
+    if program is None:
+        raise ValueError(f"LAUNCH is 'mpiexec', but there is no mpiexec on this machine: {advice}")
+    # The first process prints; if they do not find each other, each is the first.
+    count = (
+        "from mpi4py.MPI import COMM_WORLD as w; print(w.Get_size() if w.Get_rank() == 0 else '')"
+    )
+    command = [program, "-n", str(processes), sys.executable, "-c", count]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode or result.stdout.split() != [str(processes)]:
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["no output"]
+        raise ValueError(
+            f"LAUNCH is 'mpiexec', but {program} did not start {processes} processes that find "
+            f"each other through mpi4py ({lines[-1]}): {advice}"
+        )
 
 
 def _quoting() -> Any:
@@ -140,30 +257,59 @@ def mount_drive(point: str) -> Path:
     return Path(point, "MyDrive", "latent-separation")
 
 
-def forecast(preset: str) -> str:
-    """Describe what will run on this machine, and roughly how long it will take.
+def forecast(preset: str, launched: Sequence[str] = ("python", "python")) -> str:
+    """Describe this machine, what will run where, and roughly how long it will take.
+
+    Args:
+        preset: size of the models.
+        launched: from `launchers`.
 
     Raises:
         ValueError: no such size, or it needs a GPU and there is none.
     """
-    if preset not in SIZES:
-        raise ValueError(f"PRESET is {preset!r}, expected one of {', '.join(SIZES)}")
-    size = SIZES[preset]
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        machine, duration = f"{torch.cuda.get_device_name()}, {memory:.0f} GiB", size.on_gpu
-    elif size.on_cpu is None:
+    _check_preset(preset)
+    size, gpus = SIZES[preset], _gpus()
+    duration = size.on_gpu if gpus else size.on_cpu
+    if duration is None:
         raise ValueError(
             f"PRESET {preset!r} needs a GPU and there is none: choose one (Colab: Runtime, Change "
             "runtime type, T4 GPU; Kaggle: Settings, Accelerator), or PRESET = 'demo'"
         )
-    else:
-        machine, duration = f"no GPU, {torch.get_num_threads()} CPU threads", size.on_cpu
-    return (
-        f"torch {torch.__version__} | {machine}\n"
+    codecs, others = (_processes(words, bool(gpus)) for words in launched)
+    lines = [
+        f"torch {torch.__version__} | CUDA: {torch.version.cuda or 'not in this build'} | "
+        f"mpiexec: {_mpiexec() or 'not found'}",
+        f"{available_cores()} CPU cores, {psutil.virtual_memory().total / 2**30:.0f} GiB of memory",
+        *(gpus or ["no GPU"]),
+        f"training of codecs: {codecs}",
+        f"other training, counting, separation (a process per file), evaluation: {others}",
+        "all other commands: one process",
         f"preset {preset}: two codecs, four priors, counts, scores on {size.chunks} chunks; "
-        f"about {duration} (an estimate)"
-    )
+        f"about {duration} in one process (an estimate)",
+    ]
+    return "\n".join(lines)
+
+
+def _processes(launched: str, on_gpus: bool) -> str:
+    """The number of processes that a launcher starts, and its words."""
+    number = re.search(r"\d+", launched)
+    if number is None:
+        return "one process"
+    return f"{number[0]} processes, {'one per GPU' if on_gpus else 'on the CPU'} ({launched})"
+
+
+def _gpus() -> list[str]:
+    """A line for every GPU."""
+    lines = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        lines.append(f"GPU {i}: {torch.cuda.get_device_name(i)}, {memory:.0f} GiB")
+    return lines
+
+
+def _check_preset(preset: str) -> None:
+    if preset not in SIZES:
+        raise ValueError(f"PRESET is {preset!r}, expected one of {', '.join(SIZES)}")
 
 
 def prior_flags(preset: str) -> Words:

@@ -18,11 +18,14 @@ import pytest
 import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from test_count_ranks import needs_mpi
 
 from jukebox_core import audio
+from jukebox_core.machine import share_of_cores
 from jukebox_core.presets import PRESETS
 from scripts import _notebook as helper
-from scripts import demo
+from scripts import count_sums, demo, evaluate, separate, train_mask_network
+from scripts._training import FirstFlags
 from scripts.report.page import SCRIPT, STYLE, document
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +45,7 @@ def tagged(notebook, tag):
 def commands(sources=("bass", "drums")):
     """[(script, flags)] as they stand in the cells; those of every source, one after the other."""
     code = "\n".join(c.source for c in read().cells if c.cell_type == "code")
-    found = re.findall(r"^\s*!python -m scripts\.(\w+) (.*)$", code, re.MULTILINE)
+    found = re.findall(r"^\s*!(?:python|\{\w+\}) -m scripts\.(\w+) (.*)$", code, re.M)
     return [
         (script, flags.replace("{SOURCE}", source))
         for script, flags in found
@@ -190,6 +193,73 @@ def test_it_runs_headless_at_tiny_size(checkout, quiet):
     assert len(shown(notebook, "image/png")) == 6
 
 
+SHARED = {"train_prior", "train_likelihood", "train_mask", "train_mask_network"}
+SHARED |= {"count_sums", "separate", "evaluate"}
+
+
+def test_the_launchers_start_the_programs_that_share_their_work_and_no_others():
+    code = "\n".join(c.source for c in read().cells if c.cell_type == "code")
+    started = set(re.findall(r"^\s*!(\S+) -m scripts\.(\w+) ", code, re.MULTILINE))
+    expected = {("{LAUNCHER}", name) for name in SHARED} | {("{CODEC_LAUNCHER}", "train_vqvae")}
+    assert {(word, name) for word, name in started if word != "python"} == expected
+    assert not {name for word, name in started if word == "python"} & {*SHARED, "train_vqvae"}
+
+
+def test_the_set_up_cell_installs_the_extra_mpi_where_it_is_chosen():
+    extra = re.search(r"^mpi = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    source = next(c.source for c in read().cells if "lacks" in c.source)
+    chosen = 'if LAUNCH.startswith("mpiexec") and lacks("mpi4py"):'
+    assert re.search(re.escape(chosen) + r".*\n.*pip install .* " + extra.replace(",", ""), source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("mpiexec", marks=needs_mpi)])
+def test_two_processes_run_its_commands(quiet, checkout, tmp_path, tiny_data, launcher):
+    """They train, count, separate and score the hybrid; then one process repeats all but training.
+
+    The stems, counts and scores are the same.
+    """
+    notebook = read()
+    inject(notebook, TINY | {"LAUNCH": f"{launcher} 2", "RUNS": str(tmp_path / "runs")})
+    copy = f"""import shutil
+shutil.rmtree(PREPARED, ignore_errors=True)
+shutil.copytree({str(tiny_data)!r}, PREPARED)
+EXAMPLE = write_excerpt(PREPARED, HERE / "example.wav")"""
+    begins = [i for i, c in enumerate(notebook.cells) if c.source.startswith("## ")] + [None]
+    lqvae, hybrid = (notebook.cells[begins[n - 1] : begins[n]] for n in (4, 6))
+    trained = [c for c in lqvae if not re.search(r"--methods? lqvae", c.source)]
+    settings = notebook.cells.index(tagged(notebook, "settings"))
+    notebook.cells[settings + 1 :] = [nbformat.v4.new_code_cell(copy), *trained, *hybrid]
+    execute(notebook, checkout)
+    said, here = printed(notebook), checkout / "runs/notebook/tiny_synthetic"
+    assert f"evaluation: 2 processes, on the CPU ({launcher} " in said and "error:" not in said
+
+    run, size = tmp_path / "runs/tiny_synthetic", helper.SIZES["tiny"]
+    family = run / "models/linearisation"
+    threads = ["--device", "cpu", "--threads", share_of_cores(2)]
+
+    def alone(program, *flags):
+        assert program.main([str(word) for word in (*flags, *threads)]) == 0
+
+    counted = ["--iterations", size.count_iterations, "--shifts", size.count_shifts]
+    counted += ["--vqvae", family / "vqvae", "--data", here / "data"]
+    alone(count_sums, *counted, "--output", tmp_path / "counts")
+    assert (family / "counts.safetensors").read_bytes() == (tmp_path / "counts").read_bytes()
+
+    models, example = ["--models", run / "models"], here / "example.wav"
+    alone(separate, *models, "--method", "hybrid", "--output", tmp_path / "stems", example)
+    for name in ("bass.wav", "drums.wav"):
+        stem = run / "separated/hybrid/example" / name
+        assert stem.read_bytes() == (tmp_path / "stems/example" / name).read_bytes()
+
+    scored = ["--methods", "hybrid", "--parts-only", "--chunks", size.chunks]
+    scored += ["--data", here / "data", "--output", tmp_path / "results.json"]
+    alone(evaluate, *models, *scored)
+    files = (folder / "results.json.parts/hybrid.json" for folder in (run, tmp_path))
+    mine, theirs = (json.loads(file.read_text()) for file in files)
+    assert mine["result"]["chunks"] == theirs["result"]["chunks"]
+
+
 @pytest.mark.slow
 def test_on_colab_it_clones_mounts_and_uploads(
     checkout, quiet, monkeypatch, tmp_path, tiny_neural_models
@@ -261,6 +331,18 @@ def test_python_is_the_kernels_and_sees_the_callers_variables(shell, tmp_path):
     assert found.read_text() == f"{sys.executable}!"
 
 
+def test_launchers_are_the_kernels(monkeypatch):
+    monkeypatch.setattr(helper, "_mpiexec", lambda: "/a b/mpiexec")
+    python = f'"{sys.executable}"'
+    expected = {
+        "python -m a": f"{python} -m a",
+        f"{TWO} -m a": f"{python} -m torch.distributed.run --standalone --nproc-per-node 2 -m a",
+        "mpiexec -n 2 python -m a": f'"/a b/mpiexec" -n 2 {python} -m a',
+        "echo python -m a": "echo python -m a",
+    }
+    assert {command: helper._ours(command) for command in expected} == expected
+
+
 EVIL = ["$(touch made)", "`touch made`", '"; touch made; "', "'; touch made; '", "; touch made"]
 EVIL += ["{open('made', 'w')}", "$HOME {{script}} $script", "a\\", "a b\nc", "*", "-rf", "é ~"]
 
@@ -303,11 +385,99 @@ def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
         helper.mount_drive("/nowhere")
 
 
+def pretend_gpus(monkeypatch, *memories):
+    cards = [types.SimpleNamespace(total_memory=gigabytes * 2**30) for gigabytes in memories]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cards))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
+
+
+ONE, TWO = "python", "torchrun --standalone --nproc-per-node 2"
+FOUR = "torchrun --standalone --nproc-per-node 4"
+
+
+@pytest.mark.parametrize(
+    "gpus, chosen, preset, codecs, others",
+    [
+        (0, "auto", "demo", ONE, ONE),
+        (1, "auto", "demo", ONE, ONE),
+        (2, "auto", "small", TWO, TWO),
+        (2, "auto", "t4", ONE, TWO),  # a codec's batch is one pair of crops
+        (3, "auto", "demo", TWO, TWO),  # a batch of 4 does not divide by 3
+        (4, "auto", "demo", FOUR, FOUR),
+        (8, "auto", "t4", ONE, TWO),
+        (4, "one process", "demo", ONE, ONE),
+        (4, "torchrun", "demo", FOUR, FOUR),
+        (4, "torchrun 2", "demo", TWO, TWO),
+        (0, "torchrun", "demo", ONE, ONE),
+        (0, "torchrun 2", "tiny", TWO, TWO),
+        (2, "mpiexec", "t4", ONE, "mpiexec -n 2 python"),
+    ],
+)
+def test_the_launchers(monkeypatch, gpus, chosen, preset, codecs, others):
+    pretend_gpus(monkeypatch, *[15] * gpus)
+    monkeypatch.setattr(helper, "_check_mpi", lambda processes: None)
+    launchers = helper.launchers(chosen, preset)
+    assert launchers == (codecs, others)
+    assert all(isinstance(words, helper.Words) for words in launchers)
+
+
+@pytest.mark.parametrize(
+    "chosen, words",
+    [
+        ("torchrun; touch made", "'torchrun; touch made', expected 'auto', 'one process'"),
+        ("srun", "'srun', expected 'auto'"),
+        ("auto 2", "'auto 2', expected"),
+        ("torchrun 0", "'torchrun 0', expected 1, 2, 4 processes: .* each GPU"),
+        ("torchrun 3", "'torchrun 3', expected 1, 2, 4 processes: .* preset demo"),
+        ("mpiexec 1000000", "'mpiexec 1000000', expected 1, 2, 4 processes"),
+    ],
+)
+def test_launchers_that_cannot_be_are_refused(monkeypatch, chosen, words):
+    pretend_gpus(monkeypatch, 15, 15, 15, 15)
+    with pytest.raises(ValueError, match=words) as caught:
+        helper.launchers(chosen, "demo")
+    assert "\n" not in str(caught.value)
+
+
+def test_mpiexec_that_is_missing_or_not_that_of_mpi4py_is_refused(monkeypatch, tmp_path):
+    pretend_gpus(monkeypatch)
+    monkeypatch.setattr(helper, "_mpiexec", lambda: None)
+    with pytest.raises(ValueError, match="no mpiexec on this machine: install the extra mpi"):
+        helper.launchers("mpiexec 2", "tiny")
+    other = tmp_path / "mpiexec"  # starts processes of which each is alone
+    other.write_text("#!/bin/sh\necho 1\necho 1\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(helper, "_mpiexec", lambda: str(other))
+    with pytest.raises(ValueError, match="did not start 2 processes that find each other"):
+        helper.launchers("mpiexec 2", "tiny")
+
+
+@pytest.mark.parametrize("preset", helper.SIZES)
+def test_the_batches_of_a_preset_divide_among_the_processes(preset):
+    sizes = PRESETS[preset]
+    pairs = ("mask_train", "neural_train")
+    rows = {"prior_train": 1, "mask_network_train": 10} | dict.fromkeys(pairs, 2)
+    codecs, others = helper.items_per_step(preset)
+    assert sizes.vqvae_train.batch_size == 2 * codecs
+    for name, own in rows.items():
+        assert getattr(sizes, name).batch_size % (own * others) == 0
+    assert train_mask_network.defaults(FirstFlags()).candidates == 4  # and 1 mixture: 5 rows each
+
+
+def test_what_will_run_where_is_said(monkeypatch):
+    pretend_gpus(monkeypatch, 15, 15)
+    monkeypatch.setattr(helper, "_mpiexec", lambda: None)
+    text = helper.forecast("t4", helper.launchers("auto", "t4"))
+    for words in ("GPU 0: Tesla T4, 15 GiB\nGPU 1", "CUDA: ", "mpiexec: not found", "CPU cores, "):
+        assert words in text
+    assert "training of codecs: one process\n" in text
+    assert f"evaluation: 2 processes, one per GPU ({TWO})\nall other commands: one" in text
+
+
 def test_large_priors_train_in_the_half_precision_of_the_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    card = types.SimpleNamespace(total_memory=15 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    pretend_gpus(monkeypatch, 15)
     assert "Tesla T4, 15 GiB" in helper.forecast("t4") and "thirty hours" in helper.forecast("t4")
     for capability, precision in (((7, 5), "16-mixed"), ((8, 0), "bf16-mixed")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)

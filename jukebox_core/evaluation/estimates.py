@@ -154,6 +154,8 @@ def draw_candidates(
     seed: int,
     batch: int,
     progress: Progress | None = None,
+    *,
+    before: int = 0,
 ) -> Iterator[Drawn]:
     """The candidates of every chunk.
 
@@ -163,8 +165,12 @@ def draw_candidates(
         seed: random seed for sampling.
         batch: chunks sampled together; the candidates do not depend on it.
         progress: called with (steps done, total steps).
+        before: number of chunks, of the same length, that come before these and are drawn
+            elsewhere; the candidates are as if all were drawn here.
     """
     generator = torch.Generator().manual_seed(seed)
+    if before and chunks:
+        separator.skip(generator, before, len(chunks[0].mixture))
     groups = [chunks[i : i + batch] for i in range(0, len(chunks), batch)]
     for i, group in enumerate(groups):
         report = part_of(progress, i, len(groups))

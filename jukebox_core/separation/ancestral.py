@@ -41,6 +41,10 @@ class AncestralSampler:
         check_temperature("temperature", self.temperature)
         Truncation(self.top_k, self.top_p)
 
+    def numbers(self, candidates: int) -> int:
+        """One draw for each sample."""
+        return candidates
+
     @torch.no_grad()
     def __call__(
         self,
@@ -56,7 +60,7 @@ class AncestralSampler:
         task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
         if Truncation(self.top_k, self.top_p).active:
             task.require_pairs("top_k and top_p choose among pairs of codes")
-        uniform = task.uniform(generator, candidates)
+        uniform = task.uniform(generator, self.numbers(candidates))
         return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
 
     def _draw(

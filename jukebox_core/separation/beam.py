@@ -69,6 +69,10 @@ class BeamSampler:
         """Refuse a temperature without meaning."""
         check_temperature("temperature", self.temperature)
 
+    def numbers(self, candidates: int) -> int:
+        """Nothing is random."""
+        return 0
+
     @torch.no_grad()
     def __call__(
         self,

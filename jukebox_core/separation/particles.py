@@ -56,6 +56,10 @@ class ParticleSampler:
         check_temperature("temperature", self.temperature)
         require("threshold", self.threshold, at_least=0, at_most=1, hint="a share of N")
 
+    def numbers(self, candidates: int) -> int:
+        """One draw for each particle; the last one of a step is for resampling."""
+        return candidates + (self.threshold > 0)
+
     @torch.no_grad()
     def __call__(
         self,
@@ -74,8 +78,7 @@ class ParticleSampler:
         in `SamplingTask`.
         """
         task = SamplingTask(priors, likelihood, mixture_codes, candidates, log_factors)
-        # The last number of a step is for resampling.
-        uniform = task.uniform(generator, candidates + (self.threshold > 0))
+        uniform = task.uniform(generator, self.numbers(candidates))
         return task.draw(lambda exact: self._draw(task, uniform, progress, exact))
 
     def _draw(

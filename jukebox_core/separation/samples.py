@@ -85,6 +85,10 @@ class Sampler(Protocol):
         """Whether samples may be drawn in groups, one after the other."""
         ...
 
+    def numbers(self, candidates: int) -> int:
+        """The random draws at every step of a mixture that so many samples take."""
+        ...
+
     def __call__(
         self,
         priors: Mapping[str, Prior] | JointPriors,

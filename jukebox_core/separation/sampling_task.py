@@ -161,9 +161,8 @@ class SamplingTask:
 
         The same chunks get the same numbers, however they are batched.
         """
-        shape = (self.batch, self.steps, numbers)
-        each = max(1, 2 * (len(self.joint.names) - 1))
-        drawn = uniform_numbers(generator, shape, self.device, each)
+        sources = len(self.joint.names)
+        drawn = _numbers(generator, (self.batch, self.steps, numbers), sources, self.device)
         return drawn.transpose(0, 1).contiguous()
 
     def new_cache(self) -> Any:
@@ -248,3 +247,18 @@ class Tables:
             self._kept[mixture_code] = table
         self._kept.move_to_end(mixture_code)
         return table
+
+
+def skip_numbers(
+    generator: torch.Generator, windows: int, steps: int, numbers: int, sources: int
+) -> None:
+    """Draw and drop what `SamplingTask.uniform` would give so many windows of `steps` codes."""
+    for _ in range(windows):
+        _numbers(generator, (1, steps, numbers), sources, generator.device)
+
+
+def _numbers(
+    generator: torch.Generator, shape: tuple[int, int, int], sources: int, device: torch.device
+) -> Tensor:
+    """Random numbers [B, T, numbers, 2 (S - 1)]; 1 for one source."""
+    return uniform_numbers(generator, shape, device, max(1, 2 * (sources - 1)))

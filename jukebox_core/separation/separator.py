@@ -24,6 +24,7 @@ from jukebox_core.separation.samples import (
     join_groups,
     join_shifts,
 )
+from jukebox_core.separation.sampling_task import skip_numbers
 from jukebox_core.separation.selection import (
     PosteriorMean,
     Selection,
@@ -247,6 +248,15 @@ class Separator:
         }  # [B * S, N / S, T]
         audio = {name: _advanced(x, offsets) for name, x in audio.items()}
         return Candidates(audio, self.alpha, join_shifts(samples, self.shifts))
+
+    def skip(self, generator: torch.Generator, mixtures: int, samples: int) -> None:
+        """Leave out the random numbers of so many mixtures of T samples.
+
+        The mixtures after them then get the same `candidates` as if all had been drawn.
+        """
+        steps, each = samples // self.codec.config.hop, self.n_candidates // self.shifts
+        numbers = self.sampler.numbers(each)
+        skip_numbers(generator, mixtures * self.shifts, steps, numbers, len(self.sources))
 
     def _evidence(self, moved: Tensor) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Mixture codes [B * S, T] and log-factors of windows at all shifts [B, S, T * hop].

@@ -109,13 +109,14 @@ def describe_data(
     }
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """The machine that the times were measured on."""
+def machine(device: torch.device, processes: int) -> dict[str, Any]:
+    """The machine that the times were measured on, and the processes that shared the chunks."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     load = [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else None
     return {
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "load_average": load,  # at the end: other work makes the times longer
         "torch": torch.__version__,
         "device": name,

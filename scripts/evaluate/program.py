@@ -1,9 +1,13 @@
 """Score the methods and the baselines on the same chunks of a data set.
 
     python -m scripts.evaluate --models runs/demo/models --data runs/demo/data --output results.json
+    torchrun --nproc-per-node 4 -m scripts.evaluate --models ... --data ... --output results.json
+    mpiexec -n 4 python -m scripts.evaluate --models ... --data ... --output results.json
 
 Writes results.json, and examples to listen to in results_audio/ beside it. If interrupted, run the
-same command again: it resumes after the last finished method (results.json.parts/).
+same command again: it resumes after the last finished method (results.json.parts/). Several
+processes share the chunks, each on its own GPU or its share of the cores; with equal --threads,
+the scores are the same as with one process.
 
 Estimates of a method: `oracle` takes the best of N candidates per source by SDR against the true
 source, `selected` takes what a user gets, `single` takes the first candidate; each both raw and
@@ -41,6 +45,7 @@ from jukebox_core.prior.joint import Precision
 from jukebox_core.separation.method import Method, resolve_each
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import Settings
+from jukebox_core.training.ranks import Ranks
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName, default_methods
 from scripts._results import format_table
@@ -85,7 +90,7 @@ class Args:
     seed: int = 0
     """Random seed for the choice of chunks and for sampling."""
     device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    """auto, cpu, cuda or mps; each of several processes uses its own GPU."""
     precision: Precision = "auto"
     """Precision of the priors."""
     chunk_codes: int = 1024
@@ -103,7 +108,7 @@ class Args:
     """Only score the methods into OUTPUT.parts/: several processes can score a method each, and the
     same command without this flag joins their scores."""
     threads: int | None = None
-    """CPU threads."""
+    """CPU threads; without it PyTorch's choice, divided among the processes."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and values that do not fit together."""
@@ -122,21 +127,66 @@ class Args:
 @program
 def main(args: Args, command: str) -> None:
     """Evaluate, write the JSON, print the table."""
-    set_threads(args.threads)
-    results = evaluate(args, command)
-    if args.parts_only:
+    ranks = Ranks()
+    set_threads(args.threads, ranks.local_size)
+    results = evaluate(args, command, ranks)
+    if args.parts_only or ranks.rank > 0:
         return
     print(format_table(results))
     print(f"\n{args.output}")
 
 
-def evaluate(args: Args, command: str) -> dict[str, Any]:
+def evaluate(args: Args, command: str, ranks: Ranks) -> dict[str, Any]:
     """Score everything and write the results (not with `parts_only`).
 
     Args:
         args: the flags.
         command: the command line, for the record.
+        ranks: the processes that share the chunks.
     """
+    with ExitStack() as locks:
+        work = ranks.together(lambda: _open(args, ranks, locks))
+        run = work.run
+        for name in work.methods:
+            run.system(name, work.separators[name], work.identity(name), args.batch)
+        if args.parts_only:
+            return {}
+        codecs = {str(name): separator for name, separator in work.separators.items()}
+        run.baselines(args.baselines, codecs)
+        return ranks.on_first(lambda: _write(work, command))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Models, chunks and outputs of an evaluation.
+
+    settings: resolved. models: descriptions of the methods' models. rule: of silence. left_out:
+    names of songs without a usable chunk.
+    """
+
+    args: Args
+    methods: Mapping[MethodName, Method]
+    settings: Mapping[MethodName, Settings]
+    separators: Mapping[MethodName, Separator]
+    models: Mapping[MethodName, dict[str, Any]]
+    rule: str
+    left_out: list[str]
+    song_of: Mapping[str, str]
+    run: Scoring
+
+    def identity(self, name: MethodName) -> dict[str, Any]:
+        """Everything about a method that its scores depend on."""
+        method, full = self.methods[name], self.settings[name]
+        return {
+            "models": method.fingerprints(method.folder(self.args.models), full),
+            "description": self.models[name],
+            "settings": vars(full),
+            "device": self.separators[name].device.type,
+        }
+
+
+def _open(args: Args, ranks: Ranks, locks: ExitStack) -> _Work:
+    """Check the flags and the outputs, which the first process locks; load models and chunks."""
     if args.museval:
         check_museval()
     names = default_methods(args.models) if args.methods is None else args.methods
@@ -144,28 +194,17 @@ def evaluate(args: Args, command: str) -> dict[str, Any]:
     settings = resolve_each(args.settings, dict.fromkeys(methods.values(), args.models))
     manifest = load_manifest(args.data)
     outputs = Outputs(args.output, manifest.sources, METHODS)
-    outputs.check(names, args.baselines, min(args.examples, args.chunks))
-    parts = [args.output.with_name(f"{args.output.name} ({name})") for name in names]
-    with ExitStack() as locks:
+    if ranks.rank == 0:
+        outputs.check(names, args.baselines, min(args.examples, args.chunks))
+        parts = [args.output.with_name(f"{args.output.name} ({name})") for name in names]
         for path in parts if args.parts_only else [args.output, *parts]:
             locks.enter_context(sole_writer(path))
-        return _evaluate(args, command, manifest, outputs, methods, settings)
-
-
-def _evaluate(
-    args: Args,
-    command: str,
-    manifest: Manifest,
-    outputs: Outputs,
-    methods: Mapping[MethodName, Method],
-    settings: Mapping[str, Settings],
-) -> dict[str, Any]:
-    """`evaluate`, of methods with these settings."""
+    device = ranks.device(args.device)
     separators = {
         name: method.load_separator(
             args.models,
             settings[name],
-            args.device,
+            device,
             candidates=args.candidates,
             precision=args.precision,
         )
@@ -175,7 +214,6 @@ def _evaluate(
     rule, silent = silence_rule(args.reference_silence_rule)
     chunks, left_out = _choose(args, manifest, length, silent)
     check_mixtures(chunks)
-    device = pick_device(args.device)
     resolved = {
         name: method.resolve(settings[name], args.models) for name, method in methods.items()
     }
@@ -194,7 +232,8 @@ def _evaluate(
         args.seed,
         args.examples,
         args.museval,
-        device,
+        pick_device(device),
+        ranks,
     )
     if len(chunks) < args.chunks and args.chunks_per_song is None:
         run.notes.append(f"{args.chunks} chunks were requested, the songs have {len(chunks)}")
@@ -209,45 +248,40 @@ def _evaluate(
             "there are several chunks per song: they are not independent, so the intervals are too "
             "narrow"
         )
-    for name, method in methods.items():
-        full = resolved[name]
-        identity = {
-            "models": method.fingerprints(method.folder(args.models), full),
-            "description": models[name],
-            "settings": vars(full),
-            "device": separators[name].device.type,
-        }
-        run.system(name, separators[name], identity, args.batch)
-    if args.parts_only:
-        return {}
-    codecs = {str(name): separator for name, separator in separators.items()}
-    run.baselines(args.baselines, codecs)
-    rows = make_rows(run.items, manifest.sources, songs=song_of if args.by_song else None)
+    return _Work(args, methods, resolved, separators, models, rule, left_out, song_of, run)
+
+
+def _write(work: _Work, command: str) -> dict[str, Any]:
+    """Write the results of finished scores; return them."""
+    args, run = work.args, work.run
+    manifest, chunks = run.manifest, run.chunks
+    rows = make_rows(run.items, manifest.sources, songs=work.song_of if args.by_song else None)
     skipped = sum(
         value is None for item in run.items for v in item["values"].values() for value in v.values()
     )
+    hop = next(iter(work.separators.values())).codec.config.hop
     meta: dict[str, Any] = {
-        "data": describe_data(args.data, args.split, manifest, chunks, left_out)
-        | {"silence_rule": rule},
-        "models": models,
+        "data": describe_data(args.data, args.split, manifest, chunks, work.left_out)
+        | {"silence_rule": work.rule},
+        "models": work.models,
         "sources": list(manifest.sources),
         "alpha": manifest.alpha,
         "hop": hop,
-        "chunk_codes": length // hop,
-        "candidates": {m: separator.n_candidates for m, separator in separators.items()},
+        "chunk_codes": len(chunks[0].mixture) // hop,
+        "candidates": {m: separator.n_candidates for m, separator in work.separators.items()},
         "codec_sdr": _codec_sdr(rows),
         "seed": args.seed,
         "skipped_values": skipped,
         "notes": run.notes,
         "definitions": definitions(args.by_song),
         "examples": run.examples(),
-        "machine": machine(device),
+        "machine": machine(run.device, run.ranks.size),
         "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **provenance(),
     }
     if args.by_song:
-        meta["song_of"] = {c.track: song_of[c.track] for c in chunks}
+        meta["song_of"] = {c.track: work.song_of[c.track] for c in chunks}
         meta["data"]["songs"] = len(set(meta["song_of"].values()))
     results = {
         "meta": meta,
@@ -259,7 +293,7 @@ def _evaluate(
             if part["seconds_per_chunk"] is not None
         },
     }
-    outputs.write(results)
+    run.outputs.write(results)
     return results
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,13 +29,14 @@ from jukebox_core.evaluation.estimates import (
     codec_round_trip,
     draw_candidates,
 )
-from jukebox_core.evaluation.mask_estimator import load_mask_estimator
+from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
 from jukebox_core.evaluation.outputs import HEARD, PLAYED, Outputs
 from jukebox_core.evaluation.scores import score
 from jukebox_core.files import atomic_path, sha256
 from jukebox_core.kept import kept, key_of, read_kept
 from jukebox_core.separation.mask import RatioMask
 from jukebox_core.separation.separator import Separator
+from jukebox_core.training.ranks import Ranks
 from scripts._methods import METHODS, MethodName
 from scripts._results import NAMES
 
@@ -56,13 +57,20 @@ def estimators(separator: Separator) -> dict[tuple[str, bool], Estimator]:
     }
 
 
+class Scored(NamedTuple):
+    """Some chunks' items of the results, and the seconds that their estimates took."""
+
+    items: list[dict[str, Any]]
+    seconds: float
+
+
 @dataclass
 class Scoring:
     """The methods scored so far, in memory and on disk until the results are written.
 
     models: folder of the models. data: folder of the data set. methods: names of the systems that
     the results will list. seed: random seed for sampling. n_examples: chunks whose audio is
-    written. museval: also compute museval's own SDR.
+    written. museval: also compute museval's own SDR. ranks: the processes that share the chunks.
     """
 
     models: Path
@@ -75,6 +83,7 @@ class Scoring:
     n_examples: int
     museval: bool
     device: torch.device
+    ranks: Ranks
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -100,13 +109,20 @@ class Scoring:
             batch: chunks sampled together; None: as many as fit in memory.
         """
 
-        def score_chunks() -> dict[str, Any]:
-            self._announce(name)
+        def score_chunks(own: range) -> Scored:
             items, seconds = [], 0.0
-            with tqdm(desc=name, unit="step", disable=None, leave=False) as bar:
-                size = separator.fitting_batch() if batch is None else batch
-                drawn = draw_candidates(separator, self.chunks, self.seed, size, _advance(bar))
-                for i, (chunk, candidates, took) in enumerate(drawn):
+            silent = self.ranks.rank > 0 or None  # None: where there is no terminal
+            with tqdm(desc=name, unit="step", disable=silent, leave=False) as bar:
+                size = separator.fitting_batch(self.ranks.local_size) if batch is None else batch
+                drawn = draw_candidates(
+                    separator,
+                    self.chunks[own.start : own.stop],
+                    self.seed,
+                    size,
+                    _advance(bar),
+                    before=own.start,
+                )
+                for i, (chunk, candidates, took) in zip(own, drawn, strict=True):
                     seconds += took
                     for (estimate, refined), make in estimators(separator).items():
                         began = time.perf_counter()
@@ -120,9 +136,9 @@ class Scoring:
                     if i < self.n_examples:
                         values = separator.uncertainty(chunk.mixture[None], candidates)[0]
                         self._write_uncertainty(i, name, values, separator.mask)
-            return {"chunks": items, "seconds_per_chunk": seconds / len(self.chunks)}
+            return Scored(items, seconds)
 
-        self._keep(name, identity, score_chunks)
+        self._keep(name, identity, score_chunks, heard=True, timed=True)
 
     def baselines(self, names: tuple[str, ...], codecs: Mapping[str, Separator]) -> None:
         """Score the baselines.
@@ -131,10 +147,7 @@ class Scoring:
             names: of the baselines.
             codecs: {name of a method: a separator with its codec}.
         """
-        self._announce("truth")
-        for i, chunk in enumerate(self.chunks):
-            self._write_example(i, "truth", chunk.sources)
-            self._write_example(i, "", {"mixture": chunk.mixture})
+        self.ranks.on_first(self._write_truth)
         untrained = untrained_baselines(self.manifest.alpha)
         for name in names:
             if name == "supervised":
@@ -182,11 +195,7 @@ class Scoring:
                 f"{scripts.COMMAND}train_mask --data DATA --output MODELS/{folder.name}"
             )
             return
-        estimator = load_mask_estimator(folder, self.device)
-        trained = {"sample_rate": estimator.config.sample_rate, "alpha": estimator.alpha}
-        here = {"sample_rate": self.manifest.sample_rate, "alpha": self.manifest.alpha}
-        if trained != here:
-            raise ValueError(f"{folder} was trained for {trained}, {self.data} has {here}")
+        estimator = self.ranks.together(lambda: self._mask_estimator(folder))
 
         def supervised(chunk: Chunk) -> dict[str, Tensor]:
             stems = first(estimator.separate(chunk.mixture[None].to(self.device)))
@@ -194,6 +203,14 @@ class Scoring:
 
         identity = {"weights": fingerprint(folder), "device": self.device.type}
         self._baseline("supervised", "selected", identity, supervised)
+
+    def _mask_estimator(self, folder: Path) -> MaskEstimator:
+        estimator = load_mask_estimator(folder, self.device)
+        trained = {"sample_rate": estimator.config.sample_rate, "alpha": estimator.alpha}
+        here = {"sample_rate": self.manifest.sample_rate, "alpha": self.manifest.alpha}
+        if trained != here:
+            raise ValueError(f"{folder} was trained for {trained}, {self.data} has {here}")
+        return estimator
 
     def _codecs(self, separators: Mapping[str, Separator]) -> None:
         """The ceilings of the raw estimates: one codec, or two if the methods have two."""
@@ -215,21 +232,19 @@ class Scoring:
     def _baseline(
         self, name: str, estimate: str, identity: Mapping[str, Any], separate: Baseline
     ) -> None:
-        def score_chunks() -> dict[str, Any]:
-            if name in HEARD:
-                self._announce(name)
+        def score_chunks(own: range) -> Scored:
             items, seconds = [], 0.0
-            for i, chunk in enumerate(self.chunks):
+            for i in own:
+                chunk = self.chunks[i]
                 began = time.perf_counter()
                 stems = separate(chunk)
                 seconds += time.perf_counter() - began
                 if name in HEARD:
                     self._write_example(i, name, stems)
                 items.append(self._item(i, chunk, name, estimate, False, stems))
-            timed = seconds / len(self.chunks) if name in _TIMED else None
-            return {"chunks": items, "seconds_per_chunk": timed}
+            return Scored(items, seconds)
 
-        self._keep(name, identity, score_chunks)
+        self._keep(name, identity, score_chunks, heard=name in HEARD, timed=name in _TIMED)
 
     def _item(
         self,
@@ -256,9 +271,23 @@ class Scoring:
         }
 
     def _keep(
-        self, name: str, identity: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+        self,
+        name: str,
+        identity: Mapping[str, Any],
+        score_chunks: Callable[[range], Scored],
+        *,
+        heard: bool,
+        timed: bool,
     ) -> None:
-        """Score a method, or take its scores from the disk if they depend on the same."""
+        """Score a method, or take its scores from the disk if they depend on the same.
+
+        Args:
+            name: of the method.
+            identity: of all that only this method's scores depend on.
+            score_chunks: scores the chunks of these numbers.
+            heard: whether it writes examples.
+            timed: whether its seconds are kept.
+        """
         key = key_of(
             {
                 **identity,
@@ -272,16 +301,41 @@ class Scoring:
             Scoring,
             *map(type, METHODS.values()),
         )
-        path = self.outputs.part(name)
-        if read_kept(path, key) is None or not self._has_examples(name):
+        path, ranks = self.outputs.part(name), self.ranks
+
+        def finished() -> dict[str, Any] | None:
+            part = read_kept(path, key)
+            if part is not None and self._has_examples(name):
+                return part
             path.unlink(missing_ok=True)  # its examples are about to be replaced
-        self.parts[name] = kept(path, key, make)
+            if heard:
+                self._announce(name)
+            return None
+
+        part = ranks.on_first(finished)
+        if part is None:
+            # A block of chunks for each process, so that all items together are in order.
+            first, last = (len(self.chunks) * r // ranks.size for r in (ranks.rank, ranks.rank + 1))
+            scored = ranks.gather(ranks.together(lambda: score_chunks(range(first, last))))
+            seconds = sum(own.seconds for own in scored) / len(self.chunks)
+            made = {
+                "chunks": [item for own in scored for item in own.items],
+                "seconds_per_chunk": seconds if timed else None,
+            }
+            part = ranks.on_first(lambda: kept(path, key, lambda: made))
+        self.parts[name] = part
 
     def _has_examples(self, method: str) -> bool:
         """Whether the audio of a method, and the uncertainty of a system, are there."""
         count = min(self.n_examples, len(self.chunks))
         names = self.outputs.examples(method, count if method in (*METHODS, *HEARD) else 0)
         return all((self.folder / name).is_file() for name in names)
+
+    def _write_truth(self) -> None:
+        self._announce("truth")
+        for i, chunk in enumerate(self.chunks):
+            self._write_example(i, "truth", chunk.sources)
+            self._write_example(i, "", {"mixture": chunk.mixture})
 
     def _announce(self, method: str) -> None:
         count = min(self.n_examples, len(self.chunks))
