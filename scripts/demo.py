@@ -22,6 +22,7 @@ from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, json_with
 from jukebox_core.presets import PRESETS
+from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED, MethodName
@@ -108,7 +109,7 @@ def stages(args: Args) -> list[Stage]:
     threads = max(1, (args.cores or os.cpu_count() or 1) // len(args.methods))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
     alone = args.methods == (NETWORKS,)
-    flags = (*score, "--threads", threads, *WITHOUT_PRIORS * alone, *seed)
+    flags = (*score, "--threads", threads, *seed)
     write = ("--runs", out, "--output", report)
     size = (args.preset, args.count_iterations, args.seed)
     families = {METHODS[name].family for name in args.methods}
@@ -121,17 +122,23 @@ def stages(args: Args) -> list[Stage]:
         side_by_side=1 if alone else 4,  # one waits for another
         method=NETWORKS if alone else RECOMMENDED,
     )
+    # The settings say that there are no priors.
+    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", NETWORKS)
+    tune += (*WITHOUT_PRIORS, "--chunks", 8, "--budget", 4, "--candidates", 8, *seed)
+    tuned = tuned_path(models, NETWORKS)
+    tuning = stage("settings", "tune", tune, needs(NETWORKS, args.sources), product=tuned)
     after = partial(needs, sources=args.sources)
     plan = [
         stage("songs", "make_synthetic", songs, product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
+        *[tuning] * alone,
         *scoring(
             "scores",
             args.methods,
             flags,
             results,
-            after,
+            (lambda _: ["settings"]) if alone else after,
             joined=() if args.methods == SYSTEMS else ("--methods", *args.methods),
             beside=["mask estimator"],
         ),

@@ -52,14 +52,14 @@ def test_the_networks_alone_need_neither_priors_nor_tables():
     programs = [each.command[0] for each in plan]
     assert programs == [
         *("make_synthetic", "prepare_slakh", "train_vqvae", "train_mask", "calibrate"),
-        *("train_likelihood", "train_mask_network", "evaluate", "evaluate", "report"),
+        *("train_likelihood", "train_mask_network", "tune", "evaluate", "evaluate", "report"),
     ]
     assert all({*each.after} <= {other.name for other in plan} for each in plan)
     network = next(each for each in plan if each.command[0] == "train_mask_network").command
     assert network[network.index("--output") + 1].endswith("mask_network/neural")
-    for each in plan:
-        if each.command[0] == "evaluate":
-            assert each.command[each.command.index("--prior") + 1] == "unigram"
+    tune = next(each for each in plan if each.command[0] == "tune")
+    assert tune.command[tune.command.index("--prior") + 1] == "unigram"
+    assert all(tune.name in each.after for each in plan if "--parts-only" in each.command)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ class AudioReader:
         self._file.close()
 
     def blocks(self, size: int = BLOCK, frames: int | None = None) -> Iterator[Tensor]:
-        """All samples, or the first `frames`, in blocks [C, t] of at most `size`.
+        """All samples, or the first `frames` (at least 1), in blocks [C, t] of at most `size`.
 
         Raises:
             ValueError: It is damaged, changes its format, has no samples, or NaN or infinite ones.

@@ -110,8 +110,8 @@ class TorchKernels:
             uniform: [N], in [0, 1).
         """
         places = []
-        starts, stops = pairs.offsets[groups].tolist(), pairs.offsets[groups + 1].tolist()
-        for n, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+        bounds = torch.stack([pairs.offsets[groups], pairs.offsets[groups + 1]], 1).tolist()
+        for n, (start, stop) in enumerate(bounds):
             weights = one[n, pairs.first[start:stop]] * other[n, pairs.second[start:stop]]
             if pairs.shares is not None:
                 weights *= pairs.shares[start:stop]

@@ -24,6 +24,8 @@ class PairGroups:
         """
         first, second = first.int().contiguous(), second.int().contiguous()
         self._pairs = Pairs(first, second, offsets.long().contiguous(), shares)
+        lengths = self._pairs.offsets.diff()
+        self._some = (lengths > 0).long().argmax()  # a group that has pairs, if there are any
         on_cpu = first.device.type == "cpu"
         self._kernels: Kernels = find_kernels() if on_cpu else TorchKernels()
 
@@ -70,7 +72,6 @@ class PairGroups:
         offsets = self._pairs.offsets
         if not len(self._pairs.first):
             return torch.zeros_like(groups), torch.zeros_like(groups)
-        some = (offsets.diff() > 0).to(groups.dtype).argmax()
-        groups = torch.where(offsets[groups] < offsets[groups + 1], groups, some)
+        groups = torch.where(offsets[groups] < offsets[groups + 1], groups, self._some)
         place = self._kernels.draw_pairs(self._pairs, groups, one, other, uniform)
         return self._pairs.first[place].long(), self._pairs.second[place].long()

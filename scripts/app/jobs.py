@@ -87,11 +87,13 @@ class Result:
     """A separated song.
 
     Attributes:
+        job: the same for a song's opening and the whole song.
         seconds: duration of the song.
         took: seconds that the separation took.
         highest: upper edge of the pictures, in Hz.
     """
 
+    job: str
     name: str
     method: MethodName
     folder: Path
@@ -114,12 +116,14 @@ class Job:
     """A separation that is waiting, running or done.
 
     Attributes:
-        opening: the result of the song's first window, once it can be heard.
+        opening: the result of the first window of a song of two windows or more, once it can be
+            heard.
     """
 
     def __init__(self, song: Path) -> None:
         """Start as waiting."""
         self.song = song
+        self.name = secrets.token_hex(8)
         self.opening: Result | None = None
         self.fraction = 0.0
         self.stage = "waiting"
@@ -192,12 +196,14 @@ class JobQueue:
             build: builds a method's separator; called once per method.
             limits: largest song.
             seed: random seed for sampling.
-            keep: number of songs whose results are kept; older ones are removed.
+            keep: number of songs whose results are kept; older ones are removed. As many songs that
+                were stopped keep their opening.
         """
         self.limits = limits
         self._folder, self._build = folder, functools.cache(build)
         self._seed, self._keep = seed, keep
         self._results: list[list[Path]] = []  # folders of a song each
+        self._stopped: list[list[Path]] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "separation")
@@ -236,17 +242,20 @@ class JobQueue:
         job.enter("loading the models")
         separator = self._build(method)
         folders: list[Path] = []
+        kept = self._stopped
         try:
-            return self._separate(path, method, separator, job, folders)
+            result = self._separate(path, method, separator, job, folders)
+            kept = self._results
+            return result
         except Cancelled:
             raise
         except Exception as error:
             # Visitors know the file by its name, not by the path of the upload.
             raise Refused(failure_of(path, error).message.replace(str(path), path.name)) from None
         finally:  # what was heard of a song that was stopped can still be heard
-            self._results += [folders] if folders else []
-            while len(self._results) > self._keep:
-                for folder in self._results.pop(0):
+            kept += [folders] if folders else []
+            while len(kept) > self._keep:
+                for folder in kept.pop(0):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _separate(
@@ -267,7 +276,7 @@ class JobQueue:
                 print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
             window = separator.window * separator.codec.config.hop / separator.sample_rate
             opening = round(window * reader.rate)
-            if opening < examination.frames:
+            if 2 * opening <= examination.frames:
                 job.enter("separating the first seconds")
                 job.opening = self._write(reader, opening, method, separator, job)
                 folders.append(job.opening.folder)
@@ -287,6 +296,7 @@ class JobQueue:
     ) -> Result:
         """Stems and pictures of a song's first samples."""
         result = Result(
+            job.name,
             job.song.stem,
             method,
             self._folder / secrets.token_hex(16),  # other visitors cannot guess it

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from jukebox_core.audio.pictures import LOWEST
 from scripts._methods import MethodName
 from scripts._results import NAMES
-from scripts.app.jobs import MIXTURE, UNCERTAINTY, Job, Limits, Result
+from scripts.app.jobs import MIXTURE, SEPARATING, UNCERTAINTY, Job, Limits, Result
 
 TITLE = "Latent source separation"
 LEAD = (
@@ -24,7 +24,7 @@ def progress(job: Job, ahead: int) -> str:
     """Return a job's stage, progress and remaining time."""
     if ahead:
         text = f"waiting for {ahead} other {'song' if ahead == 1 else 'songs'}"
-    elif job.stage == "separating":
+    elif job.stage == SEPARATING:
         left = "" if job.left is None else f", about {_duration(job.left)} left"
         text = f"{job.fraction:.0%} separated{left}"
     else:
@@ -69,7 +69,8 @@ def results(result: Result, opening: bool = False) -> str:
         "sound is quiet.</p></section>"
     )
     return (
-        f'<article class="song{" opening" * opening}"><h2>{html.escape(result.name)}</h2>'
+        f'<article class="song{" opening" * opening}" data-job="{result.job}">'
+        f"<h2>{html.escape(result.name)}</h2>"
         f"<p>{summary}</p>{tracks}{uncertainty}<p>Left to right: "
         f"{'these seconds' if opening else 'the whole song'}. Bottom to top: {LOWEST:.0f} Hz to "
         f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to move there; a track "
@@ -126,16 +127,16 @@ def head(limits: Limits) -> str:
 _SCRIPT = """
 let last = null, playing = false, reached = 0, playedTrack = "";
 const songOf = element => element.closest && element.closest(".song");
-const trackOf = player =>
-  songOf(player).querySelector("h2").textContent + "/" + player.closest(".track").dataset.track;
+const trackOf = player => songOf(player).dataset.job + player.closest(".track").dataset.track;
 document.addEventListener("pause", event => {
   if (event.target === last) playing = false;
 }, true);
 document.addEventListener("emptied", event => {
   const player = event.target;
-  if (player !== last || trackOf(player) !== playedTrack) return;
-  player.currentTime = reached;
-  if (playing) player.play();
+  if (player !== last) return;
+  const same = trackOf(player) === playedTrack;
+  if (same) player.currentTime = reached;
+  if (same && playing) player.play(); else playing = false;
 }, true);
 document.addEventListener("play", event => {
   const player = event.target;
@@ -166,6 +167,8 @@ document.addEventListener("click", event => {
     last.currentTime = player.currentTime;
   song.style.setProperty("--at", at);
   last = last && songOf(last) === song && !last.paused ? last : player;
+  playedTrack = trackOf(last);
+  reached = last.currentTime;
 });
 const refuse = (event, files) => {
   const area = document.getElementById("too-large");

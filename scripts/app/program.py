@@ -180,7 +180,6 @@ def opened(args: Args) -> Iterator[str]:
         limits = Limits(args.max_seconds, args.max_megabytes)
         queue = JobQueue(results, build, limits, seed=args.seed)
         stack.callback(queue.close)
-        queue.prepare(next(iter(ready)))
         songs = _examples(args.examples, folder / "examples")
         page = blocks.make_page(queue, ready, missing, songs)
         uploads = Uploads(
@@ -201,7 +200,9 @@ def opened(args: Args) -> Iterator[str]:
             make_room=uploads.make_room,
             patience=_PATIENCE,
         )
-        yield stack.enter_context(serving)
+        address = stack.enter_context(serving)
+        queue.prepare(next(iter(ready)))
+        yield address
 
 
 def _blocks() -> ModuleType:
