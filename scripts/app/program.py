@@ -200,9 +200,7 @@ def opened(args: Args) -> Iterator[str]:
             make_room=uploads.make_room,
             patience=_PATIENCE,
         )
-        address = stack.enter_context(serving)
-        queue.prepare(next(iter(ready)))
-        yield address
+        yield stack.enter_context(serving)
 
 
 def _blocks() -> ModuleType:
