@@ -1,6 +1,7 @@
 """scripts.evaluate in several processes: the scores and examples of one process."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def audio_of(path):
 )
 def test_processes_score_what_one_does(flags, straight, tmp_path, launcher):
     output = tmp_path / "results.json"
-    python = [] if launcher == TORCHRUN else ["python"]
+    python = [] if launcher == TORCHRUN else [sys.executable]
     command = [*launcher, 2, *python, "-m", "scripts.evaluate"]
     part = run(*command, *flags(output, "--methods", "lass", "--parts-only"))
     assert part.returncode == 0 and part.stdout == "", part.stderr

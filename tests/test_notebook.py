@@ -76,9 +76,9 @@ def printed(notebook):
     return "".join(o.get("text", "") for c in code for o in c.outputs)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def checkout(tmp_path_factory):
-    """A copy of the project: the notebook writes below the folder that it runs in."""
+    """A copy of the project, one per test: the notebook writes below the folder it runs in."""
     folder = tmp_path_factory.mktemp("a checkout") / "é"
     for name in PACKAGES:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -225,7 +225,6 @@ def test_two_processes_run_its_commands(
     notebook = read()
     inject(notebook, TINY | {"LAUNCH": f"{launcher} 2", "RUNS": str(tmp_path / "runs")})
     copy = f"""import shutil
-shutil.rmtree(PREPARED, ignore_errors=True)
 shutil.copytree({str(tiny_data)!r}, PREPARED)
 EXAMPLE = write_excerpt(PREPARED, HERE / "example.wav")"""
     begins = [i for i, c in enumerate(notebook.cells) if c.source.startswith("## ")] + [None]
