@@ -112,12 +112,34 @@ def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
     queue = JobQueue(tmp_path / "results", build, Limits(), keep=2)
     jobs = [queue.submit(song, method) for method in ("lqvae", "hybrid", "lqvae", "lqvae")]
     assert queue.ahead(jobs[-1]) > 0
-    results = [job.result() for job in jobs]
+    for job in jobs:
+        job.result()
     queue.close()
     assert loaded == ["lqvae", "hybrid"]
     left = {path.resolve() for path in (tmp_path / "results").iterdir()}
-    assert left == {result.folder.resolve() for result in results[2:]}
+    assert left == {
+        made.folder.resolve() for job in jobs[2:] for made in (job.opening, job.result())
+    }
     assert {job.fraction for job in jobs} == {1.0}
+
+
+def test_the_first_window_can_be_heard_before_the_rest(tiny_models, tmp_path, queue):
+    """Its stems are those of a song that ends there; a song of one window has no opening."""
+    separator = METHODS["lass"].load_separator(tiny_models, candidates=2)
+    frames = 2 * separator.window * separator.codec.config.hop  # at twice the models' rate
+    song, start = tmp_path / "song.wav", tmp_path / "start.wav"
+    audio.save(song, music(0.5, 44_100, 2), 44_100)
+    audio.save(start, audio.load(song)[0][:, :frames], 44_100)
+    here = queue(keep=2)
+    whole, part = (here.submit(path, "lass") for path in (song, start))
+    result, opening = whole.result(), whole.opening
+    assert result.seconds == 0.5 and opening.seconds == frames / 44_100 < 0.2
+    assert part.result().seconds == opening.seconds and part.opening is None
+    for track in ("mixture", *separator.sources):
+        assert opening.file(track).read_bytes() == part.result().file(track).read_bytes()
+    here.submit(start, "lass").result()  # the first song goes, with its opening
+    assert opening.folder != result.folder and not opening.folder.exists()
+    assert len([*(tmp_path / "results").iterdir()]) == 2
 
 
 def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, queue):
@@ -135,7 +157,8 @@ def test_a_job_is_cancelled_at_once_and_the_next_one_runs(tmp_path, queue):
         with pytest.raises(Cancelled):
             job.result()
     assert last.result().seconds == 0.5
-    assert [path.name for path in (tmp_path / "results").iterdir()] == [last.result().folder.name]
+    kept = {running.opening.folder, last.opening.folder, last.result().folder}
+    assert {path.resolve() for path in (tmp_path / "results").iterdir()} == kept
 
 
 def test_methods_without_their_parts_are_not_offered(tiny_models, tmp_path):
@@ -309,7 +332,7 @@ def test_a_song_from_drop_to_download(browser, page_of, tiny_models, tmp_path):
     assert urlsplit(address).hostname == "127.0.0.1"
     page, watched = opened_page(browser, address, DESKTOP)
     separated(page, songs / SONG, "LASS")
-    page.locator(".song audio").nth(2).wait_for(timeout=60_000)
+    page.locator(".song:not(.opening) audio").nth(2).wait_for(timeout=60_000)
     assert page.locator(".song h2").inner_text().split() == SONG.removesuffix(".wav").split()
     assert page.locator(".song audio").count() == 3
     for player in page.locator(".song audio").all():
@@ -333,6 +356,36 @@ def test_a_song_from_drop_to_download(browser, page_of, tiny_models, tmp_path):
         assert Path(download.value.path()).read_bytes() == stem.read_bytes()
     checked(watched, address)
     assert set(asked) <= {"127.0.0.1", "::1"}
+    page.close()
+
+
+def test_a_song_goes_on_playing_when_it_is_whole(browser, page_of, monkeypatch):
+    address, songs, _ = page_of
+    heard, advance = threading.Event(), Job.advance
+
+    def waiting(job, done, total):
+        assert job.opening is None or heard.wait(60)
+        advance(job, done, total)
+
+    monkeypatch.setattr(Job, "advance", waiting)
+    page, watched = opened_page(browser, address, DESKTOP)
+    separated(page, songs / SONG)
+    player = page.locator(".song.opening [data-track=drums] audio")
+    player.wait_for(timeout=60_000)
+    page.wait_for_function("x => x.readyState >= 3", arg=player.element_handle())
+    assert player.evaluate("x => x.duration") < 0.2
+    player.evaluate("async x => { x.muted = true; x.loop = true; await x.play() }")
+    heard.set()
+    whole = page.locator(".song:not(.opening) [data-track=drums] audio")
+    whole.wait_for(timeout=60_000)
+    page.wait_for_function(
+        """() => {
+          const player = document.querySelector(".song:not(.opening) [data-track=drums] audio");
+          return player.currentTime > 0 && (player.ended || !player.paused);
+        }"""
+    )
+    assert page.locator(".song.opening").count() == 0
+    checked(watched, address)
     page.close()
 
 
@@ -364,7 +417,7 @@ def test_a_phone_in_the_dark_tries_the_example(browser, page_of):
     page.get_by_text("test song").click()
     page.locator(".file-preview").wait_for()
     page.get_by_role("button", name="Separate").click()
-    page.locator(".song audio").nth(2).wait_for(timeout=60_000)
+    page.locator(".song:not(.opening) audio").nth(2).wait_for(timeout=60_000)
     assert page.evaluate(wide) <= 0
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, dark.removeprefix("rgb(").removesuffix(")").split(","))) < 80

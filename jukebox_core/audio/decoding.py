@@ -109,14 +109,18 @@ class AudioReader:
         """Close the file."""
         self._file.close()
 
-    def blocks(self, size: int = BLOCK) -> Iterator[Tensor]:
-        """All samples in blocks [C, t] of at most `size`.
+    def blocks(self, size: int = BLOCK, frames: int | None = None) -> Iterator[Tensor]:
+        """All samples, or the first `frames` (at least 1), in blocks [C, t] of at most `size`.
 
         Raises:
             ValueError: It is damaged, changes its format, has no samples, or NaN or infinite ones.
         """
         block = None
         for block in self._blocks(size):
+            if frames is not None and frames <= len(block):
+                yield self._checked(block[:frames])
+                return
+            frames = None if frames is None else frames - len(block)
             yield self._checked(block)
         if block is None:
             raise ValueError(f"{self.path} has no samples")

@@ -51,7 +51,7 @@ def write_stems(
     Args:
         separator: its sources are the keys of `paths`.
         reader: of the mixture.
-        frames: number of samples, from `check_input`.
+        frames: number of samples to separate, from the start; `check_input` tells that of all.
         paths: {source: file to write}; the suffix chooses the format.
         seed: random seed for sampling.
         refine: as in `Separator.__call__`.
@@ -70,7 +70,7 @@ def write_stems(
             for source, path in paths.items()
         }
         stream = separator.stream(
-            reader.blocks(),
+            reader.blocks(frames=frames),
             reader.rate,
             reader.channels,
             seed=seed,

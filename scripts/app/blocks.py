@@ -113,13 +113,14 @@ def _separator(queue: JobQueue, methods: Collection[str], uploads: Path) -> Any:
         if method not in methods or not Path(song).resolve().is_relative_to(uploads.resolve()):
             yield _shown(remark(_NO_UPLOAD, error=True))  # not from the page
             return
-        job, before = queue.submit(Path(song), method), ""
+        job, before, opened = queue.submit(Path(song), method), "", False
         try:
             while not job.done:
                 shown = progress(job, queue.ahead(job))
-                if shown != before:  # gradio keeps what no visitor reads
-                    yield _shown(shown, job=job)
-                before = shown
+                opening = None if opened or job.opening is None else results(job.opening, True)
+                if shown != before or opening:  # gradio keeps what no visitor reads
+                    yield _shown(shown, opening, job)
+                before, opened = shown, opened or opening is not None
                 await asyncio.sleep(_POLL)
             yield _ended(job)
         finally:

@@ -33,6 +33,8 @@ from scripts._methods import MethodName
 
 MIXTURE = "mixture"
 UNCERTAINTY = "uncertainty"
+SEPARATING = "separating"
+"""The stage of a job that has a progress."""
 _CHANNELS = 8  # largest number
 _VALUES = 2 * 192_000  # decoded per second of the longest song: a small file may hold any number
 
@@ -85,11 +87,13 @@ class Result:
     """A separated song.
 
     Attributes:
+        job: the same for a song's opening and the whole song.
         seconds: duration of the song.
         took: seconds that the separation took.
         highest: upper edge of the pictures, in Hz.
     """
 
+    job: str
     name: str
     method: MethodName
     folder: Path
@@ -109,11 +113,18 @@ class Result:
 
 
 class Job:
-    """A separation that is waiting, running or done."""
+    """A separation that is waiting, running or done.
+
+    Attributes:
+        opening: the result of the first window of a song of two windows or more, once it can be
+            heard.
+    """
 
     def __init__(self, song: Path) -> None:
         """Start as waiting."""
         self.song = song
+        self.name = secrets.token_hex(8)
+        self.opening: Result | None = None
         self.fraction = 0.0
         self.stage = "waiting"
         self.started: float | None = None
@@ -155,10 +166,11 @@ class Job:
         self.stage = stage
 
     def advance(self, done: int, total: int) -> None:
-        """Set the progress of the sampling, in steps."""
+        """Set the progress of the sampling of the whole song, in steps."""
         self._check()
-        self.started = self.started or time.perf_counter()
-        self.fraction = done / total
+        if self.stage == SEPARATING:
+            self.started = self.started or time.perf_counter()
+            self.fraction = done / total
 
     def _check(self) -> None:
         if self._stop.is_set():
@@ -184,15 +196,21 @@ class JobQueue:
             build: builds a method's separator; called once per method.
             limits: largest song.
             seed: random seed for sampling.
-            keep: number of results to keep; older ones are removed.
+            keep: number of songs whose results are kept; older ones are removed. As many songs that
+                were stopped keep their opening.
         """
         self.limits = limits
         self._folder, self._build = folder, functools.cache(build)
         self._seed, self._keep = seed, keep
-        self._results: list[Path] = []
+        self._results: list[list[Path]] = []  # folders of a song each
+        self._stopped: list[list[Path]] = []
         self._jobs: list[Job] = []
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1, "separation")
+
+    def prepare(self, method: MethodName) -> None:
+        """Load a method's models before a song comes; the first song's job tells what fails."""
+        self._worker.submit(self._build, method)
 
     def submit(self, path: Path, method: MethodName) -> Job:
         """Add a song to the queue."""
@@ -223,19 +241,27 @@ class JobQueue:
     def _attempt(self, path: Path, method: MethodName, job: Job) -> Result:
         job.enter("loading the models")
         separator = self._build(method)
+        folders: list[Path] = []
+        kept = self._stopped
         try:
-            result = self._separate(path, method, separator, job)
+            result = self._separate(path, method, separator, job, folders)
+            kept = self._results
+            return result
         except Cancelled:
             raise
         except Exception as error:
             # Visitors know the file by its name, not by the path of the upload.
             raise Refused(failure_of(path, error).message.replace(str(path), path.name)) from None
-        self._results.append(result.folder)
-        while len(self._results) > self._keep:
-            shutil.rmtree(self._results.pop(0), ignore_errors=True)
-        return result
+        finally:  # what was heard of a song that was stopped can still be heard
+            kept += [folders] if folders else []
+            while len(kept) > self._keep:
+                for folder in kept.pop(0):
+                    shutil.rmtree(folder, ignore_errors=True)
 
-    def _separate(self, path: Path, method: MethodName, separator: Separator, job: Job) -> Result:
+    def _separate(
+        self, path: Path, method: MethodName, separator: Separator, job: Job, folders: list[Path]
+    ) -> Result:
+        """The result; `folders` gets what is written."""
         job.enter("reading the file")
         self.limits.check_size(regular_file(path))
         with open_audio(path, longest=self.limits.seconds) as reader:
@@ -248,40 +274,61 @@ class JobQueue:
             examination = check_input(reader, heard)  # a header may understate the length
             if reader.warning:
                 print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
-            result = Result(
-                path.stem,
-                method,
-                self._folder / secrets.token_hex(16),  # other visitors cannot guess it
-                separator.sources,
-                reader.rate,
-                reader.channels,
-                examination.frames / reader.rate,
-                math.nan,
-                min(reader.rate, separator.sample_rate) / 2,
+            window = separator.window * separator.codec.config.hop / separator.sample_rate
+            opening = round(window * reader.rate)
+            if 2 * opening <= examination.frames:
+                job.enter("separating the first seconds")
+                job.opening = self._write(reader, opening, method, separator, job)
+                folders.append(job.opening.folder)
+            job.enter(SEPARATING)
+            result = self._write(reader, examination.frames, method, separator, job)
+            folders.append(result.folder)
+            job.enter("done")
+            return result
+
+    def _write(
+        self,
+        reader: AudioReader,
+        frames: int,
+        method: MethodName,
+        separator: Separator,
+        job: Job,
+    ) -> Result:
+        """Stems and pictures of a song's first samples."""
+        result = Result(
+            job.name,
+            job.song.stem,
+            method,
+            self._folder / secrets.token_hex(16),  # other visitors cannot guess it
+            separator.sources,
+            reader.rate,
+            reader.channels,
+            frames / reader.rate,
+            math.nan,
+            min(reader.rate, separator.sample_rate) / 2,
+        )
+        uncertainty = _PictureRows(result.highest)
+        with atomic_folder(result.folder) as temporary:
+            written = replace(result, folder=temporary)
+            start = time.perf_counter()
+            write_stems(
+                separator,
+                reader,
+                frames,
+                {source: written.file(source) for source in separator.sources},
+                seed=self._seed,
+                progress=job.advance,
+                uncertainty=uncertainty,
             )
-            uncertainty = _PictureRows(result.highest)
-            with atomic_folder(result.folder) as temporary:
-                written = replace(result, folder=temporary)
-                job.enter("separating")
-                start = time.perf_counter()
-                write_stems(
-                    separator,
-                    reader,
-                    examination.frames,
-                    {source: written.file(source) for source in separator.sources},
-                    seed=self._seed,
-                    progress=job.advance,
-                    uncertainty=uncertainty,
-                )
-                took = time.perf_counter() - start
+            took = time.perf_counter() - start
+            if job.stage == SEPARATING:
                 job.enter("drawing")
-                _write_wav(written.file(MIXTURE), reader, examination.frames)
-                for source in separator.sources:
-                    _draw(written, source, examination.frames)
-                level = _draw(written, MIXTURE, examination.frames)
-                picture = pictures.uncertainty(uncertainty.values, level)
-                written.file(UNCERTAINTY, ".png").write_bytes(picture)
-                job.enter("done")
+            _write_wav(written.file(MIXTURE), reader, frames)
+            for source in separator.sources:
+                _draw(written, source, frames)
+            level = _draw(written, MIXTURE, frames)
+            picture = pictures.uncertainty(uncertainty.values, level)
+            written.file(UNCERTAINTY, ".png").write_bytes(picture)
         return replace(result, took=took)
 
 
@@ -300,9 +347,9 @@ class _PictureRows(Uncertainty):
 
 
 def _write_wav(path: Path, reader: AudioReader, frames: int) -> None:
-    """Write the decoded song: every browser plays WAV, in step with the stems."""
+    """Write a song's first samples: every browser plays WAV, in step with the stems."""
     with AudioWriter(path, reader.rate, reader.channels, frames=frames) as writer:
-        for block in reader.blocks():
+        for block in reader.blocks(frames=frames):
             writer.write(block)
 
 

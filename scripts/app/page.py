@@ -11,7 +11,7 @@ from urllib.parse import quote
 from jukebox_core.audio.pictures import LOWEST
 from scripts._methods import MethodName
 from scripts._results import NAMES
-from scripts.app.jobs import MIXTURE, UNCERTAINTY, Job, Limits, Result
+from scripts.app.jobs import MIXTURE, SEPARATING, UNCERTAINTY, Job, Limits, Result
 
 TITLE = "Latent source separation"
 LEAD = (
@@ -24,7 +24,7 @@ def progress(job: Job, ahead: int) -> str:
     """Return a job's stage, progress and remaining time."""
     if ahead:
         text = f"waiting for {ahead} other {'song' if ahead == 1 else 'songs'}"
-    elif job.stage == "separating":
+    elif job.stage == SEPARATING:
         left = "" if job.left is None else f", about {_duration(job.left)} left"
         text = f"{job.fraction:.0%} separated{left}"
     else:
@@ -49,13 +49,16 @@ def refusals(missing: Mapping[MethodName, str]) -> str:
     )
 
 
-def results(result: Result) -> str:
-    """Return players with spectrograms of mixture and stems, and the map of uncertainty."""
+def results(result: Result, opening: bool = False) -> str:
+    """Return players with spectrograms of mixture and stems, and the map of uncertainty.
+
+    opening: it is that of the song's first seconds only.
+    """
     channels = {1: "mono", 2: "stereo"}.get(result.channels, f"{result.channels} channels")
-    summary = (
-        f"{NAMES[result.method]}: {_duration(result.seconds)} ({result.rate:,} Hz, {channels}) "
-        f"separated in {_duration(result.took)}"
-    )
+    length = f"{_duration(result.seconds)} ({result.rate:,} Hz, {channels})"
+    summary = f"{NAMES[result.method]}: {length} separated in {_duration(result.took)}"
+    if opening:
+        summary = f"The first {_duration(result.seconds)} of the song"
     tracks = "".join(_track(result, name) for name in (MIXTURE, *result.sources))
     owners = listed([f"the {html.escape(source)}" for source in result.sources])
     uncertainty = (
@@ -66,8 +69,10 @@ def results(result: Result) -> str:
         "sound is quiet.</p></section>"
     )
     return (
-        f'<article class="song"><h2>{html.escape(result.name)}</h2><p>{summary}</p>{tracks}'
-        f"{uncertainty}<p>Left to right: the whole song. Bottom to top: {LOWEST:.0f} Hz to "
+        f'<article class="song{" opening" * opening}" data-job="{result.job}">'
+        f"<h2>{html.escape(result.name)}</h2>"
+        f"<p>{summary}</p>{tracks}{uncertainty}<p>Left to right: "
+        f"{'these seconds' if opening else 'the whole song'}. Bottom to top: {LOWEST:.0f} Hz to "
         f"{result.highest / 1000:.3g} kHz, logarithmic. Click a picture to move there; a track "
         "starts at the position of the track that played before.</p></article>"
     )
@@ -116,13 +121,28 @@ def head(limits: Limits) -> str:
 
 
 # One player plays at a time and starts at the position of the former one; a line on all pictures
-# shows the position. Files that are too large are refused before the upload.
+# shows the position. When the whole song takes the place of its first seconds, gradio gives the
+# same player another source: it goes on where it was. Files that are too large are refused before
+# the upload.
 _SCRIPT = """
-let last = null;
+let last = null, playing = false, reached = 0, playedTrack = "";
 const songOf = element => element.closest && element.closest(".song");
+const trackOf = player => songOf(player).dataset.job + player.closest(".track").dataset.track;
+document.addEventListener("pause", event => {
+  if (event.target === last) playing = false;
+}, true);
+document.addEventListener("emptied", event => {
+  const player = event.target;
+  if (player !== last) return;
+  const same = trackOf(player) === playedTrack;
+  if (same) player.currentTime = reached;
+  if (same && playing) player.play(); else playing = false;
+}, true);
 document.addEventListener("play", event => {
   const player = event.target;
   if (!songOf(player)) return;
+  playing = true;
+  playedTrack = trackOf(player);
   if (last && last !== player) {
     if (songOf(last) === songOf(player) && !last.ended) player.currentTime = last.currentTime;
     last.pause();
@@ -131,6 +151,7 @@ document.addEventListener("play", event => {
 }, true);
 document.addEventListener("timeupdate", event => {
   const player = event.target, song = songOf(player);
+  if (player === last) reached = player.currentTime;
   if (song && player === last && player.duration)
     song.style.setProperty("--at", player.currentTime / player.duration);
 }, true);
@@ -146,6 +167,8 @@ document.addEventListener("click", event => {
     last.currentTime = player.currentTime;
   song.style.setProperty("--at", at);
   last = last && songOf(last) === song && !last.paused ? last : player;
+  playedTrack = trackOf(last);
+  reached = last.currentTime;
 });
 const refuse = (event, files) => {
   const area = document.getElementById("too-large");

@@ -200,7 +200,9 @@ def opened(args: Args) -> Iterator[str]:
             make_room=uploads.make_room,
             patience=_PATIENCE,
         )
-        yield stack.enter_context(serving)
+        address = stack.enter_context(serving)
+        queue.prepare(next(iter(ready)))
+        yield address
 
 
 def _blocks() -> ModuleType:
