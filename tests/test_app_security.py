@@ -249,7 +249,7 @@ class Tags(HTMLParser):
 
 
 def result(name, sources=("bass", "drums")):
-    return Result(name, "hybrid", Path("/a b"), sources, 22_050, 1, 1.0, 1.0, 11_025.0)
+    return Result("1f", name, "hybrid", Path("/a b"), sources, 22_050, 1, 1.0, 1.0, 11_025.0)
 
 
 def test_markup_in_names_is_text():
@@ -569,7 +569,8 @@ def test_twenty_visitors_at_once(visitor, song, monkeypatch):
         else:
             assert message == "" and f"<h2>song {number}</h2>" in stems
     assert len(shown) == 20 and set(most) == {1}
-    assert len(list((visitor.folder / "results").iterdir())) == 4
+    # Of the last four songs: the first seconds, and the whole.
+    assert len(list((visitor.folder / "results").iterdir())) == 2 * 4
 
 
 def test_who_leaves_the_stream_leaves_the_queue(visitor, song, monkeypatch):
@@ -600,7 +601,9 @@ def test_a_stream_that_nobody_reads_stays_small(monkeypatch, tmp_path):
     from scripts.app import blocks
 
     monkeypatch.setattr(blocks, "_POLL", 0.001)
-    job = SimpleNamespace(done=False, stage="waiting", fraction=0.0, cancel=lambda: None)
+    job = SimpleNamespace(
+        done=False, stage="waiting", fraction=0.0, opening=None, cancel=lambda: None
+    )
     queue = SimpleNamespace(submit=lambda *_: job, ahead=lambda _: 3)
 
     async def messages():
