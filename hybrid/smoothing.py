@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from jukebox_core.checks import require
+from jukebox_core.inverse_cdf import invert
 from jukebox_core.separation.likelihood import Gathered
 from jukebox_core.separation.pair_groups import PairGroups
-from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
 from lass.smoothing import BaseFactors, overall_frequencies
 from lqvae.likelihood import LatentGaussianLikelihood

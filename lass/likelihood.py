@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.inverse_cdf import precise
 from jukebox_core.separation.likelihood import (
     FactoredScores,
     Gathered,
@@ -17,7 +18,6 @@ from jukebox_core.separation.likelihood import (
     check_exponent,
     check_smoothing,
 )
-from jukebox_core.separation.posterior import precise
 from jukebox_core.separation.settings import Settings
 from lass.counts import Counts, symmetrise
 from lass.smoothing import Base, MakeBase

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jukebox_core.inverse_cdf import precise
 from jukebox_core.separation.chain import Parts
 from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.pair_groups import PairGroups
-from jukebox_core.separation.posterior import precise
 from lass.counts import Counts, to_keys
 from lass.likelihood import SmoothedLikelihood
 from lass.smoothing import Base, Spread

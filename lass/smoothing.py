@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jukebox_core.inverse_cdf import invert
 from jukebox_core.separation.likelihood import Gathered
-from jukebox_core.separation.posterior import invert
 from lass.counts import Counts
 
 _CONCENTRATION = 10.0

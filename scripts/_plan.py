@@ -13,7 +13,7 @@ from data.composer import PARTS
 from data.slakh import OTHER
 from jukebox_core.checkpoints import WEIGHTS
 from jukebox_core.neural.method import RUN, mask_folder
-from jukebox_core.separation.settings import Settings
+from jukebox_core.separation.settings import Settings, tuned_path
 from jukebox_core.stages import Stage
 from scripts._methods import METHODS, PUBLISHED_METHODS, RECOMMENDED, MethodName
 
@@ -83,9 +83,10 @@ class Experiment:
     """Models of one size, trained on one data set.
 
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
-    side_by_side: number of trainings that run at a time. more: {program: additional flags}.
-    objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
-    method: that the mask network is for.
+    side_by_side: number of trainings that run at a time; None: four, or one of the method
+    `neural`, where one waits for another. more: {program: additional flags}. objectives: of the
+    codecs; without `reconstruction` there is no LASS. sources: of the data. method: that the mask
+    network is for.
     """
 
     data: Path
@@ -93,7 +94,7 @@ class Experiment:
     preset: str
     count_iterations: int
     seed: int
-    side_by_side: int = 4
+    side_by_side: int | None = None
     more: Mapping[str, Sequence[object]] | None = None
     objectives: tuple[str, ...] = OBJECTIVES
     sources: tuple[str, ...] = SOURCES
@@ -102,7 +103,7 @@ class Experiment:
     def stages(self) -> list[Stage]:
         """Train the parts of the systems and the mask estimator."""
         data, models = self.data, self.models
-        quarter = 1 / self.side_by_side
+        quarter = 1 / (self.side_by_side or (1 if self.method == NETWORKS else 4))
         half = min(1.0, 2 * quarter)  # the priors train side by side
         seed = ("--seed", self.seed)
         plan: list[Stage] = []
@@ -156,6 +157,14 @@ class Experiment:
         after = ["neural likelihood", "mask estimator"]
         add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         return plan
+
+    def tuning(self, *flags: object) -> Stage:
+        """The stage `settings`: tune the method, and record that there are no priors if so."""
+        words = ("--models", self.models, "--data", self.data, "--method", self.method, *flags)
+        words += WITHOUT_PRIORS if self.method == NETWORKS else ()
+        after = needs(self.method, self.sources)
+        product = tuned_path(self.models, self.method)
+        return stage("settings", "tune", words, after, product=product)
 
 
 def prior_flags(preset: str) -> tuple[str, ...]:

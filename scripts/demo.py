@@ -22,7 +22,6 @@ from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, json_with
 from jukebox_core.presets import PRESETS
-from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED, MethodName
@@ -32,7 +31,6 @@ from scripts._plan import (
     SOURCES,
     SYSTEMS,
     VARIETY,
-    WITHOUT_PRIORS,
     Experiment,
     check_parts,
     needs,
@@ -119,14 +117,9 @@ def stages(args: Args) -> list[Stage]:
         *size,
         objectives=tuple(name for name in OBJECTIVES if name in families),
         sources=tuple(sorted(args.sources)),
-        side_by_side=1 if alone else 4,  # one waits for another
         method=NETWORKS if alone else RECOMMENDED,
     )
-    # The settings say that there are no priors.
-    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", NETWORKS)
-    tune += (*WITHOUT_PRIORS, "--chunks", 8, "--budget", 4, "--candidates", 8, *seed)
-    tuned = tuned_path(models, NETWORKS)
-    tuning = stage("settings", "tune", tune, needs(NETWORKS, args.sources), product=tuned)
+    tuning = experiment.tuning("--chunks", 8, "--budget", 4, "--candidates", 8, *seed)
     after = partial(needs, sources=args.sources)
     plan = [
         stage("songs", "make_synthetic", songs, product=slakh),

@@ -27,18 +27,14 @@ from hybrid.separator import neural_method
 from jukebox_core.checks import require_fields
 from jukebox_core.files import check_writable
 from jukebox_core.separation.export import CARD, RECORD, check_export, export_models
-from jukebox_core.separation.settings import tuned_path
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
 from scripts._methods import METHODS, MethodName
 from scripts._plan import (
-    NETWORKS,
     SOURCES,
     VARIETY,
-    WITHOUT_PRIORS,
     Experiment,
     check_parts,
-    needs,
     required,
     source_flags,
     stage,
@@ -129,19 +125,14 @@ def stages(args: Args) -> list[Stage]:
         more=longer(args.length),
         objectives=("linearisation",),
         sources=tuple(sorted(args.sources)),
-        side_by_side=1 if args.method == NETWORKS else 4,  # one waits for another
         method=args.method,
     )
-    tune: tuple[object, ...] = ("--models", models, "--data", data, "--method", args.method)
-    tune += ("--chunks", 12, "--budget", 8, "--candidates", 16)
-    tune += WITHOUT_PRIORS if args.method == NETWORKS else ()
-    tuned = tuned_path(models, args.method)
     plan = [
         stage("arrangements", "make_arrangements", arrange, product=arrangements),
         stage("songs", "make_synthetic", songs, ["arrangements"], product=slakh),
         stage("data", "prepare_slakh", prepare, ["songs"], product=data / "manifest.json"),
         *experiment.stages(),
-        stage("settings", "tune", tune, needs(args.method, args.sources), product=tuned),
+        experiment.tuning("--chunks", 12, "--budget", 8, "--candidates", 16),
     ]
     return required(plan, "settings")
 

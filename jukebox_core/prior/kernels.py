@@ -25,6 +25,7 @@ from torch import Tensor
 
 from jukebox_core.caches import cache_folder
 from jukebox_core.files import atomic_path
+from jukebox_core.inverse_cdf import invert
 from jukebox_core.prior.cache import LayerCache
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -115,15 +116,9 @@ class TorchKernels:
             weights = one[n, pairs.first[start:stop]] * other[n, pairs.second[start:stop]]
             if pairs.shares is not None:
                 weights *= pairs.shares[start:stop]
-            cumulated = weights.cumsum(0)
-            target, total = uniform[n] * cumulated[-1:], cumulated[-1:]
-            # Weights of zero are skipped; rounding must not lead beyond the last positive one.
-            place = torch.minimum(
-                torch.searchsorted(cumulated, target, right=True),
-                torch.searchsorted(cumulated, total),
-            )
+            place, _ = invert(weights, uniform[n])
             places.append(start + place)
-        return torch.cat(places)
+        return torch.stack(places)
 
     def weigh_pairs(
         self,

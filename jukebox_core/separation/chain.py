@@ -20,13 +20,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from jukebox_core.inverse_cdf import precise
 from jukebox_core.separation.likelihood import Likelihood, PairScores, Scores
 from jukebox_core.separation.posterior import (
     FullTable,
     PairTable,
     categorical,
     draw_chunks,
-    precise,
 )
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jukebox_core.inverse_cdf import invert, precise
 from jukebox_core.prior.kernels import find_kernels
 from jukebox_core.separation.likelihood import FactoredScores, PairScores, Scores
 
@@ -408,22 +409,6 @@ def categorical(log_weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     return index, largest.squeeze(-1) + total.log().to(largest.dtype)
 
 
-def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index [...] of weights [..., P] at `uniform` of their sum, and the sum."""
-    cumulated = weights.cumsum(-1, dtype=precise(weights.device))
-    total = cumulated[..., -1:].contiguous()
-    target = uniform.unsqueeze(-1).to(cumulated.dtype) * total
-    # `right` skips entries of weight zero; rounding must not lead beyond the last positive one.
-    index = torch.searchsorted(cumulated, target, right=True)
-    index = torch.minimum(index, torch.searchsorted(cumulated, total))
-    return index.squeeze(-1), total.squeeze(-1)
-
-
 def _exp(x: Tensor) -> Tensor:
     """Exponentiate in place, zeros for what would be subnormal: slow numbers to compute."""
     return F.threshold(x.clamp_min_(_SMALLEST).exp_(), 2e-38, 0.0, inplace=True)
-
-
-def precise(device: torch.device) -> torch.dtype:
-    """float64, except on MPS, which has none."""
-    return torch.float32 if device.type == "mps" else torch.float64
