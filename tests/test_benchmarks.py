@@ -15,6 +15,7 @@ from benchmarks import (
     bench_precision,
     bench_sampling,
     bench_scoring,
+    bench_step,
     bench_tables,
 )
 from benchmarks._plain import PlainDecoder, plain_draw
@@ -218,3 +219,20 @@ def test_methods_take_turns_and_the_first_does_not_count():
         "b": [5, 7, 12],
         "c": [6, 8, 10],
     }
+
+
+def test_the_parts_of_a_step_are_all_of_it(capsys):
+    flags = ["--preset", "tiny", "--positions", "40", "--candidates", "1", "3", "--size", "64"]
+    assert bench_step.main([*flags, "--threads", "1", "--precision", "float32", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    for n in (1, 3):
+        whole, *parts = (row for row in rows if row["candidates"] == n)
+        assert whole["method"] == "all" and min(row["ms_per_position"] for row in parts) > 0
+        for name in ("ms_per_position", "share", "mbyte", "gflop"):
+            assert sum(row[name] for row in parts) == pytest.approx(whole[name])
+        prior = AutoregressivePrior(bench_step.PRESETS["tiny"].prior)
+        args = bench_sampling.Args(positions=40, precision="float32")
+        least = bench_sampling.floor({"bass": prior, "drums": prior}, n, args)
+        # Norms' weights and biases, which the floor counts, are in the products.
+        assert whole["mbyte"] / 1e3 == pytest.approx(least["gbyte_per_position"], rel=0.1)
+        assert whole["gflop"] == pytest.approx(least["gflop_per_position"], rel=0.1)

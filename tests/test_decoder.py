@@ -137,6 +137,28 @@ def broken():
     raise subprocess.CalledProcessError(1, "cc")
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), ((1, 1), (63, 32), (130, 75), (1024, 40)))
+def test_no_bit_of_a_row_depends_on_the_others(compiled, inputs, outputs):
+    random = torch.Generator().manual_seed(inputs)
+    weight = torch.randn(outputs, inputs, generator=random)
+    product = compiled.product(weight, torch.randn(outputs, generator=random))
+    x = torch.randn(41, inputs, generator=random)
+    together, swished, total = product(x), product.swish(x), torch.zeros(41, outputs)
+    product.add_to(total, x)
+    assert torch.equal(total, together)
+    for size in (1, 2, 3, 4, 7, 12, 13, 40):
+        assert torch.equal(product(x[:size]), together[:size])
+        assert torch.equal(product.swish(x[-size:]), swished[-size:])
+
+
+def test_the_swish_is_right_everywhere(compiled):
+    x = torch.cat([torch.linspace(-110, 110, 4001), torch.tensor([0.0, 1e-30, -1e3, 1e3])])
+    product = compiled.product(torch.ones(1, 1), torch.zeros(1))
+    found, expected = product.swish(x.unsqueeze(1)).squeeze(1), F.silu(x.double())
+    # Of very small results only the absolute error counts: they are summands of others.
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-33)
+
+
 @pytest.mark.parametrize("reason", ("no compiler", "switched off", "does not load"))
 def test_without_compiled_kernels_pytorch_serves(monkeypatch, tmp_path, reason):
     if reason == "no compiler":

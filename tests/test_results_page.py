@@ -25,7 +25,7 @@ def kept(name):
 PUBLISHED = ("confirmation", "ablation", "ablation_second")
 NEURAL = ("neural", "neural_methods", "neural_midi", "neural_real")
 SHIPPED = tuple(f"pretrained_{n}" for n in ("real", "fresh", "midi", "multitrack", "plain"))
-THREE = ("three_sources", "three_sources_real")
+MORE = ("three_sources", "three_sources_real", "four_sources_real")
 SONG = ("song_fresh", "song_real")
 AGAINST_TWO = {
     "three_against_two": "three_against_two",
@@ -34,7 +34,7 @@ AGAINST_TWO = {
     "song_against_pairs_real": "song_against_pairs",
 }
 """{comparison of models: the one that names its section}"""
-MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED, *THREE, *SONG)}
+MEASURED = {name: kept(name) for name in (*PUBLISHED, *NEURAL, *SHIPPED, *MORE, *SONG)}
 COST = kept("cost")
 README = {
     "**Hybrid, what you get**": "hybrid, default: refined",
@@ -83,6 +83,7 @@ OF = {
     "Bass and drums of a whole song, models that ship": "song_against_pairs",
     "Three sources": "three_sources",
     "Three sources on Slakh2100 excerpts": "three_sources_real",
+    "Four sources on Slakh2100 excerpts": "four_sources_real",
     "Bass and drums of a whole song": "three_against_two",
     "Codec and prior choices": "training",
 }
@@ -141,7 +142,7 @@ def test_the_page_shows_what_was_measured():
             assert seconds == ("-" if line["seconds"] is None else f"{line['seconds']:.1f}")
         for item in MEASURED[name]["comparisons"] if name != "ablation_second" else ():
             label, *expected = difference_cells(item)
-            shows_some = name == "neural_methods" or name in (*SHIPPED, *THREE, *SONG)
+            shows_some = name == "neural_methods" or name in (*SHIPPED, *MORE, *SONG)
             if shows_some and label not in table:
                 continue
             assert table[label] == expected

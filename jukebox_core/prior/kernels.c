@@ -192,12 +192,136 @@ void attend_bf16(const bf16 *qkv, bf16 *keys, bf16 *values, const bf16 *read_key
 DEFINE_NORM(norm_float, float, to_float)
 DEFINE_NORM(norm_bf16, bf16, to_bf16)
 
-/* Matrix products in bfloat16 with float sums, where the processor multiplies bfloat16 vectors.
- *
- * Weights are packed in panels of 32 outputs, zero-padded: [panels, inputs / 2, 32, 2]. A thread
- * takes whole panels, which stay in its cache while all rows of x pass. */
-#if defined(__AVX512BF16__) && defined(__AVX512F__)
+/* Matrix products. Weights are packed in panels of 32 outputs, zero-padded. A thread takes whole
+ * panels, which stay in its cache while all rows of x pass. An output is summed in one order,
+ * whatever the number of rows. */
 #define PANEL 32
+enum { STORE, SWISH, ADD };
+
+/* In float: [panels, inputs, 32]. */
+#ifdef __AVX512F__
+#define VECTOR 16 /* floats of a register */
+#define HEIGHT 12 /* rows of x at a time: 24 of 32 registers hold sums */
+#else
+#define VECTOR 8
+#define HEIGHT 3 /* 12 of 16 registers hold sums */
+#endif
+#define PARTS (PANEL / VECTOR)
+#define BLOCK 64 /* inputs that are summed before they are added to the sum of the others */
+typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+typedef int32_t integers __attribute__((vector_size(4 * VECTOR), aligned(4)));
+
+void pack_float(const float *weight, float *packed, int64_t outputs, int64_t inputs) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++)
+        for (int64_t k = 0; k < inputs; k++)
+            for (int64_t j = 0; j < PANEL; j++) {
+                const int64_t output = p * PANEL + j;
+                packed[(p * inputs + k) * PANEL + j] =
+                    output < outputs ? weight[output * inputs + k] : 0.0f;
+            }
+}
+
+static inline vector choose(integers mask, vector one, vector other) {
+    return (vector)((mask & (integers)one) | (~mask & (integers)other));
+}
+
+/* x sigmoid(x); exp to about 2 ulp: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
+static inline vector swish(vector x) {
+    const vector zero = {0.0f}, large = zero + 87.0f;
+    vector y = -x;
+    y = choose(y > large, large, choose(y < -large, -large, y));
+    const vector scaled = y * 1.44269504f;
+    const vector half = choose(scaled < zero, zero - 0.5f, zero + 0.5f);
+    const integers n = __builtin_convertvector(scaled + half, integers);
+    const vector whole = __builtin_convertvector(n, vector);
+    const vector r = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return x / (1.0f + p * (vector)((n + 127) << 23));
+}
+
+/* Sums of `rows` rows; `fetched` cache lines of the panel to come are brought near meanwhile. */
+static inline __attribute__((always_inline)) void float_tile(
+    const int rows, const float *x, const float *panel, const float *bias, float *out,
+    int64_t inputs, int64_t outputs, int64_t left, int post, const float *next, int64_t fetched) {
+    vector sums[HEIGHT][PARTS], part[HEIGHT][PARTS];
+    float start[PANEL] = {0};
+    memcpy(start, bias, left * sizeof(float));
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < PARTS; i++) sums[r][i] = *(const vector *)(start + i * VECTOR);
+    for (int64_t k = 0; k < inputs; k += BLOCK) {
+        const int64_t stop = k + BLOCK < inputs ? k + BLOCK : inputs;
+        for (int64_t line = k * fetched / inputs; line < stop * fetched / inputs; line++)
+            __builtin_prefetch(next + 16 * line, 0, 2);
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < PARTS; i++) part[r][i] = (vector){0.0f};
+        for (int64_t m = k; m < stop; m++) {
+            const float *weights = panel + m * PANEL;
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+                for (int i = 0; i < PARTS; i++)
+                    part[r][i] += x[r * inputs + m] * *(const vector *)(weights + i * VECTOR);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int i = 0; i < PARTS; i++) sums[r][i] += part[r][i];
+    }
+    for (int r = 0; r < rows; r++) {
+        float *to = out + r * outputs;
+        for (int i = 0; i < PARTS; i++)
+            if (post == SWISH) sums[r][i] = swish(sums[r][i]);
+        if (left < PANEL) {
+            float end[PANEL];
+            memcpy(end, sums[r], sizeof end);
+            for (int64_t j = 0; j < left; j++) to[j] = post == ADD ? to[j] + end[j] : end[j];
+            continue;
+        }
+        for (int i = 0; i < PARTS; i++) {
+            vector *place = (vector *)(to + i * VECTOR);
+            *place = post == ADD ? *place + sums[r][i] : sums[r][i];
+        }
+    }
+}
+
+/* out = x W^T + bias, all rows, or x sigmoid(x) of it, or added to out. x [B, inputs]. */
+void product_float(const float *x, const float *packed, const float *bias, float *out,
+                   int64_t batch, int64_t inputs, int64_t outputs, int64_t post) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t tiles = (batch + HEIGHT - 1) / HEIGHT; /* of nearly equal height */
+#pragma omp parallel for schedule(static)
+    for (int64_t p = 0; p < panels; p++) {
+        const float *panel = packed + p * inputs * PANEL, *begin = bias + p * PANEL;
+        const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
+        for (int64_t t = 0; t < tiles; t++) {
+            const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
+            const float *from = x + b * inputs;
+            float *to = out + b * outputs + p * PANEL;
+            const int64_t lines = inputs * PANEL / 16, line = lines * t / tiles;
+            const int64_t fetched = p + 1 < panels ? lines * (t + 1) / tiles - line : 0;
+            const float *next = panel + (lines + line) * 16;
+            switch (rows) {
+#define ROWS(N)                                                                                    \
+    case N:                                                                                        \
+        float_tile(N, from, panel, begin, to, inputs, outputs, left, (int)post, next, fetched);    \
+        break;
+                ROWS(1) ROWS(2) ROWS(3)
+#if HEIGHT > 3
+                ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
+#endif
+            }
+        }
+    }
+}
+
+/* In bfloat16 with float sums, where the processor multiplies bfloat16 vectors:
+ * [panels, inputs / 2, 32, 2]. */
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
 #define TILE 12 /* rows of x at a time: 24 of 32 registers hold sums */
 
 int has_product(void) { return 1; }
@@ -230,8 +354,6 @@ static inline __m512 exp512(__m512 x) {
     p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
     return _mm512_scalef_ps(p, n);
 }
-
-enum { STORE, SWISH, ADD };
 
 /* Sixteen sums to their place: rounded, rounded after x sigmoid(x), or added to floats. */
 static inline void finish(__m512 sum, int post, void *out, int64_t at, __mmask16 mask) {

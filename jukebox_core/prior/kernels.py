@@ -167,7 +167,7 @@ class CompiledKernels:
         floats = [ctypes.c_float] * 2
         self._weigh_pairs = _function(library, "weigh_pairs", 7, 1, *floats)
         self._library = library
-        self._has_product = bool(_function(library, "has_product", 0, 0)())
+        self._multiplies_bfloat16 = bool(_function(library, "has_product", 0, 0)())
         self._scratch = torch.empty(0)
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -211,7 +211,8 @@ class CompiledKernels:
 
     def product(self, weight: Tensor, bias: Tensor) -> Product:
         """See `TorchKernels`."""
-        if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and self._has_product:
+        half = self._multiplies_bfloat16 and weight.shape[1] % 2 == 0
+        if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and half):
             return PanelProduct(self._library, weight, bias)
         return TorchProduct(weight, bias)
 
@@ -277,18 +278,20 @@ class CompiledKernels:
 
 
 class PanelProduct:
-    """bfloat16 vectors multiplied by the processor, from weights packed in panels (kernels.c)."""
+    """A linear layer from weights packed in panels (kernels.c), float32 or bfloat16."""
 
     _STORE, _SWISH, _ADD = range(3)
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor):
         self._outputs, self._inputs = weight.shape
+        self._dtype = weight.dtype
+        name = {torch.float32: "float", torch.bfloat16: "bf16"}[weight.dtype]
         panels = -(-self._outputs // _PANEL)
         self._packed = weight.new_empty(panels * _PANEL * self._inputs)
         self._bias = bias.float().contiguous()
-        pack = _function(library, "pack_bf16", 2, 2)
+        pack = _function(library, f"pack_{name}", 2, 2)
         pack(weight.contiguous().data_ptr(), self._packed.data_ptr(), *weight.shape)
-        self._product = _function(library, "product_bf16", 4, 4)
+        self._product = _function(library, f"product_{name}", 4, 4)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `TorchProduct`."""
@@ -305,7 +308,7 @@ class PanelProduct:
         self._run(x, total, self._ADD)
 
     def _run(self, x: Tensor, out: Tensor, post: int) -> Tensor:
-        assert x.dtype == torch.bfloat16 and x.is_contiguous() and x.shape[1] == self._inputs
+        assert x.dtype == self._dtype and x.is_contiguous() and x.shape[1] == self._inputs
         self._product(
             x.data_ptr(),
             self._packed.data_ptr(),
@@ -320,56 +323,27 @@ class PanelProduct:
 
 
 class TorchProduct:
-    """A linear layer x W^T + b of rows x [B, in].
-
-    oneDNN with the weights in its own layout, where this PyTorch has that; otherwise plain.
-    """
+    """A linear layer x W^T + b of rows x [B, in]."""
 
     def __init__(self, weight: Tensor, bias: Tensor):
-        self._weight = weight.contiguous()
+        self._weight = weight
         self._bias = bias.to(weight.dtype)
-        self._packed: Tensor | None = None
-        self._packed_for = 0  # rows of x
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, out], in the weights' type."""
-        return self._run(x, "none") if packing_works(x.dtype) else self._plain(x)
+        return F.linear(x, self._weight, self._bias)
 
     def swish(self, x: Tensor) -> Tensor:
         """The product y, then y sigmoid(y)."""
-        if packing_works(x.dtype):
-            return self._run(x, "swish")
-        return F.silu(self._plain(x), inplace=True)
+        return F.silu(self(x), inplace=True)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """Add the product to `total`, float32 [B, out]."""
         total += self(x)
 
-    def _plain(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
-
-    def _run(self, x: Tensor, post: str) -> Tensor:
-        rows = x.shape[0]
-        if self._packed is None or not self._packed_for <= 2 * rows <= 4 * self._packed_for:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
-            self._packed_for = rows
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, post, [], "")
-
 
 Kernels: TypeAlias = TorchKernels | CompiledKernels
 Product: TypeAlias = TorchProduct | PanelProduct
-
-
-@functools.cache
-def packing_works(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch has oneDNN's packed linear layers: they are no public interface."""
-    x, weight = torch.ones(2, 32, dtype=dtype), torch.ones(32, 32, dtype=dtype)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "swish", [], "")
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return torch.equal(y, torch.full_like(y, 32.0))
 
 
 def _function(
