@@ -1,15 +1,16 @@
 """A model of the cost of sampling and training: fitted to measured points, checked against others.
 
-    python -m benchmarks.cost --points runs/cost.json --threads 2     # measures, half an hour
+    python -m benchmarks.cost --points runs/cost.json --threads 2     # measures, 25 minutes
     python -m benchmarks.cost --points docs/data/cost_model.json      # calculates
 
 A position takes a device
 
-    layer * S L  +  GB / bandwidth  +  GFLOP / speed  +  table * K^2  +  pair * (S - 2) N (K^2 + M)
+    step  +  layer * S L  +  GB / bandwidth  +  GFLOP / speed  +  table * K^2
+          +  pair * (S - 2) N (K^2 + M)
 
 seconds, of S sources, L layers, K codes, N candidates, and M counted triples of a partial sum. GB
 and GFLOP are the least that a step reads and computes (`bench_sampling.floor`) and the draw's
-N K^2 products; they depend on the width, on N and, through the attended positions, on T. The five
+N K^2 products; they depend on the width, on N and, through the attended positions, on T. The six
 coefficients are fitted by least squares of the relative errors, none below zero. A point is a mean
 over T positions, each with a mixture code that has no table yet.
 
@@ -18,7 +19,8 @@ codec, one for the priors; activations that are recomputed count.
 
 Other devices have bandwidth, speed and memory of their data sheets. `least` reaches all of both.
 `likely` reaches the shares of them that the fit reaches of the copies and products measured on its
-own device, takes `LAUNCHES` for a layer, and scales the tables with the bandwidth.
+own device, takes `LAUNCHES` for a layer, and scales the tables with the bandwidth; trainings are
+assumed to reach `TRAINING_SHARE`.
 """
 
 from __future__ import annotations
@@ -51,10 +53,14 @@ from scripts._cli import program
 from scripts.training_memory import build
 
 METHOD = "hybrid"
-TERMS = ("layer", "gbyte", "gflop", "table", "pair")
+TERMS = ("step", "layer", "gbyte", "gflop", "table", "pair")
 RECOMPUTED = 4 / 3
 """FLOP of a step whose activations are computed twice: forward, forward, backward of twice that."""
 COURSES: tuple[bench_throughput.Unit, ...] = ("linearisation", "prior, checkpointed")
+SMALL = 10
+"""Layers whose kernels take as long as those of a draw; assumed."""
+TRAINING_SHARE = 1 / 3
+"""Of a GPU's speed that trainings reach; assumed, not measured."""
 LAUNCHES = 50e-6
 """Seconds for the kernels of a layer, recorded as a graph; assumed, not measured."""
 TABLES = 1.6
@@ -184,7 +190,7 @@ def main(args: Args) -> None:
         write_json(args.points, measure(points, trainings, args.tiny) | provenance())
     record = json.loads(args.points.read_text(encoding="utf-8"))
     model = Model(record)
-    print("seconds per " + ", ".join(f"{name} {x:.3g}" for name, x in model.fitted.items()))
+    print("seconds per unit: " + ", ".join(f"{name} {x:.3g}" for name, x in model.fitted.items()))
     print(
         f"share of the copies {model.bandwidth:.2f}, of the products {model.speed:.2f}; training: "
     )
@@ -231,16 +237,16 @@ SLAKH = {
     "N": "{candidates}",
     "windows": "{windows}",
     "GB": "{memory:.1f}",
-    "least, h": "{least:.2f}",
-    "likely, h": "{likely:.2f}",
+    "least, h": "{least:.2g}",
+    "likely, h": "{likely:.2g}",
 }
 COURSE = {
     "training, paper": "{device}",
     "of": "{unit}",
     "steps": "{steps}",
-    "PFLOP": "{pflop:.0f}",
-    "least, h": "{least:.1f}",
-    "likely, h": "{likely:.1f}",
+    "PFLOP": "{pflop:.3g}",
+    "least, h": "{least:.2g}",
+    "likely, h": "{likely:.2g}",
 }
 
 
@@ -288,7 +294,7 @@ class Model:
             "table": one["table"] * windows,
         }
         read, computed = both["gbyte"] / device.bandwidth, both["gflop"] / (1e3 * device.speed)
-        likely = both["layer"] * LAUNCHES + read / self.bandwidth + computed / self.speed
+        likely = (both["layer"] + SMALL) * LAUNCHES + read / self.bandwidth + computed / self.speed
         likely += both["table"] * self.fitted["table"] * self._copies / device.bandwidth
         rate = preset.vqvae.sample_rate
         songs = SLAKH_SECONDS * rate / hop / (positions - OVERLAP)  # windows of a song
@@ -308,14 +314,13 @@ class Model:
         train = preset.prior_train if unit.startswith("prior") else preset.vqvae_train
         pflop = self._tflop[unit] * train.batch_size * train.steps / 1e3
         least = 1e3 * pflop / device.speed / device.number / 3600
-        kind = kind_of({"unit": unit})
         return {
             "device": device.name,
             "unit": unit,
             "steps": train.steps,
             "pflop": pflop,
             "least": least,
-            "likely": least / self.training[kind],
+            "likely": least / TRAINING_SHARE,
         }
 
 
@@ -425,6 +430,7 @@ def work(point: Point, itemsize: int = 4) -> dict[str, float]:
     triples = min(bench_sampling.Args().pairs, k**2 // 2) * k
     return {
         "codes": k,
+        "step": 1,
         "layer": point.sources * point.depth,
         "gbyte": least["gbyte_per_position"] * itemsize / 4,
         "gflop": least["gflop_per_position"] + 2 * n * k**2 / 1e9,

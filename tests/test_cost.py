@@ -14,7 +14,7 @@ from scripts.training_memory import build
 
 DOCS = Path(__file__).parents[1] / "docs"
 POINTS = DOCS / "data" / "cost_model.json"
-TRUE = {"layer": 1e-4, "gbyte": 0.1, "gflop": 0.02, "table": 1e-9, "pair": 5e-10}
+TRUE = {"step": 2e-3, "layer": 1e-4, "gbyte": 0.1, "gflop": 0.02, "table": 1e-9, "pair": 5e-10}
 
 
 @pytest.fixture(scope="module")
