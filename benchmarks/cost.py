@@ -12,15 +12,15 @@ seconds, of S sources, L layers, K codes, N candidates, and M counted triples of
 and GFLOP are the least that a step reads and computes (`bench_sampling.floor`) and the draw's
 N K^2 products; they depend on the width, on N and, through the attended positions, on T. The six
 coefficients are fitted by least squares of the relative errors, none below zero. A point is a mean
-over T positions, each with a mixture code that has no table yet.
+over T positions with random mixture codes, of which a new one needs a table.
 
 A training step takes its FLOP at a share of the speed of large matrix products: one share for the
 codec, one for the priors; activations that are recomputed count.
 
 Other devices have bandwidth, speed and memory of their data sheets. `least` reaches all of both.
 `likely` reaches the shares of them that the fit reaches of the copies and products measured on its
-own device, takes `LAUNCHES` for a layer, and scales the tables with the bandwidth; trainings are
-assumed to reach `TRAINING_SHARE`.
+own device, takes `LAUNCHES` for a layer and for each of the `SMALL` of a draw, and scales the
+tables with the bandwidth; trainings are assumed to reach `TRAINING_SHARE`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from benchmarks import bench_device, bench_sampling, bench_throughput
 from benchmarks._common import print_row
 from data.composer import PARTS
 from jukebox_core.checkpoints import provenance
-from jukebox_core.checks import require_fields
+from jukebox_core.checks import require, require_fields
 from jukebox_core.files import check_replaceable, json_with, write_json
 from jukebox_core.machine import set_threads
 from jukebox_core.presets import PRESETS, Preset, PresetName
@@ -53,6 +53,8 @@ from scripts._cli import program
 from scripts.training_memory import build
 
 METHOD = "hybrid"
+KEYS = ("device", "points", "trainings", "tflop_of_a_crop")
+"""Of a record."""
 TERMS = ("step", "layer", "gbyte", "gflop", "table", "pair")
 RECOMPUTED = 4 / 3
 """FLOP of a step whose activations are computed twice: forward, forward, backward of twice that."""
@@ -178,12 +180,13 @@ class Args:
 
     def __post_init__(self) -> None:
         require_fields(self, "threads", optional=True, whole=True, at_least=1)
+        require("candidates", min(self.candidates, default=0), whole=True, at_least=1)
 
 
 @program
 def main(args: Args) -> None:
     """Measure if need be; fit, check, and print the tables."""
-    check_replaceable(args.points, json_with("device", "points"), "a record of measured points")
+    check_replaceable(args.points, json_with(*KEYS), "a record of measured points")
     if not args.points.is_file():
         set_threads(args.threads)
         points, trainings = (TINY, TINY_TRAININGS) if args.tiny else (POINTS, TRAININGS)
@@ -244,7 +247,7 @@ COURSE = {
     "training, paper": "{device}",
     "of": "{unit}",
     "steps": "{steps}",
-    "PFLOP": "{pflop:.3g}",
+    "PFLOP": "{pflop:,.0f}",
     "least, h": "{least:.2g}",
     "likely, h": "{likely:.2g}",
 }
@@ -283,19 +286,15 @@ class Model:
         preset = PRESETS["paper"]
         positions, hop = preset.window, preset.vqvae.hop
         point = Point("paper", preset.prior.depth, 2, candidates, positions, False)
-        one = work(point, 2)
         weights, caches = memory_of(point)
         room = SHARE_OF_MEMORY * device.memory - weights - TABLES
         windows = max(1, min(MOST_WINDOWS, int(room / caches)))
-        more = windows - 1
-        both = one | {
-            "gbyte": one["gbyte"] * windows - more * weights,  # weights are read once for all
-            "gflop": one["gflop"] * windows,
-            "table": one["table"] * windows,
-        }
-        read, computed = both["gbyte"] / device.bandwidth, both["gflop"] / (1e3 * device.speed)
-        likely = (both["layer"] + SMALL) * LAUNCHES + read / self.bandwidth + computed / self.speed
-        likely += both["table"] * self.fitted["table"] * self._copies / device.bandwidth
+        # The weights are read once for all windows.
+        step = work(replace(point, candidates=candidates * windows), 2)
+        table = windows * step["table"]
+        read, computed = step["gbyte"] / device.bandwidth, step["gflop"] / (1e3 * device.speed)
+        likely = (step["layer"] + SMALL) * LAUNCHES + read / self.bandwidth + computed / self.speed
+        likely += table * self.fitted["table"] * self._copies / device.bandwidth
         rate = preset.vqvae.sample_rate
         songs = SLAKH_SECONDS * rate / hop / (positions - OVERLAP)  # windows of a song
         runs = SLAKH_SONGS * math.ceil(songs) / windows / device.number
@@ -434,7 +433,8 @@ def work(point: Point, itemsize: int = 4) -> dict[str, float]:
         "layer": point.sources * point.depth,
         "gbyte": least["gbyte_per_position"] * itemsize / 4,
         "gflop": least["gflop_per_position"] + 2 * n * k**2 / 1e9,
-        "table": k**2,
+        # Of a mixture code that came before, the table is kept.
+        "table": k**2 * k * (1 - (1 - 1 / k) ** point.positions) / point.positions,
         "pair": (point.sources - 2) * n * (k**2 + triples),
     }
 

@@ -20,6 +20,7 @@ from test_separate_script import BAD, FAST, bad_mixture, music
 from jukebox_core import audio
 from jukebox_core.audio.pictures import COLUMNS, ROWS, levels
 from jukebox_core.audio.stream import open_audio
+from jukebox_core.separation.separator import Separator
 from scripts import app, separate
 from scripts._methods import METHODS, PUBLISHED_METHODS, complete_methods
 from scripts.app.jobs import Cancelled, Job, JobQueue, Limits, Refused
@@ -123,21 +124,34 @@ def test_separators_are_loaded_once_and_old_results_go(tiny_models, tmp_path):
     assert {job.fraction for job in jobs} == {1.0}
 
 
-def test_the_first_window_can_be_heard_before_the_rest(tiny_models, tmp_path, queue):
+@pytest.mark.parametrize("rate", (32_000, 44_100))
+def test_the_first_window_can_be_heard_before_the_rest(
+    tiny_models, tmp_path, queue, monkeypatch, rate
+):
     """Its stems are those of a song that ends there; a song of one window has no opening."""
     separator = METHODS["lass"].load_separator(tiny_models, candidates=2)
-    frames = 2 * separator.window * separator.codec.config.hop  # at twice the models' rate
+    frames = separator.window * separator.codec.config.hop * rate // separator.sample_rate
+    windows, separate = [], Separator._windows
+
+    def counted(self, group, run):
+        windows.append(len(group))
+        return separate(self, group, run)
+
+    monkeypatch.setattr(Separator, "_windows", counted)
     song, start = tmp_path / "song.wav", tmp_path / "start.wav"
-    audio.save(song, music(0.5, 44_100, 2), 44_100)
-    audio.save(start, audio.load(song)[0][:, :frames], 44_100)
+    audio.save(song, music(0.5, rate, 2), rate)
+    audio.save(start, audio.load(song)[0][:, :frames], rate)
     here = queue(keep=2)
     whole, part = (here.submit(path, "lass") for path in (song, start))
     result, opening = whole.result(), whole.opening
-    assert result.seconds == 0.5 and opening.seconds == frames / 44_100 < 0.2
+    assert result.seconds == 0.5 and opening.seconds == frames / rate < 0.2
     assert part.result().seconds == opening.seconds and part.opening is None
     for track in ("mixture", *separator.sources):
         assert opening.file(track).read_bytes() == part.result().file(track).read_bytes()
-    here.submit(start, "lass").result()  # the first song goes, with its opening
+    windows.clear()
+    here.submit(start, "lass").result()
+    assert sum(windows) == 1
+    # The first song is gone, with its opening.
     assert opening.folder != result.folder and not opening.folder.exists()
     assert len([*(tmp_path / "results").iterdir()]) == 2
 

@@ -73,6 +73,16 @@ def test_least_is_what_a_benchmark_of_sampling_says(record):
     windows = 225 * -(-(145 * 3600 / 2100) // (960 * 64 / 22_050))
     assert row["windows"] == 1
     assert row["least"] == pytest.approx(windows * 1024 * step["gbyte_per_position"] / 100 / 3600)
+    # Two windows read the weights once, and their caches each.
+    two = model.test_set(small._replace(memory=9.5), 64)
+    twice = bench_sampling.floor({"bass": prior, "drums": prior}, 128, args)
+    assert two["windows"] == 2
+    assert two["least"] == pytest.approx(
+        row["least"] * twice["gbyte_per_position"] / step["gbyte_per_position"] / 2
+    )
+    fast = model.test_set(small._replace(bandwidth=1e12, speed=1e-3), 64)
+    flop = step["gflop_per_position"] + 2 * 64 * 2048**2 / 1e9
+    assert fast["least"] == pytest.approx(windows * 1024 * flop / 1 / 3600)
     eight = model.test_set(small._replace(number=8), 64)
     assert eight["likely"] == pytest.approx(row["likely"] / 8)
 
@@ -92,6 +102,8 @@ def test_it_measures_once(tmp_path, capsys):
     assert capsys.readouterr().out == first and (tmp_path / "new.json").read_bytes() == measured
     rows = json.loads(measured)["points"]
     assert [row["sources"] for row in rows] == [2, 3, 2] and all(r["seconds"] > 0 for r in rows)
+    assert cost.main([*flags, "--candidates", "0"]) == 1
+    assert "candidates is 0" in capsys.readouterr().err
     (tmp_path / "new.json").write_text("[]", encoding="utf-8")
     assert cost.main(flags) == 1
     assert "not a record of measured points" in capsys.readouterr().err

@@ -151,6 +151,13 @@ def test_no_bit_of_a_row_depends_on_the_others(compiled, inputs, outputs):
         assert torch.equal(product.swish(x[-size:]), swished[-size:])
 
 
+def test_weights_of_any_layout_are_packed(compiled):
+    weight = torch.randn(2000, 300).T
+    product = compiled.product(weight, torch.zeros(300))
+    x = torch.randn(2, 2000)
+    torch.testing.assert_close(product(x), x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
 def test_the_swish_is_right_everywhere(compiled):
     x = torch.cat([torch.linspace(-110, 110, 4001), torch.tensor([0.0, 1e-30, -1e3, 1e3])])
     product = compiled.product(torch.ones(1, 1), torch.zeros(1))

@@ -202,9 +202,15 @@ enum { STORE, SWISH, ADD };
 #ifdef __AVX512F__
 #define VECTOR 16 /* floats of a register */
 #define HEIGHT 12 /* rows of x at a time: 24 of 32 registers hold sums */
-#else
+#elif defined(__AVX__)
 #define VECTOR 8
-#define HEIGHT 3 /* 12 of 16 registers hold sums */
+#define HEIGHT 3 /* 12 of 16 registers */
+#elif defined(__aarch64__)
+#define VECTOR 4
+#define HEIGHT 3 /* 24 of 32 registers */
+#else
+#define VECTOR 4
+#define HEIGHT 1 /* 8 of 16 registers */
 #endif
 #define PARTS (PANEL / VECTOR)
 #define BLOCK 64 /* inputs that are summed before they are added to the sum of the others */
@@ -234,8 +240,10 @@ static inline vector swish(vector x) {
     y = choose(y > large, large, choose(y < -large, -large, y));
     const vector scaled = y * 1.44269504f;
     const vector half = choose(scaled < zero, zero - 0.5f, zero + 0.5f);
-    const integers n = __builtin_convertvector(scaled + half, integers);
-    const vector whole = __builtin_convertvector(n, vector);
+    const vector rounded = scaled + half;
+    integers n;
+    vector whole;
+    for (int i = 0; i < VECTOR; i++) n[i] = (int32_t)rounded[i], whole[i] = (float)n[i];
     const vector r = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
     vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -265,7 +273,7 @@ static inline __attribute__((always_inline)) void float_tile(
             const float *weights = panel + m * PANEL;
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int i = 0; i < PARTS; i++)
                     part[r][i] += x[r * inputs + m] * *(const vector *)(weights + i * VECTOR);
         }
@@ -310,7 +318,10 @@ void product_float(const float *x, const float *packed, const float *bias, float
     case N:                                                                                        \
         float_tile(N, from, panel, begin, to, inputs, outputs, left, (int)post, next, fetched);    \
         break;
-                ROWS(1) ROWS(2) ROWS(3)
+                ROWS(1)
+#if HEIGHT > 1
+                ROWS(2) ROWS(3)
+#endif
 #if HEIGHT > 3
                 ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) ROWS(9) ROWS(10) ROWS(11) ROWS(12)
 #endif
@@ -324,7 +335,7 @@ void product_float(const float *x, const float *packed, const float *bias, float
 #if defined(__AVX512BF16__) && defined(__AVX512F__)
 #define TILE 12 /* rows of x at a time: 24 of 32 registers hold sums */
 
-int has_product(void) { return 1; }
+int has_product_bf16(void) { return 1; }
 
 void pack_bf16(const bf16 *weight, bf16 *packed, int64_t outputs, int64_t inputs) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
@@ -422,7 +433,7 @@ void product_bf16(const bf16 *x, const bf16 *packed, const float *bias, void *ou
     }
 }
 #else
-int has_product(void) { return 0; }
+int has_product_bf16(void) { return 0; }
 #endif
 
 /* Sums over groups of pairs, out[b, g, i] = sum of one[b, first, i] other[b, second, i] shares over

@@ -167,7 +167,7 @@ class CompiledKernels:
         floats = [ctypes.c_float] * 2
         self._weigh_pairs = _function(library, "weigh_pairs", 7, 1, *floats)
         self._library = library
-        self._multiplies_bfloat16 = bool(_function(library, "has_product", 0, 0)())
+        self._multiplies_bfloat16 = bool(_function(library, "has_product_bf16", 0, 0)())
         self._scratch = torch.empty(0)
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -283,6 +283,7 @@ class PanelProduct:
     _STORE, _SWISH, _ADD = range(3)
 
     def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor):
+        weight = weight.contiguous()  # lives until it is packed
         self._outputs, self._inputs = weight.shape
         self._dtype = weight.dtype
         name = {torch.float32: "float", torch.bfloat16: "bf16"}[weight.dtype]
@@ -290,7 +291,7 @@ class PanelProduct:
         self._packed = weight.new_empty(panels * _PANEL * self._inputs)
         self._bias = bias.float().contiguous()
         pack = _function(library, f"pack_{name}", 2, 2)
-        pack(weight.contiguous().data_ptr(), self._packed.data_ptr(), *weight.shape)
+        pack(weight.data_ptr(), self._packed.data_ptr(), *weight.shape)
         self._product = _function(library, f"product_{name}", 4, 4)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -274,8 +274,10 @@ class JobQueue:
             examination = check_input(reader, heard)  # a header may understate the length
             if reader.warning:
                 print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
-            window = separator.window * separator.codec.config.hop / separator.sample_rate
-            opening = round(window * reader.rate)
+            window = separator.window * separator.codec.config.hop
+            opening = (
+                window * reader.rate // separator.sample_rate
+            )  # one sample more is two windows
             if 2 * opening <= examination.frames:
                 job.enter("separating the first seconds")
                 job.opening = self._write(reader, opening, method, separator, job)
@@ -284,7 +286,7 @@ class JobQueue:
             result = self._write(reader, examination.frames, method, separator, job)
             folders.append(result.folder)
             job.enter("done")
-            return result
+            return replace(result, took=result.took + (job.opening.took if job.opening else 0.0))
 
     def _write(
         self,
