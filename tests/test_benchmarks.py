@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import (
     _common,
+    bench_app,
     bench_codec,
     bench_methods,
     bench_partial_sums,
@@ -22,6 +24,7 @@ from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.likelihood import PairScores
+from scripts._methods import METHODS
 
 TINY = ["--preset", "tiny", "--positions", "40", "--repeats", "1", "--threads", "1", "--json"]
 needs_museval = pytest.mark.skipif(
@@ -236,3 +239,12 @@ def test_the_parts_of_a_step_are_all_of_it(capsys):
         # Norms' weights and biases, which the floor counts, are in the products.
         assert whole["mbyte"] / 1e3 == pytest.approx(least["gbyte_per_position"], rel=0.1)
         assert whole["gflop"] == pytest.approx(least["gflop_per_position"], rel=0.1)
+
+
+def test_the_first_sound_comes_before_the_whole_song(capsys, monkeypatch, tiny_models):
+    separator = METHODS["lass"].load_separator(tiny_models, candidates=1)
+    monkeypatch.setattr(bench_app, "load_song_separator", lambda: separator)
+    assert bench_app.main(["--seconds", "6", "--repeats", "2", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    times = [[float(x) for x in re.findall(r"after ([\d.]+) s", line)] for line in lines]
+    assert len(times) == 2 and all(first < whole for first, whole in times)
