@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_app --threads 2
 
-The models that ship for whole songs are loaded before, as the app does; the song is noise of so
-many seconds, in stereo at 44.1 kHz: what it sounds like has no part in the time.
+The models that ship for whole songs are loaded before, as in the app. The song is noise of
+`--seconds`, in stereo at 44.1 kHz; its content does not affect the time. The time starts when the
+file is queued: browser and network are not included.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m benchmarks.bench_step --candidates 1 16 64 --positions 32 --threads 1
 
 The priors have the paper's size and random weights, the likelihood is the hybrid's; mixture codes
-are random, and a new one needs a table. `floor` is what a part must read at the bandwidth of large
-copies, or multiply at the speed of large matrix products, whichever takes longer; both are measured
-before and after, in the type of the decoding, and the faster counts. A part's clock costs about a
-microsecond.
+are random, and a new one needs a table. `floor` is the time to read a part's
+data at the bandwidth of large copies, or to do its arithmetic at the speed of large matrix products
+(in the type of the decoding), whichever is longer. Both speeds are measured before and after, and
+the faster counts. Taking the time adds about a microsecond per call.
 """
 
 from __future__ import annotations

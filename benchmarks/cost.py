@@ -3,24 +3,26 @@
     python -m benchmarks.cost --points runs/cost.json --threads 2     # measures, 25 minutes
     python -m benchmarks.cost --points docs/data/cost_model.json      # calculates
 
-A position takes a device
+A position of sampling takes
 
     step  +  layer * S L  +  GB / bandwidth  +  GFLOP / speed  +  table * K^2
           +  pair * (S - 2) N (K^2 + M)
 
-seconds, of S sources, L layers, K codes, N candidates, and M counted triples of a partial sum. GB
-and GFLOP are the least that a step reads and computes (`bench_sampling.floor`) and the draw's
-N K^2 products; they depend on the width, on N and, through the attended positions, on T. The six
-coefficients are fitted by least squares of the relative errors, none below zero. A point is a mean
-over T positions with random mixture codes, of which a new one needs a table.
+seconds, for S sources, priors of L layers, K codes, N candidates, and M counted triples of a
+partial sum. GB and GFLOP are the least that a step reads and computes (`bench_sampling.floor`) and
+the draw's N K^2 products; they depend on the width, on N and, through the attended positions, on T.
+The six coefficients are fitted by least squares of the relative errors, none below zero. A point is
+the mean time of T positions with random mixture codes; a code that comes for the first time needs a
+table.
 
 A training step takes its FLOP at a share of the speed of large matrix products: one share for the
 codec, one for the priors; activations that are recomputed count.
 
-Other devices have bandwidth, speed and memory of their data sheets. `least` reaches all of both.
-`likely` reaches the shares of them that the fit reaches of the copies and products measured on its
-own device, takes `LAUNCHES` for a layer and for each of the `SMALL` of a draw, and scales the
-tables with the bandwidth; trainings are assumed to reach `TRAINING_SHARE`.
+Other devices have bandwidth, speed and memory of their data sheets. `least` takes all of the
+bandwidth or of the speed, whichever takes longer. `likely` reaches the shares of them that the fit
+reaches of the copies and products measured on its own device, adds `LAUNCHES` for each layer and
+`SMALL` times that for each draw, and scales the tables with the bandwidth; trainings are assumed to
+reach `TRAINING_SHARE`.
 """
 
 from __future__ import annotations
@@ -219,10 +221,8 @@ def report(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Non
         error = row["model"] / row["seconds"] - 1
         print_row(columns, dict(row) | words | {"model": 1e3 * row["model"], "error": error})
     checks = [abs(math.log(row["model"] / row["seconds"])) for row in rows if not row["fit"]]
-    print(
-        f"checks: off by {math.expm1(statistics.fmean(checks)):.0%} in the geometric mean, ", end=""
-    )
-    print(f"by {math.expm1(max(checks)):.0%} at most\n")
+    mean, most = math.exp(statistics.fmean(checks)), math.exp(max(checks))
+    print(f"checks: a factor of {mean:.2f} in the geometric mean, {most:.2f} at most\n")
 
 
 _ENDS = {"of": "{of}", "ms": "{ms:.2f}", "model": "{model:.2f}", "error": "{error:+.0%}"}

@@ -1,4 +1,4 @@
-"""Draws by inversion of cumulated weights."""
+"""Inverse-CDF sampling from weights that need not sum to one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index [...] of weights [..., P] at `uniform` of their sum, and the sum."""
+    """The index [...] at which cumulated weights [..., P] pass `uniform` of their sum; the sum.
+
+    No entry of weight zero is drawn.
+    """
     cumulated = weights.cumsum(-1, dtype=precise(weights.device))
     total = cumulated[..., -1:].contiguous()
     target = uniform.unsqueeze(-1).to(cumulated.dtype) * total
