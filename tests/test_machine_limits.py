@@ -211,6 +211,32 @@ def test_shared_memory_that_is_too_small(monkeypatch):
     dataclasses.replace(batches, workers=0).require_shared_memory()
 
 
+KILLED = """
+import os, signal
+from test_trainer import Noise
+from jukebox_core.datasets.batches import Batches
+batches = Batches(Noise(crop=1000), 16, workers=2).steps(0, 9)
+next(batches)
+workers = batches.gi_frame.f_locals["loaded"]._workers
+print(len(os.listdir(os.environ["TMPDIR"])), flush=True)
+for worker in workers:
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+"""
+
+
+def test_workers_that_are_killed_leave_no_temporary_files(tmp_path):
+    env = os.environ | {
+        "TMPDIR": str(tmp_path),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "1\n", done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(
     shutil.which("unshare") is None or os.name != "posix" or not Path("/dev/shm").is_dir(),
     reason="Linux alone has such a folder",

@@ -5,6 +5,7 @@ A resumed run starts at its step.
 
 from __future__ import annotations
 
+import multiprocessing.util
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,10 @@ class Batches:
             # would then differ from an uninterrupted one.
             generator=torch.Generator(),
         )
+        if self.workers:
+            # The workers put their sockets into this process's folder. One that ends too late is
+            # killed, and would leave a folder of its own.
+            multiprocessing.util.get_temp_dir()
         # Start the workers here and not with the first batch: they must not inherit what the
         # caller changes in between, such as signal handlers.
         return self._unpacked(iter(loader), warn)
