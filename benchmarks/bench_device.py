@@ -78,6 +78,13 @@ def measure(args: Args) -> dict[str, Any]:
     }
 
 
+def faster(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The faster of each of the speeds of two measurements of a device."""
+    tflops = {name: max(speed, other["tflops"][name]) for name, speed in one["tflops"].items()}
+    bandwidth = max(one["gbyte_per_second"], other["gbyte_per_second"])
+    return one | {"gbyte_per_second": bandwidth, "tflops": tflops}
+
+
 def copying(megabytes: int, device: torch.device, repeats: int) -> float:
     """Bytes read and written per second."""
     source = torch.ones(megabytes << 18, device=device)  # float32

@@ -34,6 +34,7 @@ from data.composer import PARTS
 from hybrid import PooledLikelihood
 from hybrid.separator import POOLED_EXPONENT
 from hybrid.smoothing import GaussianBase
+from jukebox_core.config import PriorConfig
 from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate, choose_dtype
@@ -202,12 +203,19 @@ def floor(
     weights = rows = 0.0
     for prior in priors.values():
         weights += sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
-        for kind in prior.config.attention_kinds:
-            slots = [slot_of(kind, t, prior.config.block_length) for t in range(args.positions)]
-            rows += statistics.fmean(slot.rows for slot in slots) * prior.config.attn_width
+        rows += attended(prior.config, range(args.positions))
     read = (weights + 2 * candidates * rows) * dtype.itemsize
     operations = 2 * candidates * weights + 4 * candidates * rows
     return {"gbyte_per_position": read / 1e9, "gflop_per_position": operations / 1e9}
+
+
+def attended(config: PriorConfig, positions: range) -> float:
+    """Return the components of keys that all layers of a prior attend to, mean of positions."""
+    rows = 0.0
+    for kind in config.attention_kinds:
+        slots = [slot_of(kind, t, config.block_length) for t in positions]
+        rows += statistics.fmean(slot.rows for slot in slots) * config.attn_width
+    return rows
 
 
 def plain_step(

@@ -12,7 +12,6 @@ the faster counts. Taking the time adds about a microsecond per call.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections import defaultdict
@@ -26,7 +25,6 @@ from benchmarks import bench_device, bench_sampling
 from benchmarks._common import Flags, prepare, print_row
 from jukebox_core.checks import require_fields
 from jukebox_core.presets import PRESETS
-from jukebox_core.prior.cache import slot_of
 from jukebox_core.prior.cpu import CpuDecoder
 from jukebox_core.prior.joint import EachPrior, Precision, choose_dtype
 from jukebox_core.prior.kernels import Kernels, find_kernels
@@ -131,7 +129,7 @@ def main(args: Args) -> None:
     dtype = choose_dtype(torch.device("cpu"), args.precision, size)
     name: Any = str(dtype).removeprefix("torch.")
     probe = bench_device.Args(size=args.size, types=(name,), threads=args.threads)
-    speeds = [bench_device.measure(probe)]
+    first = bench_device.measure(probe)
     clock = Clock()
     decoders = {
         source: CpuDecoder(prior, dtype, TimedKernels(find_kernels(), clock, config.depth))  # type: ignore[arg-type]
@@ -139,9 +137,8 @@ def main(args: Args) -> None:
     }
     scores = bench_sampling.make_likelihood(METHOD, preset, bench_sampling.Args(plain=0))
     measured = {n: measure(EachPrior(decoders), scores, clock, n, args) for n in args.candidates}
-    speeds.append(bench_device.measure(probe))
-    bandwidth = max(speed["gbyte_per_second"] for speed in speeds)
-    tflops = max(speed["tflops"][name] for speed in speeds)
+    speeds = bench_device.faster(first, bench_device.measure(probe))
+    bandwidth, tflops = speeds["gbyte_per_second"], speeds["tflops"][name]
     print(f"{args.preset}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"copies {bandwidth:.1f} GB/s, {name} products {tflops:.3f} TFLOP/s")
     print_row(COLUMNS)
@@ -209,10 +206,7 @@ def work(
     }
     head = prior.head.weight.numel()  # in float32
     found["output layer"] = (8.0 * head, 4.0 * candidates * head)
-    rows = 0.0
-    for kind in config.attention_kinds:
-        slots = [slot_of(kind, t, config.block_length) for t in range(1, positions)]
-        rows += statistics.fmean(slot.rows for slot in slots) * config.attn_width
+    rows = bench_sampling.attended(config, range(1, positions))
     found["attention"] = (4.0 * itemsize * candidates * rows, 8.0 * candidates * rows)
     read, flop = (sum(values) for values in zip(*found.values(), strict=True))
     return found | {"all": (read, flop)}

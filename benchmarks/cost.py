@@ -196,10 +196,9 @@ def main(args: Args) -> None:
     record = json.loads(args.points.read_text(encoding="utf-8"))
     model = Model(record)
     print("seconds per unit: " + ", ".join(f"{name} {x:.3g}" for name, x in model.fitted.items()))
-    print(
-        f"share of the copies {model.bandwidth:.2f}, of the products {model.speed:.2f}; training: "
-    )
-    print(", ".join(f"{kind} {share:.2f}" for kind, share in model.training.items()) + "\n")
+    shares = {"copies": model.bandwidth, "products": model.speed}
+    shares |= {f"products, training a {kind}": share for kind, share in model.training.items()}
+    print("shares: " + "; ".join(f"{name} {share:.2f}" for name, share in shares.items()) + "\n")
     report(SAMPLED, [row | {"model": model.position(row)} for row in record["points"]])
     report(TRAINED, [row | {"model": model.step(row)} for row in record["trainings"]])
     print_row(SLAKH)
@@ -279,7 +278,7 @@ class Model:
         return float(row["tflop"] / self._products / self.training[kind_of(row)])
 
     def test_set(self, device: Device, candidates: int) -> dict[str, Any]:
-        """Hours to separate Slakh's test set, two sources, with the paper's priors in 16 bits.
+        """Hours to sample two sources of Slakh's test set with the paper's priors in 16 bits.
 
         As many windows are sampled together as fit `SHARE_OF_MEMORY`, at most `MOST_WINDOWS`.
         """
@@ -333,7 +332,7 @@ def measure(
         types=("float32",),
         threads=torch.get_num_threads(),
     )
-    device = bench_device.measure(probe)
+    first = bench_device.measure(probe)
     rows, steps = [], []
     for point in points:
         rows.append(asdict(point) | work(point) | {"seconds": seconds_of(point)})
@@ -341,9 +340,7 @@ def measure(
     for training in trainings:
         steps.append(asdict(training) | step_of(training))
         print(f"{training}: {steps[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
-    again = bench_device.measure(probe)
-    device["gbyte_per_second"] = max(device["gbyte_per_second"], again["gbyte_per_second"])
-    device["tflops"]["float32"] = max(device["tflops"]["float32"], again["tflops"]["float32"])
+    device = bench_device.faster(first, bench_device.measure(probe))
     crop: PresetName = "tiny" if small else "paper"
     tflop = {unit: tflop_of(crop, unit) for unit in COURSES}
     return {"device": device, "points": rows, "trainings": steps, "tflop_of_a_crop": tflop}

@@ -275,9 +275,8 @@ class JobQueue:
             if reader.warning:
                 print(f"warning: {reader.warning}", file=sys.stderr, flush=True)
             window = separator.window * separator.codec.config.hop
-            opening = (
-                window * reader.rate // separator.sample_rate
-            )  # one sample more is two windows
+            # One sample more would be two windows.
+            opening = window * reader.rate // separator.sample_rate
             if 2 * opening <= examination.frames:
                 job.enter("separating the first seconds")
                 job.opening = self._write(reader, opening, method, separator, job)
