@@ -6,7 +6,7 @@
 #
 # Behind a mirror of the package index: --build-arg PIP_FLAGS="--index-url ...".
 FROM python:3.11-slim
-# ffmpeg reads m4a, opus and webm; gcc compiles the sampling kernels at their first use.
+# ffmpeg reads m4a, opus and webm; gcc compiles the kernels of priors and codec at their first use.
 RUN apt-get update && apt-get install -y --no-install-recommends ffmpeg gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /source
 ARG PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"

@@ -1,9 +1,11 @@
 """Compare log-probabilities of fixed sequences in each precision with the prior's float32.
 
     python -m benchmarks.bench_precision --threads 4 --positions 256 --candidates 8
+    python -m benchmarks.bench_precision --prior runs/demo/models/linearisation/prior_bass
 
 For every precision of the device, prints the largest and the root mean square difference of the
-log-probability of a code, and the largest difference of a sequence's mean, in nats per code.
+log-probability of a code, and the largest difference of a sequence's mean, in nats per code. Random
+weights are given random codes; a trained prior (`--prior`), codes drawn from it.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks._common import Flags, prepare, print_row
+from jukebox_core.checkpoints import load_prior
 from jukebox_core.presets import PRESETS
+from jukebox_core.prior.cpu import CpuDecoder
 from jukebox_core.prior.joint import Precision, accelerate
+from jukebox_core.prior.kernels import find_kernels
 from jukebox_core.prior.model import AutoregressivePrior
 from scripts._cli import program
 
@@ -33,24 +39,34 @@ class Args(Flags):
     """Codes of each."""
     device: str = "cpu"
     """Where the fast path runs."""
+    prior: Path | None = None
+    """Run folder of a trained prior; default: random weights of the preset's size."""
 
 
 @program
 def main(args: Args) -> None:
     """Measure and print."""
     prepare(args, args.methods)
-    prior = AutoregressivePrior(PRESETS[args.preset].prior).eval()
     shape = (args.candidates[0], args.positions)
-    codes = torch.randint(prior.n_codes, shape)
+    if args.prior is None:
+        prior = AutoregressivePrior(PRESETS[args.preset].prior).eval()
+        codes = torch.randint(prior.n_codes, shape)
+    else:
+        prior = load_prior(args.prior)
+        codes = drawn(prior, *shape)
     expected = _log_probabilities(prior(codes), codes)
     rows = []
     columns = {"precision": "{precision}", "largest": "{largest:.1e}", "rms": "{rms:.1e}"}
     columns |= {"largest mean of a sequence": "{mean:.1e}"}
     print_row(columns)
     cuda = args.device.startswith("cuda")
-    for precision in ("float32", "bfloat16", *(("float16",) if cuda else ())):
+    more: tuple[Precision, ...] = ("float16",) if cuda else ()
+    if not cuda and find_kernels().integer_limit:
+        more = ("int8",)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16", *more)
+    for precision in precisions:
         both = {"bass": prior.to(args.device), "drums": prior}
-        fast = accelerate(both, cast(Precision, precision))
+        fast = accelerate(both, precision)
         cache = fast.new_cache(*shape)
         logits = []
         for t in range(args.positions):
@@ -67,6 +83,17 @@ def main(args: Args) -> None:
         print_row(columns, row)
     if args.json:
         print(json.dumps(rows))
+
+
+def drawn(prior: AutoregressivePrior, count: int, length: int) -> Tensor:
+    """Sequences of codes [count, length], each code drawn from its distribution."""
+    decoder = CpuDecoder(prior)
+    cache = decoder.new_cache(count, length)
+    codes: list[Any] = [None]
+    for _ in range(length):
+        logits = decoder.step(codes[-1], cache)
+        codes.append(torch.multinomial(logits.softmax(-1), 1).squeeze(1))
+    return torch.stack(codes[1:], 1)
 
 
 def _log_probabilities(logits: Tensor, codes: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from hybrid.smoothing import GaussianBase
 from jukebox_core.config import PriorConfig
 from jukebox_core.presets import PRESETS, Preset
 from jukebox_core.prior.cache import slot_of
+from jukebox_core.prior.cpu import activation_dtype
 from jukebox_core.prior.joint import JointPriors, Precision, accelerate, choose_dtype
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.ancestral import AncestralSampler
@@ -200,11 +201,14 @@ def floor(
     weight and candidate, four per component of an attended position.
     """
     dtype = choose_dtype(torch.device(args.device), args.precision)
-    weights = rows = 0.0
+    layers = heads = rows = 0.0
     for prior in priors.values():
-        weights += sum(p.numel() for p in prior.blocks.parameters()) + prior.head.weight.numel()
+        layers += sum(p.numel() for p in prior.blocks.parameters())
+        heads += prior.head.weight.numel()
         rows += attended(prior.config, range(args.positions))
-    read = (weights + 2 * candidates * rows) * dtype.itemsize
+    other = activation_dtype(dtype).itemsize
+    read = layers * dtype.itemsize + (heads + 2 * candidates * rows) * other
+    weights = layers + heads
     operations = 2 * candidates * weights + 4 * candidates * rows
     return {"gbyte_per_position": read / 1e9, "gflop_per_position": operations / 1e9}
 

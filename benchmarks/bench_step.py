@@ -5,8 +5,8 @@
 The priors have the paper's size and random weights, the likelihood is the hybrid's; mixture codes
 are random, and a new one needs a table. `floor` is the time to read a part's
 data at the bandwidth of large copies, or to do its arithmetic at the speed of large matrix products
-(in the type of the decoding), whichever is longer. Both speeds are measured before and after, and
-the faster counts. Taking the time adds about a microsecond per call.
+(in the type of the decoding; int8: float32, no bound), whichever is longer. Both speeds are
+measured before and after, and the faster counts. Taking the time adds about a microsecond per call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks import bench_device, bench_sampling
 from benchmarks._common import Flags, prepare, print_row
 from jukebox_core.checks import require_fields
 from jukebox_core.presets import PRESETS
-from jukebox_core.prior.cpu import CpuDecoder
+from jukebox_core.prior.cpu import CpuDecoder, activation_dtype
 from jukebox_core.prior.joint import EachPrior, Precision, choose_dtype
 from jukebox_core.prior.kernels import Kernels, find_kernels
 from jukebox_core.prior.model import AutoregressivePrior
@@ -100,6 +100,12 @@ class TimedKernels:
         """A linear layer; the names come in the order in which a decoder asks for them."""
         return TimedProduct(self._kernels.product(weight, bias), self._clock, next(self._names))
 
+    def quantised_product(self, weight: torch.Tensor, bias: torch.Tensor) -> Any:
+        """A linear layer in integers."""
+        return TimedProduct(
+            self._kernels.quantised_product(weight, bias), self._clock, next(self._names)
+        )
+
 
 class TimedProduct:
     """A linear layer that tells a clock what it takes."""
@@ -127,7 +133,7 @@ def main(args: Args) -> None:
     prior = AutoregressivePrior(config).eval()
     size = sum(p.numel() for p in prior.parameters())
     dtype = choose_dtype(torch.device("cpu"), args.precision, size)
-    name: Any = str(dtype).removeprefix("torch.")
+    name: Any = str(activation_dtype(dtype)).removeprefix("torch.")
     probe = bench_device.Args(size=args.size, types=(name,), threads=args.threads)
     first = bench_device.measure(probe)
     clock = Clock()
@@ -139,12 +145,12 @@ def main(args: Args) -> None:
     measured = {n: measure(EachPrior(decoders), scores, clock, n, args) for n in args.candidates}
     speeds = bench_device.faster(first, bench_device.measure(probe))
     bandwidth, tflops = speeds["gbyte_per_second"], speeds["tflops"][name]
-    print(f"{args.preset}, {name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{args.preset}, {dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"copies {bandwidth:.1f} GB/s, {name} products {tflops:.3f} TFLOP/s")
     print_row(COLUMNS)
     rows = []
     for n, parts in measured.items():
-        least = work(prior, n, args.positions, dtype.itemsize)
+        least = work(prior, n, args.positions, dtype)
         for part in parts:
             read, flop = least.get(part, (0.0, 0.0))
             floor = max(read / bandwidth / 1e9, flop / tflops / 1e12)
@@ -192,14 +198,14 @@ def measure(
 
 
 def work(
-    prior: AutoregressivePrior, candidates: int, positions: int, itemsize: int
+    prior: AutoregressivePrior, candidates: int, positions: int, dtype: torch.dtype
 ) -> dict[str, tuple[float, float]]:
     """{part: bytes to read, FLOP} of a position of two such priors; means over the positions."""
     config = prior.config
     block: Any = prior.blocks[0]
     layers = (block.attn.qkv, block.attn.out, block.mlp.up, block.mlp.down)
     found = {
-        part: (2.0 * itemsize * size, 4.0 * candidates * size)
+        part: (2.0 * dtype.itemsize * size, 4.0 * candidates * size)
         for part, size in zip(
             PRODUCTS, (config.depth * x.weight.numel() for x in layers), strict=True
         )
@@ -207,7 +213,8 @@ def work(
     head = prior.head.weight.numel()  # in float32
     found["output layer"] = (8.0 * head, 4.0 * candidates * head)
     rows = bench_sampling.attended(config, range(1, positions))
-    found["attention"] = (4.0 * itemsize * candidates * rows, 8.0 * candidates * rows)
+    size = activation_dtype(dtype).itemsize
+    found["attention"] = (4.0 * size * candidates * rows, 8.0 * candidates * rows)
     read, flop = (sum(values) for values in zip(*found.values(), strict=True))
     return found | {"all": (read, flop)}
 

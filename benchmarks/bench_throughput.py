@@ -30,6 +30,7 @@ from jukebox_core.presets import PRESETS, Preset, PresetName
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.training.memory import crops_that_fit
 from jukebox_core.training.run import compile_layers
+from jukebox_core.vqvae import cpu
 from scripts._cli import program
 from scripts.training_memory import build
 
@@ -161,7 +162,8 @@ def flop_of(
     before = [prior.activation_checkpointing for prior in priors]
     for prior in priors:
         prior.activation_checkpointing = False
-    with FlopCounterMode(display=False) as counter, autocast(device, precision):
+    counting = FlopCounterMode(display=False)
+    with counting as counter, cpu.own_forward(), autocast(device, precision):
         output = objective(batch)
         (output if isinstance(output, Tensor) else output.loss).backward()
     for prior, was in zip(priors, before, strict=True):

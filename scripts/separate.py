@@ -77,7 +77,8 @@ class Args:
     format: Literal["wav", "flac"] = "wav"
     """Format of the stems: wav is 32-bit float; flac is 24-bit and clips beyond full scale."""
     precision: Precision = "auto"
-    """Precision of the priors; auto: bfloat16 or float16 on devices that gain from it."""
+    """Precision of the priors; auto: bfloat16 or float16 where it is faster; int8, on a CPU
+    with AVX2: faster than float32, less precise."""
     window: int | None = None
     """Codes per window; default: the number of the models' preset."""
     batch: int | Literal["auto"] = "auto"

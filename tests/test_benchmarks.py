@@ -22,6 +22,7 @@ from benchmarks import (
 )
 from benchmarks._plain import PlainDecoder, plain_draw
 from jukebox_core.config import PriorConfig
+from jukebox_core.prior.kernels import find_kernels
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.separation.likelihood import PairScores
 from scripts._methods import METHODS
@@ -176,12 +177,17 @@ def test_the_plain_path_is_scaled_and_results_are_kept():
     assert (timed.result, timed.plain_result) == (1, 2)
 
 
-def test_precision(capsys):
-    assert bench_precision.main(TINY) == 0
-    exact, rounded = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (exact["precision"], rounded["precision"]) == ("float32", "bfloat16")
-    assert exact["largest"] < 1e-5 and exact["rms"] < rounded["rms"] < 0.01
-    assert all(row["mean"] <= row["rms"] <= row["largest"] for row in (exact, rounded))
+@pytest.mark.parametrize("trained", (False, True))
+def test_precision(capsys, tiny_models, trained):
+    prior = ["--prior", str(tiny_models / "linearisation/prior_bass")] if trained else []
+    assert bench_precision.main([*TINY, *prior]) == 0
+    exact, *rounded = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    integers = ["int8"] if find_kernels().integer_limit else []
+    assert [row["precision"] for row in (exact, *rounded)] == ["float32", "bfloat16", *integers]
+    assert exact["largest"] < 1e-5
+    for row, most in zip(rounded, (0.01, 0.1), strict=False):
+        assert row["mean"] <= row["rms"] <= row["largest"]
+        assert exact["rms"] < row["rms"] < most
 
 
 def test_methods(capsys, tiny_models, tiny_data):

@@ -4,7 +4,7 @@ The weights of the layer norms go into the linear layers after them, and the slo
 (x sigmoid(1.702 x) = swish(1.702 x) / 1.702) into the layers around it, so that a layer is four
 matrix products, an attention and two norms. The residual stream, the sums inside every product, the
 attention and the output layer are float32; in bfloat16 the weights, the products' results and the
-cache are rounded.
+cache are rounded; in int8 the weights and inputs of the products, not their sums or the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CpuDecoder:
 
         Args:
             prior: on the CPU, float32.
-            dtype: of weights and cache, float32 or bfloat16.
+            dtype: of weights and cache, float32 or bfloat16; int8: of the products' factors.
             kernels: default: the compiled ones where there is a compiler.
 
         Raises:
@@ -50,13 +50,14 @@ class CpuDecoder:
                 f"the CPU, to be decoded in {' or '.join(map(str, _DTYPES))}"
             )
         self.n_codes, self.n_ctx = prior.n_codes, prior.n_ctx
-        self.dtype = dtype
+        self.dtype = activation_dtype(dtype)
         self._prior = prior
         self._kernels = kernels or find_kernels()
         with torch.no_grad():
             product = self._kernels.product
+            of_layer = self._kernels.quantised_product if dtype == torch.int8 else product
             self._layers = [
-                Layer(*(product(w.to(dtype), b) for w, b in folded_weights(block)))
+                Layer(*(of_layer(w.to(self.dtype), b) for w, b in folded_weights(block)))
                 for block in cast("list[Block]", prior.blocks)
             ]
             self._head = product(prior.head.weight, torch.zeros(prior.n_codes))
@@ -90,7 +91,12 @@ class CpuDecoder:
         return self._head(x)
 
 
-_DTYPES = (torch.float32, torch.bfloat16)
+def activation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of caches and products' results for this type of weights."""
+    return torch.float32 if dtype == torch.int8 else dtype
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 
 
 class Layer(NamedTuple):

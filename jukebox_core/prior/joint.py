@@ -11,10 +11,13 @@ from torch import Tensor
 from jukebox_core.prior.cache import PriorCache
 from jukebox_core.prior.cpu import CpuDecoder
 from jukebox_core.prior.gpu import StackedDecoder, can_stack
+from jukebox_core.prior.kernels import find_kernels
 from jukebox_core.prior.model import AutoregressivePrior
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Type of weights and caches; residual stream, attention sums and logits are float32."""
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+"""Type of weights and, but for int8, of caches; residual stream, attention sums and logits are
+float32. int8, on CPUs with AVX2 only: weights and inputs of the layers' products are integers times
+a step, caches are float32."""
 
 _LARGE = 1 << 24  # weights of a prior from which bfloat16 pays on a CPU
 
@@ -120,6 +123,11 @@ def accelerate(
     device = next(iter(priors.values())).positions.device
     sizes = [sum(x.numel() for x in prior.parameters()) for prior in priors.values()]
     dtype = choose_dtype(device, precision, min(sizes))
+    if dtype == torch.int8 and not find_kernels().integer_limit:
+        raise ValueError(
+            "precision int8 needs a processor with AVX2, a C compiler and kernels that are not "
+            "switched off (JUKEBOX_CORE_KERNELS); use auto"
+        )
     if device.type == "cpu":
         return EachPrior({name: CpuDecoder(prior, dtype) for name, prior in priors.items()})
     if device.type == "cuda" and can_stack(priors):
@@ -147,6 +155,8 @@ def choose_dtype(
         dtype = getattr(torch, precision)
         if dtype == torch.float16 and device.type == "cpu":
             raise ValueError("precision float16 is unusable on a CPU; use bfloat16 or float32")
+        if dtype == torch.int8 and device.type != "cpu":
+            raise ValueError(f"precision int8 is for CPUs, the device is {device.type}; use auto")
         if dtype != torch.float32 and device.type not in ("cpu", "cuda"):
             raise ValueError(f"precision {precision} is not there on {device.type}; use float32")
         return dtype

@@ -1,12 +1,14 @@
-/* What a decoding step does between its matrix products, in one pass each.
+/* The operations of a decoding step, in one pass each.
  *
- * Compiled on first use by jukebox_core/prior/kernels.py; every function has a PyTorch twin there.
- * Activations and caches are float or bfloat16 (uint16_t: the upper half of a float), arithmetic is
- * float. Threads are OpenMP's, the same pool that PyTorch uses. */
+ * Compiled on first use (jukebox_core/compiled.py); every function has a PyTorch twin in kernels.py.
+ * Activations and caches are float or bfloat16 (uint16_t: the upper half of a float), sums are float
+ * or exact. Threads are OpenMP's, the same pool that PyTorch uses. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "vectors.h"
 
 typedef uint16_t bf16;
 
@@ -192,30 +194,13 @@ void attend_bf16(const bf16 *qkv, bf16 *keys, bf16 *values, const bf16 *read_key
 DEFINE_NORM(norm_float, float, to_float)
 DEFINE_NORM(norm_bf16, bf16, to_bf16)
 
-/* Matrix products. Weights are packed in panels of 32 outputs, zero-padded. A thread takes whole
+/* Matrix products. Weights are packed in panels of PANEL outputs, zero-padded. A thread takes whole
  * panels, which stay in its cache while all rows of x pass. An output is summed in one order,
  * whatever the number of rows. */
-#define PANEL 32
 enum { STORE, SWISH, ADD };
 
 /* In float: [panels, inputs, 32]. */
-#ifdef __AVX512F__
-#define VECTOR 16 /* floats of a register */
-#define HEIGHT 12 /* rows of x at a time: 24 of 32 registers hold sums */
-#elif defined(__AVX__)
-#define VECTOR 8
-#define HEIGHT 3 /* 12 of 16 registers */
-#elif defined(__aarch64__)
-#define VECTOR 4
-#define HEIGHT 3 /* 24 of 32 registers */
-#else
-#define VECTOR 4
-#define HEIGHT 1 /* 8 of 16 registers */
-#endif
-#define PARTS (PANEL / VECTOR)
-#define BLOCK 64 /* inputs that are summed before they are added to the sum of the others */
-typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
-typedef int32_t integers __attribute__((vector_size(4 * VECTOR), aligned(4)));
+#define BLOCK 64 /* terms of a partial sum */
 
 void pack_float(const float *weight, float *packed, int64_t outputs, int64_t inputs) {
     const int64_t panels = (outputs + PANEL - 1) / PANEL;
@@ -254,6 +239,23 @@ static inline vector swish(vector x) {
     return x / (1.0f + p * (vector)((n + 127) << 23));
 }
 
+/* Writes the first `left` sums of a panel: plain, as x sigmoid(x), or added. */
+static inline __attribute__((always_inline)) void put(const vector *sums, float *to, int64_t left,
+                                                      int post) {
+    vector values[PARTS];
+    for (int i = 0; i < PARTS; i++) values[i] = post == SWISH ? swish(sums[i]) : sums[i];
+    if (left < PANEL) {
+        float end[PANEL];
+        memcpy(end, values, sizeof end);
+        for (int64_t j = 0; j < left; j++) to[j] = post == ADD ? to[j] + end[j] : end[j];
+        return;
+    }
+    for (int i = 0; i < PARTS; i++) {
+        vector *place = (vector *)(to + i * VECTOR);
+        *place = post == ADD ? *place + values[i] : values[i];
+    }
+}
+
 /* Sums of `rows` rows; `fetched` cache lines of the panel to come are brought near meanwhile. */
 static inline __attribute__((always_inline)) void float_tile(
     const int rows, const float *x, const float *panel, const float *bias, float *out,
@@ -280,21 +282,7 @@ static inline __attribute__((always_inline)) void float_tile(
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) sums[r][i] += part[r][i];
     }
-    for (int r = 0; r < rows; r++) {
-        float *to = out + r * outputs;
-        for (int i = 0; i < PARTS; i++)
-            if (post == SWISH) sums[r][i] = swish(sums[r][i]);
-        if (left < PANEL) {
-            float end[PANEL];
-            memcpy(end, sums[r], sizeof end);
-            for (int64_t j = 0; j < left; j++) to[j] = post == ADD ? to[j] + end[j] : end[j];
-            continue;
-        }
-        for (int i = 0; i < PARTS; i++) {
-            vector *place = (vector *)(to + i * VECTOR);
-            *place = post == ADD ? *place + sums[r][i] : sums[r][i];
-        }
-    }
+    for (int r = 0; r < rows; r++) put(sums[r], out + r * outputs, left, post);
 }
 
 /* out = x W^T + bias, all rows, or x sigmoid(x) of it, or added to out. x [B, inputs]. */
@@ -329,6 +317,169 @@ void product_float(const float *x, const float *packed, const float *bias, float
         }
     }
 }
+
+/* In integers: weights and rows of x are integers up to +-LIMIT times a step; sums are exact. Packed
+ * weights: [panels, inputs / 4, 32, 4], inputs padded to a multiple of 8. Rows are stored unsigned,
+ * plus LIMIT + 1; sums start at minus what this adds. Processors that add four 8-bit products to a
+ * 32-bit sum (VNNI) have a LIMIT of 127; for others it is 63, so that four products fit in 16 bits. */
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+#if defined(__AVX512VNNI__)
+typedef __m512i quads;
+#define LIMIT 127
+#define QUADS 16 /* sums of a register */
+#define ROWS_AT_ONCE 12 /* rows of x at a time: 24 of 32 registers hold sums */
+static inline quads repeat(int32_t x) { return _mm512_set1_epi32(x); }
+static inline quads four(quads sum, quads x, const int8_t *w) {
+    return _mm512_dpbusd_epi32(sum, x, _mm512_loadu_si512(w));
+}
+static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
+    return four(four(sum, x, w), y, w + 4 * PANEL);
+}
+#elif defined(__AVXVNNI__)
+typedef __m256i quads;
+#define LIMIT 127
+#define QUADS 8
+#define ROWS_AT_ONCE 3 /* 12 of 16 registers */
+static inline quads repeat(int32_t x) { return _mm256_set1_epi32(x); }
+static inline quads four(quads sum, quads x, const int8_t *w) {
+    return _mm256_dpbusd_avx_epi32(sum, x, _mm256_loadu_si256((const __m256i *)w));
+}
+static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
+    return four(four(sum, x, w), y, w + 4 * PANEL);
+}
+#elif defined(__AVX512BW__)
+typedef __m512i quads;
+#define LIMIT 63
+#define QUADS 16
+#define ROWS_AT_ONCE 12
+static inline quads repeat(int32_t x) { return _mm512_set1_epi32(x); }
+static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
+    const quads first = _mm512_maddubs_epi16(x, _mm512_loadu_si512(w));
+    const quads second = _mm512_maddubs_epi16(y, _mm512_loadu_si512(w + 4 * PANEL));
+    const quads both = _mm512_add_epi16(first, second);
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(both, _mm512_set1_epi16(1)));
+}
+#elif defined(__AVX2__)
+typedef __m256i quads;
+#define LIMIT 63
+#define QUADS 8
+#define ROWS_AT_ONCE 4
+static inline quads repeat(int32_t x) { return _mm256_set1_epi32(x); }
+static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
+    const __m256i *at = (const __m256i *)w, *next = (const __m256i *)(w + 4 * PANEL);
+    const quads first = _mm256_maddubs_epi16(x, _mm256_loadu_si256(at));
+    const quads second = _mm256_maddubs_epi16(y, _mm256_loadu_si256(next));
+    const quads both = _mm256_add_epi16(first, second);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
+}
+#endif
+
+#ifdef LIMIT
+int integer_limit(void) { return LIMIT; }
+
+/* Returns the step: a row of x divided by it, rounded, LIMIT + 1 higher, padded. */
+static float quantise(const float *x, uint8_t *out, int64_t inputs, int64_t padded) {
+    int32_t highest = 0; /* bits of magnitudes are in the order of their values */
+    for (int64_t k = 0; k < inputs; k++) {
+        int32_t bits;
+        memcpy(&bits, x + k, 4);
+        bits &= 0x7fffffff;
+        highest = bits > highest ? bits : highest;
+    }
+    float largest;
+    memcpy(&largest, &highest, 4);
+    if (highest >= 0x7f800000) { /* infinite or NaN: the row's products are NaN */
+        memset(out, LIMIT + 1, padded);
+        return NAN;
+    }
+    /* In double, so that no compiler flag changes a digit; rows below 1e-30 become zeros. */
+    const float inverse = largest > 1e-30f ? (float)(LIMIT / (double)largest) : 0.0f;
+    for (int64_t k = 0; k < inputs; k++)
+        out[k] = (uint8_t)((int32_t)rintf(x[k] * inverse) + LIMIT + 1);
+    memset(out + inputs, LIMIT + 1, padded - inputs);
+    return (float)((double)largest / LIMIT);
+}
+
+static inline __attribute__((always_inline)) void integer_tile(
+    const int rows, const uint8_t *x, const float *steps, const int8_t *panel,
+    const int32_t *start, const float *sizes, const float *bias, float *out, int64_t padded,
+    int64_t outputs, int64_t left, int post, const int8_t *next, int64_t fetched) {
+    quads sums[ROWS_AT_ONCE][PANEL / QUADS];
+    for (int r = 0; r < rows; r++) memcpy(sums[r], start, sizeof sums[r]);
+    for (int64_t k = 0; k < padded; k += BLOCK) {
+        const int64_t stop = k + BLOCK < padded ? k + BLOCK : padded;
+        for (int64_t line = k * fetched / padded; line < stop * fetched / padded; line++)
+            __builtin_prefetch(next + 64 * line, 0, 2);
+        for (int64_t m = k; m < stop; m += 8)
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) {
+                int32_t halves[2];
+                memcpy(halves, x + r * padded + m, 8);
+                const quads first = repeat(halves[0]), second = repeat(halves[1]);
+#pragma GCC unroll 8
+                for (int i = 0; i < PANEL / QUADS; i++)
+                    sums[r][i] =
+                        eight(sums[r][i], first, second, panel + m * PANEL + 4 * QUADS * i);
+            }
+    }
+    for (int r = 0; r < rows; r++) {
+        int32_t whole[PANEL];
+        memcpy(whole, sums[r], sizeof whole);
+        float values[PANEL];
+        for (int j = 0; j < PANEL; j++)
+            values[j] = bias[j] + (float)whole[j] * (steps[r] * sizes[j]);
+        put((const vector *)values, out + r * outputs, left, post);
+    }
+}
+
+/* As product_float. packed, start, sizes (the weights' steps) and bias are padded to whole panels.
+ * Scratch: rows [B, padded], steps [B]. */
+void product_integer(const float *x, const int8_t *packed, const int32_t *start,
+                     const float *sizes, const float *bias, float *out, uint8_t *rounded,
+                     float *steps, int64_t batch, int64_t inputs, int64_t padded, int64_t outputs,
+                     int64_t post) {
+    const int64_t panels = (outputs + PANEL - 1) / PANEL;
+    const int64_t tiles = (batch + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < batch; b++)
+            steps[b] = quantise(x + b * inputs, rounded + b * padded, inputs, padded);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; p++) {
+            const int8_t *panel = packed + p * padded * PANEL;
+            const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
+            for (int64_t t = 0; t < tiles; t++) {
+                const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
+                const int64_t lines = padded * PANEL / 64, line = lines * t / tiles;
+                const int64_t fetched = p + 1 < panels ? lines * (t + 1) / tiles - line : 0;
+                switch (rows) {
+#define INTEGER_ROWS(N)                                                                            \
+    case N:                                                                                        \
+        integer_tile(N, rounded + b * padded, steps + b, panel, start + p * PANEL,                 \
+                     sizes + p * PANEL, bias + p * PANEL, out + b * outputs + p * PANEL, padded,   \
+                     outputs, left, (int)post, panel + (lines + line) * 64, fetched);              \
+        break;
+                    INTEGER_ROWS(1)
+                    INTEGER_ROWS(2) INTEGER_ROWS(3)
+#if ROWS_AT_ONCE > 3
+                    INTEGER_ROWS(4)
+#endif
+#if ROWS_AT_ONCE > 4
+                    INTEGER_ROWS(5) INTEGER_ROWS(6) INTEGER_ROWS(7) INTEGER_ROWS(8)
+                    INTEGER_ROWS(9) INTEGER_ROWS(10) INTEGER_ROWS(11) INTEGER_ROWS(12)
+#endif
+                }
+            }
+        }
+    }
+}
+
+#else
+int integer_limit(void) { return 0; }
+#endif
 
 /* In bfloat16 with float sums, where the processor multiplies bfloat16 vectors:
  * [panels, inputs / 2, 32, 2]. */

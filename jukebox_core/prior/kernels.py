@@ -1,45 +1,30 @@
-"""The small operations of a decoding step on a CPU: `kernels.c`, or the same in plain PyTorch.
+"""The operations of a decoding step on a CPU: `kernels.c`, or the same in plain PyTorch.
 
-The C file is compiled on first use with the system's C compiler (`CC`, default `cc`), in about a
-second, into a cache folder; where there is no compiler the PyTorch twins serve. The environment
-variable JUKEBOX_CORE_KERNELS=off forces those.
+Where the C file cannot be compiled (`jukebox_core.compiled`), the PyTorch twins serve.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import logging
-import os
-import platform
-import shlex
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jukebox_core.caches import cache_folder
-from jukebox_core.files import atomic_path
+from jukebox_core.compiled import function_of, load
 from jukebox_core.inverse_cdf import invert
 from jukebox_core.prior.cache import LayerCache
 
 SOURCE = Path(__file__).with_name("kernels.c")
 EPSILON = 1e-5  # of the layer norms
 _PANEL = 32  # outputs side by side, in kernels.c
+_GROUP = 8  # inputs that are multiplied at a time as integers, in kernels.c
 _LANES = 4  # rows of masses side by side, in kernels.c
 _PRODUCTS = 1 << 21  # of pairs, held at a time
 _SMALLEST = torch.finfo(torch.float32).tiny
-_FLAGS = (
-    "-O3 -march=native -fopenmp -shared -fPIC -fno-math-errno -fno-trapping-math -fno-signed-zeros "
-    "-fassociative-math -freciprocal-math"
-)
-
-log = logging.getLogger(__name__)
 
 
 class Pairs(NamedTuple):
@@ -59,6 +44,9 @@ class Pairs(NamedTuple):
 class TorchKernels:
     """The operations of a decoding step in plain PyTorch."""
 
+    integer_limit = 0
+    """Largest integer of `quantised_product`; 0: no fast integer products here."""
+
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
         """Store keys and values of [B, 3 A] at `position`; what the queries attend to, [B, A]."""
         heads = cache.keys.shape[2]
@@ -77,6 +65,10 @@ class TorchKernels:
     def product(self, weight: Tensor, bias: Tensor) -> Product:
         """A linear layer with weights [out, in], in their type; bias [out] float32."""
         return TorchProduct(weight, bias)
+
+    def quantised_product(self, weight: Tensor, bias: Tensor) -> Product:
+        """A linear layer that rounds weights [out, in] and inputs, see `quantise_rows`."""
+        return TorchQuantised(weight, bias, limit=127)
 
     def pair_mass(self, pairs: Pairs, one: Tensor, other: Tensor) -> Tensor:
         """Sums of one[n, first] other[n, second] shares over the pairs of every group, [N, G].
@@ -154,20 +146,21 @@ class TorchKernels:
 
 
 class CompiledKernels:
-    """kernels.c. Tensors are contiguous, on the CPU, float32 or bfloat16."""
+    """kernels.c. Tensors are contiguous, on the CPU, activations float32 or bfloat16."""
 
     def __init__(self, library: ctypes.CDLL):
         names = {torch.float32: "float", torch.bfloat16: "bf16"}
-        self._attend = {t: _function(library, f"attend_{names[t]}", 7, 6) for t in names}
+        self._attend = {t: function_of(library, f"attend_{names[t]}", 7, 6) for t in names}
         self._norm = {
-            t: _function(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
+            t: function_of(library, f"norm_{names[t]}", 2, 2, ctypes.c_float) for t in names
         }
-        self._pair_mass = _function(library, "pair_mass", 7, 3)
-        self._draw_pairs = _function(library, "draw_pairs", 9, 2)
+        self._pair_mass = function_of(library, "pair_mass", 7, 3)
+        self._draw_pairs = function_of(library, "draw_pairs", 9, 2)
         floats = [ctypes.c_float] * 2
-        self._weigh_pairs = _function(library, "weigh_pairs", 7, 1, *floats)
+        self._weigh_pairs = function_of(library, "weigh_pairs", 7, 1, *floats)
         self._library = library
-        self._multiplies_bfloat16 = bool(_function(library, "has_product_bf16", 0, 0)())
+        self.integer_limit = int(function_of(library, "integer_limit", 0, 0)())
+        self._multiplies_bfloat16 = bool(function_of(library, "has_product_bf16", 0, 0)())
         self._scratch = torch.empty(0)
 
     def attend(self, qkv: Tensor, cache: LayerCache, position: int) -> Tensor:
@@ -215,6 +208,12 @@ class CompiledKernels:
         if weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and half):
             return PanelProduct(self._library, weight, bias)
         return TorchProduct(weight, bias)
+
+    def quantised_product(self, weight: Tensor, bias: Tensor) -> Product:
+        """See `TorchKernels`."""
+        if not self.integer_limit:
+            return TorchKernels().quantised_product(weight, bias)
+        return QuantisedProduct(self._library, weight, bias, self.integer_limit)
 
     def pair_mass(self, pairs: Pairs, one: Tensor, other: Tensor) -> Tensor:
         """See `TorchKernels`."""
@@ -290,37 +289,57 @@ class PanelProduct:
         panels = -(-self._outputs // _PANEL)
         self._packed = weight.new_empty(panels * _PANEL * self._inputs)
         self._bias = bias.float().contiguous()
-        pack = _function(library, f"pack_{name}", 2, 2)
+        pack = function_of(library, f"pack_{name}", 2, 2)
         pack(weight.data_ptr(), self._packed.data_ptr(), *weight.shape)
-        self._product = _function(library, f"product_{name}", 4, 4)
+        self._product = function_of(library, f"product_{name}", 4, 4)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `TorchProduct`."""
-        return self._run(x, x.new_empty(x.shape[0], self._outputs), self._STORE)
+        return self._checked(x, x.new_empty(x.shape[0], self._outputs), self._STORE)
 
     def swish(self, x: Tensor) -> Tensor:
         """See `TorchProduct`."""
-        return self._run(x, x.new_empty(x.shape[0], self._outputs), self._SWISH)
+        return self._checked(x, x.new_empty(x.shape[0], self._outputs), self._SWISH)
 
     def add_to(self, total: Tensor, x: Tensor) -> None:
         """See `TorchProduct`."""
         assert total.dtype == torch.float32 and total.is_contiguous()
         assert total.shape == (x.shape[0], self._outputs)
-        self._run(x, total, self._ADD)
+        self._checked(x, total, self._ADD)
 
-    def _run(self, x: Tensor, out: Tensor, post: int) -> Tensor:
+    def _checked(self, x: Tensor, out: Tensor, post: int) -> Tensor:
         assert x.dtype == self._dtype and x.is_contiguous() and x.shape[1] == self._inputs
-        self._product(
-            x.data_ptr(),
-            self._packed.data_ptr(),
-            self._bias.data_ptr(),
-            out.data_ptr(),
-            x.shape[0],
-            self._inputs,
-            self._outputs,
-            post,
-        )
+        self._run(x, out, post)
         return out
+
+    def _run(self, x: Tensor, out: Tensor, post: int) -> None:
+        addresses = (tensor.data_ptr() for tensor in (x, self._packed, self._bias, out))
+        self._product(*addresses, x.shape[0], self._inputs, self._outputs, post)
+
+
+class QuantisedProduct(PanelProduct):
+    """A linear layer in integers, see `quantise_rows`: the same in panels (kernels.c)."""
+
+    def __init__(self, library: ctypes.CDLL, weight: Tensor, bias: Tensor, limit: int):
+        self._outputs, self._inputs = weight.shape
+        self._dtype = torch.float32
+        whole, sizes = quantise_rows(weight.float(), limit)
+        rows, self._padded = -self._outputs % _PANEL, self._inputs + -self._inputs % _GROUP
+        whole = F.pad(whole, (0, self._padded - self._inputs, 0, rows))
+        # What inputs that are stored `limit + 1` higher add to the sums.
+        self._start = -(limit + 1) * whole.sum(1, dtype=torch.int32)
+        panels = whole.view(-1, _PANEL, self._padded // 4, 4).transpose(1, 2)
+        self._packed = panels.contiguous()
+        self._sizes, self._bias = (F.pad(x, (0, rows)) for x in (sizes, bias.float()))
+        self._product = function_of(library, "product_integer", 8, 5)
+
+    def _run(self, x: Tensor, out: Tensor, post: int) -> None:
+        rounded = x.new_empty(len(x), self._padded, dtype=torch.uint8)
+        steps = x.new_empty(len(x))
+        layer = (self._packed, self._start, self._sizes, self._bias)
+        addresses = (tensor.data_ptr() for tensor in (x, *layer, out, rounded, steps))
+        shape = (len(x), self._inputs, self._padded, self._outputs)
+        self._product(*addresses, *shape, post)
 
 
 class TorchProduct:
@@ -343,18 +362,34 @@ class TorchProduct:
         total += self(x)
 
 
+class TorchQuantised(TorchProduct):
+    """A linear layer in integers, see `quantise_rows`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, limit: int):
+        whole, self._sizes = quantise_rows(weight.float(), limit)
+        self._weight, self._bias, self._limit = whole.double(), bias.float(), limit
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, out], float32."""
+        whole, steps = quantise_rows(x, self._limit)
+        sums = F.linear(whole.double(), self._weight)  # exact
+        return self._bias + sums.float() * (steps.unsqueeze(1) * self._sizes)
+
+
+def quantise_rows(x: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Rows of float32 [B, n] as integers times a step each: symmetric uniform quantisation.
+
+    Returns:
+        int8 [B, n], a row's largest magnitude at the limit; steps float32 [B].
+    """
+    largest = x.abs().amax(1)
+    # `limit / largest` would multiply by a rounded reciprocal.
+    inverse = torch.where(largest > 1e-30, torch.full_like(largest, limit) / largest, 0.0)
+    return (x * inverse.unsqueeze(1)).round().to(torch.int8), largest / limit
+
+
 Kernels: TypeAlias = TorchKernels | CompiledKernels
 Product: TypeAlias = TorchProduct | PanelProduct
-
-
-def _function(
-    library: ctypes.CDLL, name: str, pointers: int, integers: int, *more: Any
-) -> Callable[..., Any]:
-    """A function of the library that takes pointers, then 64-bit integers, then `more`."""
-    function = library[name]
-    function.argtypes = [*[ctypes.c_void_p] * pointers, *[ctypes.c_int64] * integers, *more]
-    function.restype = ctypes.c_int if name.startswith("has_") else None
-    return function
 
 
 def _of_pairs(pairs: Pairs) -> tuple[int | None, ...]:
@@ -374,34 +409,4 @@ def _addresses(dtype: torch.dtype, *tensors: Tensor) -> list[int]:
 @functools.cache
 def find_kernels() -> Kernels:
     """The compiled kernels if they can be compiled, otherwise PyTorch's."""
-    if os.environ.get("JUKEBOX_CORE_KERNELS", "").lower() in ("off", "0", "torch"):
-        return TorchKernels()
-    try:
-        return CompiledKernels(ctypes.CDLL(str(_compiled())))
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        log.info("no compiled kernels (%s): decoding in plain PyTorch", error)
-        return TorchKernels()
-
-
-def _compiled() -> Path:
-    """The shared library, compiled for this processor unless it is there."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    parts = (SOURCE.read_text(encoding="utf-8"), _FLAGS, *compiler, _processor())
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    path = cache_folder() / f"kernels-{key[:16]}.so"
-    if not path.is_file():
-        with atomic_path(path) as temporary:
-            command = [*compiler, *_FLAGS.split(), "-o", str(temporary), str(SOURCE), "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return path
-
-
-def _processor() -> str:
-    """The processor, which `-march=native` depends on: machines may share a home folder."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    except OSError:
-        pass
-    return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    return load(SOURCE, CompiledKernels) or TorchKernels()
