@@ -44,6 +44,22 @@ def test_magnitudes_equal_numpy_fft(stft):
     )
 
 
+def test_gradients_of_magnitudes_are_those_of_autograd():
+    """Of the root of the sum of two squares, in float64; zero for silence, which has none."""
+    audio = torch.randn(2, 900).requires_grad_()
+    weights = torch.randn(2, 257, 8)
+    (found,) = torch.autograd.grad((weights * magnitudes(audio, (512, 128, 400))).sum(), audio)
+    exact = audio.detach().double().requires_grad_()
+    window = torch.hann_window(400, dtype=torch.float64)
+    spectrum = torch.stft(exact, 512, 128, 400, window=window, return_complex=True)
+    loss = (weights * (spectrum.real**2 + spectrum.imag**2).sqrt()).sum()
+    (expected,) = torch.autograd.grad(loss, exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    silence = torch.zeros(2, 900, requires_grad=True)
+    (found,) = torch.autograd.grad(magnitudes(silence, (512, 128, 400)).sum(), silence)
+    assert torch.equal(found, torch.zeros(2, 900))
+
+
 def test_linf_is_the_mean_of_the_largest_squares():
     squared = torch.rand(3, 100)
     expected = np.sort(squared.numpy(), axis=1)[:, -7:].mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,27 @@ def istft(spectrum: Tensor, n_fft: int, hop: int, length: int) -> Tensor:
     return audio.reshape(*leading, length)
 
 
+def squared_magnitude(spectrum: Tensor) -> Tensor:
+    """|X|^2, real, of complex spectra of any shape; on a CPU faster than `abs().square()`."""
+    return torch.addcmul(spectrum.real.square(), spectrum.imag, spectrum.imag)
+
+
+class _Magnitude(torch.autograd.Function):
+    """|X| as the root of `squared_magnitude`, whose own gradient at zero is infinite; here zero."""
+
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor) -> Tensor:
+        ctx.save_for_backward(spectrum)
+        return squared_magnitude(spectrum).sqrt_()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (spectrum,) = ctx.saved_tensors
+        squared = squared_magnitude(spectrum)
+        scale = torch.where(squared > 0, gradient * squared.rsqrt(), 0.0)
+        return torch.view_as_complex(torch.view_as_real(spectrum) * scale.unsqueeze(-1))
+
+
 @lru_cache(maxsize=32)
 def _hann(length: int, device: torch.device) -> Tensor:
     return torch.hann_window(length, device=device)
@@ -44,4 +66,4 @@ def magnitudes(audio: Tensor, stft: tuple[int, int, int]) -> Tensor:
         window=_hann(window, audio.device),
         return_complex=True,
     )
-    return spectrum.abs()
+    return _Magnitude.apply(spectrum)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from jukebox_core.audio.spectra import stft
+from jukebox_core.audio.spectra import squared_magnitude, stft
 from jukebox_core.checkpoints import alpha_of, load_config, load_model
 from jukebox_core.config import MaskEstimatorConfig
 from jukebox_core.separation.mask import RatioMask
@@ -78,9 +78,9 @@ class MaskEstimator(nn.Module):
     @staticmethod
     def features(spectrum: Tensor) -> Tensor:
         """Logarithms [B, frames, F] of the magnitudes relative to their root mean square."""
-        magnitudes = spectrum.abs()
-        loudness = magnitudes.square().mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
-        return (magnitudes / loudness + FLOOR).log().transpose(1, 2)
+        powers = squared_magnitude(spectrum)
+        loudness = powers.mean((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+        return (powers.sqrt() / loudness + FLOOR).log().transpose(1, 2)
 
     @torch.no_grad()
     def standardise(self, mixtures: Tensor) -> None:

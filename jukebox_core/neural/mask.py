@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jukebox_core.audio.spectra import squared_magnitude
 from jukebox_core.checkpoints import (
     META,
     alpha_of,
@@ -124,10 +125,10 @@ class MaskNetwork(nn.Module):
         Log-powers relative to the mixture's mean power (the mixture, the sources, the mean spectra,
         what these leave of the mixture), the spreads, the logarithms of the estimator's masks.
         """
-        own = mixture.abs().square().unsqueeze(1)
+        own = squared_magnitude(mixture).unsqueeze(1)
         loudness = own.mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
-        left = (mixture - decoded.sum(1)).abs().square().unsqueeze(1)
-        every = torch.cat([own, powers, decoded.abs().square(), left], 1)
+        left = squared_magnitude(mixture - decoded.sum(1)).unsqueeze(1)
+        every = torch.cat([own, powers, squared_magnitude(decoded), left], 1)
         logs = (every / loudness + FLOOR).log()
         with torch.no_grad(), torch.autocast(mixture.device.type, enabled=False):
             masks = self.estimator(mixture).transpose(0, 1)  # [B, S, F, frames]
@@ -173,7 +174,7 @@ class MaskNetwork(nn.Module):
             decoded.append(torch.stack(mixed))
             power, spread = [], []
             for block in zip(*(x.split(_FRAMES, -1) for x in spectra), strict=True):
-                each = torch.stack([x.abs().square() for x in block])  # [S, N, F, frames]
+                each = torch.stack([squared_magnitude(x) for x in block])  # [S, N, F, frames]
                 shares = each / (each.sum(0) + 1e-12)
                 mean = torch.einsum("n,snft->sft", weight, shares)
                 deviation = shares.sub(mean.unsqueeze(1)).square()
@@ -195,8 +196,8 @@ def _correction(mixture: Tensor, decoded: Tensor, masks: Tensor) -> Tensor:
     """
     numerator = decoded - masks * decoded.sum(1, keepdim=True)
     # One bound for all sources, so that the corrections still sum to zero.
-    largest = numerator.abs().amax(1, keepdim=True)
-    power = mixture.abs().square().maximum((largest / _LARGEST).square()).clamp_min(1e-20)
+    largest = squared_magnitude(numerator).amax(1, keepdim=True)
+    power = squared_magnitude(mixture).maximum(largest / _LARGEST**2).clamp_min(1e-20)
     return numerator * (mixture.conj() / power)
 
 

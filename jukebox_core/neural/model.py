@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jukebox_core.audio.spectra import squared_magnitude
 from jukebox_core.checkpoints import alpha_of, check_codec, load_config, load_model
 from jukebox_core.config import NeuralLikelihoodConfig
 
@@ -181,7 +182,7 @@ def _log_mel(audio: Tensor, n_fft: int, hop: int, filters: Tensor) -> Tensor:
     padded = F.pad(audio, (left, around - left))  # a negative padding crops
     window = torch.hann_window(n_fft, device=audio.device)
     spectrum = torch.stft(padded, n_fft, hop, window=window, center=False, return_complex=True)
-    powers = spectrum.abs().square().transpose(1, 2)
+    powers = squared_magnitude(spectrum).transpose(1, 2)
     return (powers @ filters / n_fft + FLOOR).log()
 
 

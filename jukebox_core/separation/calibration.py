@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.spectra import stft
+from jukebox_core.audio.spectra import squared_magnitude, stft
 from jukebox_core.checkpoints import digest_of
 from jukebox_core.checks import plain
 from jukebox_core.separation.mask import check_n_fft
@@ -94,7 +94,7 @@ class CalibrationMeter:
     def add(self, source: str, true: Tensor, decoded: Tensor) -> None:
         """One or more stretches of a source and what the codec makes of them, [..., T] each."""
         spectra = (stft(audio, self.n_fft, self.n_fft // 4) for audio in (true, decoded))
-        x, y = (z.abs().square().double().movedim(-2, 0).flatten(1) for z in spectra)
+        x, y = (squared_magnitude(z).double().movedim(-2, 0).flatten(1) for z in spectra)
         found = torch.stack([torch.ones_like(x), x, y, x * y, y * y]).sum(-1)
         self._sums[source] = self._sums.get(source, torch.zeros_like(found)) + found
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from jukebox_core.audio.spectra import istft, stft
+from jukebox_core.audio.spectra import istft, squared_magnitude, stft
 from jukebox_core.checks import require
 from jukebox_core.separation.samples import Candidates
 
@@ -134,7 +134,7 @@ class RatioMask:
         powers = {
             name: torch.stack(
                 [
-                    self._mean(w, (alpha[name] * self._spectra(x)).abs().square())
+                    self._mean(w, squared_magnitude(alpha[name] * self._spectra(x)))
                     for w, x in zip(weights, audio, strict=True)
                 ]
             )
