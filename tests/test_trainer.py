@@ -24,7 +24,7 @@ from jukebox_core.checkpoints import (
 from jukebox_core.config import OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import Batches
 from jukebox_core.training.distributed import make_fabric, seed_everything
-from jukebox_core.training.optim import WeightAverage, build_optimizer, learning_rate
+from jukebox_core.training.optim import Float32Muon, WeightAverage, build_optimizer, learning_rate
 from jukebox_core.training.tracking import CsvTracker, Tracker, read_metrics
 from jukebox_core.training.trainer import TIMINGS, CollapseWatch, Trainer
 from jukebox_core.vqvae.objective import ObjectiveOutput
@@ -418,6 +418,27 @@ def test_an_optimizer_of_other_shapes_is_refused(tmp_path):
     save_state(tmp_path, state)
     with pytest.raises(ValueError, match=r"exp_avg is \(3,\) for a parameter \(16, 16\)"):
         toy_run(tmp_path)
+
+
+@pytest.mark.parametrize("shape", ((6, 4), (3, 8), (1, 5)))
+def test_muon_on_a_cpu_is_pytorchs_in_float32(monkeypatch, shape):
+    """Six steps; `bfloat16` of PyTorch's own does nothing here."""
+    g = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(shape, generator=g), torch.randn(6, *shape, generator=g)
+    found, groups = [], []
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: x.clone())
+    for kind in (torch.optim.Muon, Float32Muon):
+        matrix, still = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+        options = {"lr": 0.1, "weight_decay": 0.3, "adjust_lr_fn": "match_rms_adamw"}
+        optimizer = kind([matrix, still], **options)
+        for gradient in gradients:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+        assert torch.equal(still, start)
+        found.append((matrix.detach(), optimizer.state[matrix]))
+        groups.append(optimizer.state_dict()["param_groups"])
+    torch.testing.assert_close(*found)
+    assert groups[0] == groups[1]
 
 
 @pytest.mark.parametrize("muon", (False, True))

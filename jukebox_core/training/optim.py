@@ -70,6 +70,50 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=config.lr, **options)
 
 
+class Float32Muon(torch.optim.Muon):
+    """PyTorch's Muon, with Nesterov momentum and `match_rms_adamw`; in float32 on a CPU.
+
+    Its own Newton-Schulz iterations are in bfloat16; on a CPU that emulates it they took half of a
+    training step or more.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all matrices."""
+        matrices = [p for group in self.param_groups for p in group["params"]]
+        if any(p.device.type != "cpu" for p in matrices):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                average = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(average, momentum)
+                update = newton_schulz(update, group["ns_coefficients"], group["ns_steps"])
+                p.mul_(1 - rate * group["weight_decay"])
+                p.add_(update, alpha=-rate * 0.2 * math.sqrt(max(p.shape)))  # match_rms_adamw
+        return loss
+
+
+def newton_schulz(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Iterations that move the singular values of x [m, n] close to one."""
+    a, b, c = coefficients
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    wide = wide / wide.norm().clamp_min(1e-7)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide if x.shape[0] <= x.shape[1] else wide.T
+
+
 class MuonWithAdamW(Optimizer):
     """PyTorch's Muon for hidden matrices and its AdamW for all other parameters, as one optimiser.
 
@@ -91,7 +135,7 @@ class MuonWithAdamW(Optimizer):
             config: rates and decays.
             options: of AdamW.
         """
-        muon = torch.optim.Muon(
+        muon = Float32Muon(
             matrices,
             lr=config.lr,
             weight_decay=config.weight_decay,
