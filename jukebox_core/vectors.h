@@ -25,4 +25,19 @@ typedef int32_t integers __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
 #define INLINE static inline __attribute__((always_inline))
 
+typedef vector tile_sums[HEIGHT][PARTS];
+
+/* sums += rows of x, `stride` floats apart, times a panel of weights [inputs, PANEL]. */
+INLINE void multiply(const int rows, tile_sums sums, const float *x, int64_t stride,
+                     const float *panel, int64_t inputs) {
+    for (int64_t m = 0; m < inputs; m++) {
+        const float *weights = panel + m * PANEL;
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int i = 0; i < PARTS; i++)
+                sums[r][i] += x[r * stride + m] * *(const vector *)(weights + i * VECTOR);
+    }
+}
+
 #endif

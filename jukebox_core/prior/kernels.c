@@ -97,10 +97,8 @@ DEFINE_ATTEND(attend_bf16_plain, bf16, from_bf16, to_bf16)
 #include <immintrin.h>
 
 /* attend_bf16_plain's loop body for a constant width, which keeps all sums in registers. */
-static inline __attribute__((always_inline)) void attend_one(const int width, const bf16 *query,
-                                                             const bf16 *key, const bf16 *value,
-                                                             bf16 *result, float *score,
-                                                             int64_t count) {
+INLINE void attend_one(const int width, const bf16 *query, const bf16 *key, const bf16 *value,
+                       bf16 *result, float *score, int64_t count) {
     const float scale = 1.0f / sqrtf((float)width);
     __m512bh q[8];
     for (int d = 0; d < width / 32; d++) q[d] = (__m512bh)_mm512_loadu_si512(query + 32 * d);
@@ -240,8 +238,7 @@ static inline vector swish(vector x) {
 }
 
 /* Writes the first `left` sums of a panel: plain, as x sigmoid(x), or added. */
-static inline __attribute__((always_inline)) void put(const vector *sums, float *to, int64_t left,
-                                                      int post) {
+INLINE void put(const vector *sums, float *to, int64_t left, int post) {
     vector values[PARTS];
     for (int i = 0; i < PARTS; i++) values[i] = post == SWISH ? swish(sums[i]) : sums[i];
     if (left < PANEL) {
@@ -257,10 +254,10 @@ static inline __attribute__((always_inline)) void put(const vector *sums, float 
 }
 
 /* Sums of `rows` rows; `fetched` cache lines of the panel to come are brought near meanwhile. */
-static inline __attribute__((always_inline)) void float_tile(
-    const int rows, const float *x, const float *panel, const float *bias, float *out,
-    int64_t inputs, int64_t outputs, int64_t left, int post, const float *next, int64_t fetched) {
-    vector sums[HEIGHT][PARTS], part[HEIGHT][PARTS];
+INLINE void float_tile(const int rows, const float *x, const float *panel, const float *bias,
+                       float *out, int64_t inputs, int64_t outputs, int64_t left, int post,
+                       const float *next, int64_t fetched) {
+    tile_sums sums, part;
     float start[PANEL] = {0};
     memcpy(start, bias, left * sizeof(float));
     for (int r = 0; r < rows; r++)
@@ -271,14 +268,7 @@ static inline __attribute__((always_inline)) void float_tile(
             __builtin_prefetch(next + 16 * line, 0, 2);
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) part[r][i] = (vector){0.0f};
-        for (int64_t m = k; m < stop; m++) {
-            const float *weights = panel + m * PANEL;
-#pragma GCC unroll 12
-            for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-                for (int i = 0; i < PARTS; i++)
-                    part[r][i] += x[r * inputs + m] * *(const vector *)(weights + i * VECTOR);
-        }
+        multiply(rows, part, x + k, inputs, panel + k * PANEL, stop - k);
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) sums[r][i] += part[r][i];
     }
@@ -334,9 +324,6 @@ static inline quads repeat(int32_t x) { return _mm512_set1_epi32(x); }
 static inline quads four(quads sum, quads x, const int8_t *w) {
     return _mm512_dpbusd_epi32(sum, x, _mm512_loadu_si512(w));
 }
-static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
-    return four(four(sum, x, w), y, w + 4 * PANEL);
-}
 #elif defined(__AVXVNNI__)
 typedef __m256i quads;
 #define LIMIT 127
@@ -345,9 +332,6 @@ typedef __m256i quads;
 static inline quads repeat(int32_t x) { return _mm256_set1_epi32(x); }
 static inline quads four(quads sum, quads x, const int8_t *w) {
     return _mm256_dpbusd_avx_epi32(sum, x, _mm256_loadu_si256((const __m256i *)w));
-}
-static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
-    return four(four(sum, x, w), y, w + 4 * PANEL);
 }
 #elif defined(__AVX512BW__)
 typedef __m512i quads;
@@ -373,6 +357,12 @@ static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
     const quads second = _mm256_maddubs_epi16(y, _mm256_loadu_si256(next));
     const quads both = _mm256_add_epi16(first, second);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(both, _mm256_set1_epi16(1)));
+}
+#endif
+
+#if LIMIT == 127
+static inline quads eight(quads sum, quads x, quads y, const int8_t *w) {
+    return four(four(sum, x, w), y, w + 4 * PANEL);
 }
 #endif
 
@@ -402,10 +392,10 @@ static float quantise(const float *x, uint8_t *out, int64_t inputs, int64_t padd
     return (float)((double)largest / LIMIT);
 }
 
-static inline __attribute__((always_inline)) void integer_tile(
-    const int rows, const uint8_t *x, const float *steps, const int8_t *panel,
-    const int32_t *start, const float *sizes, const float *bias, float *out, int64_t padded,
-    int64_t outputs, int64_t left, int post, const int8_t *next, int64_t fetched) {
+INLINE void integer_tile(const int rows, const uint8_t *x, const float *steps, const int8_t *panel,
+                         const int32_t *start, const float *sizes, const float *bias, float *out,
+                         int64_t padded, int64_t outputs, int64_t left, int post,
+                         const int8_t *next, int64_t fetched) {
     quads sums[ROWS_AT_ONCE][PANEL / QUADS];
     for (int r = 0; r < rows; r++) memcpy(sums[r], start, sizeof sums[r]);
     for (int64_t k = 0; k < padded; k += BLOCK) {
@@ -532,10 +522,8 @@ static inline void finish(__m512 sum, int post, void *out, int64_t at, __mmask16
     _mm256_mask_storeu_epi16((bf16 *)out + at, mask, (__m256i)_mm512_cvtneps_pbh(sum));
 }
 
-static inline __attribute__((always_inline)) void tile(const int rows, const bf16 *x,
-                                                       const bf16 *panel, const float *bias,
-                                                       void *out, int64_t inputs, int64_t outputs,
-                                                       int64_t first, int post) {
+INLINE void tile(const int rows, const bf16 *x, const bf16 *panel, const float *bias, void *out,
+                 int64_t inputs, int64_t outputs, int64_t first, int post) {
     __m512 sums[TILE][2];
     const int64_t left = outputs - first;
     const __mmask16 masks[2] = {left >= 16 ? 0xffff : (1u << left) - 1,
@@ -592,9 +580,8 @@ int has_product_bf16(void) { return 0; }
  * block of both stays in the fastest cache; shares: of every pair, or null. */
 typedef double lanes __attribute__((vector_size(32), aligned(8)));
 
-static inline __attribute__((always_inline)) lanes group_mass(
-    const lanes *one, const lanes *other, const int32_t *first, const int32_t *second,
-    const double *shares, int64_t e, int64_t stop) {
+INLINE lanes group_mass(const lanes *one, const lanes *other, const int32_t *first,
+                        const int32_t *second, const double *shares, int64_t e, int64_t stop) {
     lanes sums[4] = {{0.0}}; /* they do not wait for each other */
     for (; e + 4 <= stop; e += 4)
 #pragma GCC unroll 4
@@ -688,10 +675,10 @@ static inline float power(float x, float exponent) {
 enum { NONE, LINEAR, CUBE, ANY };
 
 /* Part of a row of weigh_pairs; returns its largest weight. */
-static inline __attribute__((always_inline)) float weigh(
-    const int kind, const int gather, float first, const float *restrict second,
-    const float *restrict rest, const float *restrict values, const int16_t *restrict lookup,
-    float *restrict out, int64_t count, float exponent, float scale) {
+INLINE float weigh(const int kind, const int gather, float first, const float *restrict second,
+                   const float *restrict rest, const float *restrict values,
+                   const int16_t *restrict lookup, float *restrict out, int64_t count,
+                   float exponent, float scale) {
     float gathered[WEIGHED], largest = 0.0f;
     if (gather) /* apart: the other loop has whole vectors to itself */
         for (int64_t j = 0; j < count; j++) gathered[j] = LIFT * values[lookup[j]];

@@ -11,21 +11,6 @@
 
 #define CHUNK 96 /* points in time at once */
 
-typedef vector tile[HEIGHT][PARTS];
-
-/* sums += rows of x, `stride` floats apart, times a panel of weights [inputs, PANEL]. */
-INLINE void multiply(const int rows, tile sums, const float *x, int64_t stride, const float *panel,
-                     int64_t inputs) {
-    for (int64_t m = 0; m < inputs; m++) {
-        const float *weights = panel + m * PANEL;
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
-            for (int i = 0; i < PARTS; i++)
-                sums[r][i] += x[r * stride + m] * *(const vector *)(weights + i * VECTOR);
-    }
-}
-
 enum { RELU, PLUS, MASKED, GRADIENT };
 
 /* `rows` points in time of one panel of outputs, from taps of x that are `apart` points apart.
@@ -35,7 +20,7 @@ enum { RELU, PLUS, MASKED, GRADIENT };
 INLINE void points(const int rows, const float *x, int64_t inputs, int taps, int64_t apart,
                    const float *panel, const float *bias, const int kind, const float *other,
                    const float *more, float *out, int64_t channels) {
-    tile sums;
+    tile_sums sums;
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < PARTS; i++)
             sums[r][i] = bias ? *(const vector *)(bias + i * VECTOR) : (vector){0.0f};
@@ -78,7 +63,7 @@ INLINE void layer(int64_t count, const float *x, int64_t inputs, int taps, int64
 /* out [inputs, outputs] += sum over time of x [.., inputs] g [.., outputs]. */
 INLINE void outer_rows(const int rows, const float *x, int64_t inputs, const float *g,
                        int64_t outputs, int64_t count, float *out) {
-    tile sums = {{{0.0f}}};
+    tile_sums sums = {{{0.0f}}};
     for (int64_t t = 0; t < count; t++)
         multiply(rows, sums, x + t * inputs, 1, g + t * outputs, 1);
     for (int r = 0; r < rows; r++)
