@@ -20,7 +20,7 @@ from jukebox_core.separation.likelihood import (
 )
 from jukebox_core.separation.settings import Settings
 from lass.counts import Counts, symmetrise
-from lass.smoothing import Base, MakeBase
+from lass.smoothing import Base, MakeBase, check_base
 
 EXPONENT = 3.0
 SMOOTHING = 3.0
@@ -124,10 +124,7 @@ class SmoothedLikelihood:
         """
         check_exponent("exponent", exponent)
         check_smoothing("concentration", concentration, or_none=False)
-        if base.n_codes != counts.n_codes:
-            raise ValueError(
-                f"counts over {counts.n_codes} codes, a base distribution over {base.n_codes}"
-            )
+        check_base(base, counts)
         if symmetric:
             counts = symmetrise(counts)
         k = self.n_codes = counts.n_codes

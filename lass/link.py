@@ -9,19 +9,18 @@ from torch import Tensor
 
 from jukebox_core.inverse_cdf import precise
 from jukebox_core.separation.chain import Parts
-from jukebox_core.separation.likelihood import PairScores
+from jukebox_core.separation.likelihood import check_smoothing
 from jukebox_core.separation.pair_groups import PairGroups
 from lass.counts import Counts, to_keys
-from lass.likelihood import SmoothedLikelihood
-from lass.smoothing import Base, Spread
+from lass.smoothing import Base, Spread, check_base
 
 
 class CountLink:
     """p(s | first, second) by smoothed counts of (first, second, s): a `separation.chain.Link`.
 
     (c[i, j, s] + a q(s | i, j)) / (c[i, j] + a), with the base distribution q and the concentration
-    a of `SmoothedLikelihood`. The exponent of the mixture's likelihood has no part in it: s is
-    summed out, so its distribution must be normalised.
+    a of `lass.likelihood.SmoothedLikelihood`. The exponent of the mixture's likelihood has no part
+    in it: s is summed out, so its distribution must be normalised.
     """
 
     def __init__(
@@ -39,9 +38,8 @@ class CountLink:
             ValueError: the concentration is not positive, or counts and base have different numbers
                 of codes.
         """
-        self._smoothed = SmoothedLikelihood(
-            counts, base, 1.0, concentration=concentration, device=device
-        )
+        check_smoothing("concentration", concentration, or_none=False)
+        check_base(base, counts)
         k = self.n_codes = counts.n_codes
         self.base = base
         first, second, offsets, seen, keys = (
@@ -62,10 +60,6 @@ class CountLink:
         self.rest = (concentration / (totals.to(dtype) + concentration)).view(k, k)
         self.weighted = base.weighted(self.rest)
         self._keys = keys
-
-    def scores(self, code: int) -> PairScores:
-        """Log p(code | first, second) of all pairs."""
-        return self._smoothed.scores(code).explicit()
 
     def message(self, first: Tensor, second: Tensor) -> CountMessage:
         """The mass of every code of the sum, counted and by the base distribution."""

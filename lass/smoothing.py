@@ -83,6 +83,14 @@ class Base(Protocol):
         ...
 
 
+def check_base(base: Base, counts: Counts) -> None:
+    """Raise ValueError if counts and base have different numbers of codes."""
+    if base.n_codes != counts.n_codes:
+        raise ValueError(
+            f"counts over {counts.n_codes} codes, a base distribution over {base.n_codes}"
+        )
+
+
 def overall_frequencies(counts: Counts) -> Tensor:
     """p(m), float64 [K], with half an observation of every code: none is impossible."""
     seen = np.bincount(counts.mixture, weights=counts.counts, minlength=counts.n_codes) + 0.5

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from jukebox_core.separation.chain import Parts
-from jukebox_core.separation.likelihood import PairScores
 from jukebox_core.separation.pair_groups import PairGroups
 from lqvae.sums import check_sum_codes
 
@@ -29,11 +28,6 @@ class SumLink:
         check_sum_codes("sum_codes", sum_codes)
         self.n_codes = len(sum_codes)
         self._groups = PairGroups.by_sum(sum_codes.flatten(), self.n_codes)
-
-    def scores(self, code: int) -> PairScores:
-        """Zeros for the pairs whose sum is the code."""
-        pairs = self._groups.pairs(code)
-        return PairScores(torch.zeros(pairs.shape[1], device=pairs.device), pairs)
 
     def message(self, first: Tensor, second: Tensor) -> SumMessage:
         """The mass of the pairs of every sum."""

@@ -47,34 +47,52 @@ def gaussian(weights, seed=0):
     return LatentGaussianLikelihood(codebook(seed), code_sums(codebook(seed), weights), 0.7)
 
 
-def sum_links(sources):
-    weights = [((k - 1) / k, 1 / k) for k in range(2, sources)]
-    return [SumLink(code_sums(codebook(), w)) for w in weights]
+class KnownChain(Chain):
+    """A chain, and p(s | first, second) of its links, [s, first, second], from other code."""
+
+    def __init__(self, links, tables, last):
+        super().__init__(links, last)
+        self.tables = tables
+
+
+def dense(scores):
+    """Scores [K, K], float64, -inf where there are none."""
+    scores = scores.explicit()
+    table = torch.full((K * K,), -math.inf, dtype=torch.float64)
+    at = slice(None) if scores.pairs is None else scores.pairs[0] * K + scores.pairs[1]
+    table[at] = scores.values.double()
+    return table.view(K, K)
 
 
 def gaussian_chain(sources):
-    return Chain(sum_links(sources), gaussian(((sources - 1) / sources, 1 / sources)))
+    weights = [((k - 1) / k, 1 / k) for k in range(2, sources)]
+    sums = [code_sums(codebook(), w) for w in weights]
+    tables = [torch.eye(K, dtype=torch.float64)[s].permute(2, 0, 1) for s in sums]
+    last = gaussian(((sources - 1) / sources, 1 / sources))
+    return KnownChain([SumLink(s) for s in sums], tables, last)
 
 
-def count_links(sources, base):
-    return [CountLink(counts(k), base(counts(k)), 2.5) for k in range(2, sources)]
+def counted(sources, base, last):
+    """A chain whose links are smoothed counts; its tables are from `SmoothedLikelihood`."""
+    seen = [counts(k) for k in range(2, sources)]
+    own = [SmoothedLikelihood(c, base(c), 1.0, concentration=2.5) for c in seen]
+    tables = [torch.stack([dense(each.scores(s)).exp() for s in range(K)]) for each in own]
+    return KnownChain([CountLink(c, base(c), 2.5) for c in seen], tables, last)
 
 
 def counted_chain(sources):
     last = counts(9)
-    return Chain(count_links(sources, Marginals), SmoothedLikelihood(last, Overall(last), 1.7))
+    return counted(sources, Marginals, SmoothedLikelihood(last, Overall(last), 1.7))
 
 
 def unsmoothed_chain(sources):
-    return Chain(count_links(sources, Overall), CountLikelihood(counts(9), 1.0))
+    return counted(sources, Overall, CountLikelihood(counts(9), 1.0))
 
 
 def pooled_chain(sources):
-    near = gaussian((0.5, 0.5))
-    links = count_links(sources, lambda counted: GaussianBase(near, counted))
-    last = counts(9)
-    counted = SmoothedLikelihood(last, Marginals(last), 1.0)
-    return Chain(links, PooledLikelihood(counted, near))
+    near, last = gaussian((0.5, 0.5)), counts(9)
+    pooled = PooledLikelihood(SmoothedLikelihood(last, Marginals(last), 1.0), near)
+    return counted(sources, lambda seen: GaussianBase(near, seen), pooled)
 
 
 CHAINS = {
@@ -87,24 +105,14 @@ every_chain = pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
 numbers = pytest.mark.parametrize("sources", (3, 4))
 
 
-def dense(scores):
-    """Scores [K, K], float64, -inf where there are none."""
-    scores = scores.explicit()
-    table = torch.full((K * K,), -math.inf, dtype=torch.float64)
-    at = slice(None) if scores.pairs is None else scores.pairs[0] * K + scores.pairs[1]
-    table[at] = scores.values.double()
-    return table.view(K, K)
-
-
 def likelihood_of_tuples(chain, mixture_code, sources):
     """p(m | z_1 .. z_S) of all tuples, [K] * S, by a sum over all partial sums."""
     last = dense(chain.scores(mixture_code)).exp()
-    links = [torch.stack([dense(link.scores(s)).exp() for s in range(K)]) for link in chain.links]
     found = torch.zeros([K] * sources, dtype=torch.float64)
     for codes in itertools.product(range(K), repeat=sources):
         weights = torch.eye(K, dtype=torch.float64)[codes[0]]  # of the sum so far
-        for link, code in zip(links, codes[1:-1], strict=True):
-            weights = link[:, :, code] @ weights
+        for table, code in zip(chain.tables, codes[1:-1], strict=True):
+            weights = table[:, :, code] @ weights
         found[codes] = weights @ last[:, codes[-1]]
     return found
 
@@ -139,8 +147,8 @@ def assert_frequencies(found, expected):
 @numbers
 @every_chain
 def test_links_are_distributions_and_messages_are_their_sums(make, sources):
-    for link in make(sources).links:
-        table = torch.stack([dense(link.scores(s)).exp() for s in range(K)])  # [s, i, j]
+    chain = make(sources)
+    for link, table in zip(chain.links, chain.tables, strict=True):
         torch.testing.assert_close(table.sum(0), torch.ones(K, K).double(), rtol=0, atol=1e-6)
         first, second = torch.rand(2, 6, K, generator=generator(1), dtype=torch.float64)
         first[0, 2] = second[1, 3] = 0
@@ -152,8 +160,8 @@ def test_links_are_distributions_and_messages_are_their_sums(make, sources):
 @pytest.mark.parametrize("number", (0.0, 0.5, 1 - 2**-53))
 def test_the_only_pair_of_a_sum_is_drawn_by_every_number(make, number):
     """Also where nothing was counted, and the base distribution alone has the pair."""
-    (link,) = make(3).links
-    table = torch.stack([dense(link.scores(s)).exp() for s in range(K)])
+    chain = make(3)
+    (link,), (table,) = chain.links, chain.tables
     sums, first, second = table.nonzero().T
     certain = torch.eye(K, dtype=torch.float64)
     message = link.message(certain[first], certain[second])

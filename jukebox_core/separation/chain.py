@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from jukebox_core.inverse_cdf import precise
-from jukebox_core.separation.likelihood import Likelihood, PairScores, Scores
+from jukebox_core.separation.likelihood import Likelihood, Scores
 from jukebox_core.separation.posterior import (
     FullTable,
     PairTable,
@@ -55,10 +55,6 @@ class Link(Protocol):
     """The distribution p(s | first, second) of a partial sum's code, given two codes."""
 
     n_codes: int
-
-    def scores(self, code: int) -> PairScores:
-        """Log p(code | first, second) of the pairs, normalised over the codes."""
-        ...
 
     def message(self, first: Tensor, second: Tensor) -> Message:
         """The message of probabilities first and second, [N, K] each.

@@ -44,11 +44,6 @@ class PairGroups:
         shares = None if weights is None else weights.flatten()[order]
         return cls(order // n_codes, order % n_codes, offsets, shares)
 
-    def pairs(self, group: int) -> Tensor:
-        """The pairs of a group, int64 [2, P]."""
-        start, stop = self._pairs.offsets[group : group + 2].tolist()
-        return torch.stack([self._pairs.first[start:stop], self._pairs.second[start:stop]]).long()
-
     def mass(self, one: Tensor, other: Tensor) -> Tensor:
         """Sums of one[n, first] other[n, second] shares over the pairs of every group, [N, G].
 
