@@ -191,7 +191,7 @@ def _draw(
     folder: Path,
     identity: Mapping[str, Any],
 ) -> CandidateItems:
-    """The items with their candidates, drawn by the first process."""
+    """The items with their candidates, which all processes draw together."""
     augmentation = dict(identity["drawn_with"]["augmentation"])
     if augmentation["production"] == 0:  # files from before it existed keep their identity
         del augmentation["production"]
@@ -205,19 +205,29 @@ def _draw(
         crops.seed,
     )
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    with tqdm(desc=f"candidates, {folder.name}", total=count, disable=None, leave=False) as bar:
+    fabric = run.fabric
+    everywhere = (fabric.global_rank, fabric.world_size)
+    here = (fabric.local_rank, run.local_size)  # draws what another machine's disk holds
+    hidden = None if fabric.is_global_zero else True
+    for share in dict.fromkeys((everywhere, here)):
+        with tqdm(desc=f"candidates, {folder.name}", disable=hidden, leave=False) as bar:
 
-        def advance(done: int, total: int) -> None:
-            bar.update(done - bar.n)
+            def advance(done: int, total: int, bar: tqdm[Any] = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
 
-        def draw() -> CandidateItems:
-            return draw_items(
-                separator, crops, count, folder, digest, seed=crops.seed, progress=advance
+            items = draw_items(
+                separator,
+                crops,
+                count,
+                folder,
+                digest,
+                seed=crops.seed,
+                share=share,
+                progress=advance,
             )
-
-        items = draw() if run.fabric.is_global_zero else None
-        run.fabric.barrier()
-        return draw() if items is None else items
+        fabric.barrier()
+    return items
 
 
 def check(args: Args, separator: Separator, estimator: MaskEstimator) -> None:

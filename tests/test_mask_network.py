@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -25,7 +27,7 @@ from jukebox_core.separation.samples import Candidates
 from jukebox_core.separation.settings import Settings
 from jukebox_core.tables import open_table
 from scripts import train_mask_network
-from tests.test_train_scripts import error_of, same_weights
+from tests.test_train_scripts import ROOT, error_of, same_weights
 
 ALPHA = {"bass": 0.5, "drums": 0.25}
 TINY = PRESETS["tiny"].mask
@@ -190,6 +192,11 @@ def test_items_are_drawn_once_and_every_epoch_has_all_of_them(
     torch.testing.assert_close(items[place][2:6], drawn.audio["bass"][3].half().float())
     torch.testing.assert_close(items[place][6:], drawn.audio["drums"][3].half().float())
 
+    for process in (1, 0):
+        divided = draw_items(separator, crops, 16, tmp_path / "two", "one", share=(process, 2))
+        assert len([*(tmp_path / "two").iterdir()]) == 2 - process
+    assert all(torch.equal(divided[i], items[i]) for i in range(16))
+
     separator.candidates = None  # all are there: nothing is drawn
     again = draw_items(separator, crops, 16, tmp_path, "one")
     assert torch.equal(again[5], items[5])
@@ -226,6 +233,19 @@ def test_the_loss_is_the_distortion_of_the_masked_mixture(tiny_data):
 def mask_flags(models, data, output, *more):
     paths = ("--models", str(models), "--data", str(data), "--output", str(output))
     return [*paths, "--preset", "tiny", "--device", "cpu", "--wandb", "disabled", *more]
+
+
+def test_two_processes_divide_the_candidates(tmp_path, tiny_data, tiny_neural_models):
+    more = ("--items", "24", "--train.steps", "1", "--threads", "1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train_mask_network.main(mask_flags(tiny_neural_models, tiny_data, one, *more)) == 0
+    flags = mask_flags(tiny_neural_models, tiny_data, two, *more, "--devices", "2")
+    command = [sys.executable, "-m", "scripts.train_mask_network", *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    expected = {path.name: path.read_bytes() for path in (one / "candidates/train").iterdir()}
+    found = {path.name: path.read_bytes() for path in (two / "candidates/train").iterdir()}
+    assert len(expected) == 3 and found == expected
 
 
 def test_training_resumes_bit_for_bit_and_the_method_uses_it(

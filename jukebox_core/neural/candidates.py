@@ -58,11 +58,13 @@ def draw_items(
     identity: str,
     *,
     seed: int = 0,
+    share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] | None = None,
 ) -> CandidateItems:
     """Draw the candidates of `count` crops; those that the folder holds are taken from there.
 
-    The random numbers of a group of crops depend only on the seed and its place.
+    The random numbers of a group of crops depend only on the seed and its place, so that several
+    processes can divide the groups.
 
     Args:
         separator: draws the candidates.
@@ -71,12 +73,15 @@ def draw_items(
         folder: for the files.
         identity: of everything that the items depend on; files of another identity are replaced.
         seed: random seed for sampling.
-        progress: called with (crops done, count).
+        share: number of this process from 0, and how many divide the groups; the items are complete
+            when all have returned.
+        progress: called with (crops done, crops) of this share.
     """
     alpha = separator.alpha
     gains = torch.tensor([alpha[name] for name in crops.names])
     folder.mkdir(parents=True, exist_ok=True)
-    for group in range(count // GROUP):
+    groups = range(share[0], count // GROUP, share[1])
+    for done, group in enumerate(groups, 1):
         path = _file(folder, group)
         if not _is_kept(path, identity):
             sources = torch.stack([crops[group * GROUP + i] for i in range(GROUP)])  # [G, S, T]
@@ -87,7 +92,7 @@ def draw_items(
             items = torch.cat([sources, each.flatten(1, 2)], 1)
             write_table(path, {"items": items.half()}, {"kind": KIND, "identity": identity})
         if progress is not None:
-            progress((group + 1) * GROUP, count)
+            progress(done * GROUP, len(groups) * GROUP)
     rows = len(crops.names) * (1 + separator.n_candidates)
     return CandidateItems(folder, count, rows, crops.crop, seed)
 

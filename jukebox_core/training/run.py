@@ -189,8 +189,9 @@ class Run:
         self.fabric = make_fabric(
             settings.device, settings.precision, settings.devices, settings.num_nodes
         )
-        self._local = getattr(self.fabric.strategy, "num_processes", 1)
-        set_threads(settings.threads, self._local)
+        self.local_size: int = getattr(self.fabric.strategy, "num_processes", 1)
+        """Number of processes on this machine."""
+        set_threads(settings.threads, self.local_size)
         launch(self.fabric)
         seed_everything(seed + self.fabric.global_rank)
         self._lock = ExitStack()
@@ -289,7 +290,7 @@ class Run:
             lambda: torch.cat([blank[0], blank[1]]),
             own // parts,
             self.fabric.device,
-            processes=self._local if on_cpu else 1,
+            processes=self.local_size if on_cpu else 1,
             averaged=self.optim.ema_decay > 0,
             moments=1 / self.fabric.world_size if self.settings.shard_optimizer else 1.0,
             mixed=self.settings.precision != "32",
@@ -362,7 +363,7 @@ class Run:
                 return parts
             objective.to(self.fabric.device)
             # Processes share the host's memory; each has its own GPU.
-            sharing = self._local if self.fabric.device.type == "cpu" else 1
+            sharing = self.local_size if self.fabric.device.type == "cpu" else 1
             with self.fabric.autocast():
                 batch = crops_that_fit(objective, items[0], self.fabric.device, sharing)
         return parts_of_batch(max(1, own // items.rows), items.rows, batch)
