@@ -43,7 +43,7 @@ class Stage:
     after: tuple[str, ...] = ()
     """Names of the stages that must finish before."""
     share: float = 1.0
-    """Share of the cores that the stage uses."""
+    """Share of the cores that the stage uses; it takes one core at least."""
     product: Path | None = None
     """File or folder that the stage writes."""
     state: str = ""
@@ -135,8 +135,12 @@ class Runner:
             if unchanged and (stage.product is None or stage.product.exists()):
                 self._finished.add(stage.name)
                 self._print(f"{stage.name}: already done")
-            elif sum(s.share for s, _, _ in self._running.values()) + stage.share < 1 + 1e-9:
+            elif self._share(stage, *(s for s, _, _ in self._running.values())) < 1 + 1e-9:
                 self._start(stage)
+
+    def _share(self, *stages: Stage) -> float:
+        """Share of the cores that the stages take together."""
+        return sum(max(stage.share, 1 / self._cores) for stage in stages)
 
     def _start(self, stage: Stage) -> None:
         threads = str(max(1, round(self._cores * stage.share)))

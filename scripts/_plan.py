@@ -119,7 +119,8 @@ class Experiment:
             flags = (*flags, *(self.more or {}).get(script, ()))
             plan.append(stage(name, script, flags, after, share, product))
 
-        # The first stage that fits starts: the codecs, which the rest waits for, then the longest.
+        # The first stage that fits starts: the codecs, which the rest waits for, then the networks,
+        # the longest stages, the second of which waits for the first.
         common = ("--data", data, "--preset", self.preset, *seed)
         for objective in self.objectives:
             codec = models / objective / "vqvae"
@@ -128,6 +129,17 @@ class Experiment:
         mask = models / "mask_estimator"
         train = ("--output", mask, *common)
         add("mask estimator", "train_mask", train, ["data"], product=mask / WEIGHTS)
+        # The recommended system: the network's own draws are enough for the last stage to learn
+        # from.
+        linear = models / "linearisation"
+        network = linear / RUN
+        train = ("--vqvae", linear / "vqvae", "--output", network, *common)
+        after = ["codec linearisation"]
+        add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
+        last = mask_folder(models, self.method)
+        train = ("--models", models, "--method", NETWORKS, *DRAWN_WITH, "--output", last, *common)
+        after = ["neural likelihood", "mask estimator"]
+        add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         for objective in self.objectives:
             family, after = models / objective, [f"codec {objective}"]
             from_codec = ("--vqvae", family / "vqvae")
@@ -142,20 +154,9 @@ class Experiment:
                 table = family / f"{name}.safetensors"
                 flags = (*from_codec, "--data", data, "--output", table, *more, *seed)
                 add(f"{name} {objective}", script, flags, after, product=table)
-        linear = models / "linearisation"
         sums = linear / "sums.safetensors"
         compute = ("--vqvae", linear / "vqvae", "--output", sums, *source_flags(self.sources).sums)
         add("code sums", "precompute_sums", compute, ["codec linearisation"], product=sums)
-        # The recommended system: the network's own draws are enough for the last stage to learn
-        # from.
-        network = linear / RUN
-        train = ("--vqvae", linear / "vqvae", "--output", network, *common)
-        after = ["codec linearisation"]
-        add("neural likelihood", "train_likelihood", train, after, product=network / WEIGHTS)
-        last = mask_folder(models, self.method)
-        train = ("--models", models, "--method", NETWORKS, *DRAWN_WITH, "--output", last, *common)
-        after = ["neural likelihood", "mask estimator"]
-        add("mask network", "train_mask_network", train, after, product=last / WEIGHTS)
         return plan
 
     def tuning(self, *flags: object) -> Stage:
