@@ -89,3 +89,43 @@ def test_stages_run_the_installed_programs_in_any_folder(tmp_path, monkeypatch):
     flags = "--output songs --tracks 1 --seconds 1 --parts bass drums".split()
     Runner([Stage("songs", ("make_synthetic", *flags))], tmp_path / "out", 1, scripts).run()
     assert len(list(tmp_path.glob("songs/**/mix.flac"))) == 1
+
+
+@pytest.mark.parametrize(("cores", "most"), ((1, 1), (2, 2), (3, 3), (4, 4), (16, 4)))
+def test_a_stage_has_a_core_and_the_first_that_is_ready_starts(tmp_path, monkeypatch, cores, most):
+    running, started, together = [], [], []
+
+    class Process:
+        """Ends when it is asked for the third time."""
+
+        def __init__(self, command, env, **_):
+            self.name, self.asked = command[-1], 0
+            running.append(self.name)
+            started.append(self.name)
+            together.append(len(running))
+            assert int(env["OMP_NUM_THREADS"]) == max(1, cores // 4)
+
+        def poll(self):
+            self.asked += 1
+            if self.asked < 3:
+                return None
+            running.remove(self.name)
+            return 0
+
+    monkeypatch.setattr("jukebox_core.stages.subprocess.Popen", Process)
+    monkeypatch.setattr("jukebox_core.stages.time.sleep", lambda _: None)
+    names = [str(number) for number in range(9)]
+    after = {"1": ("0",)}
+    plan = [Stage(name, ("program", name), after.get(name, ()), 0.25) for name in names]
+    Runner(plan, tmp_path, cores, scripts).run()
+    assert max(together) == most
+    waiting = names[:1] + names[2 : most + 1]  # all but the stage that waits for another
+    assert started[:most] == waiting and started[most] == "1"
+    assert sorted(started) == names
+
+
+def test_the_networks_start_before_what_their_scores_do_not_wait_for():
+    names = [each.name for each in stages(Args())]
+    first = ("mask estimator", "neural likelihood", "mask network")
+    others = [name for name in names if name.startswith(("prior", "counts", "calibration"))]
+    assert max(map(names.index, first)) < min(map(names.index, others))
