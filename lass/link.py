@@ -32,7 +32,7 @@ class CountLink:
             counts: of (sum so far, next source, sum of both).
             base: q(s | first, second).
             concentration: number of pseudo-observations per pair.
-            device: of the scores.
+            device: of the messages.
 
         Raises:
             ValueError: the concentration is not positive, or counts and base have different numbers

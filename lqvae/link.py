@@ -20,7 +20,7 @@ class SumLink:
 
         Args:
             sum_codes: [K, K], the code of the sum so far plus the next source, on the device of the
-                scores.
+                messages.
 
         Raises:
             ValueError: a sum is not a code.

@@ -83,10 +83,10 @@ class Experiment:
     """Models of one size, trained on one data set.
 
     data: prepared data set, which the stage `data` makes. models: folder for all of them.
-    side_by_side: number of trainings that run at a time; None: four, or one of the method
-    `neural`, where one waits for another. more: {program: additional flags}. objectives: of the
-    codecs; without `reconstruction` there is no LASS. sources: of the data. method: that the mask
-    network is for.
+    side_by_side: number of trainings that run at a time, at most one per core; None: four, or one
+    of the method `neural`, where one waits for another. more: {program: additional flags}.
+    objectives: of the codecs; without `reconstruction` there is no LASS. sources: of the data.
+    method: that the mask network is for.
     """
 
     data: Path
@@ -119,8 +119,8 @@ class Experiment:
             flags = (*flags, *(self.more or {}).get(script, ()))
             plan.append(stage(name, script, flags, after, share, product))
 
-        # The first stage that fits starts: the codecs, which the rest waits for, then the networks,
-        # the longest stages, the second of which waits for the first.
+        # The first stage that fits starts: the codecs, which the rest waits for, then the longest
+        # chain of the demo, the neural likelihood and the mask network.
         common = ("--data", data, "--preset", self.preset, *seed)
         for objective in self.objectives:
             codec = models / objective / "vqvae"

@@ -13,7 +13,6 @@ with two levels show the effect of training only the top level.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -34,6 +33,7 @@ from jukebox_core.evaluation.chunks import Chunk, choose_chunks, silence_rule
 from jukebox_core.evaluation.metrics import sdr
 from jukebox_core.evaluation.results import find_row, load_results, series
 from jukebox_core.files import atomic_folder, check_replaceable, json_with, write_json
+from jukebox_core.machine import available_cores
 from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.stages import Runner, Stage
 from jukebox_core.training.tracking import METRICS, read_metrics
@@ -110,7 +110,7 @@ class Args:
 def main(args: Args) -> None:
     """Train and score the unfinished variants; write and print the table."""
     names = check(args)
-    cores = args.cores or os.cpu_count() or 1
+    cores = args.cores or available_cores()
     sources = load_manifest(args.data).sources
     table = args.output / "training.json"
     check_replaceable(table, json_with("variants.0.codec_sdr_mixtures"), "a table of variants")

@@ -8,7 +8,6 @@ can stop the demo at any time: started again, it resumes.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from jukebox_core.checks import require_fields
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, json_with
+from jukebox_core.machine import available_cores
 from jukebox_core.presets import PRESETS
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
@@ -104,7 +104,7 @@ def stages(args: Args) -> list[Stage]:
     songs += VARIETY if args.songs == "varied" else ()
     prepare = ("--slakh", slakh, "--output", data, *for_sources.data)
     # One method per process. All get the number of threads, since it identifies the parts.
-    threads = max(1, (args.cores or os.cpu_count() or 1) // len(args.methods))
+    threads = max(1, (args.cores or available_cores()) // len(args.methods))
     score = ("--models", models, "--data", data, "--output", results, "--chunks", args.chunks)
     alone = args.methods == (NETWORKS,)
     flags = (*score, "--threads", threads, *seed)
@@ -155,7 +155,7 @@ def main(args: Args) -> None:
         args.methods, BASELINES, min(EXAMPLES, args.chunks)
     )
     check_replaceable(report, is_report, "a report")
-    Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
+    Runner(stages(args), args.output, args.cores or available_cores(), scripts).run()
     print(format_table(load_results(results)))
     print(f"\nresults: {results}\nreport:  {report}")
 

@@ -12,7 +12,6 @@ for these sources are, and so replaces them. You can stop at any time: started a
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from hybrid.pretrained import models_of
 from hybrid.separator import neural_method
 from jukebox_core.checks import require_fields
 from jukebox_core.files import check_writable
+from jukebox_core.machine import available_cores
 from jukebox_core.separation.export import CARD, RECORD, check_export, export_models
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
@@ -160,7 +160,7 @@ def main(args: Args) -> None:
     package = args.package or default_package(args.sources, args.method)
     check_export(args.output / "models", package)
     check_writable(package / RECORD)
-    Runner(stages(args), args.output, args.cores or os.cpu_count() or 1, scripts).run()
+    Runner(stages(args), args.output, args.cores or available_cores(), scripts).run()
     files = export_models(METHODS[args.method], args.output / "models", package)
     size = sum((package / file).stat().st_size for file in files)
     print(f"{len(files)} files, {size / 1e6:.1f} MB in {package}")

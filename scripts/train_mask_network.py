@@ -35,6 +35,7 @@ from jukebox_core.neural.mask_objective import MaskNetworkObjective
 from jukebox_core.neural.method import NeuralMethod
 from jukebox_core.separation.separator import Separator
 from jukebox_core.separation.settings import AFTER_SAMPLING, Settings
+from jukebox_core.training.ranks import gather
 from jukebox_core.training.run import Run, RunSettings
 from scripts._cli import program
 from scripts._methods import METHODS, RECOMMENDED, MethodName
@@ -205,28 +206,34 @@ def _draw(
         crops.seed,
     )
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    fabric = run.fabric
-    everywhere = (fabric.global_rank, fabric.world_size)
-    here = (fabric.local_rank, run.local_size)  # draws what another machine's disk holds
-    hidden = None if fabric.is_global_zero else True
-    for share in dict.fromkeys((everywhere, here)):
-        with tqdm(desc=f"candidates, {folder.name}", disable=hidden, leave=False) as bar:
-
-            def advance(done: int, total: int, bar: tqdm[Any] = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            items = draw_items(
-                separator,
-                crops,
-                count,
-                folder,
-                digest,
-                seed=crops.seed,
-                share=share,
-                progress=advance,
-            )
-        fabric.barrier()
+    fabric, size = run.fabric, run.fabric.world_size
+    everywhere = (fabric.global_rank, size)
+    here = (fabric.local_rank, run.local_size)  # what another machine's disk holds
+    for share in dict.fromkeys((everywhere, here, (0, 1))):
+        # The bar is of this process: the others take as long.
+        with tqdm(
+            desc=f"candidates, {folder.name}",
+            total=count // size,
+            disable=None if fabric.is_global_zero else True,
+            leave=False,
+        ) as bar:
+            error: Exception | None = None
+            try:
+                items = draw_items(
+                    separator,
+                    crops,
+                    count,
+                    folder,
+                    digest,
+                    seed=crops.seed,
+                    share=share,
+                    progress=bar.update,
+                )
+            except (OSError, ValueError) as caught:
+                error = caught
+        for failed in gather(error, size):  # nobody waits for a process that has failed
+            if failed is not None:
+                raise failed
     return items
 
 

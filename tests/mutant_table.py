@@ -86,7 +86,6 @@ EQUIVALENT: dict[str, str] = {
     "f5bf4f25": _DRAW,  # pair_groups: codes where there are no pairs
     "299537d3": _DRAW,  # lqvae.link: the other of two random numbers
     "7ed4c38f": _EQUAL,  # lqvae.link: zeros in the shape of either number
-    "70b252e6": _DEVICE,  # lqvae.link: where zeros are
     "1e5a524b": _EQUAL,  # lass.smoothing: zip of masses and their tables
     "8a85ca29": _EQUAL,
     "38179033": _LARGE,  # lqvae.likelihood: 32-bit sums from 2^14 codes

@@ -215,6 +215,14 @@ def test_parts_with_other_codebooks_are_refused():
         Chain([larger], gaussian((0.5, 0.5)))
 
 
+def test_counts_that_cannot_be_smoothed_are_refused():
+    with pytest.raises(ValueError, match="^concentration is 0"):
+        CountLink(counts(0), Marginals(counts(0)), 0)
+    other = count_triples(K + 1, *np.zeros((3, 1), dtype=np.int64))
+    with pytest.raises(ValueError, match="counts over 5 codes, a base distribution over 6"):
+        CountLink(counts(0), Marginals(other), 1.0)
+
+
 def test_pairs_are_drawn_from_their_group_alone():
     """Also of a group without pairs, which only a candidate of no probability asks for."""
     groups = PairGroups(*torch.tensor([[0, 1, 2, 2], [3, 3, 1, 0]]), torch.tensor([0, 1, 1, 4]))

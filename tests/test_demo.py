@@ -113,7 +113,8 @@ def test_a_stage_has_a_core_and_the_first_that_is_ready_starts(tmp_path, monkeyp
             return 0
 
     monkeypatch.setattr("jukebox_core.stages.subprocess.Popen", Process)
-    monkeypatch.setattr("jukebox_core.stages.time.sleep", lambda _: None)
+    waits = iter(range(100))
+    monkeypatch.setattr("jukebox_core.stages.time.sleep", lambda _: next(waits))
     names = [str(number) for number in range(9)]
     after = {"1": ("0",)}
     plan = [Stage(name, ("program", name), after.get(name, ()), 0.25) for name in names]
@@ -124,7 +125,7 @@ def test_a_stage_has_a_core_and_the_first_that_is_ready_starts(tmp_path, monkeyp
     assert sorted(started) == names
 
 
-def test_the_networks_start_before_what_their_scores_do_not_wait_for():
+def test_the_networks_come_before_priors_and_tables():
     names = [each.name for each in stages(Args())]
     first = ("mask estimator", "neural likelihood", "mask network")
     others = [name for name in names if name.startswith(("prior", "counts", "calibration"))]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -197,6 +198,10 @@ def test_items_are_drawn_once_and_every_epoch_has_all_of_them(
         assert len([*(tmp_path / "two").iterdir()]) == 2 - process
     assert all(torch.equal(divided[i], items[i]) for i in range(16))
 
+    draw_items(separator, crops, 8, tmp_path / "two", "another")
+    with pytest.raises(ValueError, match="replaced by candidates of another training"):
+        _ = [divided[i] for i in range(16)]
+
     separator.candidates = None  # all are there: nothing is drawn
     again = draw_items(separator, crops, 16, tmp_path, "one")
     assert torch.equal(again[5], items[5])
@@ -235,7 +240,7 @@ def mask_flags(models, data, output, *more):
     return [*paths, "--preset", "tiny", "--device", "cpu", "--wandb", "disabled", *more]
 
 
-def test_two_processes_divide_the_candidates(tmp_path, tiny_data, tiny_neural_models):
+def test_two_processes_draw_the_candidates_of_one(tmp_path, tiny_data, tiny_neural_models):
     more = ("--items", "24", "--train.steps", "1", "--threads", "1")
     one, two = tmp_path / "one", tmp_path / "two"
     assert train_mask_network.main(mask_flags(tiny_neural_models, tiny_data, one, *more)) == 0
@@ -246,6 +251,34 @@ def test_two_processes_divide_the_candidates(tmp_path, tiny_data, tiny_neural_mo
     expected = {path.name: path.read_bytes() for path in (one / "candidates/train").iterdir()}
     found = {path.name: path.read_bytes() for path in (two / "candidates/train").iterdir()}
     assert len(expected) == 3 and found == expected
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_processes_divide_the_candidates_of_all_and_then_of_their_machine(
+    tmp_path, tiny_data, monkeypatch, rank
+):
+    """Two machines: where they have no common disk, the second part draws what the first did not.
+
+    The last looks for what a machine with fewer processes still lacks.
+    """
+    shares, errors = [], [None] * 4
+    monkeypatch.setattr(
+        train_mask_network, "draw_items", lambda *_, share, **__: shares.append(share)
+    )
+    monkeypatch.setattr(train_mask_network, "gather", lambda error, _: [error, *errors[1:]])
+    first = {"is_global_zero": rank == 0}
+    fabric = SimpleNamespace(global_rank=rank, world_size=4, local_rank=rank % 2, **first)
+    run = SimpleNamespace(fabric=fabric, local_size=2)
+    separator = SimpleNamespace(device=torch.device("cpu"))
+    manifest = load_manifest(tiny_data)
+    crops = CropDataset(manifest.split("train"), "sources", 1024, manifest.alpha)
+    identity = {"drawn_with": {"augmentation": {"production": 0}}, "data": 0, "skip_silent": True}
+    given = (run, separator, crops, 16, tmp_path, identity)
+    train_mask_network._draw(*given)
+    assert shares == [(rank, 4), (rank % 2, 2), (0, 1)]
+    errors[2] = OSError("disk full")
+    with pytest.raises(OSError, match="disk full"):  # no process waits for it
+        train_mask_network._draw(*given)
 
 
 def test_training_resumes_bit_for_bit_and_the_method_uses_it(

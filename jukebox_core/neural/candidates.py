@@ -32,6 +32,7 @@ class CandidateItems(Dataset[Tensor]):
     count: int
     rows: int
     crop: int
+    identity: str
     seed: int = 0
 
     @property
@@ -40,13 +41,19 @@ class CandidateItems(Dataset[Tensor]):
         return self.count * self.crop
 
     def __getitem__(self, index: int) -> Tensor:
-        """Item `index`, any index from 0."""
+        """Item `index`, any index from 0.
+
+        Raises:
+            ValueError: the file was replaced by one of another identity.
+        """
         epoch, place = divmod(index, self.count)
         order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
         group, row = divmod(int(order[place]), GROUP)
         path = _file(self.folder, group)
-        file, _ = open_table(path, KIND)
+        file, metadata = open_table(path, KIND)
         with file, readable(path, KIND):
+            if metadata.get("identity") != self.identity:
+                raise ValueError(f"{path} was replaced by candidates of another training")
             return file.get_slice("items")[row].float()
 
 
@@ -59,7 +66,7 @@ def draw_items(
     *,
     seed: int = 0,
     share: tuple[int, int] = (0, 1),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> CandidateItems:
     """Draw the candidates of `count` crops; those that the folder holds are taken from there.
 
@@ -75,13 +82,12 @@ def draw_items(
         seed: random seed for sampling.
         share: number of this process from 0, and how many divide the groups; the items are complete
             when all have returned.
-        progress: called with (crops done, crops) of this share.
+        progress: called with the number of crops of every group that is there.
     """
     alpha = separator.alpha
     gains = torch.tensor([alpha[name] for name in crops.names])
     folder.mkdir(parents=True, exist_ok=True)
-    groups = range(share[0], count // GROUP, share[1])
-    for done, group in enumerate(groups, 1):
+    for group in range(share[0], count // GROUP, share[1]):
         path = _file(folder, group)
         if not _is_kept(path, identity):
             sources = torch.stack([crops[group * GROUP + i] for i in range(GROUP)])  # [G, S, T]
@@ -92,9 +98,9 @@ def draw_items(
             items = torch.cat([sources, each.flatten(1, 2)], 1)
             write_table(path, {"items": items.half()}, {"kind": KIND, "identity": identity})
         if progress is not None:
-            progress(done * GROUP, len(groups) * GROUP)
+            progress(GROUP)
     rows = len(crops.names) * (1 + separator.n_candidates)
-    return CandidateItems(folder, count, rows, crops.crop, seed)
+    return CandidateItems(folder, count, rows, crops.crop, identity, seed)
 
 
 def _is_kept(path: Path, identity: str) -> bool:

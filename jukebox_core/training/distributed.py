@@ -132,7 +132,7 @@ def _ddp() -> DDPStrategy:
     """Data parallel; all ranks compute the same codebooks, so buffers are not broadcast."""
     parameters = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-    # One process may draw candidates for hours longer than the others, which wait.
+    # A slow machine may draw candidates for hours longer than the others, which wait.
     return DDPStrategy(timeout=timedelta(days=1), **{name: False})  # type: ignore[arg-type]
 
 

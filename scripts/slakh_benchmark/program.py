@@ -20,7 +20,6 @@ resumes an interrupted run.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from jukebox_core.datasets.manifest import MANIFEST_NAME, load_manifest
 from jukebox_core.evaluation.outputs import BASELINES, EXAMPLES, Outputs
 from jukebox_core.evaluation.results import load_results
 from jukebox_core.files import check_replaceable, json_with, sha256, write_json
-from jukebox_core.machine import pick_device
+from jukebox_core.machine import available_cores, pick_device
 from jukebox_core.presets import PRESETS, PresetName
 from jukebox_core.stages import Runner, Stage
 from scripts._cli import program
@@ -123,7 +122,7 @@ def main(args: Args, command: str) -> None:
     check_replaceable(record, json_with("measurements", "data", "models"), "a benchmark")
     for file in RESULTS.values():
         Outputs(out / file, sources, METHODS).check(methods, BASELINES, EXAMPLES)
-    cores = args.cores or os.cpu_count() or 1
+    cores = args.cores or available_cores()
     Runner([prepare], out, cores, scripts).run()
     manifest = load_manifest(out / "data")
     if args.train and len(manifest.tracks) < args.songs:
