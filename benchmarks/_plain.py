@@ -1,8 +1,8 @@
 """Sampling and training steps written in the obvious way, for comparison with the package.
 
-Sampling: keys and values of all positions grow by concatenation; chunks and priors are stepped one
-by one in float32; the posterior of a step is one explicit table over pairs. That table by itself: a
-pass for every operation.
+Sampling: PyTorch's operations one after the other, in float32, one prior after the other; the
+posterior of a step is one explicit table over pairs. That table by itself: a pass for every
+operation.
 
 Training of the codec: every level is trained, every term of the loss is computed for every level,
 with or without a weight, and the modules run as they are. Of the prior: every layer computes the
@@ -30,35 +30,34 @@ _PART = 1 << 18  # scores at a time: they stay in the cache
 class PlainDecoder:
     """One prior over N sequences."""
 
-    def __init__(self, prior: AutoregressivePrior):
+    def __init__(self, prior: AutoregressivePrior, sequences: int, positions: int):
+        """Make room for the keys and values of all positions."""
         self._prior = prior
-        self.keys: list[Tensor | None] = [None] * len(prior.blocks)
-        self.values: list[Tensor | None] = [None] * len(prior.blocks)
+        shape = (len(prior.blocks), sequences, positions, prior.config.attn_width)
+        self.keys = prior.positions.new_empty(shape)
+        self.values = prior.positions.new_empty(shape)
 
-    def pretend(self, sequences: int, positions: int) -> None:
-        """Fill the caches with some keys and values of `positions` earlier positions."""
-        shape = (sequences, positions, self._prior.config.attn_width)
-        for layer in range(len(self.keys)):
-            self.keys[layer] = self._prior.positions.new_full(shape, 0.1)
-            self.values[layer] = self._prior.positions.new_full(shape, 0.1)
+    def pretend(self, positions: int) -> None:
+        """Fill the caches with some keys and values of the first positions."""
+        self.keys[:, :, :positions] = 0.1
+        self.values[:, :, :positions] = 0.1
 
     @torch.no_grad()
-    def step(self, codes: Tensor | None, position: int, sequences: int) -> Tensor:
+    def step(self, codes: Tensor | None, position: int) -> Tensor:
         """Logits [N, K] of the next code, after [N] (None at the start)."""
         prior = self._prior
-        last = prior.start.expand(sequences, -1) if codes is None else prior.embed(codes)
+        last = prior.start.expand(self.keys.shape[1], -1) if codes is None else prior.embed(codes)
         x = last + prior.positions[position]
         for layer, block in enumerate(cast("list[Block]", prior.blocks)):
             attention = block.attn
-            query, key, value = attention.qkv(block.ln_attn(x)).unsqueeze(1).chunk(3, -1)
-            keys, values = self.keys[layer], self.values[layer]
-            keys = key if keys is None else torch.cat([keys, key], 1)
-            values = value if values is None else torch.cat([values, value], 1)
-            self.keys[layer], self.values[layer] = keys, values  # [N, t + 1, A]
+            query, key, value = attention.qkv(block.ln_attn(x)).chunk(3, -1)
+            self.keys[layer, :, position] = key
+            self.values[layer, :, position] = value
             seen = visible(attention.kind, position, attention.block_length)
-            weights = query @ keys[:, seen].transpose(1, 2) / query.shape[-1] ** 0.5
+            keys, values = self.keys[layer, :, seen], self.values[layer, :, seen]
+            weights = query.unsqueeze(1) @ keys.transpose(1, 2) / query.shape[-1] ** 0.5
             # The first block sees no previous one: a sum over nothing is zero.
-            attended = torch.softmax(weights, -1) @ values[:, seen]
+            attended = torch.softmax(weights, -1) @ values
             x = x + attention.out(attended.squeeze(1))
             x = x + block.mlp(block.ln_mlp(x))
         return prior.head(x)

@@ -233,11 +233,10 @@ def plain_step(
     seconds, log_p = 0.0, []
     codes = mixture.new_zeros(candidates) if position else None
     for prior in priors.values():
-        decoder = PlainDecoder(prior)
-        if position:
-            decoder.pretend(candidates, position)
+        decoder = PlainDecoder(prior, candidates, position + 1)
+        decoder.pretend(position)
         began = time.perf_counter()
-        log_p.append(torch.log_softmax(decoder.step(codes, position, candidates), -1))
+        log_p.append(torch.log_softmax(decoder.step(codes, position), -1))
         seconds += time.perf_counter() - began
         del decoder
     began = time.perf_counter()

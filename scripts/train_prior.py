@@ -18,7 +18,6 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -28,6 +27,7 @@ from jukebox_core.checks import require_fields
 from jukebox_core.config import OptimConfig, PriorConfig, TrainConfig
 from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.datasets.manifest import Track
+from jukebox_core.presets import CodesFrom
 from jukebox_core.prior.codes import CodeDataset, encode_songs
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
@@ -52,7 +52,7 @@ class Args:
     """Run folder of the codec."""
     source: str
     """Name of the source in the data."""
-    codes_from: Literal["auto", "audio", "cache"] = "auto"
+    codes_from: CodesFrom
     """audio: encode crops during the training; cache: encode all songs before it; auto: cache for
     up to two hours of audio."""
     code_shifts: int = 2
@@ -73,6 +73,7 @@ def defaults(flags: CodecFlags) -> Args:
         run=tyro.MISSING_NONPROP,
         vqvae=tyro.MISSING,
         source=tyro.MISSING,
+        codes_from=preset.codes_from,
         activation_checkpointing=preset.activation_checkpointing,
         prior=flags.fit(preset.prior, _OF_CODEC),
         optim=preset.prior_optim,
@@ -160,7 +161,7 @@ def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
     require_fields(args, "code_shifts", whole=True, at_least=1, at_most=hop, hint=hint)
 
 
-def codes_from(args: Args, data: Data) -> str:
+def codes_from(args: Args, data: Data) -> CodesFrom:
     """`audio` or `cache`; the length of the training songs decides `auto`."""
     if args.codes_from != "auto":
         return args.codes_from

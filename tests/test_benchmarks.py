@@ -121,8 +121,8 @@ def test_the_plain_decoder_is_the_prior(order):
     for p in prior.parameters():
         torch.nn.init.normal_(p, std=0.4)
     codes = torch.randint(0, 7, (3, 24))
-    plain = PlainDecoder(prior)
-    found = [plain.step(codes[:, t - 1] if t else None, t, 3) for t in range(24)]
+    plain = PlainDecoder(prior, 3, 24)
+    found = [plain.step(codes[:, t - 1] if t else None, t) for t in range(24)]
     with torch.no_grad():
         torch.testing.assert_close(torch.stack(found, 1), prior(codes), rtol=1e-4, atol=1e-4)
 
