@@ -61,7 +61,7 @@ SIZES: Mapping[str, Size] = {
         1,
         24,
         "a quarter of an hour on a T4",
-        "25 minutes on 2 cores",
+        "15 to 70 minutes on 2 cores",
     ),
     "small": Size(1200, 30.0, 1000, 4, 30, "six hours on a T4", None),
     "t4": Size(1200, 30.0, 9000, 4, 30, "thirty hours on a T4, in several sessions", None),

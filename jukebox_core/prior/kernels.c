@@ -212,6 +212,22 @@ void pack_float(const float *weight, float *packed, int64_t outputs, int64_t inp
             }
 }
 
+/* While a panel is computed, the next one is brought into the L2 cache, a few cache lines at a time:
+ * many at once would hold up the products. Not for one row, whose products wait for the memory. */
+#define LINE 64 /* bytes of a cache line */
+#define LINES 24 /* fetched at once, at most */
+
+/* Steps from one fetch to the next, a power of two, if `lines` are fetched in so many steps. */
+static inline int64_t between(int64_t steps, int64_t lines) {
+    int64_t few = BLOCK;
+    while (few > 1 && few * lines > LINES * steps) few /= 2;
+    return few;
+}
+
+static inline void fetch(const void *from, int64_t line, int64_t stop) {
+    for (; line < stop; line++) __builtin_prefetch((const char *)from + LINE * line, 0, 2);
+}
+
 static inline vector choose(integers mask, vector one, vector other) {
     return (vector)((mask & (integers)one) | (~mask & (integers)other));
 }
@@ -262,13 +278,16 @@ INLINE void float_tile(const int rows, const float *x, const float *panel, const
     memcpy(start, bias, left * sizeof(float));
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < PARTS; i++) sums[r][i] = *(const vector *)(start + i * VECTOR);
+    const int64_t step = between(inputs, fetched);
     for (int64_t k = 0; k < inputs; k += BLOCK) {
         const int64_t stop = k + BLOCK < inputs ? k + BLOCK : inputs;
-        for (int64_t line = k * fetched / inputs; line < stop * fetched / inputs; line++)
-            __builtin_prefetch(next + 16 * line, 0, 2);
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) part[r][i] = (vector){0.0f};
-        multiply(rows, part, x + k, inputs, panel + k * PANEL, stop - k);
+        for (int64_t m = k; m < stop; m += step) {
+            const int64_t end = m + step < stop ? m + step : stop;
+            fetch(next, m * fetched / inputs, end * fetched / inputs);
+            multiply(rows, part, x + m, inputs, panel + m * PANEL, end - m);
+        }
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) sums[r][i] += part[r][i];
     }
@@ -284,12 +303,13 @@ void product_float(const float *x, const float *packed, const float *bias, float
     for (int64_t p = 0; p < panels; p++) {
         const float *panel = packed + p * inputs * PANEL, *begin = bias + p * PANEL;
         const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
+        const int64_t more = batch > 1 && p + 1 < panels;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
             const float *from = x + b * inputs;
             float *to = out + b * outputs + p * PANEL;
             const int64_t lines = inputs * PANEL / 16, line = lines * t / tiles;
-            const int64_t fetched = p + 1 < panels ? lines * (t + 1) / tiles - line : 0;
+            const int64_t fetched = more ? lines * (t + 1) / tiles - line : 0;
             const float *next = panel + (lines + line) * 16;
             switch (rows) {
 #define ROWS(N)                                                                                    \
@@ -398,10 +418,10 @@ INLINE void integer_tile(const int rows, const uint8_t *x, const float *steps, c
                          const int8_t *next, int64_t fetched) {
     quads sums[ROWS_AT_ONCE][PANEL / QUADS];
     for (int r = 0; r < rows; r++) memcpy(sums[r], start, sizeof sums[r]);
-    for (int64_t k = 0; k < padded; k += BLOCK) {
-        const int64_t stop = k + BLOCK < padded ? k + BLOCK : padded;
-        for (int64_t line = k * fetched / padded; line < stop * fetched / padded; line++)
-            __builtin_prefetch(next + 64 * line, 0, 2);
+    const int64_t step = 8 * between(padded / 8, fetched);
+    for (int64_t k = 0; k < padded; k += step) {
+        const int64_t stop = k + step < padded ? k + step : padded;
+        fetch(next, k * fetched / padded, stop * fetched / padded);
         for (int64_t m = k; m < stop; m += 8)
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
@@ -441,10 +461,11 @@ void product_integer(const float *x, const int8_t *packed, const int32_t *start,
         for (int64_t p = 0; p < panels; p++) {
             const int8_t *panel = packed + p * padded * PANEL;
             const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
+            const int64_t more = batch > 1 && p + 1 < panels;
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
                 const int64_t lines = padded * PANEL / 64, line = lines * t / tiles;
-                const int64_t fetched = p + 1 < panels ? lines * (t + 1) / tiles - line : 0;
+                const int64_t fetched = more ? lines * (t + 1) / tiles - line : 0;
                 switch (rows) {
 #define INTEGER_ROWS(N)                                                                            \
     case N:                                                                                        \
@@ -523,23 +544,30 @@ static inline void finish(__m512 sum, int post, void *out, int64_t at, __mmask16
 }
 
 INLINE void tile(const int rows, const bf16 *x, const bf16 *panel, const float *bias, void *out,
-                 int64_t inputs, int64_t outputs, int64_t first, int post) {
+                 int64_t inputs, int64_t outputs, int64_t first, int post, const bf16 *next,
+                 int64_t fetched) {
     __m512 sums[TILE][2];
-    const int64_t left = outputs - first;
+    const int64_t left = outputs - first, pairs = inputs / 2;
     const __mmask16 masks[2] = {left >= 16 ? 0xffff : (1u << left) - 1,
                                 left >= 32 ? 0xffff : left > 16 ? (1u << (left - 16)) - 1 : 0};
     const __m512 low = _mm512_maskz_loadu_ps(masks[0], bias + first);
     const __m512 high = _mm512_maskz_loadu_ps(masks[1], bias + first + 16);
     for (int r = 0; r < rows; r++) sums[r][0] = low, sums[r][1] = high;
-    for (int64_t k = 0; k < inputs / 2; k++) {
-        const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + k * 2 * PANEL);
-        const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + k * 2 * PANEL + PANEL);
-        for (int r = 0; r < rows; r++) {
-            int32_t pair;
-            memcpy(&pair, x + r * inputs + 2 * k, 4);
-            const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, w0);
-            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, w1);
+    const int64_t step = between(pairs, fetched);
+    for (int64_t k = 0; k < pairs; k += step) {
+        const int64_t stop = k + step < pairs ? k + step : pairs;
+        fetch(next, k * fetched / pairs, stop * fetched / pairs);
+        for (int64_t m = k; m < stop; m++) {
+            const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + m * 2 * PANEL);
+            const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + m * 2 * PANEL + PANEL);
+#pragma GCC unroll 12
+            for (int r = 0; r < rows; r++) {
+                int32_t pair;
+                memcpy(&pair, x + r * inputs + 2 * m, 4);
+                const __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+                sums[r][0] = _mm512_dpbf16_ps(sums[r][0], both, w0);
+                sums[r][1] = _mm512_dpbf16_ps(sums[r][1], both, w1);
+            }
         }
     }
     for (int r = 0; r < rows; r++) {
@@ -557,14 +585,19 @@ void product_bf16(const bf16 *x, const bf16 *packed, const float *bias, void *ou
     for (int64_t p = 0; p < panels; p++) {
         const bf16 *panel = packed + p * inputs * PANEL;
         /* Tiles of nearly equal height: 16 rows are 8 + 8 and not 12 + 4. */
-        const int64_t tiles = (batch + TILE - 1) / TILE;
+        const int64_t tiles = (batch + TILE - 1) / TILE, more = batch > 1 && p + 1 < panels;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
             const bf16 *from = x + b * inputs;
             void *to = (char *)out + b * outputs * size;
+            const int64_t line = inputs * t / tiles; /* a line holds 32 numbers, like a panel */
+            const int64_t fetched = more ? inputs * (t + 1) / tiles - line : 0;
+            const bf16 *next = panel + (inputs + line) * PANEL;
             switch (rows) {
 #define CASE(N)                                                                                    \
-    case N: tile(N, from, panel, bias, to, inputs, outputs, p * PANEL, (int)post); break;
+    case N:                                                                                        \
+        tile(N, from, panel, bias, to, inputs, outputs, p * PANEL, (int)post, next, fetched);      \
+        break;
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
                 CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
             }
