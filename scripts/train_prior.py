@@ -9,8 +9,9 @@ Several GPUs, several machines:
     python -m scripts.train_prior --vqvae ... --device cuda --devices 4
 
 The codec sets the number and the width of the codes. Small data sets are encoded once before the
-training (--codes-from cache), large ones crop by crop during the training. The run folder has the
-same files and continues in the same way as with scripts.train_vqvae.
+training (--codes-from cache), large ones crop by crop during the training; the preset demo draws so
+few crops that this is faster for it, too. The run folder has the same files and continues in the
+same way as with scripts.train_vqvae.
 """
 
 from __future__ import annotations

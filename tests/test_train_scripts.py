@@ -229,6 +229,17 @@ def test_the_prior_takes_its_codes_from_the_codec(tmp_path, tiny_data, capsys):
         assert f"--prior.l-bins is {number}, the codec" in said and "has 24" in said
 
 
+def test_only_the_demo_learns_from_crops_of_short_songs(tmp_path, tiny_data, tiny_models):
+    codec, run = tiny_models / "linearisation/vqvae", tmp_path / "run"
+    assert train_prior.main(prior_flags(codec, tiny_data, run, "--train.steps", "1")) == 0
+    assert load_meta(run)["codes_from"] == "cache"
+    assert {name for name, preset in PRESETS.items() if preset.codes_from != "auto"} == {"demo"}
+    demo = PRESETS["demo"]
+    drawn = demo.prior_train.steps * demo.prior_train.batch_size * demo.prior_train.crop
+    of_songs = 252 * 20.0 * demo.vqvae.sample_rate  # those that scripts.demo trains on
+    assert demo.codes_from == "audio" and drawn < of_songs
+
+
 def test_codes_from_audio_and_from_the_cache_train_the_same_kind_of_prior(
     tmp_path, tiny_data, tiny_models
 ):
