@@ -19,9 +19,6 @@ from jukebox_core.config import (
 )
 
 PresetName = Literal["tiny", "demo", "small", "t4", "paper", "jukebox_5b"]
-CodesFrom = Literal["auto", "audio", "cache"]
-"""Whether priors learn from crops, encoded as they are drawn, or from whole songs, encoded before;
-`auto`: by the length of the songs."""
 DEFAULT_PRESET: PresetName = "demo"
 
 
@@ -55,7 +52,6 @@ class Preset:
     """Joint candidates per window."""
     activation_checkpointing: bool = True
     """Recompute the prior's activations in the backward pass, to save memory."""
-    codes_from: CodesFrom = "auto"
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -183,7 +179,6 @@ PRESETS: Mapping[str, Preset] = {
         mask_network_items=480,
         candidates=32,
         activation_checkpointing=False,
-        codes_from="audio",  # fewer samples than the demo's songs have
     ),
     "small": Preset(
         vqvae=VQVAEConfig(

@@ -143,7 +143,7 @@ class Runner:
         return sum(max(stage.share, 1 / self._cores) for stage in stages)
 
     def _start(self, stage: Stage) -> None:
-        threads = str(max(1, round(self._cores * stage.share)))
+        threads = str(max(1, int(self._cores * stage.share + 1e-9)))
         path = os.pathsep.join(filter(None, [self._root, os.environ.get("PYTHONPATH")]))
         env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
         script, *flags = stage.command

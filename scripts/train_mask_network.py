@@ -213,7 +213,7 @@ def _draw(
         # The bar is of this process: the others take as long.
         with tqdm(
             desc=f"candidates, {folder.name}",
-            total=count // size,
+            total=len(range(share[0], count // GROUP, share[1])) * GROUP,
             disable=None if fabric.is_global_zero else True,
             leave=False,
         ) as bar:

@@ -8,10 +8,9 @@ Several GPUs, several machines:
     torchrun --nproc-per-node 4 -m scripts.train_prior --vqvae ... --device cuda
     python -m scripts.train_prior --vqvae ... --device cuda --devices 4
 
-The codec sets the number and the width of the codes. Small data sets are encoded once before the
-training (--codes-from cache), large ones crop by crop during the training; the preset demo draws so
-few crops that this is faster for it, too. The run folder has the same files and continues in the
-same way as with scripts.train_vqvae.
+The codec sets the number and the width of the codes. All songs are encoded once before the training
+(--codes-from cache), or crop by crop during the training, whichever encodes less. The run folder
+has the same files and continues in the same way as with scripts.train_vqvae.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -28,7 +28,6 @@ from jukebox_core.checks import require_fields
 from jukebox_core.config import OptimConfig, PriorConfig, TrainConfig
 from jukebox_core.datasets.crops import Augmentation, CropDataset
 from jukebox_core.datasets.manifest import Track
-from jukebox_core.presets import CodesFrom
 from jukebox_core.prior.codes import CodeDataset, encode_songs
 from jukebox_core.prior.model import AutoregressivePrior
 from jukebox_core.prior.objective import PriorObjective
@@ -53,9 +52,9 @@ class Args:
     """Run folder of the codec."""
     source: str
     """Name of the source in the data."""
-    codes_from: CodesFrom
-    """audio: encode crops during the training; cache: encode all songs before it; auto: cache for
-    up to two hours of audio."""
+    codes_from: Literal["auto", "audio", "cache"] = "auto"
+    """audio: encode crops during the training; cache: encode all songs before it; auto: as the run
+    began, at first cache if that encodes less, for up to two hours of audio."""
     code_shifts: int = 2
     """Copies of every song in the cache, each shifted by a different fraction of a code."""
     transpose_semitones: int = 0
@@ -74,7 +73,6 @@ def defaults(flags: CodecFlags) -> Args:
         run=tyro.MISSING_NONPROP,
         vqvae=tyro.MISSING,
         source=tyro.MISSING,
-        codes_from=preset.codes_from,
         activation_checkpointing=preset.activation_checkpointing,
         prior=flags.fit(preset.prior, _OF_CODEC),
         optim=preset.prior_optim,
@@ -162,12 +160,20 @@ def check(args: Args, codec: VQVAE, sources: tuple[str, ...]) -> None:
     require_fields(args, "code_shifts", whole=True, at_least=1, at_most=hop, hint=hint)
 
 
-def codes_from(args: Args, data: Data) -> CodesFrom:
-    """`audio` or `cache`; the length of the training songs decides `auto`."""
+def codes_from(args: Args, data: Data) -> str:
+    """`audio` or `cache`; what `auto` stands for does not change when a run continues."""
     if args.codes_from != "auto":
         return args.codes_from
-    seconds = sum(track.samples for track in data.train) / data.manifest.sample_rate
-    return "cache" if seconds <= CACHED_SECONDS else "audio"
+    try:
+        if begun := load_meta(args.run.output).get("codes_from"):
+            return str(begun)
+    except (FileNotFoundError, ValueError):
+        pass  # a new run; what is wrong with an old one is said when it is opened
+    samples = sum(track.samples for track in data.train)
+    cached = samples * args.code_shifts * (2 * args.transpose_semitones + 1)
+    drawn = args.train.steps * args.train.batch_size * args.train.crop
+    short = samples / data.manifest.sample_rate <= CACHED_SECONDS
+    return "cache" if short and cached <= drawn else "audio"
 
 
 main = program(train_prior, defaults)

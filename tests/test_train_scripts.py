@@ -229,15 +229,28 @@ def test_the_prior_takes_its_codes_from_the_codec(tmp_path, tiny_data, capsys):
         assert f"--prior.l-bins is {number}, the codec" in said and "has 24" in said
 
 
-def test_only_the_demo_learns_from_crops_of_short_songs(tmp_path, tiny_data, tiny_models):
+def test_codes_come_from_where_fewer_samples_are_encoded(tmp_path, tiny_data, tiny_models):
     codec, run = tiny_models / "linearisation/vqvae", tmp_path / "run"
-    assert train_prior.main(prior_flags(codec, tiny_data, run, "--train.steps", "1")) == 0
-    assert load_meta(run)["codes_from"] == "cache"
-    assert {name for name, preset in PRESETS.items() if preset.codes_from != "auto"} == {"demo"}
-    demo = PRESETS["demo"]
-    drawn = demo.prior_train.steps * demo.prior_train.batch_size * demo.prior_train.crop
-    of_songs = 252 * 20.0 * demo.vqvae.sample_rate  # those that scripts.demo trains on
-    assert demo.codes_from == "audio" and drawn < of_songs
+    flags = prior_flags(codec, tiny_data, run)
+    train = PRESETS["tiny"].prior_train
+    songs = [track.samples for track in load_manifest(tiny_data).split("train")]
+    enough = -(-2 * sum(songs) // (train.batch_size * train.crop))  # two shifts of every song
+    for steps, expected in ((enough - 1, "audio"), (enough, "cache")):
+        output = tmp_path / expected
+        more = ("--output", str(output), "--train.steps", str(steps), "--max-seconds", "0.01")
+        assert train_prior.main([*flags, *more]) == 0
+        assert load_meta(output)["codes_from"] == expected
+        # As it began, also if it would begin otherwise today.
+        longer = (
+            "--output",
+            str(output),
+            "--train.steps",
+            str(3 * enough),
+            "--max-seconds",
+            "0.02",
+        )
+        assert train_prior.main([*flags, *longer]) == 0
+        assert load_meta(output)["codes_from"] == expected
 
 
 def test_codes_from_audio_and_from_the_cache_train_the_same_kind_of_prior(
