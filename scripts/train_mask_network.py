@@ -29,7 +29,7 @@ from jukebox_core.config import MaskNetworkConfig, OptimConfig, TrainConfig
 from jukebox_core.datasets.batches import collate
 from jukebox_core.datasets.crops import Augmentation, CropDataset, Pairing
 from jukebox_core.evaluation.mask_estimator import MaskEstimator, load_mask_estimator
-from jukebox_core.neural.candidates import GROUP, CandidateItems, draw_items
+from jukebox_core.neural.candidates import GROUP, CandidateItems, draw_items, groups_of
 from jukebox_core.neural.mask import KIND, MaskNetwork
 from jukebox_core.neural.mask_objective import MaskNetworkObjective
 from jukebox_core.neural.method import NeuralMethod
@@ -213,7 +213,7 @@ def _draw(
         # The bar is of this process: the others take as long.
         with tqdm(
             desc=f"candidates, {folder.name}",
-            total=len(range(share[0], count // GROUP, share[1])) * GROUP,
+            total=len(groups_of(count, share)) * GROUP,
             disable=None if fabric.is_global_zero else True,
             leave=False,
         ) as bar:

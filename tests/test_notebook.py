@@ -382,7 +382,7 @@ def test_no_text_field_reaches_a_shell_before_values_are_quoted():
 
 def test_what_cannot_run_here_is_said_before_anything_runs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "on 2 cores" in helper.forecast("demo")
+    assert "15 to 70 minutes" in helper.forecast("demo")
     assert helper.prior_flags("t4") == ""
     with pytest.raises(ValueError, match="'t4' needs a GPU.*Change runtime type.*'demo'"):
         helper.forecast("t4")

@@ -230,27 +230,17 @@ def test_the_prior_takes_its_codes_from_the_codec(tmp_path, tiny_data, capsys):
 
 
 def test_codes_come_from_where_fewer_samples_are_encoded(tmp_path, tiny_data, tiny_models):
-    codec, run = tiny_models / "linearisation/vqvae", tmp_path / "run"
-    flags = prior_flags(codec, tiny_data, run)
+    codec = tiny_models / "linearisation/vqvae"
     train = PRESETS["tiny"].prior_train
     songs = [track.samples for track in load_manifest(tiny_data).split("train")]
     enough = -(-2 * sum(songs) // (train.batch_size * train.crop))  # two shifts of every song
-    for steps, expected in ((enough - 1, "audio"), (enough, "cache")):
-        output = tmp_path / expected
-        more = ("--output", str(output), "--train.steps", str(steps), "--max-seconds", "0.01")
-        assert train_prior.main([*flags, *more]) == 0
-        assert load_meta(output)["codes_from"] == expected
+    for began, expected in ((enough - 1, "audio"), (enough, "cache")):
+        run = tmp_path / expected
         # As it began, also if it would begin otherwise today.
-        longer = (
-            "--output",
-            str(output),
-            "--train.steps",
-            str(3 * enough),
-            "--max-seconds",
-            "0.02",
-        )
-        assert train_prior.main([*flags, *longer]) == 0
-        assert load_meta(output)["codes_from"] == expected
+        for steps, seconds in ((began, "0.01"), (3 * enough, "0.02")):
+            more = ("--train.steps", str(steps), "--max-seconds", seconds)
+            assert train_prior.main(prior_flags(codec, tiny_data, run, *more)) == 0
+            assert load_meta(run)["codes_from"] == expected
 
 
 def test_codes_from_audio_and_from_the_cache_train_the_same_kind_of_prior(

@@ -57,6 +57,11 @@ class CandidateItems(Dataset[Tensor]):
             return file.get_slice("items")[row].float()
 
 
+def groups_of(count: int, share: tuple[int, int] = (0, 1)) -> range:
+    """The groups of `count` crops that one of several processes draws; see `draw_items`."""
+    return range(share[0], count // GROUP, share[1])
+
+
 def draw_items(
     separator: Separator,
     crops: CropDataset,
@@ -87,7 +92,7 @@ def draw_items(
     alpha = separator.alpha
     gains = torch.tensor([alpha[name] for name in crops.names])
     folder.mkdir(parents=True, exist_ok=True)
-    for group in range(share[0], count // GROUP, share[1]):
+    for group in groups_of(count, share):
         path = _file(folder, group)
         if not _is_kept(path, identity):
             sources = torch.stack([crops[group * GROUP + i] for i in range(GROUP)])  # [G, S, T]

@@ -224,8 +224,26 @@ static inline int64_t between(int64_t steps, int64_t lines) {
     return few;
 }
 
-static inline void fetch(const void *from, int64_t line, int64_t stop) {
-    for (; line < stop; line++) __builtin_prefetch((const char *)from + LINE * line, 0, 2);
+/* The part of the next panel that is fetched meanwhile. */
+typedef struct {
+    const char *from;
+    int64_t lines;
+} coming;
+
+/* Of panel p, tile t; `bytes` of a panel. */
+static inline coming after(const void *panel, int64_t bytes, int64_t batch, int64_t p,
+                           int64_t panels, int64_t t, int64_t tiles) {
+    const int64_t lines = bytes / LINE, line = lines * t / tiles;
+    const int64_t more = batch > 1 && p + 1 < panels;
+    return (coming){(const char *)panel + bytes + LINE * line,
+                    more ? lines * (t + 1) / tiles - line : 0};
+}
+
+/* Steps `step` to `stop` of `steps`: their share of the lines. */
+static inline void fetch(coming next, int64_t step, int64_t stop, int64_t steps) {
+    const int64_t end = stop * next.lines / steps;
+    for (int64_t line = step * next.lines / steps; line < end; line++)
+        __builtin_prefetch(next.from + LINE * line, 0, 2);
 }
 
 static inline vector choose(integers mask, vector one, vector other) {
@@ -269,23 +287,23 @@ INLINE void put(const vector *sums, float *to, int64_t left, int post) {
     }
 }
 
-/* Sums of `rows` rows; `fetched` cache lines of the panel to come are brought near meanwhile. */
+/* Sums of `rows` rows. */
 INLINE void float_tile(const int rows, const float *x, const float *panel, const float *bias,
                        float *out, int64_t inputs, int64_t outputs, int64_t left, int post,
-                       const float *next, int64_t fetched) {
+                       coming next) {
     tile_sums sums, part;
     float start[PANEL] = {0};
     memcpy(start, bias, left * sizeof(float));
     for (int r = 0; r < rows; r++)
         for (int i = 0; i < PARTS; i++) sums[r][i] = *(const vector *)(start + i * VECTOR);
-    const int64_t step = between(inputs, fetched);
+    const int64_t step = between(inputs, next.lines);
     for (int64_t k = 0; k < inputs; k += BLOCK) {
         const int64_t stop = k + BLOCK < inputs ? k + BLOCK : inputs;
         for (int r = 0; r < rows; r++)
             for (int i = 0; i < PARTS; i++) part[r][i] = (vector){0.0f};
         for (int64_t m = k; m < stop; m += step) {
             const int64_t end = m + step < stop ? m + step : stop;
-            fetch(next, m * fetched / inputs, end * fetched / inputs);
+            fetch(next, m, end, inputs);
             multiply(rows, part, x + m, inputs, panel + m * PANEL, end - m);
         }
         for (int r = 0; r < rows; r++)
@@ -303,18 +321,15 @@ void product_float(const float *x, const float *packed, const float *bias, float
     for (int64_t p = 0; p < panels; p++) {
         const float *panel = packed + p * inputs * PANEL, *begin = bias + p * PANEL;
         const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
-        const int64_t more = batch > 1 && p + 1 < panels;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
             const float *from = x + b * inputs;
             float *to = out + b * outputs + p * PANEL;
-            const int64_t lines = inputs * PANEL / 16, line = lines * t / tiles;
-            const int64_t fetched = more ? lines * (t + 1) / tiles - line : 0;
-            const float *next = panel + (lines + line) * 16;
+            const coming next = after(panel, inputs * PANEL * 4, batch, p, panels, t, tiles);
             switch (rows) {
 #define ROWS(N)                                                                                    \
     case N:                                                                                        \
-        float_tile(N, from, panel, begin, to, inputs, outputs, left, (int)post, next, fetched);    \
+        float_tile(N, from, panel, begin, to, inputs, outputs, left, (int)post, next);             \
         break;
                 ROWS(1)
 #if HEIGHT > 1
@@ -415,13 +430,13 @@ static float quantise(const float *x, uint8_t *out, int64_t inputs, int64_t padd
 INLINE void integer_tile(const int rows, const uint8_t *x, const float *steps, const int8_t *panel,
                          const int32_t *start, const float *sizes, const float *bias, float *out,
                          int64_t padded, int64_t outputs, int64_t left, int post,
-                         const int8_t *next, int64_t fetched) {
+                         coming next) {
     quads sums[ROWS_AT_ONCE][PANEL / QUADS];
     for (int r = 0; r < rows; r++) memcpy(sums[r], start, sizeof sums[r]);
-    const int64_t step = 8 * between(padded / 8, fetched);
+    const int64_t step = 8 * between(padded / 8, next.lines);
     for (int64_t k = 0; k < padded; k += step) {
         const int64_t stop = k + step < padded ? k + step : padded;
-        fetch(next, k * fetched / padded, stop * fetched / padded);
+        fetch(next, k, stop, padded);
         for (int64_t m = k; m < stop; m += 8)
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
@@ -461,17 +476,15 @@ void product_integer(const float *x, const int8_t *packed, const int32_t *start,
         for (int64_t p = 0; p < panels; p++) {
             const int8_t *panel = packed + p * padded * PANEL;
             const int64_t left = outputs - p * PANEL < PANEL ? outputs - p * PANEL : PANEL;
-            const int64_t more = batch > 1 && p + 1 < panels;
             for (int64_t t = 0; t < tiles; t++) {
                 const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
-                const int64_t lines = padded * PANEL / 64, line = lines * t / tiles;
-                const int64_t fetched = more ? lines * (t + 1) / tiles - line : 0;
+                const coming next = after(panel, padded * PANEL, batch, p, panels, t, tiles);
                 switch (rows) {
 #define INTEGER_ROWS(N)                                                                            \
     case N:                                                                                        \
         integer_tile(N, rounded + b * padded, steps + b, panel, start + p * PANEL,                 \
                      sizes + p * PANEL, bias + p * PANEL, out + b * outputs + p * PANEL, padded,   \
-                     outputs, left, (int)post, panel + (lines + line) * 64, fetched);              \
+                     outputs, left, (int)post, next);                                              \
         break;
                     INTEGER_ROWS(1)
                     INTEGER_ROWS(2) INTEGER_ROWS(3)
@@ -544,8 +557,7 @@ static inline void finish(__m512 sum, int post, void *out, int64_t at, __mmask16
 }
 
 INLINE void tile(const int rows, const bf16 *x, const bf16 *panel, const float *bias, void *out,
-                 int64_t inputs, int64_t outputs, int64_t first, int post, const bf16 *next,
-                 int64_t fetched) {
+                 int64_t inputs, int64_t outputs, int64_t first, int post, coming next) {
     __m512 sums[TILE][2];
     const int64_t left = outputs - first, pairs = inputs / 2;
     const __mmask16 masks[2] = {left >= 16 ? 0xffff : (1u << left) - 1,
@@ -553,10 +565,10 @@ INLINE void tile(const int rows, const bf16 *x, const bf16 *panel, const float *
     const __m512 low = _mm512_maskz_loadu_ps(masks[0], bias + first);
     const __m512 high = _mm512_maskz_loadu_ps(masks[1], bias + first + 16);
     for (int r = 0; r < rows; r++) sums[r][0] = low, sums[r][1] = high;
-    const int64_t step = between(pairs, fetched);
+    const int64_t step = between(pairs, next.lines);
     for (int64_t k = 0; k < pairs; k += step) {
         const int64_t stop = k + step < pairs ? k + step : pairs;
-        fetch(next, k * fetched / pairs, stop * fetched / pairs);
+        fetch(next, k, stop, pairs);
         for (int64_t m = k; m < stop; m++) {
             const __m512bh w0 = (__m512bh)_mm512_loadu_si512(panel + m * 2 * PANEL);
             const __m512bh w1 = (__m512bh)_mm512_loadu_si512(panel + m * 2 * PANEL + PANEL);
@@ -585,18 +597,16 @@ void product_bf16(const bf16 *x, const bf16 *packed, const float *bias, void *ou
     for (int64_t p = 0; p < panels; p++) {
         const bf16 *panel = packed + p * inputs * PANEL;
         /* Tiles of nearly equal height: 16 rows are 8 + 8 and not 12 + 4. */
-        const int64_t tiles = (batch + TILE - 1) / TILE, more = batch > 1 && p + 1 < panels;
+        const int64_t tiles = (batch + TILE - 1) / TILE;
         for (int64_t t = 0; t < tiles; t++) {
             const int64_t b = batch * t / tiles, rows = batch * (t + 1) / tiles - b;
             const bf16 *from = x + b * inputs;
             void *to = (char *)out + b * outputs * size;
-            const int64_t line = inputs * t / tiles; /* a line holds 32 numbers, like a panel */
-            const int64_t fetched = more ? inputs * (t + 1) / tiles - line : 0;
-            const bf16 *next = panel + (inputs + line) * PANEL;
+            const coming next = after(panel, inputs * PANEL * 2, batch, p, panels, t, tiles);
             switch (rows) {
 #define CASE(N)                                                                                    \
     case N:                                                                                        \
-        tile(N, from, panel, bias, to, inputs, outputs, p * PANEL, (int)post, next, fetched);      \
+        tile(N, from, panel, bias, to, inputs, outputs, p * PANEL, (int)post, next);               \
         break;
                 CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
                 CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
